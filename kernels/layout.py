@@ -1,0 +1,34 @@
+"""How a lookup table lies in memory: the only thing that kernels know of a mask.
+
+Shape legend: P distinct patterns, nQ / nK block rows / columns, T tiles, BQ x BK tokens a block,
+W = ceil(BK / 32) words a tile row.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)
+
+
+class Side(NamedTuple):
+    """One side of a table: for each block row its key blocks, or for each block column its query blocks.
+
+    A line (block row or block column) lists its FULL blocks, then its PARTIAL ones. Lines may point at the same
+    range of ``full``: every line of a dense mask reads one shared ``0, 1, 2, ...``, so a dense table is O(N).
+    """
+
+    spans: torch.Tensor  # int32 [P, n, 4]: start and stop of a line in `full`, then start and stop in `partial`
+    full: torch.Tensor  # int32 [F]: block index on the other side
+    partial: torch.Tensor  # int32 [S]: block index on the other side
+    tile: torch.Tensor  # int32 [S]: which tile masks that partial block
+    order: torch.Tensor  # int32 [P, n]: the lines, those with most blocks first
+
+
+class Tiles(NamedTuple):
+    """The bits inside PARTIAL blocks. Bit j of word w in row i: may query i of the block see its key 32 w + j?"""
+
+    bits: torch.Tensor  # int32 [T, BQ, W]
+    seen_keys: torch.Tensor  # int32 [T, W]: the OR over a tile's rows: keys that some query of the block sees

@@ -1,0 +1,34 @@
+"""Patterns: which query may see which key, named, combined with ``|``, ``&``, ``-``, ``~``, compiled to blocks.
+
+Imports numpy and scipy only.
+"""
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.butterfly import butterfly
+from sparseflash.patterns.causal import causal
+from sparseflash.patterns.from_blocks import from_blocks
+from sparseflash.patterns.full import full
+from sparseflash.patterns.global_tokens import global_tokens
+from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.local import local
+from sparseflash.patterns.parsing import parse, register
+from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.strided import strided
+from sparseflash.patterns.where import where
+
+__all__ = [
+    "BlockMask",
+    "Grid",
+    "Pattern",
+    "butterfly",
+    "causal",
+    "from_blocks",
+    "full",
+    "global_tokens",
+    "local",
+    "parse",
+    "per_head",
+    "register",
+    "strided",
+    "where",
+]

@@ -1,0 +1,308 @@
+"""BlockMask: which blocks are empty, full or partial, and the token bits of the partial ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from hashlib import blake2b
+from os import PathLike
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.sparse import csr_array
+
+from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs, combined
+from sparseflash.patterns.tiles import Alphabet, Words, all_letters, pack, unpack
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BlockMask:
+    """A token mask compiled to blocks, for given lengths and block size. Immutable, on the host, without torch.
+
+    Made by ``Pattern.compile``. Masks of equal shape and block combine with ``|``, ``&``, ``-`` and ``~``; the
+    result is again canonical (no empty or full tile stored, none twice, blocks sorted), so masks that allow the
+    same pairs compare and hash equal.
+
+    Shape legend: P distinct patterns (heads or samples with the same pattern share it), nQ x nK blocks, T tiles.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> mask = P.causal().compile(1000, block=128)
+        >>> mask.shape, mask.block, mask.nnz, len(mask.tiles)
+        ((1000, 1000), (128, 128), 36, 2)
+        >>> mask & ~mask == P.full().compile(1000) - P.full().compile(1000)
+        True
+    """
+
+    shape: tuple[int, int]  # (q_len, kv_len)
+    block: tuple[int, int]  # (BQ, BK)
+    runs: Runs  # letters of the P matrices [nQ, nK], one below the other
+    tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
+    pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
+
+    @classmethod
+    def canonical(
+        cls,
+        shape: tuple[int, int],
+        block: tuple[int, int],
+        runs: Runs,
+        tiles: Words,
+        pattern_of: NDArray[np.int32] | None = None,
+    ) -> BlockMask:
+        """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
+        alphabet = Alphabet(*block)
+        letters = np.concatenate([np.array([EMPTY, FULL], np.int32), alphabet.letters(tiles)])
+        runs = runs.mapped(letters)
+        if pattern_of is None:
+            pattern_of = np.zeros((1, 1), np.int32)
+        runs, pattern_of = _distinct_patterns(runs, pattern_of, -(-shape[0] // block[0]))
+        # Tiles are numbered in the order in which a reader meets them, row by row.
+        met = np.full(int(letters.max()) + 1, len(runs), np.int64)
+        met[runs.letter[::-1]] = np.arange(len(runs))[::-1]
+        met[:FIRST_TILE] = [-2, -1]
+        by_first = np.argsort(met, kind="stable")
+        used = by_first[met[by_first] < len(runs)]
+        number = np.zeros(met.size, np.int32)
+        number[used] = np.arange(used.size)
+        kept = alphabet.tiles()[used[FIRST_TILE:] - FIRST_TILE]
+        return cls(shape, block, runs.mapped(number), kept, pattern_of)
+
+    @property
+    def grid_shape(self) -> tuple[int, int]:
+        """(nQ, nK): block rows and block columns."""
+        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
+
+    @cached_property
+    def patterns(self) -> int:
+        """P, the number of distinct patterns."""
+        return int(self.pattern_of.max()) + 1
+
+    @cached_property
+    def row_counts(self) -> NDArray[np.int64]:
+        """Stored blocks of each block row, int64 [P, nQ]."""
+        counts = np.bincount(self.runs.row, weights=self.runs.length, minlength=self.runs.shape[0])
+        return counts.astype(np.int64).reshape(self.patterns, -1)
+
+    @cached_property
+    def nnz(self) -> int:
+        """Stored blocks, summed over the heads and samples of ``pattern_of``."""
+        return int(self.row_counts.sum(axis=1)[self.pattern_of].sum())
+
+    @cached_property
+    def full_blocks(self) -> int:
+        """Stored blocks that need no masking, summed like :attr:`nnz`."""
+        counts = np.bincount(self.runs.row, weights=self.runs.length * (self.runs.letter == FULL))
+        counts = np.pad(counts, (0, self.runs.shape[0] - counts.size)).reshape(self.patterns, -1)
+        return int(counts.sum(axis=1)[self.pattern_of].sum())
+
+    @cached_property
+    def tokens(self) -> int:
+        """Allowed (query, key) pairs, summed like :attr:`nnz`."""
+        per_letter = np.bitwise_count(all_letters(self.tiles, *self.block)).sum(axis=(1, 2), dtype=np.int64)
+        per_run = per_letter[self.runs.letter] * self.runs.length
+        pattern = self.runs.row // self.grid_shape[0]
+        totals = [int(per_run[pattern == p].sum()) for p in range(self.patterns)]
+        return sum(totals[p] for p in self.pattern_of.flat)
+
+    @property
+    def density(self) -> float:
+        """Stored blocks / all blocks."""
+        return self.nnz / (self.pattern_of.size * self.grid_shape[0] * self.grid_shape[1])
+
+    @property
+    def token_density(self) -> float:
+        """Allowed pairs / all pairs."""
+        return self.tokens / (self.pattern_of.size * self.shape[0] * self.shape[1])
+
+    def __or__(self, other: BlockMask) -> BlockMask:
+        return _combine(self, other, np.bitwise_or)
+
+    def __and__(self, other: BlockMask) -> BlockMask:
+        return _combine(self, other, np.bitwise_and)
+
+    def __sub__(self, other: BlockMask) -> BlockMask:
+        return _combine(self, other, _and_not)
+
+    def __invert__(self) -> BlockMask:
+        return full_mask(self.shape, self.block) - self
+
+    def transposed(self) -> BlockMask:
+        """The mask with queries and keys exchanged."""
+        tiles = np.ascontiguousarray(unpack(self.tiles, self.block[1]).swapaxes(1, 2))
+
+        shape, block = self.shape[::-1], self.block[::-1]
+        return BlockMask.canonical(
+            shape, block, self.runs.transposed(self.patterns), pack(tiles), pattern_of=self.pattern_of
+        )
+
+    def to_dense(self) -> NDArray[np.bool_]:
+        """The token mask, bool [q_len, kv_len]; with leading [H] or [B, H] when per head or per sample.
+
+        Takes q_len x kv_len bytes: for looking and testing.
+        """
+        (bq, bk), (nq, nk) = self.block, self.grid_shape
+        dense = np.zeros((self.patterns * nq, bq, nk, bk), bool)
+        rows, cols, letters = self.runs.blocks()
+        bits = unpack(all_letters(self.tiles, bq, bk), bk)
+        for letter in range(FULL, len(bits)):
+            chosen = letters == letter
+            dense[rows[chosen], :, cols[chosen], :] = bits[letter]
+        dense = dense.reshape(self.patterns, nq * bq, nk * bk)[:, : self.shape[0], : self.shape[1]]
+        return dense[self.pattern_of].reshape(*_leading(self.pattern_of), *self.shape)
+
+    def to_scipy(self, pattern: int = 0) -> csr_array:
+        """Letters of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
+        nq, nk = self.grid_shape
+        runs = self.runs.select_rows(np.arange(pattern * nq, (pattern + 1) * nq))
+        rows, cols, letters = runs.blocks()
+        return csr_array((letters, (rows, cols)), shape=(nq, nk))
+
+    def plot(self, path: str | PathLike[str], *, title: str | None = None) -> None:
+        """Draw the mask as a picture: FULL and PARTIAL blocks told apart. Format by the file's suffix."""
+        from sparseflash.patterns.drawing import draw
+
+        draw(self, path, title=title)
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that identify the content."""
+        state = blake2b(repr((self.shape, self.block, self.pattern_of.shape)).encode(), digest_size=16)
+        for array in (self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles):
+            state.update(np.ascontiguousarray(array).tobytes())
+        return state.digest()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockMask) and self.digest == other.digest
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __repr__(self) -> str:
+        (q, k), (bq, bk), (nq, nk) = self.shape, self.block, self.grid_shape
+        heads = f", {'x'.join(map(str, _leading(self.pattern_of)))} masks" if _leading(self.pattern_of) else ""
+        return (
+            f"BlockMask({q:,} x {k:,} tokens, block {bq} x {bk}{heads}, {self.nnz:,} of "
+            f"{self.pattern_of.size * nq * nk:,} blocks ({self.density:.2%}; tokens {self.token_density:.2%}), "
+            f"{len(self.tiles)} tile{'s' * (len(self.tiles) != 1)})"
+        )
+
+
+@lru_cache(maxsize=64)
+def full_mask(shape: tuple[int, int], block: tuple[int, int]) -> BlockMask:
+    """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
+    (q_len, kv_len), (bq, bk) = shape, block
+    nq, nk = -(-q_len // bq), -(-kv_len // bk)
+    q_left, k_left = q_len - (nq - 1) * bq, kv_len - (nk - 1) * bk  # tokens in the last block row / column
+
+    bits = np.zeros((3, bq, bk), bool)
+    bits[0, :, :k_left] = bits[1, :q_left, :] = bits[2, :q_left, :k_left] = True
+    right, bottom, corner = FIRST_TILE, FIRST_TILE + 1, FIRST_TILE + 2
+    start = np.arange(nq, dtype=np.int64) * nk
+    starts = np.stack([start, start + nk - 1], axis=1).ravel()
+    stops = np.stack([start + nk - 1, start + nk], axis=1).ravel()
+    letters = np.tile(np.array([FULL, right], np.int32), nq)
+    letters[-2:] = bottom, corner
+    some = starts < stops
+    runs = Runs((nq, nk), starts[some], stops[some], letters[some])
+    return BlockMask.canonical(shape, block, runs, pack(bits))
+
+
+def stack_heads(masks: Sequence[BlockMask]) -> BlockMask:
+    """One mask a head. Each operand is itself a mask for all heads.
+
+    Raises:
+        ValueError: an operand is already per head.
+    """
+    for head, mask in enumerate(masks):
+        if mask.pattern_of.shape[1] != 1:
+            raise ValueError(f"per_head: operand {head} is already per head ({mask!r})")
+    samples = np.broadcast_shapes(*((m.pattern_of.shape[0],) for m in masks))[0]
+    base = masks[0]
+    offset, row0 = 0, 0
+    columns, starts, stops, letters, tiles = [], [], [], [], []
+    first_tile = 0
+    for mask in masks:
+        columns.append(np.broadcast_to(mask.pattern_of, (samples, 1)) + offset)
+        starts.append(mask.runs.start + row0 * mask.runs.shape[1])
+        stops.append(mask.runs.stop + row0 * mask.runs.shape[1])
+        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + first_tile, mask.runs.letter))
+        tiles.append(mask.tiles)
+        offset, row0, first_tile = offset + mask.patterns, row0 + mask.runs.shape[0], first_tile + len(mask.tiles)
+    runs = Runs(
+        (row0, base.runs.shape[1]),
+        np.concatenate(starts),
+        np.concatenate(stops),
+        np.concatenate(letters).astype(np.int32),
+    )
+    pattern_of = np.concatenate(columns, axis=1).astype(np.int32)
+    return BlockMask.canonical(base.shape, base.block, runs, np.concatenate(tiles), pattern_of)
+
+
+def _combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
+    if not isinstance(b, BlockMask):
+        return NotImplemented
+    if (a.shape, a.block) != (b.shape, b.block):
+        raise ValueError(
+            f"masks combine when lengths and blocks are equal; got {a.shape} in blocks of {a.block} "
+            f"and {b.shape} in blocks of {b.block}"
+        )
+    try:
+        leading = np.broadcast_shapes(a.pattern_of.shape, b.pattern_of.shape)
+    except ValueError:
+        raise ValueError(
+            f"masks for [samples, heads] {a.pattern_of.shape} and {b.pattern_of.shape} do not combine"
+        ) from None
+    pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
+    pairs, pattern_of = np.unique(pair, return_inverse=True)
+    runs, letters_a, letters_b = combined(
+        _gather(a.runs, pairs // b.patterns, a.grid_shape[0]), _gather(b.runs, pairs % b.patterns, b.grid_shape[0])
+    )
+    words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
+    # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
+    runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
+    return BlockMask.canonical(a.shape, a.block, runs, words, pattern_of.reshape(leading).astype(np.int32))
+
+
+def _gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:
+    if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):
+        return runs
+    return runs.select_rows((patterns[:, None] * rows + np.arange(rows)).ravel())
+
+
+def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> tuple[Runs, NDArray[np.int32]]:
+    """Merge equal patterns, drop unused ones and number them in the order of ``pattern_of``."""
+    count = runs.shape[0] // rows
+    if count == 1:
+        return runs, np.zeros_like(pattern_of, np.int32)
+    bounds = np.searchsorted(runs.row, np.arange(count + 1) * rows)
+    seen: dict[bytes, int] = {}
+    number: dict[int, int] = {}
+    kept: list[int] = []
+    for p in pattern_of.ravel().tolist():
+        if p in number:
+            continue
+        part = slice(bounds[p], bounds[p + 1])
+        base = p * rows * runs.shape[1]
+        content = b"".join(
+            x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.letter[part])
+        )
+        if content not in seen:
+            seen[content] = len(kept)
+            kept.append(p)
+        number[p] = seen[content]
+    new = np.array([number[p] for p in pattern_of.ravel().tolist()], np.int32).reshape(pattern_of.shape)
+    return _gather(runs, np.array(kept, np.int64), rows), new
+
+
+def _and_not(a: Words, b: Words) -> Words:
+    result: Words = a & ~b
+    return result
+
+
+def _leading(pattern_of: NDArray[np.int32]) -> tuple[int, ...]:
+    samples, heads = pattern_of.shape
+    if samples == 1:
+        return () if heads == 1 else (heads,)
+    return samples, heads

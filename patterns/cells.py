@@ -1,0 +1,59 @@
+"""Patterns that are given cell by cell, a cell being ``unit`` neighbouring tokens."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.pattern import Bools, Pattern
+
+
+class CellPattern(Pattern):
+    """Base of patterns whose truth depends on ``a = q // unit`` and ``b = k // unit`` alone.
+
+    The unit is part of the pattern, so that its meaning does not change with the block size it is compiled at.
+    """
+
+    unit: int
+
+    @abstractmethod
+    def cells(self, a: Ints, b: Ints) -> Bools:
+        """Truth between cells, of the broadcast shape."""
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return self.cells(q // self.unit, k // self.unit)
+
+    def row_cells(self, grid: Grid, rows: Ints) -> tuple[Ints, Ints]:
+        """First and last cell that the queries of each block row lie in."""
+        return grid.q_start(rows) // self.unit, grid.q_last(rows) // self.unit
+
+    def expand_cells(self, grid: Grid, rows: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
+        """Blocks that hold a key of the closed cell intervals ``[first, last]`` of each row."""
+        return grid.expand_positions(rows, first * self.unit, last * self.unit + self.unit - 1)
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
+        """A tile is known from where cells begin in the block and from the truth between the cells it touches."""
+        unit = self.unit
+        q, k = grid.q_start(rows), grid.k_start(cols)
+        across_q, across_k = (grid.bq + unit - 2) // unit + 1, (grid.bk + unit - 2) // unit + 1
+        if across_q * across_k > 62:
+            return None
+        # Cells that begin past the block do not show in its tile; asking about the block's last cell instead
+        # keeps them from making equal tiles look different, and from asking past the cells that exist.
+        a = np.minimum(q[:, None] // unit + np.arange(across_q), grid.q_last(rows)[:, None] // unit)
+        k_last = np.minimum(k + grid.bk, grid.kv_len) - 1
+        b = np.minimum(k[:, None] // unit + np.arange(across_k), k_last[:, None] // unit)
+        truth = self.cells(a[:, :, None], b[:, None, :]).reshape(rows.size, across_q * across_k)
+        code = truth @ (np.int64(1) << np.arange(truth.shape[1], dtype=np.int64))
+        return joint_key(q % unit, k % unit, code)
+
+
+def joint_key(*parts: Ints) -> Ints:
+    """One key that is equal exactly where all parts are equal; free of overflow, whatever the parts' sizes."""
+    key = np.zeros_like(parts[0])
+    for part in parts:
+        found, number = np.unique(part, return_inverse=True)
+        _, key = np.unique(key * len(found) + number, return_inverse=True)
+    return key

@@ -1,0 +1,113 @@
+"""Compile a pattern onto a grid of blocks.
+
+Operators become operations on block masks. A leaf is compiled from its full runs and its candidates; of the
+candidates, one block of each kind (equal keys) is evaluated token by token.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.patterns.block_mask import BlockMask, full_mask, stack_heads
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead
+from sparseflash.patterns.progress import track
+from sparseflash.patterns.runs import EMPTY, FULL, Runs
+from sparseflash.patterns.tiles import Alphabet, no_tiles, pack
+
+# Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
+PAIRS_AT_ONCE = 1 << 21
+
+
+@lru_cache(maxsize=128)
+def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
+    match pattern:
+        case Or(left, right):
+            return compile_pattern(left, grid) | compile_pattern(right, grid)
+        case And(left, right):
+            return compile_pattern(left, grid) & compile_pattern(right, grid)
+        case Minus(left, right):
+            return compile_pattern(left, grid) - compile_pattern(right, grid)
+        case Not(inner):
+            return ~compile_pattern(inner, grid)
+        case PerHead(heads):
+            return stack_heads([compile_pattern(head, grid) for head in heads])
+        case _:
+            return _compile_leaf(pattern, grid)
+
+
+def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
+    shape, block = (grid.q_len, grid.kv_len), (grid.bq, grid.bk)
+    everything = full_mask(shape, block)
+    mask = _evaluate(pattern, grid)
+    stretches = pattern.full_runs(grid)
+    if stretches is not None:
+        runs = Runs.from_intervals(grid.shape, *stretches, FULL)
+        # Ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
+        mask = mask | (BlockMask.canonical(shape, block, runs, no_tiles(*block)) & everything)
+    return mask
+
+
+def _evaluate(pattern: Pattern, grid: Grid) -> BlockMask:
+    """The mask of the candidates, by looking at one block of each kind."""
+    rows, cols = _candidates(pattern, grid)
+    kind = _kinds(pattern, grid, rows, cols)
+    if kind is None:
+        first, kind = np.arange(rows.size), np.arange(rows.size)
+    else:
+        _, first, kind = np.unique(kind, return_index=True, return_inverse=True)
+    alphabet = Alphabet(grid.bq, grid.bk)
+    letters = np.full(first.size, EMPTY, np.int32)
+    step = max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
+    for start in track(range(0, first.size, step), f"looking at {first.size:,} blocks for {pattern}"):
+        chosen = first[start : start + step]
+        letters[start : start + step] = _letters(pattern, grid, rows[chosen], cols[chosen], alphabet)
+    runs = Runs.from_blocks(grid.shape, rows, cols, letters[kind])
+    return BlockMask.canonical((grid.q_len, grid.kv_len), (grid.bq, grid.bk), runs, alphabet.tiles())
+
+
+def _candidates(pattern: Pattern, grid: Grid) -> tuple[Ints, Ints]:
+    found = pattern.candidates(grid)
+    if found is None:
+        rows = np.repeat(grid.all_rows(), grid.cols)
+        return rows, np.tile(np.arange(grid.cols, dtype=np.int64), grid.rows)
+    return grid.unique(*found)
+
+
+def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
+    keys = pattern.keys(grid, rows, cols)
+    if keys is None:
+        return None
+    if keys.shape != rows.shape:
+        raise ValueError(f"{pattern}: keys must be one int a block, shape {rows.shape}, got {keys.shape}")
+    ragged = 2 * ((rows + 1) * grid.bq > grid.q_len) + ((cols + 1) * grid.bk > grid.kv_len)
+    _, compact = np.unique(keys, return_inverse=True)
+    kinds: Ints = compact * 4 + ragged
+    return kinds
+
+
+def _letters(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet) -> NDArray[np.int32]:
+    """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
+    i = rows[:, None] * grid.bq + np.arange(grid.bq)
+    j = cols[:, None] * grid.bk + np.arange(grid.bk)
+    q = np.minimum(i, grid.q_len - 1) + grid.q_offset
+    k = np.minimum(j, grid.kv_len - 1)
+    bits = pattern.allows(q[:, :, None], k[:, None, :])
+    shape = (rows.size, grid.bq, grid.bk)
+    if not isinstance(bits, np.ndarray | np.bool_) or bits.dtype != np.bool_:
+        kind = getattr(bits, "dtype", type(bits).__name__)
+        raise TypeError(f"{pattern}: allows must return booleans, got {kind}")
+    try:
+        bits = np.broadcast_to(bits, shape)
+    except ValueError:
+        raise ValueError(f"{pattern}: allows must return the broadcast shape {shape}, got {np.shape(bits)}") from None
+    bits = bits & (i < grid.q_len)[:, :, None] & (j < grid.kv_len)[:, None, :]
+    some, every = bits.any(axis=(1, 2)), bits.all(axis=(1, 2))
+    letters = np.where(every, np.int32(FULL), np.int32(EMPTY))
+    partial = some & ~every
+    letters[partial] = alphabet.letters(pack(bits[partial]))
+    return letters
+

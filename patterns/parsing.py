@@ -1,0 +1,148 @@
+"""Patterns from text. Parsed through ``ast``, never evaluated."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Callable
+
+from sparseflash.patterns.butterfly import butterfly
+from sparseflash.patterns.causal import causal
+from sparseflash.patterns.full import full
+from sparseflash.patterns.global_tokens import global_tokens
+from sparseflash.patterns.local import local
+from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.strided import strided
+from sparseflash.patterns.where import Predicate, Where
+
+_constructors: dict[str, Callable[..., Pattern]] = {
+    "butterfly": butterfly,
+    "causal": causal,
+    "full": full,
+    "global_tokens": global_tokens,
+    "local": local,
+    "per_head": per_head,
+    "strided": strided,
+}
+_NOT_TEXT = {
+    "where": "a predicate has a textual form only once it is named: patterns.register(name, fn)",
+    "from_blocks": "a mask that is data has no textual form",
+}
+_OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
+MAX_CHARACTERS = 10_000
+MAX_DEPTH = 100
+
+
+def parse(text: str) -> Pattern:
+    """Read a pattern from its textual form, the inverse of ``str(pattern)``.
+
+    Args:
+        text: calls of named patterns with literal arguments, joined by ``|``, ``&``, ``-``, ``~`` and parentheses.
+
+    Raises:
+        TypeError: text is not a string.
+        ValueError: what cannot be read, with its position under the expression.
+
+    Example:
+        >>> import sparseflash as sf
+        >>> sf.parse("causal() & (local(1024) | butterfly(unit=64))")
+        causal() & (local(1024) | butterfly(unit=64))
+    """
+    if not isinstance(text, str):
+        raise TypeError(f"parse takes text such as 'causal() & local(1024)', got {text!r}")
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"expression of {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    source = text.strip()
+    try:
+        tree = ast.parse(source, mode="eval")
+    except SyntaxError as error:
+        raise _error(source, (error.offset or 1) - 1, error.msg or "cannot be read") from None
+    except (RecursionError, MemoryError):
+        raise ValueError("expression is nested too deeply to be read") from None
+    except ValueError as error:
+        raise ValueError(f"expression {source!r} cannot be read: {error}") from None
+    return _pattern(tree.body, source, MAX_DEPTH)
+
+
+def register(name: str, fn: Predicate) -> Pattern:
+    """Give a predicate a name, so that ``where(fn)`` has a textual form, ``name()``, for configs and the command line.
+
+    Returns the named pattern.
+
+    Raises:
+        TypeError: fn is not callable.
+        ValueError: name is not an identifier, or another pattern bears it.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> P.register("checkerboard", lambda q, k: (q + k) % 2 == 0)
+        checkerboard()
+        >>> P.parse("checkerboard() & causal()")
+        checkerboard() & causal()
+    """
+    if not callable(fn):
+        raise TypeError(f"register: fn must be callable as fn(q, k), got {fn!r}")
+    if not isinstance(name, str) or not name.isidentifier():
+        raise ValueError(f"register: name must be an identifier, got {name!r}")
+    if name in _constructors or name in _NOT_TEXT:
+        raise ValueError(f"register: a pattern is already called {name!r}")
+    pattern = Where(fn, registered=name)
+    _constructors[name] = lambda: pattern
+    return pattern
+
+
+def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
+    if depth == 0:
+        raise ValueError(f"expression is nested more than {MAX_DEPTH} deep")
+    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
+        left, right = _pattern(node.left, source, depth - 1), _pattern(node.right, source, depth - 1)
+        result = getattr(left, _OPERATORS[type(node.op)])(right)
+        assert isinstance(result, Pattern)
+        return result
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
+        return ~_pattern(node.operand, source, depth - 1)
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+        return _call(node, node.func.id, source, depth)
+    if isinstance(node, ast.Name) and node.id in _constructors:
+        raise _error(source, node.col_offset, f"a pattern is written as a call: {node.id}(...)")
+    raise _error(source, node.col_offset, "expected a pattern such as local(1024), joined by | & - or after ~")
+
+
+def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
+    if name not in _constructors:
+        reason = _NOT_TEXT.get(name, f"known are {', '.join(sorted(_constructors))}")
+        raise _error(source, node.col_offset, f"no pattern is called {name!r} here; {reason}")
+    if name == "per_head":
+        if node.keywords:
+            raise _error(source, node.col_offset, "per_head takes patterns, one a head")
+        arguments: list[object] = [_pattern(arg, source, depth - 1) for arg in node.args]
+        keywords: dict[str, object] = {}
+    else:
+        arguments = [_literal(arg, source) for arg in node.args]
+        if any(k.arg is None for k in node.keywords):
+            raise _error(source, node.col_offset, "** is not read here")
+        keywords = {str(k.arg): _literal(k.value, source) for k in node.keywords}
+    constructor = _constructors[name]
+    try:
+        return constructor(*arguments, **keywords)
+    except (TypeError, ValueError) as error:
+        try:
+            inspect.signature(constructor).bind(*arguments, **keywords)
+        except TypeError as mismatch:
+            raise _error(source, node.col_offset, f"{name}{inspect.signature(constructor)}: {mismatch}") from None
+        raise _error(source, node.col_offset, str(error)) from None
+
+
+def _literal(node: ast.expr, source: str) -> object:
+    try:
+        return ast.literal_eval(node)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise _error(source, node.col_offset, "arguments are literals such as 1024, (0, 5) or None") from None
+
+
+def _error(source: str, column: int, message: str) -> ValueError:
+    # ast counts UTF-8 bytes; the pointer stands under characters.
+    column = len(source.encode()[:column].decode(errors="ignore"))
+    line_start = source.rfind("\n", 0, column) + 1
+    line = source[line_start:].split("\n", 1)[0]
+    return ValueError(f"{message}\n  {line}\n  {' ' * (column - line_start)}^")

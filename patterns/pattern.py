@@ -1,0 +1,244 @@
+"""Pattern: which query may see which key, as a small immutable value without sizes."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.grid import Grid, Ints, is_int, make_grid
+
+Bools: TypeAlias = NDArray[np.bool_]
+
+# How tightly an operator binds in Python, so that text needs no more parentheses than it reads well with.
+LEAF = 100
+
+
+class Pattern(ABC):
+    """Base of all patterns: symbolic, hashable, without lengths or block sizes.
+
+    A subclass is a frozen dataclass that must define :meth:`allows`, the truth. It may define the methods that make
+    compiling linear in the stored blocks; without them every block is looked at, which is exact but O(N^2):
+
+    - :meth:`full_runs`: stretches of blocks known to be entirely allowed;
+    - :meth:`candidates`: the other blocks that may hold anything, a superset;
+    - :meth:`keys`: candidates with equal keys have equal tiles, so that each kind is evaluated once.
+
+    Patterns combine with ``|``, ``&``, ``-``, ``~`` and :func:`per_head`.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> p = P.causal() & (P.local(2) | P.strided(4))
+        >>> str(p)
+        'causal() & (local(2) | strided(4))'
+        >>> import numpy as np
+        >>> p.allows(np.array(9), np.arange(12)).nonzero()[0]
+        array([1, 5, 7, 8, 9])
+    """
+
+    name: ClassVar[str]  # textual form, e.g. "local"
+    precedence: ClassVar[int] = LEAF
+
+    @abstractmethod
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        """Truth: may the query at position q see the key at position k?
+
+        Args:
+            q: int64 positions of queries; may be negative under an offset.
+            k: int64 positions of keys, of a shape that broadcasts with q.
+
+        Returns:
+            Booleans of the broadcast shape, with a leading [heads] axis under ``per_head``.
+        """
+
+    def candidates(self, grid: Grid) -> tuple[Ints, Ints] | None:
+        """Rows and columns of blocks that may hold an allowed pair and are in no full run; None: look at all."""
+        return None
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
+        """One integer a candidate; equal integers promise equal tiles. None: evaluate each candidate.
+
+        Only whole blocks need be told apart: ragged last blocks are kept separate by the compiler.
+        """
+        return None
+
+    def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints] | None:
+        """Rows with half-open column intervals whose existing tokens are all allowed; may overlap or reach out."""
+        return None
+
+    def compile(
+        self, seq_len: int | tuple[int, int], block: int | tuple[int, int] = 128, q_offset: int | None = None
+    ) -> BlockMask:
+        """The pattern as a block mask, cached by (pattern, lengths, block, offset).
+
+        Args:
+            seq_len: tokens, or (q_len, kv_len).
+            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            q_offset: position of the first query; default ``kv_len - q_len``.
+
+        Raises:
+            TypeError: lengths, block or offset are not ints.
+            ValueError: a length below 1, a block size not offered, or a pattern that cannot have these lengths.
+        """
+        from sparseflash.patterns.compiling import compile_pattern
+
+        return compile_pattern(self, make_grid(seq_len, block, q_offset))
+
+    def __or__(self, other: Pattern) -> Pattern:
+        return Or(self, other) if isinstance(other, Pattern) else NotImplemented
+
+    def __and__(self, other: Pattern) -> Pattern:
+        return And(self, other) if isinstance(other, Pattern) else NotImplemented
+
+    def __sub__(self, other: Pattern) -> Pattern:
+        return Minus(self, other) if isinstance(other, Pattern) else NotImplemented
+
+    def __invert__(self) -> Pattern:
+        return Not(self)
+
+    def __str__(self) -> str:
+        """Text that :func:`sparseflash.parse` reads back, e.g. ``butterfly(unit=256)``."""
+        arguments = []
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.default is dataclasses.MISSING:
+                arguments.append(repr(value))
+            elif value != field.default:
+                arguments.append(f"{field.name}={value!r}")
+        return f"{self.name}({', '.join(arguments)})"
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Binary(Pattern):
+    """An operator between two patterns."""
+
+    left: Pattern
+    right: Pattern
+
+    sign: ClassVar[str]
+
+    def __str__(self) -> str:
+        # Chains of one operator stay flat; mixed operators get parentheses even where Python would not need them.
+        left = self.left if type(self.left) is type(self) or self.left.precedence == LEAF else Group(self.left)
+        right = self.right if self.right.precedence == LEAF else Group(self.right)
+        return f"{left} {self.sign} {right}"
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """A pattern in parentheses, for printing."""
+
+    inner: Pattern
+
+    def __str__(self) -> str:
+        return f"({self.inner})"
+
+
+class Or(Binary):
+    """Allowed by either."""
+
+    sign, precedence = "|", 1
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return np.logical_or(self.left.allows(q, k), self.right.allows(q, k))
+
+
+class And(Binary):
+    """Allowed by both."""
+
+    sign, precedence = "&", 2
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return np.logical_and(self.left.allows(q, k), self.right.allows(q, k))
+
+
+class Minus(Binary):
+    """Allowed by the left one and not by the right one."""
+
+    sign, precedence = "-", 3
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return np.logical_and(self.left.allows(q, k), np.logical_not(self.right.allows(q, k)))
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Not(Pattern):
+    """Allowed exactly where the inner pattern is not."""
+
+    inner: Pattern
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return np.logical_not(self.inner.allows(q, k))
+
+    def __str__(self) -> str:
+        simple = self.inner.precedence == LEAF
+        return f"~{self.inner}" if simple else f"~({self.inner})"
+
+    __repr__ = __str__
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class PerHead(Pattern):
+    """A pattern a head; see :func:`per_head`."""
+
+    heads: tuple[Pattern, ...]
+    name = "per_head"
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        shape = np.broadcast_shapes(np.shape(q), np.shape(k))
+        return np.stack([np.broadcast_to(p.allows(q, k), shape) for p in self.heads])
+
+    def __str__(self) -> str:
+        return f"per_head({', '.join(map(str, self.heads))})"
+
+    __repr__ = __str__
+
+
+def per_head(*patterns: Pattern) -> Pattern:
+    """One pattern for each query head: head h sees what ``patterns[h]`` allows.
+
+    Equal patterns share one table. Combines with other patterns, which then hold for every head.
+
+    Raises:
+        TypeError: an operand is not a pattern.
+        ValueError: no operand, or an operand that is itself per head.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> P.per_head(P.local(8), P.causal()).compile(256, block=64).to_dense().shape
+        (2, 256, 256)
+    """
+    if not patterns:
+        raise ValueError("per_head needs at least one pattern")
+    for head, pattern in enumerate(patterns):
+        if not isinstance(pattern, Pattern):
+            raise TypeError(f"per_head takes patterns; operand {head} is {pattern!r}")
+        if _has_heads(pattern):
+            raise ValueError(f"per_head: operand {head}, {pattern}, is already per head")
+    return PerHead(patterns)
+
+
+def _has_heads(pattern: Pattern) -> bool:
+    if isinstance(pattern, PerHead):
+        return True
+    if isinstance(pattern, Binary):
+        return _has_heads(pattern.left) or _has_heads(pattern.right)
+    return isinstance(pattern, Not) and _has_heads(pattern.inner)
+
+
+def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:
+    """An argument that must be an int of at least ``minimum``; the error quotes the call."""
+    if not is_int(value):
+        raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{owner}: {name} must be at least {minimum}, got {name}={value}")
+    return int(value)

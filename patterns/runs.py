@@ -1,0 +1,176 @@
+"""Matrices of block letters, stored as runs.
+
+The masks this library meets are made of long stretches: a causal row is one run of FULL blocks and one PARTIAL
+block, whatever its length. Storing runs instead of blocks keeps dense, causal and complemented masks at O(rows),
+and makes every operation a sweep over run boundaries.
+
+Letters: 0 EMPTY (never stored), 1 FULL, t >= 2 PARTIAL with tile ``t - 2``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.patterns.grid import Ints
+
+EMPTY, FULL, FIRST_TILE = 0, 1, 2
+
+
+@dataclass(frozen=True, eq=False)
+class Runs:
+    """A matrix [rows, cols] of letters as sorted, disjoint runs of equal letters.
+
+    A run lies inside one row; positions are linear (``row * cols + col``), so that one sorted array holds the
+    matrix. Neighbouring runs of one row have different letters once :meth:`merged`.
+    """
+
+    shape: tuple[int, int]
+    start: Ints  # [n] linear position of the first block
+    stop: Ints  # [n] linear position past the last block
+    letter: NDArray[np.int32]  # [n]
+
+    @classmethod
+    def empty(cls, shape: tuple[int, int]) -> Runs:
+        none = np.empty(0, np.int64)
+        return cls(shape, none, none, none.astype(np.int32))
+
+    @classmethod
+    def from_blocks(cls, shape: tuple[int, int], rows: Ints, cols: Ints, letters: NDArray[np.int32]) -> Runs:
+        """From single blocks, sorted by row and column and without duplicates."""
+        linear = rows * shape[1] + cols
+        return cls(shape, linear, linear + 1, letters).merged()
+
+    @classmethod
+    def from_intervals(cls, shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints, letter: int) -> Runs:
+        """One letter on the union of column intervals ``[starts, stops)``; they may overlap or be empty."""
+        starts, stops = np.clip(starts, 0, shape[1]), np.clip(stops, 0, shape[1])
+        keep = starts < stops
+        begin, end = (rows * shape[1] + starts)[keep], (rows * shape[1] + stops)[keep]
+        by_begin = np.argsort(begin, kind="stable")
+        begin, end = begin[by_begin], end[by_begin]
+        reach = np.maximum.accumulate(end) if end.size else end
+        fresh = np.ones(begin.size, bool)
+        fresh[1:] = (begin[1:] > reach[:-1]) | ((begin[1:] == reach[:-1]) & (begin[1:] % shape[1] == 0))
+        heads = np.flatnonzero(fresh)
+        last = np.append(heads[1:], begin.size) - 1 if begin.size else heads
+        return cls(shape, begin[heads], reach[last], np.full(heads.size, letter, np.int32))
+
+    def __len__(self) -> int:
+        return len(self.letter)
+
+    @cached_property
+    def row(self) -> Ints:
+        """Row of each run."""
+        return self.start // self.shape[1]
+
+    @cached_property
+    def length(self) -> Ints:
+        """Blocks in each run."""
+        return self.stop - self.start
+
+    def letter_at(self, linear: Ints) -> NDArray[np.int32]:
+        """Letters at linear positions; sorted positions are looked up fastest."""
+        if not len(self):
+            return np.zeros(linear.shape, np.int32)
+        index = np.searchsorted(self.start, linear, side="right") - 1
+        inside = (index >= 0) & (linear < self.stop[index])
+        return np.where(inside, self.letter[index], np.int32(EMPTY))
+
+    def mapped(self, new_letter: NDArray[np.int32]) -> Runs:
+        """Every letter t replaced by ``new_letter[t]``, back in canonical form."""
+        return Runs(self.shape, self.start, self.stop, new_letter[self.letter]).merged()
+
+    def merged(self) -> Runs:
+        """EMPTY runs dropped, touching runs of one row with equal letters joined."""
+        stored = self.letter != EMPTY
+        start, stop, letter = self.start[stored], self.stop[stored], self.letter[stored]
+        head = np.ones(letter.size, bool)
+        head[1:] = (start[1:] != stop[:-1]) | (letter[1:] != letter[:-1]) | (start[1:] % self.shape[1] == 0)
+        heads = np.flatnonzero(head)
+        last = np.append(heads[1:], letter.size) - 1 if letter.size else heads
+        return Runs(self.shape, start[heads], stop[last], letter[heads])
+
+    def select_rows(self, rows: Ints) -> Runs:
+        """The matrix whose row i is this one's row ``rows[i]``."""
+        bounds = np.searchsorted(self.row, np.arange(self.shape[0] + 1))
+        counts = (bounds[1:] - bounds[:-1])[rows]
+        first = np.cumsum(counts) - counts
+        index = np.arange(int(counts.sum())) - np.repeat(first - bounds[:-1][rows], counts)
+        shift = np.repeat((np.arange(rows.size) - rows) * self.shape[1], counts)
+        return Runs((rows.size, self.shape[1]), self.start[index] + shift, self.stop[index] + shift, self.letter[index])
+
+    def blocks(self) -> tuple[Ints, Ints, NDArray[np.int32]]:
+        """Every stored block: rows, columns, letters, sorted. O(stored blocks)."""
+        first = np.cumsum(self.length) - self.length
+        linear = np.arange(int(self.length.sum()), dtype=np.int64) + np.repeat(self.start - first, self.length)
+        rows, cols = np.divmod(linear, self.shape[1])
+        return rows, cols, np.repeat(self.letter, self.length)
+
+    def transposed(self, stacked: int = 1) -> Runs:
+        """Each of ``stacked`` matrices, written one below the other, transposed; letters are kept.
+
+        A vertical run begins where a block differs from the one above it, so consecutive rows are compared as
+        runs and only the places where they differ are expanded: the cost is the size of the answer.
+        """
+        n, m = self.shape[0] // stacked, self.shape[1]
+        padded = (stacked * (n + 1), m)  # one empty row below each matrix ends its vertical runs
+        here = self._shifted(self.row // n * m, padded)
+        above = self._shifted((self.row // n + 1) * m, padded)
+        segment = Segments(here, above)
+        differs = segment.a != segment.b
+        start, stop, letter = segment.start[differs], segment.stop[differs], segment.a[differs]
+        length = stop - start
+        first = np.cumsum(length) - length
+        linear = np.arange(int(length.sum()), dtype=np.int64) + np.repeat(start - first, length)
+        row, col = np.divmod(linear, m)
+        matrix, row = np.divmod(row, n + 1)
+        key = (matrix * m + col) * (n + 1) + row
+        order = np.argsort(key, kind="stable")
+        key, letters = key[order], np.repeat(letter, length)[order]
+        line, row = np.divmod(key, n + 1)
+        begins = np.flatnonzero(letters != EMPTY)
+        return Runs((stacked * m, n), (line * n + row)[begins], (line * n)[begins] + row[begins + 1], letters[begins])
+
+    def _shifted(self, shift: Ints, shape: tuple[int, int]) -> Runs:
+        return Runs(shape, self.start + shift, self.stop + shift, self.letter)
+
+
+class Segments:
+    """The common refinement of two matrices: stretches on which both have one letter."""
+
+    def __init__(self, a: Runs, b: Runs) -> None:
+        bounds = np.concatenate([a.start, a.stop, b.start, b.stop])
+        bounds.sort()
+        if bounds.size:
+            bounds = bounds[np.append(True, bounds[1:] != bounds[:-1])]
+        self.start, self.stop = bounds[:-1], bounds[1:]
+        self.a, self.b = a.letter_at(self.start), b.letter_at(self.start)
+
+
+def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
+    """Lay two matrices over each other: runs whose letter numbers a pair, and the pairs' two letters.
+
+    Pair p stands for ``(letters_a[p], letters_b[p])``; each distinct pair appears once.
+    """
+    segment = Segments(a, b)
+    width = int(b.letter.max(initial=1)) + 1
+    code = segment.a.astype(np.int64) * width + segment.b
+    pairs, index = distinct(code, (int(a.letter.max(initial=1)) + 1) * width)
+    runs = Runs(a.shape, segment.start, segment.stop, index.astype(np.int32))
+    return runs, pairs // width, pairs % width
+
+
+def distinct(values: Ints, bound: int) -> tuple[Ints, Ints]:
+    """Sorted distinct values of ``0 <= values < bound`` and each value's index among them."""
+    if bound > max(4 * values.size, 1 << 16):
+        found, index = np.unique(values, return_inverse=True)
+        return found, index.astype(np.int64)
+    present = np.zeros(bound, bool)
+    present[values] = True
+    found = np.flatnonzero(present)
+    number = np.cumsum(present) - 1
+    return found, number[values]

@@ -1,0 +1,172 @@
+"""The public operation: validate, find the table, dispatch."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, TypeAlias, overload
+
+import torch
+
+from sparseflash import ops
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.full import full
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable, lookup
+
+Mask: TypeAlias = Pattern | BlockMask | LookupTable | None
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@overload
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
+    scale: float | None = None, return_lse: Literal[False] = False, backend: str | None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
+    scale: float | None = None, return_lse: Literal[True], backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Mask = None,
+    *,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention that touches only the blocks of a mask. Differentiable in q, k and v, also through lse.
+
+    Args:
+        q: [B, Hq, N, D], fp16, bf16 or fp32 (fp64 on the CPU backend), contiguous last dim, any other strides.
+        k: [B, Hkv, M, D], Hq a multiple of Hkv (grouped queries).
+        v: [B, Hkv, M, Dv].
+        mask: a Pattern (compiled for these lengths at block 128, and cached), a BlockMask, a LookupTable, or None
+            for dense attention. A mask per head has Hq heads.
+        scale: factor on the scores, default ``D ** -0.5``.
+        return_lse: also return the log-sum-exp (natural log) of each query's scaled scores.
+        backend: "cpu" or "triton"; None chooses by the device of q.
+
+    Returns:
+        out [B, Hq, N, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, N] in fp32. A query that sees no
+        key gets output 0, lse -inf and zero gradients.
+
+    Raises:
+        TypeError: an argument of another kind, dtypes that differ or are not floating.
+        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is no finite number,
+            an unknown backend.
+
+    Example:
+        >>> import torch, sparseflash as sf
+        >>> q, k, v = torch.randn(3, 1, 4, 512, 32).unbind(0)
+        >>> sf.attention(q, k, v, sf.parse("causal() & local(100)")).shape
+        torch.Size([1, 4, 512, 32])
+        >>> out, lse = sf.attention(q, k, v, return_lse=True)
+        >>> torch.allclose(out, torch.nn.functional.scaled_dot_product_attention(q, k, v), atol=1e-5)
+        True
+    """
+    _check_operands(q, k, v)
+    backend = _checked_backend(backend, q)
+    scale = _checked_scale(scale, q.shape[-1])
+    table = _table(mask, q, k)
+    out, lse = ops.attention(
+        q, k, v, table.rows, table.columns, table.tiles, table.pattern_of, table.block, scale, backend
+    )
+    return (out, lse) if return_lse else out
+
+
+def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.dim() != 4:
+            raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must lie on one device, got {q.device}, {k.device}, {v.device}")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v must have one batch size; {shapes}")
+    if k.shape[1:3] != v.shape[1:3]:
+        raise ValueError(f"k and v must have equal heads and tokens; {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k must have one head dim; {shapes}")
+    if 0 in q.shape or 0 in k.shape or 0 in v.shape:
+        raise ValueError(f"no dimension may be 0; {shapes}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(3) != 1 and x.shape[3] > 1:
+            raise ValueError(
+                f"the last dim of {name} must be contiguous, got strides {x.stride()}; call {name}.contiguous()"
+            )
+
+
+def _checked_backend(backend: str | None, q: torch.Tensor) -> str:
+    if backend is None:
+        backend = "cpu" if q.device.type == "cpu" else "triton"
+    if backend not in ops.BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, ops.BACKENDS))} or None, got {backend!r}")
+    if backend == "cpu" and q.device.type != "cpu":
+        raise ValueError(f"backend 'cpu' takes tensors on the CPU; q is on {q.device}")
+    if backend == "triton":
+        if q.dtype == torch.float64:
+            raise TypeError("backend 'triton' takes float16, bfloat16 or float32; float64 runs on backend 'cpu'")
+        if q.device.type != "cuda" and not _interpreting():
+            raise ValueError(f"backend 'triton' takes tensors on a GPU; q is on {q.device}")
+    return backend
+
+
+def _interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels on CPU tensors."""
+    import os
+
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _checked_scale(scale: float | None, dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(dim)
+    if isinstance(scale, bool) or not isinstance(scale, int | float):
+        raise TypeError(f"scale must be a number or None, got {scale!r}")
+    if not math.isfinite(scale):
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    return float(scale)
+
+
+def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
+    lengths = q.shape[2], k.shape[2]
+    if mask is None:
+        mask = full()
+    if isinstance(mask, LookupTable):
+        _check_mask(mask, q, lengths)
+        if mask.device != q.device:
+            raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
+        return mask
+    if not isinstance(mask, Pattern | BlockMask):
+        raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
+    table = _cached_table(mask, lengths, q.device)
+    _check_mask(table, q, lengths)
+    return table
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _cached_table(mask: Pattern | BlockMask, lengths: tuple[int, int], device: torch.device) -> LookupTable:
+    """The table of a mask; in a compiled graph it is computed once, while tracing."""
+    return lookup(mask.compile(lengths) if isinstance(mask, Pattern) else mask, device)
+
+
+def _check_mask(mask: LookupTable, q: torch.Tensor, lengths: tuple[int, int]) -> None:
+    if mask.shape != lengths:
+        raise ValueError(f"the mask is for (q_len, kv_len) = {mask.shape}, q and k have {lengths} tokens")
+    for size, have, what in zip(mask.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
+        if size not in (1, have):
+            raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
