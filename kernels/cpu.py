@@ -44,7 +44,7 @@ def forward(
     block: tuple[int, int],
     scale: float,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out [B, Hq, N, V] in q's dtype and lse [B, Hq, N] in fp32 (fp64 for fp64 inputs)."""
+    """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N] in fp32 (fp64 for fp64 inputs)."""
     operands = _Operands(q, k, v, block, scale)
     masks = _Masks(tiles, block, clean=not operands.finite)
     qb, kb, vb = operands.q, operands.k, operands.v
@@ -103,7 +103,7 @@ def backward(
     lse = torch.where(lse == -torch.inf, torch.inf, lse)
     dob = operands.blocks(dout, block[0])
     delta_b, lse_b = (operands.blocks(x.unsqueeze(-1), block[0]) for x in (delta, lse))
-    dq, dk, dv = torch.zeros_like(qb), torch.zeros_like(kb), torch.zeros_like(vb)
+    dq, dk, dv = (x.new_zeros(x.shape) for x in (qb, kb, vb))  # contiguous, whatever the layout of x
     for steps in _walk(operands, rows, pattern_of):
         for step in steps:
             at = step.heads[:, None], step.rows

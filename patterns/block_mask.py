@@ -31,7 +31,7 @@ class BlockMask:
         >>> from sparseflash import patterns as P
         >>> mask = P.causal().compile(1000, block=128)
         >>> mask.shape, mask.block, mask.nnz, len(mask.tiles)
-        ((1000, 1000), (128, 128), 36, 2)
+        ((1000, 1000), (128, 128), 36, 3)
         >>> mask & ~mask == P.full().compile(1000) - P.full().compile(1000)
         True
     """
@@ -285,9 +285,7 @@ def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> 
             continue
         part = slice(bounds[p], bounds[p + 1])
         base = p * rows * runs.shape[1]
-        content = b"".join(
-            x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.letter[part])
-        )
+        content = b"".join(x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.letter[part]))
         if content not in seen:
             seen[content] = len(kept)
             kept.append(p)

@@ -22,8 +22,10 @@ class Butterfly(CellPattern):
     def cells(self, a: Ints, b: Ints) -> Bools:
         # A position before the first key is negative, and so is its XOR with any key's cell.
         x = a ^ b
-        ok = (x >= 0) & (x & (x - 1) == 0)
-        return ok if self.max_stride is None else ok & (x <= self.max_stride)
+        ok: Bools = (x >= 0) & (x & (x - 1) == 0)
+        if self.max_stride is not None:
+            ok = ok & (x <= self.max_stride)
+        return ok
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         rows = grid.all_rows()

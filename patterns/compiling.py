@@ -110,4 +110,3 @@ def _letters(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alp
     partial = some & ~every
     letters[partial] = alphabet.letters(pack(bits[partial]))
     return letters
-

@@ -43,13 +43,13 @@ class FromBlocks(CellPattern):
     name = "from_blocks"
 
     def cells(self, a: Ints, b: Ints) -> Bools:
-        rows, cols = self.matrix.shape
+        cols = self.matrix.shape[1]
         self._fit(int(np.max(a, initial=-1)), int(np.max(b, initial=-1)))
         linear = a * cols + b
         index = np.searchsorted(self.matrix.linear, linear)
         stored = np.append(self.matrix.linear, -1)[index] == linear
-        inside: Bools = (a >= 0) & (b >= 0)
-        return stored & inside
+        inside: Bools = stored & (a >= 0) & (b >= 0)
+        return inside
 
     def _fit(self, a: int, b: int) -> None:
         rows, cols = self.matrix.shape

@@ -20,7 +20,8 @@ class Strided(CellPattern):
     name = "strided"
 
     def cells(self, a: Ints, b: Ints) -> Bools:
-        return (a - b) % self.stride == 0
+        hit: Bools = (a - b) % self.stride == 0
+        return hit
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints] | None:
         rows = grid.all_rows()

@@ -153,15 +153,18 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
         return mask
     if not isinstance(mask, Pattern | BlockMask):
         raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
-    table = _cached_table(mask, lengths, q.device)
+    table: LookupTable = _cached_table(mask, lengths, q.device)
     _check_mask(table, q, lengths)
     return table
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _cached_table(mask: Pattern | BlockMask, lengths: tuple[int, int], device: torch.device) -> LookupTable:
     """The table of a mask; in a compiled graph it is computed once, while tracing."""
     return lookup(mask.compile(lengths) if isinstance(mask, Pattern) else mask, device)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
+_cached_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _check_mask(mask: LookupTable, q: torch.Tensor, lengths: tuple[int, int]) -> None:

@@ -132,7 +132,7 @@ def attention(
     scale: float,
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """out and lse of attention over a table; differentiable in q, k and v. Nothing is checked here."""
+    """Output and lse of attention over a table; differentiable in q, k and v. Nothing is checked here."""
     out, lse = torch.ops.sparseflash.attention(
         q, k, v, list(rows), list(columns), list(tiles), pattern_of, *block, scale, backend
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,7 +81,10 @@ def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
         block=mask.block,
         rows=_side(mask.runs, patterns, device),
         columns=_side(mask.runs.transposed(patterns), patterns, device),
-        tiles=Tiles(_tensor(bits.view(np.int32), device), _tensor(np.bitwise_or.reduce(bits, 1).view(np.int32), device)),
+        tiles=Tiles(
+            bits=_tensor(bits.view(np.int32), device),
+            seen_keys=_tensor(np.bitwise_or.reduce(bits, axis=1).view(np.int32), device),
+        ),
         pattern_of=_tensor(mask.pattern_of, device),
     )
 
@@ -120,9 +124,9 @@ def _subset(runs: Runs, chosen: NDArray[np.bool_]) -> Runs:
     return Runs(runs.shape, runs.start[chosen], runs.stop[chosen], runs.letter[chosen])
 
 
-def _padded(index: NDArray[np.int64]) -> NDArray[np.int64]:
+def _padded(index: NDArray[Any]) -> NDArray[Any]:
     return np.pad(index, (0, READ_AHEAD))
 
 
-def _tensor(array: NDArray[np.int64] | NDArray[np.int32], device: torch.device) -> torch.Tensor:
+def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device)

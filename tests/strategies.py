@@ -1,0 +1,91 @@
+"""Hypothesis strategies: random patterns and shapes, sized so that a failing case can be read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from hypothesis import strategies as st
+
+from sparseflash import patterns as P
+from sparseflash.patterns import Pattern
+
+BLOCKS = (16, 32, 64, 128, 256)
+
+named_leaves = st.one_of(
+    st.just(P.full()),
+    st.just(P.causal()),
+    st.builds(P.local, st.integers(0, 300)),
+    st.builds(P.strided, st.integers(1, 20), st.integers(1, 80)),
+    st.builds(P.butterfly, st.integers(1, 80), st.none() | st.integers(1, 16)),
+    st.builds(P.global_tokens, st.integers(0, 80) | st.lists(st.integers(0, 700), min_size=1, max_size=5)),
+)
+
+
+def _predicate(a: int, b: int, modulus: int) -> Pattern:
+    return P.where(lambda q, k: (a * q + b * k) % modulus == 0)
+
+
+def _random_cells(seed: int, unit: int, density: float) -> Pattern:
+    cells = -(-1400 // unit)
+    return P.from_blocks(np.random.default_rng(seed).random((cells, cells)) < density, unit=unit)
+
+
+leaves = st.one_of(
+    named_leaves,
+    st.builds(_predicate, st.integers(0, 3), st.integers(0, 3), st.integers(1, 5)),
+    st.builds(_random_cells, st.integers(0, 99), st.integers(8, 200), st.sampled_from([0.0, 0.1, 0.5, 1.0])),
+)
+
+
+def combined(inner: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
+    """One more operator around smaller patterns."""
+    return st.one_of(
+        st.builds(lambda a, b: a | b, inner, inner),
+        st.builds(lambda a, b: a & b, inner, inner),
+        st.builds(lambda a, b: a - b, inner, inner),
+        st.builds(lambda a: ~a, inner),
+    )
+
+
+def expressions(base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
+    """Patterns without heads."""
+    return st.recursive(base, combined, max_leaves=4)
+
+
+def per_head(heads: int, base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
+    """Patterns with one mask a head, some of them equal."""
+    return st.lists(expressions(base), min_size=heads, max_size=heads).map(lambda ps: P.per_head(*ps))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Lengths, block and offset to compile for."""
+
+    q_len: int
+    kv_len: int
+    block: tuple[int, int]
+    q_offset: int | None
+
+    @property
+    def offset(self) -> int:
+        return self.kv_len - self.q_len if self.q_offset is None else self.q_offset
+
+    def compile(self, pattern: Pattern) -> P.BlockMask:
+        return pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
+
+    def truth(self, pattern: Pattern) -> np.ndarray:
+        """What the pattern says, pair by pair."""
+        q = np.arange(self.q_len)[:, None] + self.offset
+        return np.asarray(pattern.allows(q, np.arange(self.kv_len)[None, :]))
+
+
+def shapes(max_len: int = 600) -> st.SearchStrategy[Shape]:
+    lengths = st.integers(1, max_len)
+    return st.builds(
+        Shape,
+        lengths,
+        lengths,
+        st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS)),
+        st.none() | st.integers(-100, 100),
+    )

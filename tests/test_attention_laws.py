@@ -1,0 +1,180 @@
+"""Laws 5 to 7 and 9: attention over tables is masked dense attention, whatever the blocks.
+
+The same laws run on the CPU backend and, in a process of its own, on the Triton kernels in Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import sparseflash as sf
+from sparseflash import patterns as P
+from sparseflash.patterns import BlockMask, Pattern
+from sparseflash.patterns.runs import FULL, Runs
+from sparseflash.patterns.tiles import pack
+from tests.oracle import Case, check, ours, random_case
+from tests.strategies import expressions, leaves, per_head
+
+BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
+SMALL = BACKEND == "triton"  # the interpreter runs a few thousand scores a second
+DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
+BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Everything a call depends on."""
+
+    pattern: Pattern
+    heads: int
+    group: int
+    batch: int
+    q_len: int
+    kv_len: int
+    block: tuple[int, int]
+    q_offset: int | None
+    dim: int
+    v_dim: int
+    dtype: torch.dtype
+    seed: int
+
+    def mask(self) -> BlockMask:
+        return self.pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
+
+    def case(self) -> Case:
+        sizes = self.batch, self.heads, self.group, self.q_len, self.kv_len, self.dim, self.v_dim
+        return random_case(self.seed, *sizes, self.dtype)
+
+
+@st.composite
+def drawn(draw: st.DrawFn) -> Drawn:
+    heads, group = draw(st.sampled_from([(1, 1), (2, 1), (1, 2), (2, 2)]))
+    pattern = draw(expressions(leaves) | per_head(heads * group))
+    longest = 70 if SMALL else 400
+    dims = st.sampled_from([16, 24, 40] if SMALL else [16, 24, 32, 64, 72, 128])
+    return Drawn(
+        pattern, heads, group, draw(st.integers(1, 2)), draw(st.integers(1, longest)), draw(st.integers(1, longest)),
+        draw(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))), draw(st.none() | st.integers(-20, 20)),
+        draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)),
+    )  # fmt: skip
+
+
+@given(drawn())
+def test_law_5_attention_is_masked_dense_attention(d: Drawn) -> None:
+    mask, case = d.mask(), d.case()
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, BACKEND))
+
+
+@given(drawn())
+def test_law_6_blocks_do_not_change_the_result(d: Drawn) -> None:
+    mask, case = d.mask(), d.case()
+    first, again = ours(case, mask, BACKEND), ours(case, mask, BACKEND)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b), "a rerun differs"
+    other = dataclasses.replace(d, block=(BLOCKS[-1], BLOCKS[0])).mask()
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, other, BACKEND))
+
+
+@given(drawn())
+def test_law_6_full_blocks_may_be_called_partial(d: Drawn) -> None:
+    mask, case = d.mask(), d.case()
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, all_partial(mask), BACKEND))
+
+
+def all_partial(mask: BlockMask) -> BlockMask:
+    """The same token mask with every FULL block listed as PARTIAL. Not canonical."""
+    ones = pack(np.ones((1, *mask.block), bool))
+    letter = np.where(mask.runs.letter == FULL, np.int32(2 + len(mask.tiles)), mask.runs.letter)
+    runs = Runs(mask.runs.shape, mask.runs.start, mask.runs.stop, letter.astype(np.int32))
+    return dataclasses.replace(mask, runs=runs, tiles=np.concatenate([mask.tiles, ones]))
+
+
+@given(st.integers(1, 90), st.integers(1, 90), st.sampled_from(DTYPES))
+def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, dtype: torch.dtype) -> None:
+    case = random_case(0, 1, 2, 1, q_len, kv_len, 16, 16, dtype)
+    ones = np.ones((q_len, kv_len), bool)
+    masks: list[Pattern | BlockMask] = [
+        P.full(),
+        P.full().compile((q_len, kv_len)),
+        P.from_blocks(ones, unit=1),
+        P.where(lambda q, k: q == q),
+    ]
+    dense = ours(case, None, BACKEND)
+    for mask in masks:
+        if isinstance(mask, Pattern):
+            mask = mask.compile((q_len, kv_len), q_offset=0)
+        for a, b in zip(dense, ours(case, mask, BACKEND), strict=True):
+            assert torch.equal(a, b)
+
+
+@given(drawn(), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
+def test_law_9_unseen_keys_leave_no_trace(d: Drawn, poison: float) -> None:
+    mask, case = d.mask(), d.case()
+    token_mask = torch.from_numpy(mask.to_dense())
+    by_head = token_mask.expand(d.batch, d.heads * d.group, d.q_len, d.kv_len)
+    seen = by_head.any(2).unflatten(1, (d.heads, d.group)).any(2)  # [B, Hkv, M]
+    clean, dirty = (
+        dataclasses.replace(case, **{n: getattr(case, n).masked_fill(~seen[..., None], fill) for n in ("k", "v")})
+        for fill in (0.0, poison)
+    )
+    expected = ours(clean, mask, BACKEND)
+    for want, got in zip(expected, ours(dirty, mask, BACKEND), strict=True):
+        assert torch.equal(want, got), "a key that no query sees has left a trace"
+    out, lse, dq, dk, dv = expected
+    blind = ~by_head.any(3)
+    assert (out[blind] == 0).all()
+    assert (dq[blind] == 0).all()
+    assert (lse[blind] == -torch.inf).all()
+    assert (lse[~blind] > -torch.inf).all()
+    assert (dk[~seen] == 0).all()
+    assert (dv[~seen] == 0).all()
+
+
+@pytest.mark.parametrize("pattern", [P.full() - P.full(), P.causal() - P.local(3)], ids=str)
+def test_rows_that_see_nothing_have_finite_gradients(pattern: Pattern) -> None:
+    case = random_case(1, 1, 1, 1, 20, 20, 16, 16, torch.float32)
+    mask = pattern.compile(20, block=16)
+    results = ours(case, mask, BACKEND)
+    check(case, torch.from_numpy(mask.to_dense()), results)
+    assert not any(torch.isnan(r).any() for r in results)
+
+
+@pytest.mark.skipif(SMALL, reason="the Triton kernels take no float64")
+def test_float64_gradients_agree_with_finite_differences() -> None:
+    case = random_case(4, 1, 1, 2, 5, 18, 3, 4, torch.float64)
+    mask = (P.local(4) | P.strided(3)).compile((5, 18), block=16)
+    operands = [x.requires_grad_() for x in (case.q, case.k, case.v)]
+    assert torch.autograd.gradcheck(lambda q, k, v: sf.attention(q, k, v, mask, return_lse=True), operands)
+
+
+@pytest.mark.parametrize("kv_len", [32, 47], ids=["whole blocks", "ragged"])
+def test_tensors_in_any_layout_are_read_in_place(kv_len: int) -> None:
+    case = random_case(2, 2, 2, 2, 33, kv_len, 24, 16, torch.float32)
+    mask = P.local(20).compile((33, kv_len), block=16)
+    contiguous = case.mapped(torch.Tensor.contiguous)
+    assert not case.q.is_contiguous()
+    for a, b in zip(ours(case, mask, BACKEND), ours(contiguous, mask, BACKEND), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_only_the_output_may_have_a_gradient() -> None:
+    case = random_case(3, 1, 1, 1, 20, 20, 16, 16, torch.float32)
+    q, k = case.q.requires_grad_(), case.k
+    out = sf.attention(q, k, case.v, P.causal(), backend=BACKEND)
+    (expected,) = torch.autograd.grad(out, q, torch.ones_like(out))
+    out, lse = sf.attention(q, k, case.v, P.causal(), return_lse=True, backend=BACKEND)
+    (with_lse,) = torch.autograd.grad((out, lse), q, (torch.ones_like(out), torch.zeros_like(lse)))
+    assert torch.equal(expected, with_lse)
+    _, lse = sf.attention(q, k, case.v, P.causal(), return_lse=True, backend=BACKEND)
+    (only_lse,) = torch.autograd.grad(lse.sum(), q)
+    scores = (q @ k.mT / 4).masked_fill(torch.ones(20, 20).triu(1).bool(), -torch.inf)
+    (want,) = torch.autograd.grad(scores.logsumexp(-1).sum(), q)
+    torch.testing.assert_close(only_lse, want)

@@ -1,0 +1,65 @@
+"""The registered operators under torch's own checks, and torch.compile."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import sparseflash as sf
+from sparseflash import patterns as P
+from tests.oracle import random_case
+
+PATTERN = P.causal() & P.local(20)
+
+
+def arguments(requires_grad: bool) -> tuple[object, ...]:
+    case = random_case(0, 1, 2, 2, 64, 64, 16, 24, torch.float32)
+    table = sf.lookup(PATTERN.compile(64, block=16))
+    q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
+    return q, k, v, [*table.rows], [*table.columns], [*table.tiles], table.pattern_of, *table.block, 0.25, "cpu"
+
+
+def test_opcheck_forward() -> None:
+    torch.library.opcheck(torch.ops.sparseflash.attention.default, arguments(requires_grad=True))
+
+
+@pytest.mark.parametrize("with_dlse", [True, False])
+def test_opcheck_backward(with_dlse: bool) -> None:
+    inputs = arguments(requires_grad=False)
+    out, lse = torch.ops.sparseflash.attention(*inputs)
+    dlse = torch.ones_like(lse) if with_dlse else None
+    torch.library.opcheck(
+        torch.ops.sparseflash.attention_backward.default,
+        (torch.ones_like(out), dlse, *inputs[:3], out, lse, *inputs[3:]),
+    )
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+@pytest.mark.parametrize("kind", ["pattern", "mask", "table", "none"])
+def test_compiles_into_one_graph(kind: str) -> None:
+    mask = PATTERN.compile(64, block=16)
+    given: Any = {"pattern": PATTERN, "mask": mask, "table": sf.lookup(mask), "none": None}[kind]
+    torch._dynamo.reset()
+
+    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = sf.attention(q * 2, k, v, given)
+        return out.sin()
+
+    case = random_case(1, 1, 2, 2, 64, 64, 16, 16, torch.float32)
+    operands = [x.requires_grad_() for x in (case.q, case.k, case.v)]
+    plain, graph = layer(*operands), torch.compile(layer, fullgraph=True)(*operands)
+    torch.testing.assert_close(graph, plain)
+    gradients = [torch.autograd.grad(out.sum(), operands) for out in (plain, graph)]
+    for a, b in zip(*gradients, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_tables_and_masks_are_cached() -> None:
+    mask = PATTERN.compile(64, block=16)
+    assert PATTERN.compile(64, block=16) is mask
+    assert (P.causal() & P.local(20)).compile((64, 64), block=(16, 16)) is mask
+    assert sf.lookup(mask) is sf.lookup(mask, torch.device("cpu"))
+    same_content = ~~mask
+    assert sf.lookup(same_content) is sf.lookup(mask)

@@ -1,0 +1,83 @@
+"""Textual form: what is read, and how errors point at what is not."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import sparseflash as sf
+from sparseflash import patterns as P
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("causal() & local(1024)", P.causal() & P.local(1024)),
+        ("causal() & (local(1024) | butterfly(unit=128))", P.causal() & (P.local(1024) | P.butterfly())),
+        ("~full() - strided(3, unit=64)", ~P.full() - P.strided(3, 64)),
+        ("~(full() | causal())", ~(P.full() | P.causal())),
+        ("global_tokens([5, 0, 5])", P.global_tokens((0, 5))),
+        ("butterfly(max_stride=None)", P.butterfly()),
+        ("per_head(local(4), causal() | local(1))", P.per_head(P.local(4), P.causal() | P.local(1))),
+        (" local( 7 )\n", P.local(7)),
+    ],
+)
+def test_reads(text: str, pattern: P.Pattern) -> None:
+    assert sf.parse(text) == pattern
+    assert sf.parse(str(pattern)) == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "column"),
+    [
+        ("local(3) | lokal(4)", "no pattern is called 'lokal'", 11),
+        ("local(-3)", "local: window must be at least 0, got window=-3", 0),
+        ("causal() & local(True)", "local: window must be an int, got True", 11),
+        ("local()", "missing a required argument: 'window'", 0),
+        ("strided(4, unti=3)", "unexpected keyword argument 'unti'", 0),
+        ("local(2 ** 70)", "arguments are literals", 6),
+        ("local(__import__('os').getpid())", "arguments are literals", 6),
+        ("causal", "written as a call: causal(...)", 0),
+        ("causal() + full()", "expected a pattern", 0),
+        ("(lambda: 1)()", "expected a pattern", 0),
+        ("where(f)", "patterns.register(name, fn)", 0),
+        ("full() | from_blocks(1)", "has no textual form", 9),
+        ("causal() &", "invalid syntax", None),
+        ("", "invalid syntax", None),
+        ("per_head(full(), per_head(full()))", "operand 1, per_head(full()), is already per head", 0),
+        ("per_head()", "at least one pattern", 0),
+        ("global_tokens([])", "at least one position", 0),
+        ("local(3)\x00", "null bytes", None),
+        ("local(**{'window': 3})", "** is not read here", 0),
+    ],
+)
+def test_errors_point_at_what_they_mean(text: str, message: str, column: int | None) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)) as error:
+        sf.parse(text)
+    if column is not None:
+        assert str(error.value).splitlines()[-1] == "  " + " " * column + "^"
+
+
+def test_hostile_sizes_are_refused() -> None:
+    for text in ("(" * 5000 + "full()" + ")" * 5000, "~" * 4000 + "full()", "full() | " * 5000 + "full()"):
+        with pytest.raises(ValueError, match=r"deep|characters|many|parentheses"):
+            sf.parse(text)
+    with pytest.raises(TypeError, match="parse takes text"):
+        sf.parse(3)  # type: ignore[arg-type]
+
+
+def test_registered_predicates_have_text() -> None:
+    pattern = P.register("even_sum", lambda q, k: (q + k) % 2 == 0)
+    assert str(pattern & P.causal()) == "even_sum() & causal()"
+    assert sf.parse("even_sum() & causal()") == pattern & P.causal()
+    assert str(P.where(np.greater)) == "where(greater)"
+    with pytest.raises(ValueError, match="already called 'even_sum'"):
+        P.register("even_sum", lambda q, k: q == k)
+    with pytest.raises(ValueError, match="already called 'local'"):
+        P.register("local", lambda q, k: q == k)
+    with pytest.raises(ValueError, match="identifier"):
+        P.register("two words", lambda q, k: q == k)
+    with pytest.raises(TypeError, match="callable"):
+        P.register("three", 3)  # type: ignore[arg-type]

@@ -1,0 +1,106 @@
+"""The public names, their documentation, and the direction of imports."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import inspect
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import sparseflash as sf
+from sparseflash import patterns
+
+ROOT = Path(__file__).parent.parent
+CORE = ("functional", "ops", "tables", "reference")
+OUTER = ("models", "train", "cli", "demo", "doctor", "integrations", "distributed", "pathfinder")
+
+
+def modules() -> list[str]:
+    """Every module of the package by its import name; the kernels that need Triton only where it is there."""
+    names = [m.name for m in pkgutil.walk_packages(sf.__path__, "sparseflash.") if not m.name.endswith("__main__")]
+    names += [f"sparseflash.kernels.{p.stem}" for p in sorted((ROOT / "kernels").glob("*.py"))]
+    return sorted(set(names))
+
+
+@pytest.mark.parametrize("module", [sf, patterns])
+def test_all_is_sorted_and_complete(module: ModuleType) -> None:
+    assert list(module.__all__) == sorted(module.__all__)
+    public = {n for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v)}
+    assert public <= set(module.__all__) | {"annotations"}
+
+
+@pytest.mark.parametrize("name", [n for n in sf.__all__ if callable(getattr(sf, n))])
+def test_public_names_are_documented(name: str) -> None:
+    text = inspect.getdoc(getattr(sf, name)) or ""
+    assert len(text.split()) >= 8, f"{name} has no docstring to speak of"
+
+
+@pytest.mark.parametrize("name", [n for n in patterns.__all__ if n not in ("BlockMask", "Grid", "Pattern", "parse")])
+def test_patterns_show_an_example(name: str) -> None:
+    assert ">>>" in (getattr(patterns, name).__doc__ or "")
+
+
+@pytest.mark.parametrize("name", [m for m in modules() if "triton" not in m])
+def test_examples_in_docstrings_run(name: str) -> None:
+    module = importlib.import_module(name)
+    # doctest finds functions by module attribute; patterns/__init__ re-exports functions under module names.
+    module = sys.modules[name]
+    failed, _ = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert failed == 0
+
+
+def imported(path: Path) -> set[str]:
+    """Names of the modules that a file imports at any depth of its code."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names.add(node.module or "")
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def test_arrows_go_one_way() -> None:
+    for path in (ROOT / "patterns").glob("*.py"):
+        for name in imported(path):
+            assert not name.startswith("torch"), f"{path}: patterns know nothing of torch"
+            assert not name.startswith("sparseflash") or name.startswith("sparseflash.patterns"), f"{path}: {name}"
+    for path in (ROOT / "kernels").glob("*.py"):
+        for name in imported(path):
+            assert not name.startswith("sparseflash") or name.startswith("sparseflash.kernels"), f"{path}: {name}"
+    for module in CORE:
+        for name in imported(ROOT / "sparseflash" / f"{module}.py"):
+            assert not name.startswith(tuple(f"sparseflash.{o}" for o in OUTER)), f"{module}: {name}"
+
+
+def test_importing_the_package_is_light() -> None:
+    """No triton, matplotlib or command line until they are asked for."""
+    code = "import sys, sparseflash; print([m for m in ('triton', 'matplotlib', 'typer') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_kernels_folder_does_not_shadow_a_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+def test_files_are_never_unpickled_or_evaluated() -> None:
+    for folder in ("sparseflash", "patterns", "kernels", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Call):
+                    called = ast.unparse(node.func)
+                    assert called not in ("eval", "exec", "torch.load", "pickle.load", "pickle.loads"), (
+                        f"{path}: {called}"
+                    )
+                    allowed = {k.arg: ast.unparse(k.value) for k in node.keywords}.get("allow_pickle", "False")
+                    assert allowed == "False", f"{path}: allow_pickle"
