@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests clean
+.PHONY: help demo test lint types tests gpu clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
+	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -26,7 +27,14 @@ types: .venv/ready
 	$(BIN)/mypy
 
 tests: .venv/ready
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
+
+# Needs no .venv: a GPU machine's own Python with torch, triton and pytest serves (make gpu PYTHON=python3).
+gpu:
+	@$(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" \
+	  || { echo "make gpu: no GPU here, nothing to check"; exit 0; } \
+	  && SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
+	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

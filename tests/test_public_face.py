@@ -32,8 +32,11 @@ def modules() -> list[str]:
 @pytest.mark.parametrize("module", [sf, patterns])
 def test_all_is_sorted_and_complete(module: ModuleType) -> None:
     assert list(module.__all__) == sorted(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
     public = {n for n, v in vars(module).items() if not n.startswith("_") and not inspect.ismodule(v)}
-    assert public <= set(module.__all__) | {"annotations"}
+    assert public <= set(module.__all__) | {"annotations", "import_module", "TYPE_CHECKING"}
+    with pytest.raises(AttributeError, match="has no attribute 'atention'"):
+        _ = module.atention
 
 
 @pytest.mark.parametrize("name", [n for n in sf.__all__ if callable(getattr(sf, n))])
@@ -83,10 +86,11 @@ def test_arrows_go_one_way() -> None:
 
 
 def test_importing_the_package_is_light() -> None:
-    """No triton, matplotlib or command line until they are asked for."""
-    code = "import sys, sparseflash; print([m for m in ('triton', 'matplotlib', 'typer') if m in sys.modules])"
+    """Nothing slow until it is asked for; triton only when a kernel is."""
+    loaded = "print([m for m in ('torch', 'triton', 'matplotlib', 'typer') if m in sys.modules])"
+    code = f"import sys, sparseflash; {loaded}; sparseflash.attention; {loaded}"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert done.stdout.strip() == "[]"
+    assert done.stdout.splitlines() == ["[]", "['torch']"]
 
 
 def test_the_kernels_folder_does_not_shadow_a_package() -> None:

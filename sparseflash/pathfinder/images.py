@@ -1,0 +1,148 @@
+"""Images and labels in memory: ``generate`` and ``generate_with_truth``."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+
+from sparseflash.pathfinder.distance import match_table, resolve, seed_word
+from sparseflash.pathfinder.geometry import Geometry, whole
+from sparseflash.pathfinder.render import render
+from sparseflash.pathfinder.scene import DistanceMatch, Truth, make
+from sparseflash.pathfinder.strokes import Bytes, Ints
+from sparseflash.pathfinder.tables import tables_for
+from sparseflash.pathfinder.workers import run_tasks
+
+_TASK = 32
+
+
+def generate(
+    size: int = 256,
+    count: int = 8,
+    seed: int = 0,
+    *,
+    level: str = "hard",
+    start: int = 0,
+    geometry: Geometry | None = None,
+    match_distance: bool = False,
+    workers: int = 1,
+) -> tuple[Bytes, Ints]:
+    """Pathfinder images ``start`` .. ``start + count - 1`` of a seed, and their labels.
+
+    Two long dashed contours, several short ones and two discs on black; the label says whether the discs sit on the
+    two ends of one contour. Image i is a function of (seed, geometry, i) alone: neither ``count`` nor ``workers``
+    changes it, and a split of generated data is a range of indices.
+
+    The task is that of Linsley et al. 2018, *Learning long-range spatial dependencies with horizontal gated recurrent
+    units*; the parameters are those of Tay et al. 2021, *Long Range Arena* (128 is Path-X). Random numbers are this
+    generator's own: it agrees with the original in distribution, not image by image.
+
+    Args:
+        size: side H of an LRA preset: 32, 64, 128 or 256 pixels.
+        count: number of images.
+        seed: below 2**32.
+        level: easy, intermediate or hard: contours of 6, 9 or 14 dashes.
+        start: index of the first image.
+        geometry: replaces ``size`` and ``level``; see ``Geometry.curriculum`` and ``dataclasses.replace``.
+        match_distance: redraw pairs so that the distance between the markers says nothing about the label (not part
+            of the LRA task). Estimates the distances of about 8,000 pairs first, once a process: seconds, but
+            minutes for the hard level at 64.
+        workers: processes. More than one needs a script guarded by ``if __name__ == "__main__":``.
+
+    Returns:
+        Images uint8 [count, H, H], row-major, y downwards, and labels int64 [count], 0 or 1.
+
+    Raises:
+        TypeError: an argument is of the wrong kind.
+        ValueError: an argument is out of range, or ``size`` contradicts ``geometry``.
+        RuntimeError: a worker died, or the geometry yields no pairs of contours.
+
+    Example:
+        >>> from sparseflash import pathfinder
+        >>> images, labels = pathfinder.generate(size=256, count=2, seed=0)
+        >>> images.shape, images.dtype.name, labels.shape
+        ((2, 256, 256), 'uint8', (2,))
+    """
+    chosen = resolve(size, level, geometry)
+    images, labels, _ = _collect(chosen, count, seed, start, match_distance, workers)
+    return images, labels
+
+
+def generate_with_truth(
+    size: int = 256,
+    count: int = 8,
+    seed: int = 0,
+    *,
+    level: str = "hard",
+    start: int = 0,
+    geometry: Geometry | None = None,
+    match_distance: bool = False,
+    workers: int = 1,
+) -> tuple[Bytes, Ints, list[Truth]]:
+    """The images and labels of :func:`generate`, and the ground truth of each image.
+
+    Args:
+        size: as for :func:`generate`.
+        count: as for :func:`generate`.
+        seed: as for :func:`generate`.
+        level: as for :func:`generate`.
+        start: as for :func:`generate`.
+        geometry: as for :func:`generate`.
+        match_distance: as for :func:`generate`.
+        workers: as for :func:`generate`.
+
+    Returns:
+        Images uint8 [count, H, H], labels int64 [count], and ``count`` :class:`Truth` objects: markers, tips and
+        (pixel, angle) lists of every contour, margin, attempts. ``contour_strokes`` and ``curve_targets`` draw from
+        them.
+
+    Raises:
+        TypeError, ValueError, RuntimeError: as for :func:`generate`.
+
+    Example:
+        >>> from sparseflash import pathfinder
+        >>> _, labels, truths = pathfinder.generate_with_truth(32, 1)
+        >>> truths[0].label == int(labels[0]), len(truths[0].targets[0].pixels)
+        (True, 14)
+    """
+    chosen = resolve(size, level, geometry)
+    return _collect(chosen, count, seed, start, match_distance, workers)
+
+
+def prepare(geometry: Geometry, match_distance: bool) -> DistanceMatch | None:
+    """Everything that can fail about a geometry, before any work is handed out."""
+    for margin in geometry.paddle_margins:
+        tables_for(geometry, margin)
+    return match_table(geometry) if match_distance else None
+
+
+def index_range(start: object, count: object, least: int) -> range:
+    """Image indices ``start`` .. ``start + count - 1``, each one word of a seed sequence."""
+    first, number = whole("start", start, 0), whole("count", count, least)
+    if first + number > 1 << 32:
+        raise ValueError(f"start + count must not exceed 2**32, got {first} + {number}")
+    return range(first, first + number)
+
+
+def _collect(
+    geometry: Geometry, count: int, seed: int, start: int, match_distance: bool, workers: int
+) -> tuple[Bytes, Ints, list[Truth]]:
+    indices, seed, workers = index_range(start, count, 0), seed_word("seed", seed), whole("workers", workers, 1)
+    match = prepare(geometry, match_distance)
+    images = np.empty((len(indices), geometry.size, geometry.size), np.uint8)
+    labels = np.empty(len(indices), np.int64)
+    truths: list[Truth] = []
+    step = max(1, min(_TASK, -(-len(indices) // workers)))
+    tasks = [indices[at : at + step] for at in range(0, len(indices), step)]
+    for part, found in run_tasks(partial(_range, geometry, seed, match), tasks, workers):
+        here = slice(len(truths), len(truths) + len(found))
+        images[here] = part
+        labels[here] = [truth.label for truth in found]
+        truths += found
+    return images, labels, truths
+
+
+def _range(geometry: Geometry, seed: int, match: DistanceMatch | None, indices: range) -> tuple[Bytes, list[Truth]]:
+    truths = [make(geometry, seed, index, match) for index in indices]
+    return np.stack([render(truth) for truth in truths]), truths

@@ -1,0 +1,221 @@
+"""Writing images in the folder layout of the Long Range Arena release.
+
+``pathfinder{H}/{level}/imgs/{batch}/sample_{i}.png`` (8-bit grey, i from 0 in each batch) and
+``pathfinder{H}/{level}/metadata/{batch}.npy`` (see ``metadata``).
+
+Files get their names by renaming, images before their batch's metadata, so whatever bears a final name is whole. A
+``generator.json`` beside them says what made the folder, so that a second run can only finish the same work.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sparseflash.pathfinder.distance import resolve, seed_word
+from sparseflash.pathfinder.geometry import Geometry, whole
+from sparseflash.pathfinder.images import index_range, prepare
+from sparseflash.pathfinder.metadata import metadata_row
+from sparseflash.pathfinder.render import render
+from sparseflash.pathfinder.scene import DistanceMatch, label_and_margin, make, stream
+from sparseflash.pathfinder.workers import run_tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rich.progress import Task
+
+BATCH = 1000
+"""Images in a batch folder."""
+_TASK = 25
+_IDENTITY = "generator.json"
+
+
+@dataclass(frozen=True, slots=True)
+class WriteReport:
+    """What ``write`` did.
+
+    Attributes:
+        folder: the level folder.
+        written: images drawn now.
+        kept: images of unfinished batches that were there already.
+        skipped: numbers of the batches that were complete already.
+    """
+
+    folder: Path
+    written: int
+    kept: int
+    skipped: tuple[int, ...]
+
+
+def write(
+    out: str | os.PathLike[str],
+    size: int = 256,
+    count: int = 1000,
+    seed: int = 0,
+    level: str = "hard",
+    workers: int = 1,
+    *,
+    start: int = 0,
+    geometry: Geometry | None = None,
+    match_distance: bool = False,
+    progress: bool = True,
+) -> WriteReport:
+    """Write images ``start`` .. ``start + count - 1`` of a seed below ``out`` in the LRA layout.
+
+    Complete batches of 1,000 are skipped and reported, incomplete ones are finished, so an interrupted run, or one with
+    a larger ``count``, goes on where the last one stopped.
+
+    Args:
+        out: folder that gets (or has) a ``pathfinder{H}``.
+        size: as for ``generate``.
+        count: number of images, at least one.
+        seed: as for ``generate``.
+        level: as for ``generate``.
+        workers: as for ``generate``; the processes write the images too.
+        start: as for ``generate``.
+        geometry: as for ``generate``; its level folder is named by the contour length.
+        match_distance: as for ``generate``.
+        progress: draw a bar with the rate in images a second on stderr.
+
+    Returns:
+        A :class:`WriteReport`.
+
+    Raises:
+        TypeError, ValueError: a bad argument, or a folder that holds other images (another seed, start or geometry,
+            or not written by this function); nothing has been written then.
+        RuntimeError: a worker died, or the geometry yields no pairs of contours.
+        OSError: the disk refused.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflash import pathfinder
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     report = pathfinder.write(out, 32, 3, progress=False)
+        ...     len(pathfinder.read(out))
+        3
+    """
+    chosen = resolve(size, level, geometry)
+    indices, seed, workers = index_range(start, count, 1), seed_word("seed", seed), whole("workers", workers, 1)
+    root = Path(out)
+    if root.exists() and not root.is_dir():
+        raise ValueError(f"out must be a folder, but {str(out)!r} is a file")
+    folder = root / f"pathfinder{chosen.size}" / chosen.folder
+    identity = json.dumps(
+        {"seed": seed, "start": start, "match_distance": bool(match_distance), "geometry": asdict(chosen)}, indent=1
+    )
+    _refuse_foreign(folder, identity)
+    match = prepare(chosen, match_distance)
+
+    (folder / "metadata").mkdir(parents=True, exist_ok=True)
+    _replace(folder / _IDENTITY, identity)
+    batches = [(b, indices[b * BATCH : (b + 1) * BATCH]) for b in range(-(-len(indices) // BATCH))]
+    missing = {b: _missing(folder, b, len(part)) for b, part in batches}
+    skipped = tuple(b for b, _ in batches if not missing[b] and _rows(folder, b) >= len(dict(batches)[b]))
+    todo = [(b, part) for b, part in batches if b not in skipped]
+    written = sum(len(missing[b]) for b, _ in todo)
+    kept = sum(len(part) for _, part in todo) - written
+
+    parts = dict(todo)
+    tasks = [
+        (b, parts[b].start, missing[b][at : at + _TASK]) for b, _ in todo for at in range(0, len(missing[b]), _TASK)
+    ]
+    left = Counter(b for b, _, _ in tasks)
+    for b, part in todo:
+        (folder / "imgs" / str(b)).mkdir(parents=True, exist_ok=True)
+        if not left[b]:
+            _write_metadata(folder, chosen, seed, b, part)
+    with _bar(progress, written) as advance:
+        work = partial(_draw, chosen, seed, match, folder)
+        for (b, _, names), _ in zip(tasks, run_tasks(work, tasks, workers), strict=True):
+            advance(len(names))
+            left[b] -= 1
+            if not left[b]:
+                _write_metadata(folder, chosen, seed, b, parts[b])
+    return WriteReport(folder, written, kept, skipped)
+
+
+def _draw(
+    geometry: Geometry, seed: int, match: DistanceMatch | None, folder: Path, task: tuple[int, int, list[int]]
+) -> None:
+    from PIL import Image
+
+    batch, first, numbers = task
+    for i in numbers:
+        image = render(make(geometry, seed, first + i, match))
+        path = folder / "imgs" / str(batch) / f"sample_{i}.png"
+        partial_path = path.with_name(f".{path.name}.tmp")
+        Image.fromarray(image).save(partial_path, format="PNG")
+        os.replace(partial_path, path)
+
+
+def _write_metadata(folder: Path, geometry: Geometry, seed: int, batch: int, indices: range) -> None:
+    rows = []
+    for i, index in enumerate(indices):
+        # Label and margin are the first draws of an image's stream, so images already there need not be drawn again.
+        label, which = label_and_margin(geometry, stream(geometry, seed, index))
+        rows.append(metadata_row(geometry, batch, i, label, geometry.paddle_margins[which]) + "\n")
+    _replace(folder / "metadata" / f"{batch}.npy", "".join(rows))
+
+
+def _refuse_foreign(folder: Path, identity: str) -> None:
+    if not any((folder / name).exists() for name in ("imgs", "metadata", _IDENTITY)):
+        return
+    try:
+        found = json.loads((folder / _IDENTITY).read_text())
+    except FileNotFoundError:
+        raise ValueError(f"{folder} holds images that `write` did not make; choose another folder") from None
+    except ValueError:
+        raise ValueError(f"{folder / _IDENTITY} is not readable; choose another folder") from None
+    wanted = json.loads(identity)
+    if not isinstance(found, dict) or found != wanted:
+        differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+        raise ValueError(f"{folder} holds images of another {' and '.join(differing)}; choose another folder")
+
+
+def _missing(folder: Path, batch: int, count: int) -> list[int]:
+    try:
+        with os.scandir(folder / "imgs" / str(batch)) as entries:
+            there = {entry.name for entry in entries if entry.stat().st_size}
+    except FileNotFoundError:
+        there = set()
+    return [i for i in range(count) if f"sample_{i}.png" not in there]
+
+
+def _rows(folder: Path, batch: int) -> int:
+    try:
+        return len((folder / "metadata" / f"{batch}.npy").read_text().splitlines())
+    except FileNotFoundError:
+        return 0
+
+
+def _replace(path: Path, text: str) -> None:
+    partial_path = path.with_name(f".{path.name}.tmp")
+    partial_path.write_text(text)
+    os.replace(partial_path, path)
+
+
+@contextmanager
+def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+    if not show:
+        yield lambda done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.text import Text
+
+    class Rate(ProgressColumn):
+        def render(self, task: Task) -> Text:
+            return Text("" if task.speed is None else f"{task.speed:.1f} img/s")
+
+    columns = (TextColumn("pathfinder"), BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda done: bar.advance(task, done)

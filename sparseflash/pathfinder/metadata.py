@@ -1,0 +1,84 @@
+"""The metadata files of the Long Range Arena layout: one line an image, in order of creation.
+
+Eleven columns: subfolder, file name, index in the batch, **label**, continuity, contour length, distractor length,
+paddle length, thickness, this image's margin, number of paddle contrasts. In the release the files are plain text
+despite their ``.npy`` suffix, separated by spaces; the original generator writes real NumPy arrays of strings.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+import numpy as np
+
+from sparseflash.pathfinder.geometry import Geometry
+
+_COLUMNS: Final = 4  # those that are read: a file with fewer cannot be used
+
+
+def metadata_row(geometry: Geometry, batch: int, i: int, label: int, margin: int) -> str:
+    """One line of a metadata file."""
+    columns: Iterable[object] = (
+        f"imgs/{batch}",
+        f"sample_{i}.png",
+        i,
+        label,
+        geometry.continuity,
+        geometry.contour_length,
+        geometry.distractor_length,
+        geometry.paddle_length,
+        f"{geometry.paddle_thickness:g}",
+        margin,
+        1,
+    )
+    return " ".join(map(str, columns))
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """Metadata files by *integer* stem: 10 comes after 9."""
+    files = [file for file in (folder / "metadata").glob("*.npy") if not file.name.startswith(".")]
+    if not files:
+        raise ValueError(f"{folder / 'metadata'} holds no .npy files")
+    strange = [file.name for file in files if not re.fullmatch(r"[0-9]+", file.stem)]
+    if strange:
+        raise ValueError(f"{folder / 'metadata'}: names must be whole numbers, found {some(strange)}")
+    return sorted(files, key=lambda file: int(file.stem))
+
+
+def read_rows(file: Path) -> list[tuple[str, str, int]]:
+    """(subfolder, file name, label) of each image of one metadata file."""
+    data = file.read_bytes()
+    try:
+        if data.startswith(b"\x93NUMPY"):
+            table = np.load(io.BytesIO(data), allow_pickle=False)
+            if table.ndim != 2:
+                raise ValueError(f"an array of {table.ndim} dimensions")
+            lines = [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
+        else:
+            lines = [line.split() for line in data.decode().splitlines() if line.strip()]
+    except (ValueError, EOFError, OSError) as error:
+        raise ValueError(f"{file}: neither text nor a plain NumPy array ({error})") from error
+    return [_row(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:
+    where = f"{file}, row {number}"
+    if len(line) < _COLUMNS:
+        raise ValueError(f"{where}: expected 11 columns, got {len(line)}")
+    sub, name, label = line[0], line[1], line[3]
+    path = PurePosixPath(sub, name)
+    plain = not path.is_absolute() and ".." not in path.parts and "/" not in name and name not in ("", ".")
+    if not plain or any(c in sub + name for c in "\\:\0"):
+        raise ValueError(f"{where}: {sub!r} {name!r} is not a path inside the folder")
+    if label not in ("0", "1"):
+        raise ValueError(f"{where}: the label must be 0 or 1, got {label!r}")
+    return PurePosixPath(sub).as_posix(), name, int(label)
+
+
+def some(names: Sequence[str]) -> str:
+    """A few of many names, for a message."""
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")

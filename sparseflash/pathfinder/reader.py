@@ -1,0 +1,278 @@
+"""Reading the Long Range Arena layout: the release itself, and what ``write`` makes."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
+from sparseflash.pathfinder.strokes import Bytes, Ints
+
+_PNG: Final = b"\x89PNG\r\n\x1a\n"
+_END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
+_MOST: Final = 1024
+_SIZED = re.compile(r"pathfinder(\d{1,4})")
+_HARD = LEVELS["hard"][0]
+
+
+class Splits(NamedTuple):
+    """Three disjoint parts of a data set."""
+
+    train: Dataset
+    val: Dataset
+    test: Dataset
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Dataset:
+    """Images on disk, decoded when asked for: ``len``, and ``dataset[i] -> (uint8 [H, H], label)``.
+
+    Attributes:
+        folder: the level folder.
+        size: side H of every image.
+        files: their paths inside the folder, in file order.
+        labels: int64 [n], 0 or 1.
+        dropped: paths of the zero-length images that were left out.
+    """
+
+    folder: Path
+    size: int
+    files: tuple[str, ...]
+    labels: Ints
+    dropped: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Bytes, int]:
+        """Image uint8 [H, H] and label of one index.
+
+        Raises:
+            IndexError: out of range.
+            FileNotFoundError, ValueError: the file is gone, truncated, or not a PNG of the right size; it is named.
+        """
+        return self._decode(self.files[index]), int(self.labels[index])
+
+    def subset(self, indices: Sequence[int] | Ints | slice) -> Dataset:
+        """The images of ``indices``, in their order."""
+        order = np.arange(len(self))[indices]
+        files = tuple(self.files[i] for i in order.tolist())
+        return Dataset(self.folder, self.size, files, self.labels[order], self.dropped)
+
+    def split(self, name: str = "s4") -> Splits:
+        """Train, validation and test parts, about 80, 10 and 10 %.
+
+        Args:
+            name: ``"s4"``, the split of the S4 line of work: ``torch.randperm`` with seed 42, cut as train, val, test
+                with int(0.1 n) images in each of the last two; defined for the hard level only. ``"contiguous"``: the
+                first 80 %, the next 10 %, the rest. (The split of TensorFlow Datasets follows that builder's own
+                hashed order and cannot be had from the files; "contiguous" is not it.)
+
+        Raises:
+            ValueError: unknown name, or s4 on another level.
+        """
+        n = len(self)
+        if name == "contiguous":
+            cuts = n * 8 // 10, n * 9 // 10
+            order = np.arange(n)
+        elif name == "s4":
+            if self.folder.name != _HARD:
+                raise ValueError(f'the s4 split is of {_HARD} alone, this is {self.folder.name}; use "contiguous"')
+            import torch
+
+            part = int(0.1 * n)
+            cuts = n - 2 * part, n - part
+            order = torch.randperm(n, generator=torch.Generator().manual_seed(42)).numpy()
+        else:
+            raise ValueError(f'split must be "s4" or "contiguous", got {name!r}')
+        return Splits(*(self.subset(part) for part in np.split(order, cuts)))
+
+    def _decode(self, name: str) -> Bytes:
+        from PIL import Image
+
+        path = self.folder / name
+        data = path.read_bytes()
+        problem = _header_problem(data[:33], self.size)
+        if problem:
+            raise ValueError(f"{path}: {problem}")
+        if not data.endswith(_END):
+            raise ValueError(f"{path}: a truncated PNG")
+        try:
+            with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+                return np.asarray(picture.convert("L"))
+        except (OSError, SyntaxError, ValueError) as error:
+            raise ValueError(f"{path}: a damaged PNG ({error})") from error
+
+
+def read(
+    path: str | os.PathLike[str], level: str | None = None, *, size: int | None = None, verify: bool = True
+) -> Dataset:
+    """Open a Pathfinder folder in the layout of the Long Range Arena release (Tay et al. 2021).
+
+    ``path`` may be the unpacked archive, its inner ``lra_release``, a ``pathfinder{H}`` or a level folder. Where the
+    archive holds two copies of a size the inner one is read; copies are never merged. Metadata may be plain text (the
+    release) or NumPy arrays (the original generator); nothing is ever unpickled. Zero-length images (the release has
+    one) are dropped, with a warning that names them, before any split.
+
+    Args:
+        path: an existing folder.
+        level: easy, intermediate, hard or the name of a level folder; hard by default, or the level that ``path`` is.
+        size: which ``pathfinder{H}``, needed where there are several.
+        verify: look at the start and the end of every image now; otherwise damage shows when an image is read.
+
+    Returns:
+        A :class:`Dataset`.
+
+    Raises:
+        FileNotFoundError: no such folder, or images are missing; the first is named and they are counted.
+        ValueError: no data, damaged metadata or images (the first is named, they are counted), sides that are not
+            ``size``, names that lead out of the folder, or an ambiguous ``size``.
+
+    Example:
+        >>> import tempfile
+        >>> from sparseflash import pathfinder
+        >>> with tempfile.TemporaryDirectory() as out:
+        ...     report = pathfinder.write(out, 32, 20, progress=False)
+        ...     train, val, test = pathfinder.read(out).split("s4")
+        >>> len(train), len(val), len(test)
+        (16, 2, 2)
+    """
+    folder = _level_folder(Path(path), level, size)
+    rows = [row for file in metadata_files(folder) for row in read_rows(file)]
+    if not rows:
+        raise ValueError(f"{folder}: the metadata files name no images")
+    sizes = _file_sizes(folder, {sub for sub, _, _ in rows})
+    names = [f"{sub}/{name}" for sub, name, _ in rows]
+    _complain(FileNotFoundError, folder, [name for name in names if name not in sizes], "missing", len(names))
+    dropped = tuple(name for name in names if not sizes[name])
+    if dropped:
+        warnings.warn(f"{folder}: dropped {len(dropped)} empty image(s): {some(dropped)}", stacklevel=2)
+    kept = [(name, label) for name, (_, _, label) in zip(names, rows, strict=True) if sizes[name]]
+    if not kept:
+        raise ValueError(f"{folder}: all {len(names)} images are empty")
+    side = _side(folder, kept[0][0])
+    if verify:
+        damaged = [name for name, _ in kept if _damaged(folder / name, side)]
+        _complain(ValueError, folder, damaged, f"damaged, truncated or not {side} pixels square", len(names))
+    return Dataset(
+        folder, side, tuple(name for name, _ in kept), np.array([label for _, label in kept], np.int64), dropped
+    )
+
+
+def to_tokens(images: Bytes) -> Bytes:
+    """Images uint8 [..., H, H] as token sequences uint8 [..., H * H]: row-major, the raw bytes 0..255."""
+    return images.reshape(*images.shape[:-2], -1)
+
+
+def to_floats(images: Bytes, *, center: bool = False) -> NDArray[np.float32]:
+    """Images as float32 of the same shape: x / 255, or (x / 255 - 1/2) / (1/2) with ``center``.
+
+    The S4 code's loader class centres by default, but its Pathfinder configurations set ``center: False``.
+    """
+    floats: NDArray[np.float32] = images.astype(np.float32) / np.float32(255)
+    if center:
+        floats = (floats - np.float32(0.5)) / np.float32(0.5)
+    return floats
+
+
+def _level_folder(path: Path, level: str | None, size: int | None) -> Path:
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such folder")
+    if not path.is_dir():
+        raise ValueError(f"{path} is a file; unpack the archive and name the folder")
+    name = None if level is None else LEVELS[level][0] if level in LEVELS else level
+    if name is not None and not re.fullmatch(r"curv_\w+", name):
+        raise ValueError(f"level must be one of {', '.join(LEVELS)} or a folder name such as {_HARD!r}, got {level!r}")
+    if (path / "metadata").is_dir():
+        if name is not None and path.resolve().name != name:
+            raise ValueError(f"{path} is a level folder, but not {name!r}")
+        return path.resolve()
+    if not _levels(path):
+        path = _sized_folder(path, size)
+    elif size is not None and path.resolve().name != f"pathfinder{size}":
+        raise ValueError(f"{path} is not pathfinder{size}")
+    folder = path / (name or _HARD)
+    if not (folder / "metadata").is_dir():
+        raise ValueError(
+            f"{path}: no {folder.name} with metadata here; there is {', '.join(_levels(path)) or 'nothing'}"
+        )
+    return folder.resolve()
+
+
+def _levels(path: Path) -> list[str]:
+    return sorted(entry.name for entry in path.glob("curv_*") if entry.is_dir())
+
+
+def _sized_folder(path: Path, size: int | None) -> Path:
+    """The ``pathfinder{H}`` below an archive, innermost copy first."""
+    seen: set[int] = set()
+    for root in (path / "lra_release" / "lra_release", path / "lra_release", path):
+        found = {int(m[1]): root / m[0] for m in map(_SIZED.fullmatch, _names(root)) if m}
+        if size is None and len(found) > 1:
+            raise ValueError(f"{root} holds sizes {', '.join(map(str, sorted(found)))}; name one with size=")
+        if found and (size is None or size in found):
+            return found[min(found) if size is None else size]
+        seen |= set(found)
+    wanted = "pathfinder{H}" if size is None else f"pathfinder{size}"
+    raise ValueError(f"{path}: no {wanted} here; found sizes: {', '.join(map(str, sorted(seen))) or 'none'}")
+
+
+def _names(root: Path) -> list[str]:
+    return [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
+
+
+def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    for sub in sorted(subfolders):
+        place = folder / sub
+        if not place.resolve().is_relative_to(folder):
+            raise ValueError(f"{place} leads out of the folder")
+        if place.is_dir():
+            with os.scandir(place) as entries:
+                sizes.update({f"{sub}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()})
+    return sizes
+
+
+def _side(folder: Path, first: str) -> int:
+    """H, from the name of the folder above, or else from the first image."""
+    match = _SIZED.fullmatch(folder.parent.name)
+    with (folder / first).open("rb") as file:
+        head = file.read(33)
+    side = int(match[1]) if match else int.from_bytes(head[16:20], "big")
+    problem = None if 1 <= side <= _MOST else f"a side of {side} pixels, more than {_MOST}"
+    problem = problem or (None if match else _header_problem(head, side))
+    if problem:
+        raise ValueError(f"{folder / first}: {problem}")
+    return side
+
+
+def _header_problem(head: bytes, side: int) -> str | None:
+    """What is wrong with the first 33 bytes of a PNG of ``side`` pixels; sizes are checked before any decoding."""
+    if len(head) < 33 or not head.startswith(_PNG) or head[12:16] != b"IHDR":
+        return "not a PNG, or truncated"
+    width, height = struct.unpack(">II", head[16:24])
+    return None if (width, height) == (side, side) else f"{width} x {height} pixels, expected {side} x {side}"
+
+
+def _damaged(path: Path, side: int) -> bool:
+    with path.open("rb") as file:
+        if _header_problem(file.read(33), side):
+            return True
+        file.seek(-min(12, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        return file.read() != _END
+
+
+def _complain(kind: type[Exception], folder: Path, names: Sequence[str], what: str, total: int) -> None:
+    if names:
+        raise kind(f"{folder}: {len(names)} of {total} images {what}: {some(names)}")
