@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparseflash.patterns.band import Band
+from sparseflash.patterns.interval import Band
 from sparseflash.patterns.pattern import Pattern
 
 

@@ -91,6 +91,9 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
 
 def _letters(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet) -> NDArray[np.int32]:
     """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
+    words = pattern.tiles(grid, rows, cols)
+    if words is not None:
+        return alphabet.letters(words)
     i = rows[:, None] * grid.bq + np.arange(grid.bq)
     j = cols[:, None] * grid.bk + np.arange(grid.bk)
     q = np.minimum(i, grid.q_len - 1) + grid.q_offset

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid, Ints, is_int, make_grid
+from sparseflash.patterns.tiles import Words
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -63,6 +64,13 @@ class Pattern(ABC):
         """One integer a candidate; equal integers promise equal tiles. None: evaluate each candidate.
 
         Only whole blocks need be told apart: ragged last blocks are kept separate by the compiler.
+        """
+        return None
+
+    def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
+        """Tiles of blocks, uint32 [n, BQ, ceil(BK / 32)], where they can be written faster than by asking allows.
+
+        Bits of tokens past the lengths are 0. None: ask allows.
         """
         return None
 

@@ -1,0 +1,82 @@
+"""Patterns in which every query sees one stretch of keys, and later queries see later stretches."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.pattern import Bools, Pattern
+from sparseflash.patterns.tiles import Words, words_per_row
+
+
+class Interval(Pattern):
+    """Base of patterns that allow ``low(q) <= k < stop(q)`` with neither bound ever falling as q grows."""
+
+    @abstractmethod
+    def bounds(self, q: Ints) -> tuple[Ints, Ints]:
+        """First allowed key and the one past the last, of q's shape; may lie outside the keys that exist."""
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        low, stop = self.bounds(q)
+        return np.logical_and(k >= low, k < stop)
+
+    def _existing(self, q: Ints, grid: Grid) -> tuple[Ints, Ints]:
+        low, stop = self.bounds(q)
+        return np.clip(low, 0, grid.kv_len), np.clip(stop, 0, grid.kv_len)
+
+    def _columns(self, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
+        """Per row: columns touched [a, b) and columns filled [c, d) inside them."""
+        rows = grid.all_rows()
+        first_low, first_stop = self._existing(grid.q_start(rows), grid)
+        last_low, last_stop = self._existing(grid.q_last(rows), grid)
+        a, b = first_low // grid.bk, -(-last_stop // grid.bk)
+        c = -(-last_low // grid.bk)
+        d = np.where(first_stop == grid.kv_len, grid.cols, first_stop // grid.bk)
+        empty = c >= d
+        return a, b, np.where(empty, b, c), np.where(empty, b, d)
+
+    def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints]:
+        _, _, c, d = self._columns(grid)
+        return grid.all_rows(), c, d
+
+    def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
+        a, b, c, d = self._columns(grid)
+        rows = grid.all_rows()
+        return grid.expand(np.tile(rows, 2), np.concatenate([a, d]), np.concatenate([c, b]))
+
+    def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
+        q = grid.q_start(rows)[:, None] + np.arange(grid.bq)
+        low, stop = self._existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)
+        stop = np.where(q < grid.q_offset + grid.q_len, stop, 0)
+        # Bits [low, stop) of each word, counted from the word's first key.
+        word = (cols[:, None] * grid.bk + 32 * np.arange(words_per_row(grid.bk)))[:, None, :]
+        width = min(32, grid.bk)
+        ones = np.uint64(1)
+        below_low = (ones << np.clip(low[:, :, None] - word, 0, width).astype(np.uint64)) - ones
+        below_stop = (ones << np.clip(stop[:, :, None] - word, 0, width).astype(np.uint64)) - ones
+        words: Words = (below_stop & ~below_low).astype(np.uint32)
+        return words
+
+
+class Band(Interval):
+    """Allowed where ``low <= k - q <= high``; None is unbounded. The base of full, causal and local."""
+
+    @property
+    def low(self) -> int | None:
+        """Smallest allowed k - q."""
+        return None
+
+    @property
+    def high(self) -> int | None:
+        """Largest allowed k - q."""
+        return None
+
+    def bounds(self, q: Ints) -> tuple[Ints, Ints]:
+        far = np.iinfo(np.int64).max
+        low = np.full_like(q, -far) if self.low is None else q + self.low
+        return low, np.full_like(q, far) if self.high is None else q + self.high + 1
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        return grid.k_start(cols) - grid.q_start(rows)
