@@ -6,13 +6,19 @@ Imports numpy and scipy only.
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
+from sparseflash.patterns.composed import star, streaming
+from sparseflash.patterns.dilated import dilated
+from sparseflash.patterns.documents import documents
+from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.from_blocks import from_blocks
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.local import local
+from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.parsing import parse, register
 from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import where
 
@@ -22,13 +28,20 @@ __all__ = [
     "Pattern",
     "butterfly",
     "causal",
+    "dilated",
+    "documents",
+    "fixed",
     "from_blocks",
     "full",
     "global_tokens",
     "local",
+    "log_sparse",
     "parse",
     "per_head",
+    "prefix",
     "register",
+    "star",
+    "streaming",
     "strided",
     "where",
 ]

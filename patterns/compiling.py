@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask, full_mask, stack_heads
+from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead
 from sparseflash.patterns.progress import track
@@ -35,6 +36,8 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
             return ~compile_pattern(inner, grid)
         case PerHead(heads):
             return stack_heads([compile_pattern(head, grid) for head in heads])
+        case Composed():
+            return compile_pattern(pattern.expression(), grid)
         case _:
             return _compile_leaf(pattern, grid)
 

@@ -8,20 +8,33 @@ from collections.abc import Callable
 
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
+from sparseflash.patterns.composed import star, streaming
+from sparseflash.patterns.dilated import dilated
+from sparseflash.patterns.documents import documents
+from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.local import local
+from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Predicate, Where
 
 _constructors: dict[str, Callable[..., Pattern]] = {
     "butterfly": butterfly,
     "causal": causal,
+    "dilated": dilated,
+    "documents": documents,
+    "fixed": fixed,
     "full": full,
     "global_tokens": global_tokens,
     "local": local,
+    "log_sparse": log_sparse,
     "per_head": per_head,
+    "prefix": prefix,
+    "star": star,
+    "streaming": streaming,
     "strided": strided,
 }
 _NOT_TEXT = {

@@ -58,7 +58,7 @@ def attention(
 
     Raises:
         TypeError: an argument of another kind, dtypes that differ or are not floating.
-        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is no finite number,
+        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is negative or no finite number,
             an unknown backend.
 
     Example:
@@ -71,7 +71,7 @@ def attention(
         True
     """
     _check_operands(q, k, v)
-    backend = _checked_backend(backend, q)
+    backend = _checked_backend(backend, q, v)
     scale = _checked_scale(scale, q.shape[-1])
     table = _table(mask, q, k)
     out, lse = ops.attention(
@@ -110,7 +110,7 @@ def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             )
 
 
-def _checked_backend(backend: str | None, q: torch.Tensor) -> str:
+def _checked_backend(backend: str | None, q: torch.Tensor, v: torch.Tensor) -> str:
     if backend is None:
         backend = "cpu" if q.device.type == "cpu" else "triton"
     if backend not in ops.BACKENDS:
@@ -120,6 +120,8 @@ def _checked_backend(backend: str | None, q: torch.Tensor) -> str:
     if backend == "triton":
         if q.dtype == torch.float64:
             raise TypeError("backend 'triton' takes float16, bfloat16 or float32; float64 runs on backend 'cpu'")
+        if max(q.shape[-1], v.shape[-1]) > 256:
+            raise ValueError(f"backend 'triton' takes head dims up to 256, got {q.shape[-1]} and {v.shape[-1]}")
         if q.device.type != "cuda" and not _interpreting():
             raise ValueError(f"backend 'triton' takes tensors on a GPU; q is on {q.device}")
     return backend
@@ -137,8 +139,8 @@ def _checked_scale(scale: float | None, dim: int) -> float:
         return 1 / math.sqrt(dim)
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise TypeError(f"scale must be a number or None, got {scale!r}")
-    if not math.isfinite(scale):
-        raise ValueError(f"scale must be finite, got {scale!r}")
+    if not math.isfinite(scale) or scale < 0:
+        raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
     return float(scale)
 
 

@@ -18,6 +18,13 @@ named_leaves = st.one_of(
     st.builds(P.local, st.integers(0, 300)),
     st.builds(P.strided, st.integers(1, 20), st.integers(1, 80)),
     st.builds(P.butterfly, st.integers(1, 80), st.none() | st.integers(1, 16)),
+    st.builds(P.dilated, st.integers(0, 30), st.integers(1, 200)),
+    st.builds(lambda lengths: P.documents([*lengths, 5000]), st.lists(st.integers(1, 300), max_size=8)),
+    st.integers(1, 20).flatmap(lambda s: st.builds(P.fixed, st.just(s), st.integers(0, s), st.integers(1, 80))),
+    st.just(P.log_sparse()),
+    st.builds(P.prefix, st.integers(0, 400)),
+    st.just(P.star()),
+    st.builds(P.streaming, st.integers(0, 200), st.integers(1, 300)),
     st.builds(P.global_tokens, st.integers(0, 80) | st.lists(st.integers(0, 700), min_size=1, max_size=5)),
 )
 

@@ -36,7 +36,8 @@ ATTENTION: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("empty", qkv(q=torch.zeros(1, 2, 0, 16)), ValueError, "no dimension may be 0"),
     ("strides", qkv(q=torch.zeros(1, 2, 16, 32).mT), ValueError, r"last dim of q must be contiguous.*q.contiguous\(\)"),
     ("backend", qkv(backend="cuda"), ValueError, "'cpu', 'triton' or None, got 'cuda'"),
-    ("NaN scale", qkv(scale=float("nan")), ValueError, "scale must be finite, got nan"),
+    ("NaN scale", qkv(scale=float("nan")), ValueError, "scale must be finite and not negative, got nan"),
+    ("negative scale", qkv(scale=-1.0), ValueError, "got -1.0; negate q instead"),
     ("scale type", qkv(scale="big"), TypeError, "scale must be a number or None, got 'big'"),
     ("mask type", qkv(mask=torch.ones(32, 32)), TypeError, "mask must be a Pattern, BlockMask, LookupTable or None"),
     (

@@ -1,0 +1,95 @@
+"""How each kernel is launched: step sizes, warps and pipeline stages by architecture, head dim and dtype.
+
+A committed table, so that nobody's first call waits for an autotuner. The figures were chosen from what ahead-of-time
+compilation shows (no spills, shared memory fits, prefetch depth; see `triton_report`). Their speed on a GPU is
+unmeasured.
+
+Shape legend: a step is BM queries x BN keys. It divides the table's block, whatever that is: see `Launch.within`.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+
+
+class Launch(NamedTuple):
+    """One kernel's launch."""
+
+    BM: int  # queries a step
+    BN: int  # keys a step
+    warps: int
+    stages: int
+
+    def within(self, block: tuple[int, int]) -> Launch:
+        """The same launch with steps no larger than a block of (BQ, BK) tokens."""
+        BQ, BK = block
+        return self._replace(BM=min(self.BM, BQ), BN=min(self.BN, BK))
+
+
+class Configuration(NamedTuple):
+    """The launches of the three kernels."""
+
+    forward: Launch
+    keys: Launch  # dK and dV
+    queries: Launch  # dQ
+
+
+# (architecture, head dim, dtype): head dim is rounded up; "half" is fp16 and bf16, "single" is fp32.
+TABLE: dict[tuple[str, int, str], Configuration] = {
+    ("sm_80", 32, "half"): Configuration(Launch(64, 64, 4, 3), Launch(32, 64, 4, 3), Launch(64, 64, 4, 3)),
+    ("sm_80", 64, "half"): Configuration(Launch(64, 64, 4, 3), Launch(32, 64, 4, 3), Launch(64, 64, 4, 3)),
+    ("sm_80", 128, "half"): Configuration(Launch(64, 64, 4, 2), Launch(32, 128, 8, 2), Launch(64, 64, 8, 2)),
+    ("sm_80", 256, "half"): Configuration(Launch(64, 32, 8, 2), Launch(16, 64, 8, 2), Launch(32, 32, 4, 2)),
+    ("sm_90", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
+    ("sm_90", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 128, 8, 3), Launch(128, 64, 8, 3)),
+    ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 64, 8, 3), Launch(128, 64, 8, 3)),
+    ("sm_90", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 64, 8, 2), Launch(64, 16, 8, 2)),
+    ("sm_100", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
+    ("sm_100", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 64, 4, 3), Launch(128, 64, 8, 3)),
+    ("sm_100", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 32, 8, 2), Launch(128, 64, 8, 3)),
+    ("sm_100", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 32, 8, 2), Launch(64, 32, 8, 2)),
+    ("gfx942", 32, "half"): Configuration(Launch(128, 64, 4, 2), Launch(32, 64, 4, 2), Launch(64, 64, 4, 2)),
+    ("gfx942", 64, "half"): Configuration(Launch(128, 64, 4, 2), Launch(32, 64, 4, 1), Launch(64, 32, 4, 1)),
+    ("gfx942", 128, "half"): Configuration(Launch(64, 64, 4, 1), Launch(32, 32, 4, 1), Launch(64, 64, 4, 1)),
+    ("gfx942", 256, "half"): Configuration(Launch(64, 32, 4, 1), Launch(16, 64, 8, 1), Launch(32, 32, 4, 1)),
+}
+# fp32 products are exact ("ieee"), hence fused multiply-adds outside the matrix units on NVIDIA: small steps.
+for _architecture in ("sm_80", "sm_90", "sm_100", "gfx942"):
+    TABLE |= {
+        (_architecture, 32, "single"): Configuration(Launch(32, 32, 4, 2), Launch(32, 32, 4, 2), Launch(32, 32, 4, 2)),
+        (_architecture, 64, "single"): Configuration(Launch(16, 32, 4, 1), Launch(16, 32, 4, 1), Launch(32, 32, 4, 2)),
+        (_architecture, 128, "single"): Configuration(Launch(16, 16, 4, 1), Launch(32, 32, 8, 1), Launch(16, 16, 4, 1)),
+        (_architecture, 256, "single"): Configuration(Launch(16, 16, 4, 1), Launch(16, 32, 8, 1), Launch(16, 16, 4, 1)),
+    }
+TABLE |= {
+    ("sm_80", 256, "single"): Configuration(Launch(16, 16, 16, 1), Launch(16, 32, 8, 1), Launch(16, 16, 16, 1)),
+    ("gfx942", 128, "single"): Configuration(Launch(16, 16, 4, 1), Launch(16, 16, 4, 1), Launch(16, 32, 4, 1)),
+    ("gfx942", 256, "single"): Configuration(Launch(16, 16, 4, 1), Launch(16, 16, 4, 1), Launch(16, 16, 4, 1)),
+}
+
+INTERPRETER = Configuration(Launch(32, 32, 4, 1), Launch(32, 32, 4, 1), Launch(32, 32, 4, 1))
+
+# Shared memory that one program may use, in bytes. "sm_80" also serves GPUs with only 99K: 8.6, 8.9, 12.x.
+SHARED_MEMORY = {"sm_80": 99 << 10, "sm_90": 227 << 10, "sm_100": 227 << 10, "gfx942": 64 << 10}
+
+
+@lru_cache
+def family(device: torch.device) -> str:
+    """The architecture of TABLE whose launches suit a device; "interpreter" for one that is no GPU."""
+    if device.type != "cuda":
+        return "interpreter"
+    if torch.version.hip is not None:
+        return "gfx942"
+    return {9: "sm_90", 10: "sm_100"}.get(torch.cuda.get_device_capability(device)[0], "sm_80")
+
+
+def configuration(device: torch.device, head_dim: int, dtype: torch.dtype) -> Configuration:
+    """The launches for a device, the larger of the two head dims, and a dtype."""
+    architecture = family(device)
+    if architecture == "interpreter":
+        return INTERPRETER
+    bucket = max(32, 1 << (head_dim - 1).bit_length())
+    return TABLE[architecture, bucket, "single" if dtype == torch.float32 else "half"]

@@ -1,0 +1,488 @@
+"""Block-sparse attention, backward: two passes over the tables, no atomics, bitwise deterministic.
+
+With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
+less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
+norm and delta, padded to whole blocks so that the loops read them unmasked; a query that sees nothing gets norm = +inf
+and delta = 0, hence P = 0 and dS = 0, never NaN.
+
+One program of `keys_kernel` owns a step of keys of one key head, visits the query blocks of its block column for every
+query head of the group, and works on S^T = K Q^T, so that P^T and dS^T enter the next product from registers.
+One program of `queries_kernel` owns a step of queries of one query head, as in the forward pass.
+Shapes as in triton_common; NP = N rounded up to whole blocks.
+"""
+
+# @triton.jit bodies are a language of their own; their launchers are typed.
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sparseflash.kernels.launch import configuration
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.triton_common import (
+    LOG2E,
+    device_of,
+    heads_together,
+    load_rows,
+    load_seen,
+    load_words,
+    load_words_t,
+    matrix,
+    padded,
+    place,
+    readable,
+    spread,
+    spread_t,
+    store_rows,
+    stride_unit,
+    strides_in,
+)
+
+
+@triton.jit(do_not_specialize=["dout_b", "dout_h", "dout_n", "N", "NP", "Hq"])
+def prepare_kernel(
+    out_ptr,  # contiguous
+    dout_ptr,
+    lse_ptr,
+    dlse_ptr,  # contiguous, or None
+    norm_ptr,
+    delta_ptr,
+    dout_b,
+    dout_h,
+    dout_n,
+    N,
+    NP,
+    Hq,
+    UNIT: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BM: tl.constexpr,
+):
+    steps = NP // BM
+    index = tl.program_id(0) // steps
+    first = (tl.program_id(0) % steps) * BM
+    rows = first + tl.arange(0, BM)
+    keep = rows < N
+    row = index.to(tl.int64) * N
+    out = load_rows(out_ptr + row * DV, first, DV, keep, 1, BM, DV, DVP)
+    dout_ptr = matrix(dout_ptr, index // Hq, index % Hq, dout_b, dout_h, UNIT)
+    dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
+    lse = tl.load(lse_ptr + row + rows, mask=keep, other=float("-inf"))
+    delta = tl.sum(out.to(tl.float32) * dout.to(tl.float32), 1)
+    if dlse_ptr is not None:
+        delta -= tl.load(dlse_ptr + row + rows, mask=keep, other=0.0)
+    dead = lse == float("-inf")
+    at = index.to(tl.int64) * NP + rows
+    norm = lse if out_ptr.dtype.element_ty == tl.float32 else lse * LOG2E
+    tl.store(norm_ptr + at, tl.where(dead, float("inf"), norm))
+    tl.store(delta_ptr + at, tl.where(dead, 0.0, delta))
+
+
+@triton.jit
+def _exponential(x, NATURAL: tl.constexpr):
+    if NATURAL:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def _walk_keys(
+    dk,  # fp32 [BN, DP]
+    dv,  # fp32 [BN, DVP]
+    k,
+    v,
+    q_ptr,
+    dout_ptr,
+    norm_ptr,
+    delta_ptr,
+    q_n,
+    dout_n,
+    entries_ptr,  # the column's query blocks of one kind
+    tile_ptr,  # their tiles, when PARTIAL
+    count,  # how many
+    bits_ptr,
+    key,  # first key of this step within its block
+    c,
+    N,
+    PARTIAL: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BQ // BM
+    W: tl.constexpr = (BK + 31) // 32
+    # Read one iteration ahead, as in the forward pass.
+    block = tl.load(entries_ptr, mask=count > 0, other=0)
+    if PARTIAL:
+        tile = tl.load(tile_ptr, mask=count > 0, other=0)
+        words = load_words_t(bits_ptr, tile, 0, key, count > 0, BQ, W, BM, BN)
+        tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
+    for i in range(0, count * SPLIT):
+        first = block * BQ + (i % SPLIT) * BM
+        following = (i + 1) // SPLIT
+        block = tl.load(entries_ptr + following, mask=following < count, other=0)
+        rows = first + tl.arange(0, BM)
+        keep = None
+        if PARTIAL:
+            keep = rows < N
+            bits = words
+            words = load_words_t(bits_ptr, tile, ((i + 1) % SPLIT) * BM, key, following < count, BQ, W, BM, BN)
+            following = (i + 2) // SPLIT
+            tile = tl.load(tile_ptr + following, mask=following < count, other=0)
+        q = load_rows(q_ptr, first, q_n, keep, UNIT, BM, D, DP)
+        dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
+        norm = tl.load(norm_ptr + rows)
+        s = tl.dot(k, tl.trans(q), input_precision="ieee")
+        dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+        if PARTIAL:
+            s = tl.where(spread_t(bits, key, BM, BN), s, float("-inf"))
+        p = _exponential(s * c - norm[None, :], q.dtype == tl.float32)
+        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision="ieee")
+        delta = tl.load(delta_ptr + rows)  # late: it is not needed, nor in registers, before
+        ds = p * (dp - delta[None, :])
+        if PARTIAL:
+            ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
+        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+    return dk, dv
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
+    ]
+)
+def keys_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    norm_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    spans_ptr,
+    full_ptr,
+    partial_ptr,
+    tile_ptr,
+    order_ptr,
+    bits_ptr,
+    pattern_ptr,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    dout_b,
+    dout_h,
+    dout_n,
+    pattern_b,
+    pattern_h,
+    scale,
+    N,
+    NP,
+    M,
+    Hkv,
+    group,  # query heads per key head
+    lines,  # block columns
+    heads,  # B * Hkv
+    together,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BK // BN
+    rank, index = place(lines * SPLIT, heads, together)
+    batch = index // Hkv
+    key_head = index % Hkv
+    # Any fixed pattern's order visits every column once; the group's first one stands for the group.
+    pattern_ptr += batch * pattern_b
+    p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
+    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    key = (rank % SPLIT) * BN
+    first = line * BK + key
+
+    c = tl.cast(scale, tl.float32)
+    if q_ptr.dtype.element_ty != tl.float32:
+        c *= LOG2E
+    keep = first + tl.arange(0, BN) < M
+    k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
+    v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
+    dk = tl.zeros((BN, DP), tl.float32)
+    dv = tl.zeros((BN, DVP), tl.float32)
+    for member in range(0, group):
+        head = key_head * group + member
+        q_at = matrix(q_ptr, batch, head, q_b, q_h, UNIT)
+        dout_at = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
+        row = (batch * (Hkv * group) + head).to(tl.int64) * NP
+        p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
+        span = spans_ptr + (p * lines + line) * 4
+        start = tl.load(span)
+        count = tl.load(span + 1) - start
+        dk, dv = _walk_keys(
+            *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
+            *(full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
+            *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        )
+        start = tl.load(span + 2)
+        count = tl.load(span + 3) - start
+        dk, dv = _walk_keys(
+            *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
+            *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
+            *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        )
+    row = index.to(tl.int64) * M
+    store_rows(dk_ptr + row * D, first, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
+    store_rows(dv_ptr + row * DV, first, DV, keep, dv, 1, BN, DV, DVP)
+
+
+@triton.jit
+def _walk_queries(
+    dq,  # fp32 [BM, DP]
+    q,
+    dout,
+    norm,
+    delta,
+    k_ptr,
+    v_ptr,
+    k_n,
+    v_n,
+    entries_ptr,  # the row's key blocks of one kind
+    tile_ptr,  # their tiles, when PARTIAL
+    count,  # how many
+    bits_ptr,
+    seen_ptr,
+    query,  # first query of this step within its block
+    c,
+    PARTIAL: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BK // BN
+    W: tl.constexpr = (BK + 31) // 32
+    # Read one iteration ahead, as in the forward pass.
+    block = tl.load(entries_ptr, mask=count > 0, other=0)
+    if PARTIAL:
+        tile = tl.load(tile_ptr, mask=count > 0, other=0)
+        seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
+        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, W, BM, BN)
+        tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
+    for i in range(0, count * SPLIT):
+        first = block * BK + (i % SPLIT) * BN
+        following = (i + 1) // SPLIT
+        block = tl.load(entries_ptr + following, mask=following < count, other=0)
+        keep = None
+        if PARTIAL:
+            keep = seen
+            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            key = ((i + 1) % SPLIT) * BN
+            seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
+            words = load_words(bits_ptr, tile, query, key, following < count, BQ, W, BM, BN)
+            following = (i + 2) // SPLIT
+            tile = tl.load(tile_ptr + following, mask=following < count, other=0)
+        k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
+        v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+        if PARTIAL:
+            s = tl.where(visible, s, float("-inf"))
+        p = _exponential(s * c - norm[:, None], q.dtype == tl.float32)
+        ds = p * (dp - delta[:, None])
+        if PARTIAL:
+            ds = tl.where(visible, ds, 0.0)
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
+    return dq
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "Hq", "group", "lines", "heads", "together"),
+    ]
+)
+def queries_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    norm_ptr,
+    delta_ptr,
+    dq_ptr,
+    spans_ptr,
+    full_ptr,
+    partial_ptr,
+    tile_ptr,
+    order_ptr,
+    bits_ptr,
+    seen_ptr,
+    pattern_ptr,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    dout_b,
+    dout_h,
+    dout_n,
+    pattern_b,
+    pattern_h,
+    scale,
+    N,
+    NP,
+    Hq,
+    group,  # query heads per key head
+    lines,  # block rows
+    heads,  # B * Hq
+    together,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BQ // BM
+    rank, index = place(lines * SPLIT, heads, together)
+    batch = index // Hq
+    head = index % Hq
+    p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
+    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    query = (rank % SPLIT) * BM
+    first = line * BQ + query
+
+    c = tl.cast(scale, tl.float32)
+    if q_ptr.dtype.element_ty != tl.float32:
+        c *= LOG2E
+    rows = first + tl.arange(0, BM)
+    keep = rows < N
+    q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
+    dout_ptr = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
+    dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
+    row = index.to(tl.int64) * NP
+    norm = tl.load(norm_ptr + row + rows)
+    delta = tl.load(delta_ptr + row + rows)
+    k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
+    v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
+    dq = tl.zeros((BM, DP), tl.float32)
+
+    span = spans_ptr + (p * lines + line) * 4
+    start = tl.load(span)
+    count = tl.load(span + 1) - start
+    dq = _walk_queries(
+        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
+        *(bits_ptr, seen_ptr, query, c, False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    )
+    start = tl.load(span + 2)
+    count = tl.load(span + 3) - start
+    dq = _walk_queries(
+        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
+        *(bits_ptr, seen_ptr, query, c, True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    )
+    store_rows(dq_ptr + index.to(tl.int64) * N * D, first, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)
+
+
+def backward(
+    dout: torch.Tensor,  # [B, Hq, N, DV]
+    dlse: torch.Tensor | None,  # [B, Hq, N], the cotangent of the natural-log lse
+    q: torch.Tensor,  # [B, Hq, N, D]
+    k: torch.Tensor,  # [B, Hkv, M, D]
+    v: torch.Tensor,  # [B, Hkv, M, DV]
+    out: torch.Tensor,  # [B, Hq, N, DV]
+    lse: torch.Tensor,  # [B, Hq, N]
+    rows: Side,
+    columns: Side,
+    tiles: Tiles,
+    pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
+    block: tuple[int, int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Gradients (dq, dk, dv) of `triton_forward.forward`, contiguous, in the dtypes of q, k and v."""
+    B, Hq, N, D = q.shape
+    _, Hkv, M, DV = v.shape
+    BQ, BK = block
+    dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
+    if dq.numel() + dk.numel() == 0:
+        return dq, dk, dv
+    q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
+    out, lse = out.contiguous(), lse.contiguous()
+    dlse = None if dlse is None else dlse.contiguous()
+    launch = configuration(q.device, max(D, DV), q.dtype)
+    unit = stride_unit(q, k, v, dout)
+    n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
+    NP = n_rows * BQ
+    norm, delta = torch.empty((2, B, Hq, NP), dtype=torch.float32, device=q.device)
+    pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
+    strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
+    widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
+
+    with device_of(q):
+        if NP:
+            step = min(BQ, 64)
+            prepare_kernel[(NP // step * B * Hq,)](
+                *(out, dout, lse, dlse, norm, delta),
+                *strides_in(unit, dout),
+                *(N, NP, Hq),
+                *(unit, DV, padded(DV), step),
+                num_warps=4,
+            )
+        at = launch.keys.within(block)
+        width = (D + DV) * q.element_size()
+        keys_kernel[(n_columns * (BK // at.BN) * B * Hkv,)](
+            *(q, k, v, dout, norm, delta, dk, dv),
+            *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
+            *(*strides, pattern_b, pattern_h),
+            *(scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
+            heads_together(N * width * (Hq // Hkv), B * Hkv),
+            **widths,
+            BM=at.BM,
+            BN=at.BN,
+            num_warps=at.warps,
+            num_stages=at.stages,
+        )
+        at = launch.queries.within(block)
+        queries_kernel[(n_rows * (BQ // at.BM) * B * Hq,)](
+            *(q, k, v, dout, norm, delta, dq),
+            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
+            *(*strides, pattern_b, pattern_h),
+            *(scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
+            heads_together(M * width * Hkv // Hq, B * Hq),
+            **widths,
+            BM=at.BM,
+            BN=at.BN,
+            num_warps=at.warps,
+            num_stages=at.stages,
+        )
+    return dq, dk, dv

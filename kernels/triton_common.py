@@ -1,0 +1,158 @@
+"""What the forward and the backward kernels share: work order, loads, tile bits, launch helpers.
+
+Shape legend: B batch, Hq / Hkv heads of queries / of keys, N queries, M keys, D / DV head dims of q, k / of v (DP and
+DVP padded to powers of two), BQ x BK a block of the table, BM x BN a kernel's step, W = ceil(BK / 32) words a tile row.
+
+A kernel's *line* is a block row or a block column; its *entries* are the blocks that the line lists. A block is walked
+in steps that divide it, so an entry is visited (block / step) times, at consecutive loop indices.
+
+Strides arrive divided by UNIT (8 elements when all are multiples of 8, else 1) and are multiplied by the constant
+again, so the compiler knows that rows are aligned while no argument is specialised by its value: one binary serves
+every length, stride, number of heads and mask.
+"""
+
+# @triton.jit bodies are a language of their own; their launchers are typed.
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+LOG2E = tl.constexpr(1.4426950408889634)
+LN2 = tl.constexpr(0.6931471805599453)
+
+
+@triton.jit
+def place(places, heads, together):
+    """The (rank, head) of this program. Heads go in sections of `together`; in a section the ranks count up.
+
+    Ranks are sorted by work, so long lines start first; sections keep the keys in flight within the L2 cache.
+    """
+    pid = tl.program_id(0)
+    section = pid // (places * together)
+    within = pid - section * places * together
+    width = tl.minimum(together, heads - section * together)
+    return within // width, section * together + within % width
+
+
+@triton.jit
+def matrix(ptr, batch, head, stride_b, stride_h, UNIT: tl.constexpr):
+    """Where the [rows, columns] matrix of one head starts."""
+    return ptr + (batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h) * UNIT
+
+
+@triton.jit
+def grid_of(ptr, first, stride, UNIT: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Pointers [ROWS, WIDTH] to rows first, first + 1, ... of a matrix."""
+    start = ptr + first.to(tl.int64) * stride * UNIT
+    # Rows within a step are near each other (see `readable`): 32 bits hold their offsets and spare registers.
+    offsets = tl.arange(0, ROWS) * stride * UNIT
+    return start + (offsets[:, None] + tl.arange(0, WIDTH)[None, :])
+
+
+@triton.jit
+def load_rows(ptr, first, stride, keep, UNIT: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
+    """[ROWS, DP] rows of a matrix. Rows where `keep` [ROWS] is false, and columns past D, are 0 and never read."""
+    pointers = grid_of(ptr, first, stride, UNIT, ROWS, DP)
+    if keep is None:
+        if D == DP:
+            return tl.load(pointers)
+        else:
+            return tl.load(pointers, mask=(tl.arange(0, DP) < D)[None, :], other=0.0)
+    else:
+        if D == DP:
+            return tl.load(pointers, mask=keep[:, None], other=0.0)
+        else:
+            return tl.load(pointers, mask=keep[:, None] & (tl.arange(0, DP) < D)[None, :], other=0.0)
+
+
+@triton.jit
+def store_rows(
+    ptr, first, stride, keep, value, UNIT: tl.constexpr, ROWS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr
+):
+    """Write the rows of `value` [ROWS, DP] where `keep` [ROWS] is true, columns below D."""
+    pointers = grid_of(ptr, first, stride, UNIT, ROWS, DP)
+    keep = keep[:, None]
+    if D != DP:
+        keep = keep & (tl.arange(0, DP) < D)[None, :]
+    tl.store(pointers, value.to(ptr.dtype.element_ty), mask=keep)
+
+
+@triton.jit
+def load_words(
+    bits_ptr, tile, query, key, there, BQ: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Words [BM, ceil(BN / 32)] of the BM x BN part of a tile that starts at (query, key)."""
+    WORDS: tl.constexpr = (BN + 31) // 32
+    rows = tile.to(tl.int64) * BQ + query + tl.arange(0, BM)
+    return tl.load(bits_ptr + (rows * W)[:, None] + (key // 32 + tl.arange(0, WORDS))[None, :], mask=there, other=0)
+
+
+@triton.jit
+def spread(words, key, BM: tl.constexpr, BN: tl.constexpr):
+    """Visible or not, [BM, BN], from the words of `load_words`."""
+    LANES: tl.constexpr = BN if BN < 32 else 32
+    lanes = key % 32 + tl.arange(0, LANES)
+    bits = (words[:, :, None] >> lanes[None, None, :]) & 1
+    return tl.reshape(bits, (BM, BN)) != 0
+
+
+@triton.jit
+def load_words_t(
+    bits_ptr, tile, query, key, there, BQ: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """The words of `load_words`, transposed: [ceil(BN / 32), BM]."""
+    WORDS: tl.constexpr = (BN + 31) // 32
+    rows = tile.to(tl.int64) * BQ + query + tl.arange(0, BM)
+    return tl.load(bits_ptr + (rows * W)[None, :] + (key // 32 + tl.arange(0, WORDS))[:, None], mask=there, other=0)
+
+
+@triton.jit
+def spread_t(words, key, BM: tl.constexpr, BN: tl.constexpr):
+    """Visible or not, [BN, BM], from the words of `load_words_t`."""
+    LANES: tl.constexpr = BN if BN < 32 else 32
+    lanes = key % 32 + tl.arange(0, LANES)
+    bits = (words[:, None, :] >> lanes[None, :, None]) & 1
+    return tl.reshape(bits, (BN, BM)) != 0
+
+
+@triton.jit
+def load_seen(seen_ptr, tile, key, there, W: tl.constexpr, BN: tl.constexpr):
+    """Is key + 0, 1, ... of a tile seen by any of its queries? [BN]"""
+    keys = key + tl.arange(0, BN)
+    words = tl.load(seen_ptr + tile.to(tl.int64) * W + keys // 32, mask=there, other=0)
+    return ((words >> (keys % 32)) & 1) != 0
+
+
+def padded(width: int) -> int:
+    """A head dim's width inside the kernels: a power of two, at least 16."""
+    return max(16, 1 << (width - 1).bit_length())
+
+
+def readable(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor, copied only if its rows are not contiguous or too far apart for 32-bit offsets within a step."""
+    near = tensor.stride(-2) < 1 << 22
+    return tensor if near and tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:
+    """A context in which kernels start on the device of `tensor`."""
+    return torch.cuda.device_of(tensor)
+
+
+def stride_unit(*tensors: torch.Tensor) -> int:
+    """8 when every row of every head starts at a multiple of 8 elements from its base, else 1."""
+    strides = (s for t in tensors for s in t.stride()[:-1])
+    return 8 if all(s % 8 == 0 for s in strides) else 1
+
+
+def strides_in(unit: int, tensor: torch.Tensor) -> tuple[int, int, int]:
+    """The strides of batch, head and row, in units of `unit` elements."""
+    b, h, n = (s // unit for s in tensor.stride()[:-1])
+    return b, h, n
+
+
+def heads_together(bytes_per_head: int, heads: int, cache_bytes: int = 24 << 20) -> int:
+    """How many heads to work on at a time so that what they reread stays in a GPU's L2 cache."""
+    return max(1, min(heads, cache_bytes // max(1, bytes_per_head)))

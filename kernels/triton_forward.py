@@ -1,0 +1,237 @@
+"""Block-sparse attention, forward: one program per step of a block row and query head.
+
+Shapes as in triton_common. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
+"""
+
+# @triton.jit bodies are a language of their own; their launchers are typed.
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from sparseflash.kernels.launch import configuration
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.triton_common import (
+    LN2,
+    LOG2E,
+    device_of,
+    heads_together,
+    load_rows,
+    load_seen,
+    load_words,
+    matrix,
+    padded,
+    place,
+    readable,
+    spread,
+    store_rows,
+    stride_unit,
+    strides_in,
+)
+
+
+@triton.jit
+def _walk(
+    acc,  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
+    peak,  # fp32 [BM]: largest c s so far
+    total,  # fp32 [BM]: sum of exp2(c s - peak)
+    q,
+    k_ptr,
+    v_ptr,
+    k_n,
+    v_n,
+    entries_ptr,  # the line's blocks of one kind
+    tile_ptr,  # their tiles, when PARTIAL
+    count,  # how many
+    bits_ptr,
+    seen_ptr,
+    query,  # first query of this step within its block
+    c,
+    PARTIAL: tl.constexpr,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BK // BN
+    W: tl.constexpr = (BK + 31) // 32
+    # What an iteration needs to address its loads is read one iteration ahead: read at the loop's head, it would drain
+    # the prefetch of K and V.
+    block = tl.load(entries_ptr, mask=count > 0, other=0)
+    if PARTIAL:
+        tile = tl.load(tile_ptr, mask=count > 0, other=0)
+        seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
+        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, W, BM, BN)
+        tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
+    for i in range(0, count * SPLIT):
+        first = block * BK + (i % SPLIT) * BN
+        following = (i + 1) // SPLIT
+        block = tl.load(entries_ptr + following, mask=following < count, other=0)
+        keep = None
+        if PARTIAL:
+            keep = seen
+            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            key = ((i + 1) % SPLIT) * BN
+            seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
+            words = load_words(bits_ptr, tile, query, key, following < count, BQ, W, BM, BN)
+            following = (i + 2) // SPLIT
+            tile = tl.load(tile_ptr + following, mask=following < count, other=0)
+        k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
+        v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        if PARTIAL:
+            s = tl.where(visible, s, float("-inf"))
+        top = tl.maximum(peak, tl.max(s, 1) * c)
+        base = top
+        if PARTIAL:
+            base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
+        p = tl.exp2(s * c - base[:, None])
+        fade = tl.exp2(peak - base)
+        total = total * fade + tl.sum(p, 1)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+        peak = top
+    return acc, peak, total
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
+        *("scale", "N", "Hq", "group", "lines", "heads", "together"),
+    ]
+)
+def forward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    lse_ptr,
+    spans_ptr,
+    full_ptr,
+    partial_ptr,
+    tile_ptr,
+    order_ptr,
+    bits_ptr,
+    seen_ptr,
+    pattern_ptr,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    pattern_b,
+    pattern_h,
+    scale,
+    N,
+    Hq,
+    group,  # query heads per key head
+    lines,  # block rows
+    heads,  # B * Hq
+    together,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BQ // BM
+    rank, index = place(lines * SPLIT, heads, together)
+    batch = index // Hq
+    head = index % Hq
+    p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
+    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    query = (rank % SPLIT) * BM
+    first = line * BQ + query
+
+    c = tl.cast(scale, tl.float32) * LOG2E
+    keep = first + tl.arange(0, BM) < N
+    q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
+    k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
+    v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
+    acc = tl.zeros((BM, DVP), tl.float32)
+    peak = tl.full((BM,), float("-inf"), tl.float32)
+    total = tl.zeros((BM,), tl.float32)
+
+    span = spans_ptr + (p * lines + line) * 4
+    start = tl.load(span)
+    count = tl.load(span + 1) - start
+    acc, peak, total = _walk(
+        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
+        *(bits_ptr, seen_ptr, query, c, False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    )
+    start = tl.load(span + 2)
+    count = tl.load(span + 3) - start
+    acc, peak, total = _walk(
+        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
+        *(bits_ptr, seen_ptr, query, c, True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    )
+
+    dead = total == 0.0
+    total = tl.where(dead, 1.0, total)
+    row = index.to(tl.int64) * N
+    out = out_ptr + row * DV
+    store_rows(out, first, DV, keep, acc / total[:, None], 1, BM, DV, DVP)
+    lse = tl.where(dead, float("-inf"), (peak + tl.log2(total)) * LN2)
+    tl.store(lse_ptr + row + first + tl.arange(0, BM), lse, mask=keep)
+
+
+def forward(
+    q: torch.Tensor,  # [B, Hq, N, D]
+    k: torch.Tensor,  # [B, Hkv, M, D]
+    v: torch.Tensor,  # [B, Hkv, M, DV]
+    rows: Side,
+    tiles: Tiles,
+    pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
+    block: tuple[int, int],
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(out [B, Hq, N, DV] in q's dtype, lse [B, Hq, N] in fp32, natural log), both contiguous.
+
+    A query that sees nothing gets out 0 and lse -inf.
+    """
+    B, Hq, N, D = q.shape
+    _, Hkv, M, DV = v.shape
+    BQ, BK = block
+    out = torch.empty((B, Hq, N, DV), dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, Hq, N), dtype=torch.float32, device=q.device)
+    if lse.numel() == 0:
+        return out, lse
+    q, k, v = readable(q), readable(k), readable(v)
+    at = configuration(q.device, max(D, DV), q.dtype).forward.within(block)
+    unit = stride_unit(q, k, v)
+    n_rows = rows.order.shape[1]
+    pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
+    with device_of(q):
+        forward_kernel[(n_rows * (BQ // at.BM) * B * Hq,)](
+            *(q, k, v, out, lse),
+            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
+            *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
+            *(scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
+            heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
+            UNIT=unit,
+            D=D,
+            DP=padded(D),
+            DV=DV,
+            DVP=padded(DV),
+            BQ=BQ,
+            BK=BK,
+            BM=at.BM,
+            BN=at.BN,
+            num_warps=at.warps,
+            num_stages=at.stages,
+        )
+    return out, lse

@@ -1,0 +1,150 @@
+"""What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
+
+    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...]
+
+prints one line a launch. It says nothing about speed, and nothing about numerics.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from sparseflash.kernels.launch import SHARED_MEMORY, TABLE, Launch
+from sparseflash.kernels.triton_backward import keys_kernel, prepare_kernel, queries_kernel
+from sparseflash.kernels.triton_common import padded
+from sparseflash.kernels.triton_forward import forward_kernel
+
+KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+DTYPES = {"half": ("bf16", "fp16"), "single": ("fp32",)}
+_MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")}
+_FLOATS = {f"{name}_ptr" for name in ("lse", "dlse", "norm", "delta")}
+
+
+class Case(NamedTuple):
+    """One kernel as some call would compile it."""
+
+    architecture: str
+    kernel: str
+    D: int
+    DV: int
+    dtype: str  # as Triton spells it
+    block: tuple[int, int]
+    launch: Launch
+
+
+class Resources(NamedTuple):
+    """What one program needs."""
+
+    registers: int  # a thread
+    spilled: int  # bytes of stack and local memory a thread (NVIDIA), or registers (AMD)
+    shared: int  # bytes
+
+    def fits(self, architecture: str) -> bool:
+        """No spills, and shared memory suffices."""
+        return self.spilled == 0 and self.shared <= SHARED_MEMORY[architecture]
+
+
+def cases(architectures: tuple[str, ...] = tuple(TARGETS), blocks: tuple[int, ...] = (128,)) -> Iterator[Case]:
+    """Every committed launch with square blocks of these sizes, each distinct program once."""
+    seen = set()
+    for (architecture, D, dtype_class), row in TABLE.items():
+        for kernel, launch in row._asdict().items():
+            for block in blocks:
+                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch)
+                if architecture in architectures and case not in seen:
+                    seen.add(case)
+                    yield case
+
+
+def compile_case(case: Case) -> Any:
+    """The compiled kernel of a case, from Triton's cache if it is there."""
+    at = case.launch.within(case.block)
+    constants: dict[str, Any] = {
+        "UNIT": 8,
+        **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
+        **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
+    }
+    return _compile(KERNELS[case.kernel], constants, case, at.warps, at.stages)
+
+
+def compile_prepare(case: Case) -> Any:
+    """The compiled kernel that writes norm and delta, for the shapes of a case."""
+    step = min(case.block[0], 64)
+    constants = {"UNIT": 8, "DV": case.DV, "DVP": padded(case.DV), "BM": step}
+    return _compile(prepare_kernel, constants, case, 4, 1)
+
+
+def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
+    signature = {name: _type(name, case.dtype) for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
+    return triton.compile(
+        ASTSource(kernel, signature, constants, aligned),
+        target=TARGETS[case.architecture],
+        options={"num_warps": warps, "num_stages": stages},
+    )
+
+
+def _type(argument: str, dtype: str) -> str:
+    if argument in _MATRICES:
+        return f"*{dtype}"
+    if argument in _FLOATS:
+        return "*fp32"
+    return "*i32" if argument.endswith("_ptr") else "fp32" if argument == "scale" else "i32"
+
+
+def resources(compiled: Any) -> Resources:
+    """Read registers and spills from the binary (NVIDIA) or the assembly (AMD)."""
+    if "amdgcn" in compiled.asm:
+        found = dict(re.findall(r"^\s*\.(\w+):\s+(\d+)$", compiled.asm["amdgcn"], re.MULTILINE))
+        spilled = int(found["vgpr_spill_count"]) + int(found["sgpr_spill_count"])
+        spilled += int(found["private_segment_fixed_size"])
+        return Resources(int(found["vgpr_count"]), spilled, compiled.metadata.shared)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        tool = triton.knobs.nvidia.cuobjdump.path
+        text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
+    used = {name: int(value) for name, value in re.findall(r"(REG|STACK|LOCAL):(\d+)", text)}
+    return Resources(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared)
+
+
+def line(case: Case, used: Resources) -> str:
+    """One line of the report."""
+    at = case.launch.within(case.block)
+    return (
+        f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
+        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} | "
+        f"registers {used.registers:3} spilled {used.spilled:4} shared {used.shared / 1024:5.1f}K"
+        f"{'' if used.fits(case.architecture) else '  DOES NOT FIT'}"
+    )
+
+
+def main(arguments: list[str]) -> int:
+    """Print the report for some architectures and square blocks, or for all; 1 if something spills or does not fit."""
+    architectures = tuple(a for a in arguments if not a.isdigit())
+    blocks = tuple(int(a) for a in arguments if a.isdigit())
+    bad = 0
+    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128)):
+        used = resources(compile_case(case))
+        bad += not used.fits(case.architecture)
+        print(line(case, used), flush=True)
+    return int(bad > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

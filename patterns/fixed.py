@@ -1,0 +1,74 @@
+"""Own stretch, and the summary cells of all stretches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from sparseflash.patterns.cells import CellPattern, joint_key
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.pattern import Bools, Pattern, checked_int
+
+
+@dataclass(frozen=True, repr=False)
+class Fixed(CellPattern):
+    """See :func:`fixed`."""
+
+    stride: int
+    summary: int
+    unit: int = 1
+    name = "fixed"
+
+    def cells(self, a: Ints, b: Ints) -> Bools:
+        own, summary = a // self.stride == b // self.stride, b % self.stride >= self.stride - self.summary
+        return np.asarray(own | summary)
+
+    def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
+        rows = grid.all_rows()
+        first, last = self.row_cells(grid, rows)
+        own = first // self.stride * self.stride, last // self.stride * self.stride + self.stride - 1
+        ends = np.arange(1, (grid.kv_len - 1) // (self.stride * self.unit) + 2, dtype=np.int64) * self.stride
+        starts = np.concatenate([own[0], np.tile(ends - self.summary, rows.size)])
+        stops = np.concatenate([own[1], np.tile(ends - 1, rows.size)])
+        # Only the distinct key blocks of the summaries are repeated for each row.
+        return self.expand_cells(grid, np.concatenate([rows, np.repeat(rows, ends.size)]), starts, stops)
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        q, k = grid.q_start(rows), grid.k_start(cols)
+        a, b = q // self.unit, k // self.unit
+        reach = (grid.bq + grid.bk) // (self.unit * self.stride) + 3  # stretches further apart never meet in a block
+        apart = np.clip(a // self.stride - b // self.stride, -reach, reach)
+        return joint_key(q % self.unit, k % self.unit, a % self.stride, b % self.stride, apart)
+
+
+def fixed(stride: int, summary: int, unit: int = 1) -> Pattern:
+    """``a // stride == b // stride`` or ``b % stride >= stride - summary``, with a, b the cells of q, k.
+
+    The fixed pattern of Child et al., "Sparse Transformers" (2019), section 4.2: own stretch of ``stride`` cells, and
+    the last ``summary`` cells of every stretch. ``causal() & fixed(...)`` is theirs.
+
+    Args:
+        stride: cells a stretch.
+        summary: cells at its end that everyone sees, at most stride.
+        unit: tokens a cell.
+
+    Raises:
+        TypeError: an argument is not an int.
+        ValueError: stride or unit below 1, summary not in 0..stride.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> P.fixed(3, 1).compile(6, block=16).to_dense().astype(int)
+        array([[1, 1, 1, 0, 0, 1],
+               [1, 1, 1, 0, 0, 1],
+               [1, 1, 1, 0, 0, 1],
+               [0, 0, 1, 1, 1, 1],
+               [0, 0, 1, 1, 1, 1],
+               [0, 0, 1, 1, 1, 1]])
+    """
+    stride = checked_int("fixed", "stride", stride, 1)
+    summary = checked_int("fixed", "summary", summary, 0)
+    if summary > stride:
+        raise ValueError(f"fixed: summary must be at most stride = {stride}, got summary={summary}")
+    return Fixed(stride, summary, checked_int("fixed", "unit", unit, 1))

@@ -1,0 +1,99 @@
+"""Lookup tables straight from dense token masks: slow, obvious, and sharing no code with the real builder."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparseflash.kernels.layout import Side, Tiles
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Tables(NamedTuple):
+    """What the launchers take besides q, k and v."""
+
+    rows: Side
+    columns: Side
+    tiles: Tiles
+    pattern_of: torch.Tensor
+    block: tuple[int, int]
+
+
+def _side(letters: npt.NDArray[np.int64]) -> Side:
+    """The side whose lines are the second axis of letters [P, lines, others]: 0 empty, 1 full, 2 + t tile t."""
+    full: list[int] = []
+    partial: list[int] = []
+    tile: list[int] = []
+    spans = []
+    order = []
+    for pattern in letters:
+        lines = []
+        for line in pattern:
+            full_start, partial_start = len(full), len(partial)
+            full += [other for other, letter in enumerate(line) if letter == 1]
+            partial += [other for other, letter in enumerate(line) if letter > 1]
+            tile += [letter - 2 for letter in line if letter > 1]
+            lines.append((full_start, len(full), partial_start, len(partial)))
+        spans.append(lines)
+        order.append(sorted(range(len(lines)), key=lambda n, p=pattern: (-int((p[n] > 0).sum()), n)))  # type: ignore[misc]
+    P, n = letters.shape[:2]
+    int32 = torch.int32
+    return Side(
+        torch.tensor(spans, dtype=int32).reshape(P, n, 4),
+        torch.tensor(full, dtype=int32),
+        torch.tensor(partial, dtype=int32),
+        torch.tensor(tile, dtype=int32),
+        torch.tensor(order, dtype=int32).reshape(P, n),
+    )
+
+
+def _words(bits: npt.NDArray[np.bool_]) -> list[int]:
+    """Signed 32-bit words of a row of bits, bit j of word w for entry 32 w + j."""
+    words = []
+    for start in range(0, len(bits), 32):
+        word = sum(1 << j for j, bit in enumerate(bits[start : start + 32]) if bit)
+        words.append(word - (1 << 32) if word >= 1 << 31 else word)
+    return words
+
+
+def build(
+    mask: Mask,  # [P, N, M]
+    block: tuple[int, int],
+    pattern_of: list[list[int]],  # [B or 1][Hq or 1]
+    all_partial: bool = False,  # list FULL blocks as PARTIAL ones
+) -> Tables:
+    """Tables of P dense masks."""
+    BQ, BK = block
+    P, N, M = mask.shape
+    nQ, nK = -(-N // BQ), -(-M // BK)
+    whole = np.zeros((P, nQ * BQ, nK * BK), bool)
+    whole[:, :N, :M] = mask
+    letters = np.zeros((P, nQ, nK), np.int64)
+    seen: dict[bytes, int] = {}
+    tiles: list[Mask] = []
+    for p, row, column in np.ndindex(P, nQ, nK):
+        tile = whole[p, row * BQ : (row + 1) * BQ, column * BK : (column + 1) * BK]
+        if tile.all() and not all_partial:
+            letters[p, row, column] = 1
+        elif tile.any():
+            if tile.tobytes() not in seen:
+                seen[tile.tobytes()] = len(tiles)
+                tiles.append(tile)
+            letters[p, row, column] = 2 + seen[tile.tobytes()]
+    W = -(-BK // 32)
+    bits = [[_words(row) for row in tile] for tile in tiles]
+    seen_keys = [_words(tile.any(axis=0).reshape(-1)) for tile in tiles]
+    return Tables(
+        _side(letters),
+        _side(letters.transpose(0, 2, 1)),
+        Tiles(
+            torch.tensor(bits, dtype=torch.int32).reshape(len(tiles), BQ, W),
+            torch.tensor(seen_keys, dtype=torch.int32).reshape(len(tiles), W),
+        ),
+        torch.tensor(pattern_of, dtype=torch.int32),
+        block,
+    )

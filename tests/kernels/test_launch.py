@@ -1,0 +1,38 @@
+"""The launch table, and what keeps one binary per configuration."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from sparseflash.kernels.launch import INTERPRETER, SHARED_MEMORY, TABLE, Launch, configuration, family
+
+HEAD_DIMS = (32, 64, 128, 256)
+
+
+def test_every_architecture_head_dim_and_dtype_has_a_row() -> None:
+    assert set(TABLE) == {(a, d, t) for a in SHARED_MEMORY for d in HEAD_DIMS for t in ("half", "single")}
+
+
+def test_a_cpu_gets_the_interpreter() -> None:
+    cpu = torch.device("cpu")
+    assert family(cpu) == "interpreter"
+    assert configuration(cpu, 64, torch.float16) == INTERPRETER
+
+
+@pytest.mark.parametrize("launch", {launch for row in TABLE.values() for launch in row}, ids=str)
+def test_steps_divide_every_block(launch: Launch) -> None:
+    for BQ in (16, 32, 64, 128, 256):
+        for BK in (16, 32, 64, 128, 256):
+            step = launch.within((BQ, BK))
+            assert BQ % step.BM == 0
+            assert BK % step.BN == 0
+            assert min(step.BM, step.BN) >= 16
+
+
+def test_the_table_is_read_without_triton() -> None:
+    code = "import sys, sparseflash.kernels.launch, sparseflash.kernels.layout; assert 'triton' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

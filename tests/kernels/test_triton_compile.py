@@ -1,0 +1,75 @@
+"""Compile committed launches ahead of time, for GPUs that need not be here. Gates: no spills, shared memory fits.
+
+fp16 is compiled where bf16 is: it differs only in the type of its matrix instructions and conversions, so bf16 stands
+for both here. All launches at all block sizes: `python -m sparseflash.kernels.triton_report`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import pytest
+
+from sparseflash.kernels.launch import TABLE
+
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("compiles; not for the interpreter", allow_module_level=True)
+
+from sparseflash.kernels import triton_report as report
+from sparseflash.kernels.triton_backward import prepare_kernel
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp32"])
+@pytest.mark.parametrize("architecture", report.TARGETS)
+def test_committed_launches_fit(architecture: str, dtype: str) -> None:
+    committed = [case for case in report.cases((architecture,)) if case.dtype == dtype]
+    assert len(committed) == 3 * 4, "three kernels, four head dims"
+    used = {case: report.resources(report.compile_case(case)) for case in committed}
+    table = "\n".join(report.line(case, need) for case, need in used.items())
+    print(table)
+    assert all(need.fits(architecture) for need in used.values()), table
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        report.Case("sm_90", "forward", 96, 72, "bf16", (64, 32), TABLE["sm_90", 128, "half"].forward),
+        report.Case("sm_90", "keys", 40, 64, "fp16", (16, 256), TABLE["sm_90", 64, "half"].keys),
+        report.Case("sm_90", "queries", 16, 16, "bf16", (16, 16), TABLE["sm_90", 32, "half"].queries),
+    ],
+    ids=lambda c: f"{c.kernel} D {c.D} DV {c.DV} block {c.block}",
+)
+def test_odd_head_dims_and_small_blocks_fit(odd: report.Case) -> None:
+    need = report.resources(report.compile_case(odd))
+    assert need.fits("sm_90"), report.line(odd, need)
+
+
+def test_the_small_kernel_before_the_backward_fits() -> None:
+    case = next(report.cases(("sm_90",)))
+    assert report.resources(report.compile_prepare(case)).fits("sm_90")
+
+
+@pytest.mark.parametrize("kernel", report.KERNELS)
+def test_loads_stay_in_flight_and_products_are_asynchronous(kernel: str) -> None:
+    case = next(c for c in report.cases(("sm_90",)) if c.kernel == kernel and c.D == 64 and c.dtype == "bf16")
+    compiled = report.compile_case(case)
+    waits = []
+    depth = 0
+    for line in compiled.asm["ttgir"].splitlines():
+        depth += "scf.for" in line
+        depth -= "scf.yield" in line
+        if depth and (found := re.search(r"async_wait .*num = (\d+)", line)):
+            waits.append(int(found[1]))
+    # An outer loop may drain at its end; each of the two inner loops must not.
+    assert sum(wait > 0 for wait in waits) >= 2, f"prefetch drains: {waits}"
+    sass = compiled.asm["sass"]
+    assert sass.count("WARPGROUP.DEPBAR") <= 6, "at most 3 a loop: more means that ptxas serialised the products"
+    assert sass.count("HGMMA") > 2 * sass.count("WARPGROUP.DEPBAR")
+
+
+@pytest.mark.parametrize("kernel", [*report.KERNELS.values(), prepare_kernel], ids=lambda k: k.__name__)
+def test_no_run_time_argument_is_specialised_by_value(kernel: object) -> None:
+    for parameter in kernel.params:  # type: ignore[attr-defined]
+        if not parameter.is_constexpr and not parameter.name.endswith("_ptr"):
+            assert parameter.do_not_specialize, f"{parameter.name} would compile a kernel per value"
