@@ -14,11 +14,20 @@ from sparseflash.patterns.from_blocks import from_blocks
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.parsing import parse, register
 from sparseflash.patterns.pattern import Pattern, per_head
 from sparseflash.patterns.prefix import prefix
+from sparseflash.patterns.presets import (
+    bigbird,
+    longformer,
+    sparse_transformer_fixed,
+    sparse_transformer_strided,
+    star_transformer,
+)
+from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import where
 
@@ -26,6 +35,8 @@ __all__ = [
     "BlockMask",
     "Grid",
     "Pattern",
+    "axial",
+    "bigbird",
     "butterfly",
     "causal",
     "dilated",
@@ -36,11 +47,17 @@ __all__ = [
     "global_tokens",
     "local",
     "log_sparse",
+    "longformer",
+    "neighborhood",
     "parse",
     "per_head",
     "prefix",
+    "random_blocks",
     "register",
+    "sparse_transformer_fixed",
+    "sparse_transformer_strided",
     "star",
+    "star_transformer",
     "streaming",
     "strided",
     "where",

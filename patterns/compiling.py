@@ -39,7 +39,7 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
         case Composed():
             return compile_pattern(pattern.expression(), grid)
         case _:
-            return _compile_leaf(pattern, grid)
+            return _compile_leaf(pattern.at(grid), grid)
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:

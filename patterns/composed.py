@@ -9,7 +9,7 @@ import numpy as np
 
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.global_tokens import global_tokens
-from sparseflash.patterns.grid import Ints
+from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Interval
 from sparseflash.patterns.local import local
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
@@ -24,6 +24,9 @@ class Composed(Pattern):
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return self.expression().allows(q, k)
+
+    def at(self, grid: Grid) -> Pattern:
+        return self.expression().at(grid)
 
 
 @dataclass(frozen=True, repr=False)

@@ -14,14 +14,25 @@ from sparseflash.patterns.documents import documents
 from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
+from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.pattern import Pattern, per_head
 from sparseflash.patterns.prefix import prefix
+from sparseflash.patterns.presets import (
+    bigbird,
+    longformer,
+    sparse_transformer_fixed,
+    sparse_transformer_strided,
+    star_transformer,
+)
+from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Predicate, Where
 
 _constructors: dict[str, Callable[..., Pattern]] = {
+    "axial": axial,
+    "bigbird": bigbird,
     "butterfly": butterfly,
     "causal": causal,
     "dilated": dilated,
@@ -31,9 +42,15 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "global_tokens": global_tokens,
     "local": local,
     "log_sparse": log_sparse,
+    "longformer": longformer,
+    "neighborhood": neighborhood,
     "per_head": per_head,
     "prefix": prefix,
+    "random_blocks": random_blocks,
+    "sparse_transformer_fixed": sparse_transformer_fixed,
+    "sparse_transformer_strided": sparse_transformer_strided,
     "star": star,
+    "star_transformer": star_transformer,
     "streaming": streaming,
     "strided": strided,
 }

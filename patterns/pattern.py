@@ -56,6 +56,10 @@ class Pattern(ABC):
             Booleans of the broadcast shape, with a leading [heads] axis under ``per_head``.
         """
 
+    def at(self, grid: Grid) -> Pattern:
+        """The pattern as it is on this grid; differs only for patterns that depend on how long the sequence is."""
+        return self
+
     def candidates(self, grid: Grid) -> tuple[Ints, Ints] | None:
         """Rows and columns of blocks that may hold an allowed pair and are in no full run; None: look at all."""
         return None
@@ -140,6 +144,9 @@ class Binary(Pattern):
 
     __repr__ = __str__
 
+    def at(self, grid: Grid) -> Pattern:
+        return type(self)(self.left.at(grid), self.right.at(grid))
+
 
 @dataclasses.dataclass(frozen=True)
 class Group:
@@ -187,6 +194,9 @@ class Not(Pattern):
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_not(self.inner.allows(q, k))
 
+    def at(self, grid: Grid) -> Pattern:
+        return Not(self.inner.at(grid))
+
     def __str__(self) -> str:
         simple = self.inner.precedence == LEAF
         return f"~{self.inner}" if simple else f"~({self.inner})"
@@ -204,6 +214,9 @@ class PerHead(Pattern):
     def allows(self, q: Ints, k: Ints) -> Bools:
         shape = np.broadcast_shapes(np.shape(q), np.shape(k))
         return np.stack([np.broadcast_to(p.allows(q, k), shape) for p in self.heads])
+
+    def at(self, grid: Grid) -> Pattern:
+        return PerHead(tuple(p.at(grid) for p in self.heads))
 
     def __str__(self) -> str:
         return f"per_head({', '.join(map(str, self.heads))})"

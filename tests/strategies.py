@@ -22,8 +22,18 @@ named_leaves = st.one_of(
     st.builds(lambda lengths: P.documents([*lengths, 5000]), st.lists(st.integers(1, 300), max_size=8)),
     st.integers(1, 20).flatmap(lambda s: st.builds(P.fixed, st.just(s), st.integers(0, s), st.integers(1, 80))),
     st.just(P.log_sparse()),
+    st.builds(
+        P.neighborhood,
+        st.sampled_from([(64, 88), (80, 72)]),
+        st.tuples(st.integers(0, 5), st.integers(0, 9)),
+        st.sampled_from(["raster", "tile", "morton"]),
+    ),
+    st.builds(P.neighborhood, st.just((128, 128)), st.integers(0, 4), st.just("hilbert")),
+    st.builds(P.axial, st.sampled_from([(64, 88), (80, 72)]), st.sampled_from(["raster", "tile", "morton"])),
+    st.builds(P.random_blocks, st.integers(0, 5), st.integers(1, 90), st.integers(0, 3)),
     st.builds(P.prefix, st.integers(0, 400)),
     st.just(P.star()),
+    st.builds(P.bigbird, st.integers(1, 80), st.sampled_from([1, 3, 5]), st.integers(0, 2), st.integers(0, 3)),
     st.builds(P.streaming, st.integers(0, 200), st.integers(1, 300)),
     st.builds(P.global_tokens, st.integers(0, 80) | st.lists(st.integers(0, 700), min_size=1, max_size=5)),
 )
@@ -84,7 +94,9 @@ class Shape:
     def truth(self, pattern: Pattern) -> np.ndarray:
         """What the pattern says, pair by pair."""
         q = np.arange(self.q_len)[:, None] + self.offset
-        return np.asarray(pattern.allows(q, np.arange(self.kv_len)[None, :]))
+        block = self.block
+        grid = P.Grid(self.q_len, self.kv_len, *block, self.offset)
+        return np.asarray(pattern.at(grid).allows(q, np.arange(self.kv_len)[None, :]))
 
 
 def shapes(max_len: int = 600) -> st.SearchStrategy[Shape]:
