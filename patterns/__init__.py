@@ -18,7 +18,7 @@ from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.parsing import parse, register
-from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
     bigbird,
@@ -51,6 +51,7 @@ __all__ = [
     "neighborhood",
     "parse",
     "per_head",
+    "per_sample",
     "prefix",
     "random_blocks",
     "register",

@@ -209,35 +209,39 @@ def full_mask(shape: tuple[int, int], block: tuple[int, int]) -> BlockMask:
     return BlockMask.canonical(shape, block, runs, pack(bits))
 
 
-def stack_heads(masks: Sequence[BlockMask]) -> BlockMask:
-    """One mask a head. Each operand is itself a mask for all heads.
+def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
+    """One mask for each sample (axis 0) or each head (axis 1).
 
     Raises:
-        ValueError: an operand is already per head.
+        ValueError: operands for different numbers of heads.
     """
-    for head, mask in enumerate(masks):
-        if mask.pattern_of.shape[1] != 1:
-            raise ValueError(f"per_head: operand {head} is already per head ({mask!r})")
-    samples = np.broadcast_shapes(*((m.pattern_of.shape[0],) for m in masks))[0]
     base = masks[0]
-    offset, row0 = 0, 0
-    columns, starts, stops, letters, tiles = [], [], [], [], []
-    first_tile = 0
+    rows = patterns = tiles = 0
+    pattern_of, starts, stops, letters = [], [], [], []
     for mask in masks:
-        columns.append(np.broadcast_to(mask.pattern_of, (samples, 1)) + offset)
-        starts.append(mask.runs.start + row0 * mask.runs.shape[1])
-        stops.append(mask.runs.stop + row0 * mask.runs.shape[1])
-        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + first_tile, mask.runs.letter))
-        tiles.append(mask.tiles)
-        offset, row0, first_tile = offset + mask.patterns, row0 + mask.runs.shape[0], first_tile + len(mask.tiles)
+        pattern_of.append(mask.pattern_of + patterns)
+        starts.append(mask.runs.start + rows * base.runs.shape[1])
+        stops.append(mask.runs.stop + rows * base.runs.shape[1])
+        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + tiles, mask.runs.letter))
+        rows, patterns, tiles = rows + mask.runs.shape[0], patterns + mask.patterns, tiles + len(mask.tiles)
+    other = 1 - axis
+    size = max(p.shape[other] for p in pattern_of)
+    if any(p.shape[other] not in (1, size) for p in pattern_of):
+        raise ValueError(f"samples must agree in their heads, got {[p.shape[other] for p in pattern_of]}")
     runs = Runs(
-        (row0, base.runs.shape[1]),
+        (rows, base.runs.shape[1]),
         np.concatenate(starts),
         np.concatenate(stops),
         np.concatenate(letters).astype(np.int32),
     )
-    pattern_of = np.concatenate(columns, axis=1).astype(np.int32)
-    return BlockMask.canonical(base.shape, base.block, runs, np.concatenate(tiles), pattern_of)
+    spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
+    return BlockMask.canonical(
+        base.shape,
+        base.block,
+        runs,
+        np.concatenate([mask.tiles for mask in masks]),
+        np.concatenate(spread, axis=axis).astype(np.int32),
+    )
 
 
 def _combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:

@@ -11,10 +11,10 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.patterns.block_mask import BlockMask, full_mask, stack_heads
+from sparseflash.patterns.block_mask import BlockMask, full_mask, stacked
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import Grid, Ints
-from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead
+from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead, PerSample
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
 from sparseflash.patterns.tiles import Alphabet, no_tiles, pack
@@ -34,8 +34,10 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
             return compile_pattern(left, grid) - compile_pattern(right, grid)
         case Not(inner):
             return ~compile_pattern(inner, grid)
-        case PerHead(heads):
-            return stack_heads([compile_pattern(head, grid) for head in heads])
+        case PerHead(parts):
+            return stacked([compile_pattern(part, grid) for part in parts], axis=1)
+        case PerSample(parts):
+            return stacked([compile_pattern(part, grid) for part in parts], axis=0)
         case Composed():
             return compile_pattern(pattern.expression(), grid)
         case _:

@@ -17,7 +17,7 @@ from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
-from sparseflash.patterns.pattern import Pattern, per_head
+from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
     bigbird,
@@ -45,6 +45,7 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "longformer": longformer,
     "neighborhood": neighborhood,
     "per_head": per_head,
+    "per_sample": per_sample,
     "prefix": prefix,
     "random_blocks": random_blocks,
     "sparse_transformer_fixed": sparse_transformer_fixed,
@@ -142,9 +143,9 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     if name not in _constructors:
         reason = _NOT_TEXT.get(name, f"known are {', '.join(sorted(_constructors))}")
         raise _error(source, node.col_offset, f"no pattern is called {name!r} here; {reason}")
-    if name == "per_head":
+    if name in ("per_head", "per_sample"):
         if node.keywords:
-            raise _error(source, node.col_offset, "per_head takes patterns, one a head")
+            raise _error(source, node.col_offset, f"{name} takes patterns")
         arguments: list[object] = [_pattern(arg, source, depth - 1) for arg in node.args]
         keywords: dict[str, object] = {}
     else:

@@ -205,23 +205,40 @@ class Not(Pattern):
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class PerHead(Pattern):
+class Stacked(Pattern):
+    """One pattern for each head or each sample."""
+
+    parts: tuple[Pattern, ...]
+
+    def at(self, grid: Grid) -> Pattern:
+        return type(self)(tuple(p.at(grid) for p in self.parts))
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(map(str, self.parts))})"
+
+    __repr__ = __str__
+
+
+class PerHead(Stacked):
     """A pattern a head; see :func:`per_head`."""
 
-    heads: tuple[Pattern, ...]
     name = "per_head"
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         shape = np.broadcast_shapes(np.shape(q), np.shape(k))
-        return np.stack([np.broadcast_to(p.allows(q, k), shape) for p in self.heads])
+        return np.stack([np.broadcast_to(p.allows(q, k), shape) for p in self.parts])
 
-    def at(self, grid: Grid) -> Pattern:
-        return PerHead(tuple(p.at(grid) for p in self.heads))
 
-    def __str__(self) -> str:
-        return f"per_head({', '.join(map(str, self.heads))})"
+class PerSample(Stacked):
+    """A pattern a sample; see :func:`per_sample`."""
 
-    __repr__ = __str__
+    name = "per_sample"
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        dims = len(np.broadcast_shapes(np.shape(q), np.shape(k)))
+        truths = [p.allows(q, k) for p in self.parts]
+        # [heads or 1, ...] each, so that samples with and without heads of their own stand beside each other.
+        return np.stack(np.broadcast_arrays(*(t if t.ndim > dims else t[None] for t in truths)))
 
 
 def per_head(*patterns: Pattern) -> Pattern:
@@ -231,29 +248,53 @@ def per_head(*patterns: Pattern) -> Pattern:
 
     Raises:
         TypeError: an operand is not a pattern.
-        ValueError: no operand, or an operand that is itself per head.
+        ValueError: no operand, or an operand that is itself per head or per sample.
 
     Example:
         >>> from sparseflash import patterns as P
         >>> P.per_head(P.local(8), P.causal()).compile(256, block=64).to_dense().shape
         (2, 256, 256)
     """
+    return _stacked(PerHead, patterns, (PerHead, PerSample))
+
+
+def per_sample(*patterns: Pattern) -> Pattern:
+    """One pattern for each sample of a batch, for example the documents packed into it.
+
+    Equal patterns share one table. An operand may be per head; samples must then agree in the number of heads.
+
+    Raises:
+        TypeError: an operand is not a pattern.
+        ValueError: no operand, or an operand that is itself per sample.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> packed = P.per_sample(P.documents([3, 5]), P.documents([8])) & P.causal()
+        >>> packed.compile(8, block=16).to_dense().shape  # [samples, heads or 1, queries, keys]
+        (2, 1, 8, 8)
+    """
+    return _stacked(PerSample, patterns, (PerSample,))
+
+
+def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:
     if not patterns:
-        raise ValueError("per_head needs at least one pattern")
-    for head, pattern in enumerate(patterns):
+        raise ValueError(f"{kind.name} needs at least one pattern")
+    for index, pattern in enumerate(patterns):
         if not isinstance(pattern, Pattern):
-            raise TypeError(f"per_head takes patterns; operand {head} is {pattern!r}")
-        if _has_heads(pattern):
-            raise ValueError(f"per_head: operand {head}, {pattern}, is already per head")
-    return PerHead(patterns)
+            raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}")
+        for inner in forbidden:
+            if _holds(pattern, inner):
+                raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")
+    return kind(patterns) if len(patterns) > 1 else patterns[0]
 
 
-def _has_heads(pattern: Pattern) -> bool:
-    if isinstance(pattern, PerHead):
+def _holds(pattern: Pattern, kind: type[Pattern]) -> bool:
+    """Whether a kind of pattern stands anywhere in an expression."""
+    if isinstance(pattern, kind):
         return True
-    if isinstance(pattern, Binary):
-        return _has_heads(pattern.left) or _has_heads(pattern.right)
-    return isinstance(pattern, Not) and _has_heads(pattern.inner)
+    inside = (getattr(pattern, f.name) for f in dataclasses.fields(pattern))  # type: ignore[arg-type]
+    parts = [p for value in inside for p in (value if isinstance(value, tuple) else (value,))]
+    return any(_holds(p, kind) for p in parts if isinstance(p, Pattern))
 
 
 def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:

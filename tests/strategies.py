@@ -75,6 +75,12 @@ def per_head(heads: int, base: st.SearchStrategy[Pattern] = leaves) -> st.Search
     return st.lists(expressions(base), min_size=heads, max_size=heads).map(lambda ps: P.per_head(*ps))
 
 
+def per_sample(base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
+    """Patterns with one mask a sample, some of which have one a head."""
+    parts = expressions(base) | per_head(3, base)
+    return st.lists(parts, min_size=2, max_size=2).map(lambda ps: P.per_sample(*ps))
+
+
 @dataclass(frozen=True)
 class Shape:
     """Lengths, block and offset to compile for."""

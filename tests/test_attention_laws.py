@@ -60,11 +60,13 @@ class Drawn:
 @st.composite
 def drawn(draw: st.DrawFn) -> Drawn:
     heads, group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1)] if SMALL else [(1, 1), (2, 1), (1, 2), (2, 2)]))
-    pattern = draw(expressions(leaves) | per_head(heads * group))
+    batch = draw(st.integers(1, 1 if SMALL else 2))
+    patterns = expressions(leaves) | per_head(heads * group)
+    pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
     longest = 40 if SMALL else 400
     dims = st.sampled_from([16, 24, 40] if SMALL else [16, 24, 32, 64, 72, 128])
     return Drawn(
-        pattern, heads, group, draw(st.integers(1, 1 if SMALL else 2)),
+        pattern, heads, group, batch,
         draw(st.integers(1, longest)), draw(st.integers(1, longest)),
         draw(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))), draw(st.none() | st.integers(-20, 20)),
         draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)),

@@ -46,7 +46,11 @@ def test_reads(text: str, pattern: P.Pattern) -> None:
         ("full() | from_blocks(1)", "has no textual form", 9),
         ("causal() &", "invalid syntax", None),
         ("", "invalid syntax", None),
-        ("per_head(full(), per_head(full()))", "operand 1, per_head(full()), is already per head", 0),
+        (
+            "per_head(full(), per_head(full(), causal()))",
+            "operand 1, per_head(full(), causal()), is already per head",
+            0,
+        ),
         ("per_head()", "at least one pattern", 0),
         ("global_tokens([])", "at least one position", 0),
         ("local(3)\x00", "null bytes", None),

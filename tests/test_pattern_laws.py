@@ -16,10 +16,10 @@ from sparseflash.kernels.layout import Side
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
-from tests.strategies import Shape, expressions, leaves, named_leaves, per_head, shapes
+from tests.strategies import Shape, expressions, leaves, named_leaves, per_head, per_sample, shapes
 
 
-@given(expressions() | per_head(3), shapes())
+@given(expressions() | per_head(3) | per_sample(), shapes())
 def test_law_1_compiling_gives_the_truth(pattern: Pattern, shape: Shape) -> None:
     np.testing.assert_array_equal(shape.compile(pattern).to_dense(), shape.truth(pattern))
 
@@ -32,7 +32,7 @@ def test_law_1_at_longer_lengths(pattern: Pattern, kv_len: int, q_len: int, bloc
     np.testing.assert_array_equal(shape.compile(pattern).to_dense(), shape.truth(pattern))
 
 
-@given(expressions() | per_head(2), expressions() | per_head(2), shapes(300))
+@given(expressions() | per_head(3), expressions() | per_head(3) | per_sample(), shapes(300))
 def test_law_2_compiling_is_a_homomorphism(p: Pattern, r: Pattern, shape: Shape) -> None:
     operators: list[tuple[Callable[..., Pattern], Callable[..., BlockMask]]] = [
         (lambda a, b: a | b, lambda a, b: a | b),
@@ -116,7 +116,7 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
         assert torch.equal(side.order.sort(1).values, lines.expand_as(side.order))
 
 
-@given(expressions(named_leaves) | per_head(2, named_leaves))
+@given(expressions(named_leaves) | per_head(2, named_leaves) | per_sample(named_leaves))
 def test_text_parses_back_to_the_pattern(pattern: Pattern) -> None:
     assert sf.parse(str(pattern)) == pattern
     assert hash(sf.parse(str(pattern))) == hash(pattern)
