@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs, combined
 from sparseflash.patterns.tiles import Alphabet, Words, all_letters, pack, unpack
 
@@ -164,6 +165,48 @@ class BlockMask:
         from sparseflash.patterns.drawing import draw
 
         draw(self, path, title=title)
+
+    def save(self, path: str | PathLike[str], *, expression: str = "") -> None:
+        """Write the mask to a safetensors file, with the pattern's text beside it if given."""
+        from sparseflash.patterns.mask_file import save
+
+        save(self, path, expression)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str]) -> BlockMask:
+        """Read a mask that :meth:`save` wrote.
+
+        Raises:
+            FileNotFoundError: no such file.
+            ValueError: not a mask file, another version, damaged, or not in canonical form.
+        """
+        from sparseflash.patterns.mask_file import load
+
+        return load(path)[0]
+
+    @classmethod
+    def from_dense(cls, token_mask: NDArray[np.bool_], block: int | tuple[int, int] = 128) -> BlockMask:
+        """The mask of a token mask, bool [q_len, kv_len].
+
+        Raises:
+            TypeError: not a 2-D array of booleans, or block is not made of ints.
+            ValueError: an empty array, or a block size not offered.
+        """
+        token_mask = np.asarray(token_mask)
+        if token_mask.dtype != np.bool_ or token_mask.ndim != 2:
+            raise TypeError(
+                f"from_dense takes booleans [q_len, kv_len], got {token_mask.dtype} of shape {token_mask.shape}"
+            )
+        grid = make_grid((token_mask.shape[0], token_mask.shape[1]), block, 0)
+        shape = (grid.rows, grid.bq, grid.cols, grid.bk)
+        padded = np.zeros((shape[0] * shape[1], shape[2] * shape[3]), bool)
+        padded[: grid.q_len, : grid.kv_len] = token_mask
+        blocks = padded.reshape(shape).swapaxes(1, 2)
+        rows, cols = np.nonzero(np.any(blocks, axis=(2, 3)))
+        alphabet = Alphabet(grid.bq, grid.bk)
+        letters = alphabet.letters(pack(blocks[rows, cols]))
+        runs = Runs.from_blocks(grid.shape, rows, cols, letters)
+        return cls.canonical((grid.q_len, grid.kv_len), (grid.bq, grid.bk), runs, alphabet.tiles())
 
     @cached_property
     def digest(self) -> bytes:

@@ -1,0 +1,125 @@
+"""Block masks as files: safetensors, nothing executable, checked before anything is built from them."""
+
+from __future__ import annotations
+
+import json
+import struct
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.grid import BLOCK_SIZES
+from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
+from sparseflash.patterns.tiles import words_per_row
+
+FORMAT = "sparseflash.BlockMask/1"
+ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "pattern_of": "<i4"}
+MAX_HEADER = 1 << 20
+
+
+def save(mask: BlockMask, path: str | PathLike[str], expression: str = "") -> None:
+    """Write the mask; to a temporary name first, so that the file is whole or not there."""
+    from safetensors.numpy import save as to_bytes
+
+    arrays = {
+        "start": mask.runs.start,
+        "stop": mask.runs.stop,
+        "letter": mask.runs.letter,
+        "tiles": mask.tiles,
+        "pattern_of": mask.pattern_of,
+    }
+    metadata = {
+        "format": FORMAT,
+        "shape": json.dumps(mask.shape),
+        "block": json.dumps(mask.block),
+        "digest": mask.digest.hex(),
+        "expression": expression,
+    }
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.part")
+    try:
+        temporary.write_bytes(
+            to_bytes({name: np.ascontiguousarray(a).astype(ARRAYS[name]) for name, a in arrays.items()}, metadata)
+        )
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def load(path: str | PathLike[str]) -> tuple[BlockMask, str]:
+    """The mask and its expression.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not a mask file, another version, damaged, or not in canonical form.
+    """
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as from_bytes
+
+    path = Path(path)
+    content = path.read_bytes()
+    try:
+        arrays = from_bytes(content)
+        metadata = _metadata(content)
+    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+        raise ValueError(f"{path}: not a block mask file ({error})") from None
+    if metadata.get("format") != FORMAT:
+        raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
+    try:
+        mask = _checked(arrays, metadata)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: damaged block mask ({error})") from None
+    return mask, metadata.get("expression", "")
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    (size,) = struct.unpack("<Q", content[:8])
+    if size > MAX_HEADER:
+        raise ValueError(f"header of {size:,} bytes")
+    found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    return found
+
+
+def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> BlockMask:
+    if set(arrays) != set(ARRAYS):
+        raise ValueError(f"expected the arrays {', '.join(sorted(ARRAYS))}, got {', '.join(sorted(arrays))}")
+    for name, dtype in ARRAYS.items():
+        if arrays[name].dtype != np.dtype(dtype):
+            raise ValueError(f"{name} must be {dtype}, got {arrays[name].dtype}")
+    shape, block = (_pair(metadata, name) for name in ("shape", "block"))
+    if min(shape) < 1 or not set(block) <= set(BLOCK_SIZES):
+        raise ValueError(f"shape {shape} in blocks of {block}")
+    start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
+    nq, nk = -(-shape[0] // block[0]), -(-shape[1] // block[1])
+    if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
+        raise ValueError(f"tiles of shape {tiles.shape}")
+    if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:
+        raise ValueError("pattern_of is out of range")
+    if not start.ndim == stop.ndim == letter.ndim == 1 or not start.size == stop.size == letter.size:
+        raise ValueError("runs of unequal number")
+    patterns = int(pattern_of.max()) + 1
+    if start.size:
+        if start[0] < 0 or stop[-1] > patterns * nq * nk or (start >= stop).any() or (start[1:] < stop[:-1]).any():
+            raise ValueError("runs are out of range or overlap")
+        if (start // nk != (stop - 1) // nk).any():
+            raise ValueError("a run crosses a row")
+        if letter.min() < FULL or letter.max() >= FIRST_TILE + len(tiles):
+            raise ValueError("a letter has no tile")
+    runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
+    mask = BlockMask(shape, block, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
+    if mask.digest.hex() != metadata.get("digest"):
+        raise ValueError("the checksum does not match")
+    if BlockMask.canonical(shape, block, runs, mask.tiles, mask.pattern_of) != mask:
+        raise ValueError("not in canonical form")
+    return mask
+
+
+def _pair(metadata: dict[str, str], name: str) -> tuple[int, int]:
+    value = json.loads(metadata[name])
+    if not isinstance(value, list) or len(value) != 2 or not all(type(v) is int for v in value):
+        raise ValueError(f"{name} is {value!r}")
+    return value[0], value[1]
