@@ -58,8 +58,8 @@ def attention(
 
     Raises:
         TypeError: an argument of another kind, dtypes that differ or are not floating.
-        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is negative or no finite number,
-            an unknown backend.
+        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is negative or not
+            finite, an unknown backend.
 
     Example:
         >>> import torch, sparseflash as sf

@@ -44,7 +44,8 @@ def _attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     arguments = (q, k, v, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), scale)
     if backend == "cpu":
-        return cpu.forward(*arguments)
+        with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
+            return cpu.forward(*arguments)
     from sparseflash.kernels import triton_forward
 
     return triton_forward.forward(*arguments)
@@ -72,7 +73,8 @@ def _attention_backward(
         *(Side(*rows), Side(*columns), Tiles(*tiles), pattern_of, (bq, bk), scale),
     )
     if backend == "cpu":
-        return cpu.backward(*arguments)
+        with torch.autocast("cpu", enabled=False):
+            return cpu.backward(*arguments)
     from sparseflash.kernels import triton_backward
 
     return triton_backward.backward(*arguments)

@@ -72,6 +72,7 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     patterns = mask.patterns
     # A kernel may read the words of a tile ahead of knowing that there is none.

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import sparseflash as sf
+import sparseflash.ops  # registers torch.ops.sparseflash
 from sparseflash import patterns as P
 from tests.oracle import random_case
 
@@ -54,6 +55,27 @@ def test_compiles_into_one_graph(kind: str) -> None:
     gradients = [torch.autograd.grad(out.sum(), operands) for out in (plain, graph)]
     for a, b in zip(*gradients, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def test_a_table_made_in_inference_mode_serves_training() -> None:
+    mask = P.local(7).compile(50, block=16)
+    case = random_case(2, 1, 1, 1, 50, 50, 16, 16, torch.float32)
+    with torch.inference_mode():
+        sf.attention(case.q, case.k, case.v, mask)
+    q = case.q.clone().requires_grad_()
+    sf.attention(q, case.k, case.v, mask).sum().backward()
+    assert q.grad is not None
+
+
+def test_autocast_around_the_call_changes_nothing() -> None:
+    case = random_case(3, 1, 1, 1, 50, 50, 16, 16, torch.float32)
+    q = case.q.clone().requires_grad_()
+    plain = sf.attention(q, case.k, case.v, PATTERN)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = sf.attention(q, case.k, case.v, PATTERN)
+        (gradient,) = torch.autograd.grad(cast.sum(), q)
+    assert torch.equal(plain, cast)
+    assert torch.equal(gradient, torch.autograd.grad(plain.sum(), q)[0])
 
 
 def test_tables_and_masks_are_cached() -> None:

@@ -1,0 +1,210 @@
+"""Names, arguments and help of the commands; what they do is in the module of each."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sparseflash.cli.errors import plain_errors
+
+app = typer.Typer(
+    name="sparseflash",
+    help="Block-sparse attention: draw a pattern, train through it, measure what came of it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  Default: a GPU if there is one.")]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sparseflash import __version__
+
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+@plain_errors
+def show(
+    expression: Annotated[str, typer.Argument(metavar="EXPR", help="A pattern, in quotes.", show_default=False)],
+    seq_len: Annotated[int, typer.Option(help="Tokens of the queries, and of the keys.")],
+    kv_len: Annotated[int | None, typer.Option(help="Tokens of the keys, if another number.")] = None,
+    block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
+    out: Annotated[Path | None, typer.Option(help="Draw the mask into this file (.png, .svg, .pdf).")] = None,
+    json: Json = False,
+) -> None:
+    """What a pattern costs: blocks, densities, tiles, the spread over rows, the time to compile; and its picture.
+
+    Patterns: full() causal() local(window) strided(stride, unit) butterfly(unit, max_stride) global_tokens(n or list)
+    per_head(p, q, ...), joined by | & - ~ and parentheses.
+
+    [bold]Examples[/bold]
+
+        sparseflash show "causal() & local(1024)" --seq-len 65536
+
+        sparseflash show "local(512) | butterfly(unit=256)" --seq-len 65536 --block 128 --out mask.png
+    """
+    from sparseflash.cli.show import run
+
+    run(expression, seq_len, kv_len, block, out, json)
+
+
+@app.command()
+@plain_errors
+def train(
+    task: Annotated[str, typer.Argument(metavar="TASK", help="path32, path64, pathx, path256 or demo.")],
+    pattern: Annotated[str | None, typer.Option(help="Attention pattern, in quotes. Default: the task's.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Stop after this many steps in all. Default: the schedule's.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/TASK.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
+    device: Device = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Images a forward pass. Default: the task's for the device.")
+    ] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Forward passes a step.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    schedule_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate falls.")] = None,
+    dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,
+    layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
+    width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
+    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
+    order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
+    block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: bf16 on a GPU.")] = None,
+    save_memory: Annotated[
+        bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
+    ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that draw images ahead. Default: 0 on a CPU.")] = None,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
+    keep: Annotated[int, typer.Option(help="Checkpoints that stay.")] = 3,
+) -> None:
+    """Train a transformer over pixels: one pixel, one token, attention through a pattern.
+
+    Images are drawn on the fly. Ctrl-C saves and stops; --resume goes on, on a CPU with the same losses bit for bit.
+    Several processes: torchrun --nproc-per-node 4 -m sparseflash train path256
+
+    [bold]Examples[/bold]
+
+        sparseflash train demo --out runs/first
+
+        sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --steps 100
+
+        sparseflash train path256 --steps 200 --resume
+    """
+    from sparseflash.cli.train import run
+
+    options = {
+        "pattern": pattern,
+        "batch": batch,
+        "accumulate": accumulate,
+        "lr": lr,
+        "schedule_steps": schedule_steps,
+        "dense_weight": dense_weight,
+        "seed": seed,
+        "layers": layers,
+        "width": width,
+        "heads": heads,
+        "order": order,
+        "block": block,
+        "precision": precision,
+        "activation_checkpointing": save_memory,
+    }
+    run(task, out, steps, resume, device, options, workers, save_every, keep)
+
+
+@app.command()
+@plain_errors
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a saved model.")],
+    data: Annotated[Path, typer.Option(help="Folder in the layout of the Long Range Arena release.")],
+    level: Annotated[
+        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what is there.")
+    ] = None,
+    size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE}, where there are several.")] = None,
+    split: Annotated[str, typer.Option(help="all, s4 or contiguous: the test part of that split.")] = "all",
+    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a forward pass.")] = None,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """Accuracy on a folder of images, with its 95 % interval, beside what the marker distance alone would give.
+
+    [bold]Examples[/bold]
+
+        sparseflash evaluate runs/path256 --data lra_release --split s4
+
+        sparseflash evaluate demo-out/run --data images --json
+    """
+    from sparseflash.cli.evaluate import run
+
+    run(checkpoint, data, level, size, split, limit, batch, device, json)
+
+
+@app.command()
+@plain_errors
+def generate(
+    out: Annotated[Path, typer.Option(help="Folder that gets a pathfinder{SIZE} in the LRA layout.")],
+    count: Annotated[int, typer.Option(help="How many images.")],
+    size: Annotated[int | None, typer.Option(help="32, 64, 128 (Path-X) or 256.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Instead of --size: the images of a training task, e.g. demo.")
+    ] = None,
+    level: Annotated[str, typer.Option(help="easy, intermediate or hard: 6, 9 or 14 dashes.")] = "hard",
+    seed: Annotated[int, typer.Option(help="(seed, index) decides an image.")] = 0,
+    start: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+) -> None:
+    """Write Pathfinder images and their metadata; a stopped run goes on where it was.
+
+    [bold]Examples[/bold]
+
+        sparseflash generate --size 256 --count 1000 --out data
+
+        sparseflash generate --task demo --count 500 --out data --seed 7
+    """
+    from sparseflash.cli.generate import run
+
+    run(out, size, task, level, count, seed, start, workers)
+
+
+@app.command()
+@plain_errors
+def doctor(json: Json = False) -> None:
+    """Versions, devices and backends, and a small run of each: what works here, and what runs where."""
+    from sparseflash.cli.doctor import run
+
+    run(json)
+
+
+@app.command()
+@plain_errors
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for pictures and checkpoints.")] = Path("demo-out"),
+    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
+) -> None:
+    """A tour in under six minutes on two cores: a mask, exactness, speed, learning, and 65,536 tokens."""
+    from sparseflash.demo import run
+
+    run(out, seed)

@@ -1,0 +1,125 @@
+"""``sparseflash show``: the figures and the picture of a pattern."""
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from sparseflash.cli.errors import block_size
+from sparseflash.patterns import BlockMask, parse
+
+BINS = 8
+HEAVIEST = 5
+
+
+def run(expression: str, seq_len: int, kv_len: int | None, block: str, out: Path | None, as_json: bool) -> None:
+    """Parse, compile, measure, draw, print."""
+    pattern = parse(expression)
+    lengths = seq_len if kv_len is None else (seq_len, kv_len)
+    if out is not None:
+        check_picture(out)
+    started = time.perf_counter()
+    mask = pattern.compile(lengths, block=block_size(block))
+    seconds = time.perf_counter() - started
+    measured = figures(mask)
+    if out is not None:
+        draw(mask, out, title=str(pattern))
+        measured["picture"] = str(out)
+    measured = {"pattern": str(pattern), "compile_seconds": round(seconds, 6), **measured}
+    if as_json:
+        print(json.dumps(measured, indent=2))
+    else:
+        show(measured, Console())
+
+
+def check_picture(path: Path) -> None:
+    """Whether a picture can be written there, before any work.
+
+    Raises:
+        ValueError: a format that is not drawn.
+        FileNotFoundError: the folder is not there.
+    """
+    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
+        raise ValueError(f"--out must end in .png, .svg or .pdf; got {str(path)!r}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {path.parent} to draw {path.name} into")
+
+
+def draw(mask: BlockMask, path: Path, title: str | None = None) -> None:
+    """Draw a mask under a temporary name and rename it."""
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        mask.plot(temporary, title=title)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def figures(mask: BlockMask) -> dict[str, Any]:
+    """What a mask holds, as plain data; rows are those of the distinct masks, one after another."""
+    counts = mask.row_counts.ravel()
+    rows = mask.grid_shape[0]
+    # At most one bin for each count there is.
+    bins = min(BINS, int(counts.max() - counts.min()) + 1)
+    histogram, edges = np.histogram(counts, bins=bins, range=(counts.min() - 0.5, counts.max() + 0.5))
+    heaviest = np.argsort(-counts, kind="stable")[:HEAVIEST]
+    return {
+        "shape": list(mask.shape),
+        "block": list(mask.block),
+        "grid": list(mask.grid_shape),
+        "masks": mask.patterns,
+        "blocks": mask.nnz,
+        "full_blocks": mask.full_blocks,
+        "partial_blocks": mask.nnz - mask.full_blocks,
+        "distinct_tiles": len(mask.tiles),
+        "density": mask.density,
+        "token_density": mask.token_density,
+        "row_blocks": {
+            "smallest": int(counts.min()),
+            "mean": float(counts.mean()),
+            "largest": int(counts.max()),
+            "histogram": [
+                {"from": int(np.ceil(low)), "to": int(np.floor(high)), "rows": int(number)}
+                for low, high, number in zip(edges[:-1], edges[1:], histogram, strict=True)
+            ],
+            "heaviest": [
+                {"mask": int(row // rows), "row": int(row % rows), "blocks": int(counts[row])} for row in heaviest
+            ],
+        },
+    }
+
+
+def show(measured: dict[str, Any], console: Console) -> None:
+    """Print figures as a table and a histogram."""
+    (q_len, kv_len), (bq, bk), (nq, nk) = measured["shape"], measured["block"], measured["grid"]
+    rows = measured["row_blocks"]
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold")
+    table.add_row("pattern", measured["pattern"])
+    table.add_row("tokens", f"{q_len:,} queries x {kv_len:,} keys")
+    heads = f", {measured['masks']} distinct masks" if measured["masks"] > 1 else ""
+    table.add_row("block", f"{bq} x {bk}: a grid of {nq:,} x {nk:,} blocks{heads}")
+    tiles = f"{measured['partial_blocks']:,} partial with {measured['distinct_tiles']:,} distinct tiles"
+    table.add_row("blocks stored", f"{measured['blocks']:,}: {measured['full_blocks']:,} full, {tiles}")
+    table.add_row("density", f"{measured['density']:.3%} of blocks, {measured['token_density']:.3%} of tokens")
+    table.add_row("blocks a row", f"{rows['smallest']:,} to {rows['largest']:,}, mean {rows['mean']:,.1f}")
+    most = max(bin_["rows"] for bin_ in rows["histogram"])
+    for bin_ in rows["histogram"]:
+        low, high = bin_["from"], bin_["to"]
+        name = f"{low:,}" if low == high else f"{low:,}-{high:,}"
+        length = -(-30 * bin_["rows"] // most)
+        table.add_row(f"  {name:>11}", f"{'█' * length} {bin_['rows']:,} rows")
+    heaviest = ", ".join(
+        f"row {row['row']:,}{' of mask ' + str(row['mask']) if measured['masks'] > 1 else ''}: {row['blocks']:,}"
+        for row in rows["heaviest"]
+    )
+    table.add_row("heaviest rows", heaviest)
+    table.add_row("compiled in", f"{measured['compile_seconds'] * 1000:.1f} ms")
+    if "picture" in measured:
+        table.add_row("picture", measured["picture"])
+    console.print(table, highlight=False)

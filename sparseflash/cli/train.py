@@ -1,0 +1,95 @@
+"""``sparseflash train``: options to a recipe, and what came of it."""
+
+import os
+import shlex
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from sparseflash.cli.errors import block_size
+from sparseflash.models import PixelTransformerConfig
+from sparseflash.patterns import parse
+from sparseflash.train import TASKS, TrainConfig, recipe, train
+from sparseflash.train.checkpoint import load_checkpoint
+from sparseflash.train.devices import resolve_device
+
+
+def run(
+    task: str,
+    out: Path | None,
+    steps: int | None,
+    resume: bool,
+    device_name: str | None,
+    options: dict[str, Any],
+    workers: int | None,
+    save_every: int,
+    keep: int,
+) -> None:
+    """Train, and say where the checkpoint is and how to go on."""
+    if task not in TASKS:
+        raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {task!r}")
+    out = Path("runs") / task if out is None else out
+    device = resolve_device(device_name)
+    options = {name: value for name, value in options.items() if value is not None}
+    if "pattern" in options:
+        options["pattern"] = str(parse(options["pattern"]))
+    if "block" in options:
+        size = block_size(options["block"])
+        options["block"] = (size, size) if isinstance(size, int) else size
+    if resume:
+        config = load_checkpoint(out).config
+        _refuse_changes(task, options, config, out)
+    else:
+        options.setdefault("precision", "bf16" if device.type == "cuda" else "fp32")
+        config = recipe(task, device=device.type, **options)
+    if workers is None:
+        workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
+
+    first = int(os.environ.get("RANK", "0")) == 0
+    if first:
+        typer.echo(describe(config, device.type), err=True)
+    result = train(
+        config,
+        out,
+        steps=steps,
+        resume=resume,
+        device=device,
+        workers=workers,
+        save_every=save_every,
+        keep=keep,
+    )
+    if not first:
+        return
+    again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    if result.interrupted:
+        saved = f"saved {result.checkpoint}" if result.checkpoint else "nothing was completed, so nothing is saved"
+        typer.echo(
+            f"stopped after step {result.step}; {saved}" + (f"; go on with: {again}" if result.checkpoint else "")
+        )
+        raise typer.Exit(130)
+    typer.echo(f"step {result.step} done; checkpoint {result.checkpoint}; go on with: {again} --steps N")
+
+
+def describe(config: TrainConfig, device: str) -> str:
+    """A line that says what is trained on what."""
+    size = config.stages[-1].geometry.size
+    pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
+    loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
+    return (
+        f"{config.task}: {size * size:,} tokens through {pattern}, {config.model.layers} layers of width "
+        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.precision} on {device}"
+    )
+
+
+def _refuse_changes(task: str, options: dict[str, Any], config: TrainConfig, out: Path) -> None:
+    """A run goes on with the recipe it was started with."""
+    in_model = {field.name for field in fields(PixelTransformerConfig)}
+    for name, wanted in {"task": task, **options}.items():
+        found = getattr(config.model if name in in_model else config, name)
+        if found != wanted:
+            option = "TASK" if name == "task" else "--" + name.replace("_", "-")
+            raise ValueError(
+                f"the run in {out} was started with {option} {found}; got {wanted}. Leave it out to resume"
+            )

@@ -1,0 +1,183 @@
+"""``sparseflash demo``: the main job on an embedded default, told as it runs."""
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from rich.console import Console
+
+from sparseflash import parse, reference
+from sparseflash.cli.show import draw, figures, show
+from sparseflash.functional import attention
+from sparseflash.pathfinder import marker_distance_baseline
+from sparseflash.train import evaluate, fresh_images, recipe, train
+from sparseflash.train.pictures import draw_answers
+
+PATTERN = "local(512) | butterfly(unit=256)"
+EXACT_TOKENS = 1_000
+TIMED_TOKENS = 16_384
+FRESH = 2_000
+GOAL = 0.85
+LONG_STEPS = 2
+MARK = ".sparseflash-demo"
+
+
+def run(out: Path, seed: int = 0) -> None:
+    """Show, check, time, train, evaluate, and train at 65,536 tokens.
+
+    Raises:
+        ValueError: ``out`` is a file, or holds runs that are not an earlier demo's.
+    """
+    console = Console(highlight=False)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out must be a folder, but {str(out)!r} is a file")
+    runs = {"small": out / "run", "long": out / "run-65536"}
+    for folder in runs.values():
+        if folder.exists() and not (out / MARK).exists():
+            raise ValueError(f"{folder} exists and is not the demo's; choose another --out")
+        shutil.rmtree(folder, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / MARK).write_text("What lies beside this file is replaced by the next `sparseflash demo`.\n")
+    started = time.perf_counter()
+    with _part(console, f"1. A mask for 65,536 tokens: {PATTERN}"):
+        _mask(console, out / "mask-65536.png")
+    with _part(console, "2. Attention through the mask, against dense attention"):
+        _exactness(console)
+        _speed(console)
+    with _part(console, "3. Learning Pathfinder: do the two discs lie on one dashed curve?"):
+        _learning(console, runs["small"], out / "pathfinder.png", seed)
+    with _part(console, "4. The real thing: 256 x 256 pixels, 65,536 tokens, one token a pixel"):
+        _long(console, runs["long"], seed)
+    console.rule("Done")
+    console.print(
+        f"{time.perf_counter() - started:.0f} s in all. In {out}/ you find\n"
+        f"  mask-65536.png          the mask of part 1\n"
+        f"  pathfinder.png          images of part 3 with the model's answers\n"
+        f"  run/checkpoints/        the model of part 3\n"
+        f"  run-65536/checkpoints/  the model of part 4\n"
+        f"  run*/tensorboard/       curves: tensorboard --logdir {out}\n"
+        f"Next: sparseflash --help, or a longer run:\n"
+        f'  sparseflash train path256 --pattern "{PATTERN}" --steps 100',
+        soft_wrap=True,
+    )
+
+
+@contextmanager
+def _part(console: Console, title: str) -> Iterator[None]:
+    console.rule(f"[bold]{title}", align="left")
+    started = time.perf_counter()
+    yield
+    console.print(f"[dim]({time.perf_counter() - started:.0f} s)[/dim]\n")
+
+
+def _mask(console: Console, picture: Path) -> None:
+    pattern = parse(PATTERN)
+    started = time.perf_counter()
+    mask = pattern.compile(65_536, block=128)
+    seconds = time.perf_counter() - started
+    draw(mask, picture, title=str(pattern))
+    show({"pattern": str(pattern), "compile_seconds": seconds, **figures(mask), "picture": str(picture)}, console)
+
+
+def _qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [torch.randn(1, 2, tokens, 32, generator=generator).requires_grad_() for _ in range(3)]
+
+
+def _exactness(console: Console) -> None:
+    """Ours and eager attention in fp32, each against eager attention in float64, output and gradients."""
+    pattern = parse("causal() & (local(100) | butterfly(unit=64))")
+    mask = pattern.compile(EXACT_TOKENS, block=64)
+    allowed = torch.from_numpy(mask.to_dense())
+
+    def error(single: list[torch.Tensor], masked: bool) -> float:
+        exact = [x.detach().double().requires_grad_() for x in single]
+        truth = reference.attention(exact[0], exact[1], exact[2], allowed)
+        eager = reference.attention(single[0], single[1], single[2], allowed)
+        assert isinstance(truth, torch.Tensor)
+        assert isinstance(eager, torch.Tensor)
+        out = attention(single[0], single[1], single[2], mask) if masked else eager
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        gradients = torch.autograd.grad((out * weights).sum(), single)
+        exact_gradients = torch.autograd.grad((truth * weights).sum(), exact)
+        pairs = zip((out, *gradients), (truth, *exact_gradients), strict=True)
+        return max(float((ours - theirs).detach().abs().max()) for ours, theirs in pairs)
+
+    ours, eager = error(_qkv(EXACT_TOKENS), True), error(_qkv(EXACT_TOKENS), False)
+    if ours > 2 * eager + torch.finfo(torch.float32).eps:
+        raise ValueError(f"attention is off: its error is {ours:.1e}, that of eager attention {eager:.1e}")
+    console.print(
+        f"{pattern} on {EXACT_TOKENS:,} tokens, fp32 against float64, output and gradients: largest error "
+        f"{ours:.1e}; dense masked attention in plain torch, fp32: {eager:.1e}."
+    )
+
+
+def _speed(console: Console) -> None:
+    """Forward and backward of ours and of dense attention at one length."""
+    mask = parse(PATTERN).compile(TIMED_TOKENS, block=128)
+    qkv = _qkv(TIMED_TOKENS)
+
+    def seconds(call: str) -> float:
+        best = float("inf")
+        for _ in range(2):
+            started = time.perf_counter()
+            q, k, v = qkv
+            out = attention(q, k, v, mask) if call == "ours" else F.scaled_dot_product_attention(q, k, v)
+            torch.autograd.grad(out.sum(), qkv)
+            best = min(best, time.perf_counter() - started)
+        return best
+
+    ours, dense = seconds("ours"), seconds("dense")
+    console.print(
+        f"{TIMED_TOKENS:,} tokens, 2 heads of 32, forward and backward, better of two runs: through the mask "
+        f"({mask.density:.1%} of the blocks) {ours:.2f} s; dense, by torch's scaled_dot_product_attention, "
+        f"{dense:.2f} s. At 65,536 tokens dense attention would do 16 times as much: it is not run here."
+    )
+
+
+def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
+    config = recipe("demo", seed=seed)
+    stage = config.stages[0]
+    size = stage.geometry.size
+    tile_height, tile_width = config.model.tile
+    console.print(
+        f"{config.model.layers} layers of attention, no convolution; all {size * size:,} pixels of a {size} x {size} "
+        f"image are tokens, ordered in {tile_height} x {tile_width} tiles, and see each other through "
+        f"{config.model.pattern}. Two contours of {stage.geometry.contour_length} dashes. "
+        f"Trained from labels [bold]and a dense loss[/bold]: each lit pixel also predicts how many discs lie on its "
+        f"curve, from the generator's ground truth. {config.schedule_steps * config.batch:,} images, each seen once."
+    )
+    # Steps this small do not fill two threads: one trains, another process draws the images.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    result = train(config, folder, save_every=config.schedule_steps, workers=1)
+    torch.set_num_threads(threads)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
+    score = evaluate(result.model, fresh_images(stage, FRESH, seed))
+    draw_answers(result.model, stage, picture, seed)
+    verdict = "[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]"
+    console.print(
+        f"Fresh images: {score}.\n"
+        f"A rule that looks only at the distance between the discs: {baseline:.1%}. Goal {GOAL:.0%}: {verdict}."
+    )
+
+
+def _long(console: Console, folder: Path, seed: int) -> None:
+    config = recipe("path256", pattern=PATTERN, seed=seed)
+    console.print(
+        f"{config.model.layers} layers of width {config.model.width} through {PATTERN}, batch {config.batch}, on "
+        f"{torch.get_num_threads()} threads: {LONG_STEPS} true training steps. (Learning Path-256 itself takes a GPU.)"
+    )
+    started = time.perf_counter()
+    result = train(config, folder, steps=LONG_STEPS)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    seconds = (time.perf_counter() - started) / len(result.losses)
+    losses = ", ".join(f"{loss:.4f}" for loss in result.losses)
+    console.print(f"Losses {losses}; {seconds:.1f} s a step. Checkpoint: {result.checkpoint}")

@@ -1,0 +1,217 @@
+"""A small transformer over pixels: one pixel is one token, and attention is a pattern.
+
+Shape legend: B images, N = height * width tokens in token order, C = width of the residual stream, H heads of size D,
+L lit pixels in the whole batch, K classes.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from sparseflash.functional import Mask, attention
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.files import load_model, save_model
+from sparseflash.models.rotary import rotary_table, rotate
+from sparseflash.ordering import token_order
+from sparseflash.patterns import BlockMask
+
+
+class PixelOutput(NamedTuple):
+    """What a `PixelTransformer` returns.
+
+    Attributes:
+        logits: [B, K] scores of the classes of each image.
+        dense_logits: [L, K'] scores for each lit pixel; None without a dense head.
+        dense_pixels: [L] where these pixels lie: flat indices into the images [B, height, width]; None likewise.
+    """
+
+    logits: Tensor
+    dense_logits: Tensor | None
+    dense_pixels: Tensor | None
+
+
+class _Layout(NamedTuple):
+    """The tokens of one image size, on a device."""
+
+    pixels: Tensor  # [N] raster index of each token
+    cos: Tensor  # [N, D / 2]
+    sin: Tensor  # [N, D / 2]
+
+
+class GreyEmbedding(nn.Module):
+    """Grey values 0..255 -> vectors, linear between learned anchors.
+
+    Black has an anchor of its own: from zero vectors attention learns slowly, and black next to very dark is a
+    different thing, not a neighbouring value.
+    """
+
+    lower: Tensor
+    upper: Tensor
+    share: Tensor
+
+    def __init__(self, levels: int, width: int) -> None:
+        super().__init__()
+        # Anchor 0 is black's; grey values 1..255 spread over anchors 1..levels.
+        place = 1 + torch.linspace(0, levels - 1, 255)
+        lower = place.long().clamp(max=levels - 1)
+        self.register_buffer("lower", F.pad(lower, (1, 0)), persistent=False)
+        self.register_buffer("upper", F.pad(lower + 1, (1, 0)), persistent=False)
+        self.register_buffer("share", F.pad(place - lower, (1, 0))[:, None], persistent=False)
+        self.anchors = nn.Parameter(torch.randn(levels + 1, width))
+
+    def forward(self, grey: Tensor) -> Tensor:
+        """Uint8 [B, N] -> float32 [B, N, C]."""
+        # Elementwise, so that autocast leaves the residual stream in float32.
+        table = torch.lerp(self.anchors[self.lower], self.anchors[self.upper], self.share)
+        return F.embedding(grey.int(), table)
+
+
+class Layer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, config: PixelTransformerConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.attention_norm = nn.RMSNorm(width, eps=1e-6)
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.attention_out = nn.Linear(width, width, bias=False)
+        self.mlp_norm = nn.RMSNorm(width, eps=1e-6)
+        self.mlp_in = nn.Linear(width, config.mlp_width)
+        self.mlp_out = nn.Linear(config.mlp_width, width)
+        for linear in (self.attention_out, self.mlp_out):
+            # The residual stream sums 2 * layers such terms.
+            nn.init.normal_(linear.weight, std=1 / math.sqrt(2 * config.layers * linear.in_features))
+        nn.init.zeros_(self.mlp_out.bias)
+
+    def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor) -> Tensor:
+        """[B, N, C] -> [B, N, C]."""
+        q, k, v = rearrange(self.qkv(self.attention_norm(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        # The CPU backend computes half precision in float32 inside; autocast would round its products again.
+        with torch.autocast(x.device.type, enabled=False):
+            seen = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
+        x = x + self.attention_out(rearrange(seen, "b h n d -> b n (h d)"))
+        x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
+        return x
+
+
+class PixelTransformer(nn.Module):
+    """Classifies grey images by attention alone, with one token for each pixel and no convolution.
+
+    The readout is the mean over lit pixels: in a 256 x 256 Pathfinder image 1.7 % of the pixels are lit, and a mean
+    over all of them dilutes the signal 60-fold. The weights know nothing of the image size.
+
+    Args:
+        config: the shape of the model.
+
+    Attributes:
+        activation_checkpointing: recompute each layer in the backward instead of keeping its activations; off by
+            default. For 65,536 tokens on small machines.
+
+    Example:
+        >>> import torch
+        >>> model = PixelTransformer(PixelTransformerConfig(pattern="local(16)", block=(16, 16), width=16, layers=1))
+        >>> model(torch.zeros(2, 16, 16, dtype=torch.uint8)).logits.shape
+        torch.Size([2, 2])
+    """
+
+    def __init__(self, config: PixelTransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpointing = False
+        self.embedding = GreyEmbedding(config.grey_levels, config.width)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.norm = nn.RMSNorm(config.width, eps=1e-6)
+        self.head = nn.Linear(config.width, config.classes)
+        self.dense_head = nn.Linear(config.width, config.dense_classes) if config.dense_classes else None
+        self._patterns = config.patterns()
+        self._masks: dict[int, tuple[BlockMask, ...]] = {}
+        self._layouts: dict[tuple[int, int, torch.device], _Layout] = {}
+
+    def masks(self, seq_len: int) -> tuple[BlockMask, ...]:
+        """The compiled mask of each layer for so many tokens; layers with equal patterns share one."""
+        if seq_len not in self._masks:
+            compiled = {pattern: pattern.compile(seq_len, block=self.config.block) for pattern in set(self._patterns)}
+            self._masks[seq_len] = tuple(compiled[pattern] for pattern in self._patterns)
+        return self._masks[seq_len]
+
+    def forward(self, images: Tensor, masks: Sequence[Mask] | None = None) -> PixelOutput:
+        """Classify images.
+
+        Args:
+            images: uint8 [B, height, width].
+            masks: what each layer attends through, instead of the config's patterns: anything that
+                `sparseflash.attention` takes, in token order.
+
+        Returns:
+            Logits of the images and, with a dense head, of their lit pixels.
+
+        Raises:
+            ValueError: images of another rank or dtype, or a number of masks that is not the number of layers.
+        """
+        if images.ndim != 3 or images.dtype != torch.uint8:
+            raise ValueError(f"images must be uint8 [B, height, width]; got {images.dtype} {list(images.shape)}")
+        height, width = images.shape[1:]
+        layout = self._layout(height, width, images.device)
+        masks = self.masks(height * width) if masks is None else masks
+        if len(masks) != len(self.layers):
+            raise ValueError(f"masks must be one for each of the {len(self.layers)} layers; got {len(masks)}")
+
+        grey = images.flatten(1)[:, layout.pixels]  # [B, N]
+        x = self.embedding(grey)
+        for layer, mask in zip(self.layers, masks, strict=True):
+            if self.activation_checkpointing and torch.is_grad_enabled():
+                x = cast(Tensor, checkpoint(layer, x, mask, layout.cos, layout.sin, use_reentrant=False))
+            else:
+                x = layer(x, mask, layout.cos, layout.sin)
+
+        batch, token = (grey > self.config.lit_above).nonzero(as_tuple=True)  # [L]
+        lit = self.norm(x[batch, token])  # [L, C]
+        total = lit.new_zeros(len(images), lit.shape[1]).index_add(0, batch, lit)
+        count = torch.bincount(batch, minlength=len(images)).clamp(min=1)
+        logits = self.head(total / count[:, None])
+        if self.dense_head is None:
+            return PixelOutput(logits, None, None)
+        return PixelOutput(logits, self.dense_head(lit), batch * (height * width) + layout.pixels[token])
+
+    def _layout(self, height: int, width: int, device: torch.device) -> _Layout:
+        key = (height, width, device)
+        if key not in self._layouts:
+            config = self.config
+            pixels, _ = token_order((height, width), config.order, tile=config.tile)
+            cos, sin = rotary_table(pixels, width, config.head_dim, config.wavelengths)
+            self._layouts[key] = _Layout(torch.from_numpy(np.array(pixels)).to(device), cos.to(device), sin.to(device))
+        return self._layouts[key]
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be."""
+        save_model(Path(folder), self.config.to_json(), self.state_dict())
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, device: str | torch.device = "cpu") -> "PixelTransformer":
+        """The model that `save_pretrained` wrote.
+
+        Raises:
+            FileNotFoundError: the folder or one of the two files is not there.
+            ValueError: a file that is corrupt, or weights that are not of this config.
+        """
+        config_text, weights = load_model(Path(folder))
+        model = cls(PixelTransformerConfig.from_json(config_text))
+        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+        if expected != found:
+            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+            raise ValueError(
+                f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
+                f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
+            )
+        model.load_state_dict(weights)
+        return model.to(device)

@@ -1,0 +1,34 @@
+"""What the distance between the markers alone gives on a folder of images."""
+
+import json
+import re
+from pathlib import Path
+from typing import Final
+
+from sparseflash.pathfinder import Geometry, marker_distance_baseline
+
+# Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
+KNOWN: Final = {(32, "hard"): 0.543, (64, "hard"): 0.556, (128, "hard"): 0.526, (256, "hard"): 0.626}
+_LEVEL_OF: Final = {"curv_baseline": "easy", "curv_contour_length_9": "intermediate", "curv_contour_length_14": "hard"}
+
+
+def folder_baseline(folder: Path) -> float | None:
+    """The marker-distance baseline of a level folder, or None where it is not known.
+
+    Known are the folders that `sparseflash.pathfinder.write` made, which say what made them, and those whose names are
+    the release's.
+
+    Args:
+        folder: such as ``pathfinder256/curv_contour_length_14``.
+    """
+    try:
+        made = json.loads((folder / "generator.json").read_text())
+        geometry = Geometry(**made["geometry"])
+        match_distance = bool(made["match_distance"])
+    except (OSError, ValueError, KeyError, TypeError):
+        size, level = re.fullmatch(r"pathfinder(\d+)", folder.parent.name), _LEVEL_OF.get(folder.name)
+        return KNOWN.get((int(size[1]), level)) if size and level else None
+    for (size_, level_), baseline in KNOWN.items():
+        if geometry == Geometry.lra(size_, level_) and not match_distance:
+            return baseline
+    return marker_distance_baseline(geometry=geometry, match_distance=match_distance, pairs=1000)

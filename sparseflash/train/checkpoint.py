@@ -1,0 +1,196 @@
+"""Checkpoints: safetensors and JSON, complete or absent, verified when loaded.
+
+A run folder holds ``checkpoints/step-00000120/`` with
+
+- ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
+- ``optimizer.safetensors``: AdamW's moments and the random number generators;
+- ``state.json``: step, training config, and a SHA-256 of each of the other files and of itself.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
+from sparseflash.train.config import TrainConfig
+
+FORMAT = "sparseflash-checkpoint"
+VERSION = 1
+STATE = "state.json"
+OPTIMIZER = "optimizer.safetensors"
+_NAME = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A verified checkpoint, on the CPU."""
+
+    path: Path
+    step: int
+    config: TrainConfig
+    weights: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run folder, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
+    return sorted(found, key=lambda path: int(found[path][1]))
+
+
+def save_checkpoint(
+    run: Path, step: int, config: TrainConfig, model: PixelTransformer, optimizer: torch.optim.Optimizer, keep: int = 3
+) -> Path:
+    """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = run / "checkpoints" / f"step-{step:08d}"
+    if final.exists():
+        # A checkpoint is named by its step and the step determines it.
+        return final
+    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    try:
+        save_model(temporary, model.config.to_json(), model.state_dict())
+        write_tensors(temporary / OPTIMIZER, _optimizer_tensors(model, optimizer))
+        state: dict[str, Any] = {
+            "format": FORMAT,
+            "version": VERSION,
+            "step": step,
+            "config": config.to_dict(),
+            "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
+        }
+        state["sha256"][STATE] = _digest(state)
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        for path in temporary.iterdir():
+            _flush_to_disk(path)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in checkpoints(run)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read and verify a checkpoint.
+
+    Args:
+        path: a checkpoint's folder, or a run folder, of which the latest is taken.
+
+    Raises:
+        FileNotFoundError: there is none, or one of its files is missing.
+        ValueError: foreign, truncated or altered files.
+    """
+    path = resolve(path)
+    if not (path / STATE).is_file():
+        raise FileNotFoundError(f"{path} is no training checkpoint: it has no {STATE}")
+    try:
+        state = json.loads((path / STATE).read_text())
+        if state["format"] != FORMAT:
+            raise KeyError("format")
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        raise ValueError(f"{path / STATE} is foreign or damaged: it does not describe a checkpoint") from None
+    if state.get("version") != VERSION:
+        raise ValueError(f"{path} has checkpoint version {state.get('version')!r}; this library reads {VERSION}")
+    sums = state.get("sha256", {})
+    if not isinstance(sums, dict) or sums.pop(STATE, None) != _digest(state):
+        raise ValueError(f"{path / STATE} was altered or damaged: its checksum does not fit")
+    for name in (WEIGHTS, CONFIG, OPTIMIZER):
+        if not (path / name).is_file():
+            raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
+        if _sha256(path / name) != sums.get(name):
+            older = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
+            advice = f"; remove {path} to go on from {older[-1]}" if older else ""
+            raise ValueError(f"{path / name} is damaged: its checksum does not fit{advice}")
+    config = TrainConfig.from_dict(state["config"])
+    if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
+        raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
+    return Checkpoint(path, state["step"], config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER))
+
+
+def resolve(path: Path) -> Path:
+    """The folder with model files that a path means: itself, or the latest checkpoint of a run folder.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    if (path / WEIGHTS).is_file() or (path / STATE).is_file():
+        return path
+    if found := checkpoints(path):
+        return found[-1]
+    if not path.exists():
+        raise FileNotFoundError(f"no folder {path}")
+    raise FileNotFoundError(
+        f"{path} is neither a checkpoint nor a run: it has no {WEIGHTS} and no checkpoints/step-* folder"
+    )
+
+
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Put weights, optimizer state and random number generators back.
+
+    Raises:
+        ValueError: tensors that are not of this model.
+    """
+    tensors = dict(checkpoint.optimizer)
+    torch.set_rng_state(tensors.pop("rng.cpu", torch.get_rng_state()))
+    cuda = tensors.pop("rng.cuda", None)
+    if cuda is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(cuda)
+    for name, parameter in model.named_parameters():
+        names = {key: f"{name}/{key}" for key in ("step", "exp_avg", "exp_avg_sq")}
+        moments = {key: tensors.pop(full, None) for key, full in names.items()}
+        for key, moment in moments.items():
+            if moment is None or moment.shape != (() if key == "step" else parameter.shape):
+                raise ValueError(f"{checkpoint.path / OPTIMIZER} is not of this model: {names[key]!r} does not fit")
+        optimizer.state[parameter] = {
+            key: moment if key == "step" else moment.to(parameter.device)
+            for key, moment in moments.items()
+            if moment is not None
+        }
+    if tensors:
+        raise ValueError(f"{checkpoint.path / OPTIMIZER} is not of this model: it also holds {sorted(tensors)[0]!r}")
+    try:
+        model.load_state_dict(checkpoint.weights)
+    except RuntimeError as error:
+        raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {error}") from None
+
+
+def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    tensors = {
+        f"{name}/{key}": value
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state[parameter].items()
+    }
+    tensors["rng.cpu"] = torch.get_rng_state()
+    if torch.cuda.is_available():
+        tensors["rng.cuda"] = torch.cuda.get_rng_state()
+    return tensors
+
+
+def _digest(state: dict[str, Any]) -> str:
+    """SHA-256 of a state without its own checksum."""
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

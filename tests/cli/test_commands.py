@@ -1,0 +1,287 @@
+"""The command line: what it prints, what it refuses, what it leaves behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from sparseflash.cli import app
+from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.train import recipe
+from sparseflash.train.baseline import KNOWN, folder_baseline
+
+TINY = ["--batch", "2", "--layers", "1", "--width", "16", "--heads", "1", "--device", "cpu"]
+
+
+def invoke(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], env={"COLUMNS": "200"})
+
+
+def refused(*arguments: object) -> str:
+    """The message of a command that must fail in plain words."""
+    result = invoke(*arguments)
+    assert result.exit_code == 2, result.output
+    assert isinstance(result.exception, SystemExit)
+    assert "Traceback" not in result.output
+    return result.stderr
+
+
+def test_help_teaches_by_examples() -> None:
+    assert invoke("--help").exit_code == 0
+    for command, example in {
+        "show": 'sparseflash show "causal() & local(1024)" --seq-len 65536',
+        "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)"',
+        "evaluate": "sparseflash evaluate runs/path256",
+        "generate": "sparseflash generate --size 256 --count 1000",
+        "doctor": "what works here",
+        "demo": "six minutes",
+    }.items():
+        assert example in " ".join(invoke(command, "--help").stdout.split())
+
+
+def test_version() -> None:
+    from sparseflash import __version__
+
+    assert invoke("--version").stdout.strip() == __version__
+
+
+def test_show_prints_figures_and_draws(tmp_path: Path) -> None:
+    result = invoke("show", "local(512) | butterfly(unit=256)", "--seq-len", 4096, "--out", tmp_path / "m.png")
+    assert result.exit_code == 0, result.output
+    for words in ("local(512) | butterfly(unit=256)", "32 x 32 blocks", "heaviest rows", "compiled in"):
+        assert words in result.stdout
+    assert (tmp_path / "m.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
+
+
+def test_show_as_json() -> None:
+    result = invoke("show", "causal()", "--seq-len", 1000, "--kv-len", 1280, "--block", "128x64", "--json")
+    found = json.loads(result.stdout)
+    assert found["shape"] == [1000, 1280]
+    assert found["block"] == [128, 64]
+    assert found["full_blocks"] + found["partial_blocks"] == found["blocks"]
+    assert sum(bin_["rows"] for bin_ in found["row_blocks"]["histogram"]) == found["grid"][0]
+    assert found["row_blocks"]["heaviest"][0] == {"mask": 0, "row": 7, "blocks": 20}
+
+
+def test_show_per_head_counts_distinct_masks() -> None:
+    result = invoke("show", "per_head(causal(), local(3), causal())", "--seq-len", 512, "--json")
+    assert json.loads(result.stdout)["masks"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["local(", "--seq-len", 64], "local("),
+        (["lokal(3)", "--seq-len", 64], "no pattern is called 'lokal'"),
+        (["local(-1)", "--seq-len", 64], "-1"),
+        (["full()", "--seq-len", 0], "0"),
+        (["full()", "--seq-len", 64, "--block", "7"], "7"),
+        (["full()", "--seq-len", 64, "--block", "big"], "--block must be a number such as 128"),
+        (["full()", "--seq-len", 64, "--out", "mask.xyz"], "must end in .png, .svg or .pdf"),
+        (["full()", "--seq-len", 64, "--out", "nowhere/mask.png"], "no folder nowhere"),
+    ],
+)
+def test_show_refuses(arguments: list[object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert words in refused("show", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_train_resume_evaluate(tmp_path: Path) -> None:
+    run, data = tmp_path / "run", tmp_path / "data"
+    first = invoke("train", "demo", "--steps", 1, "--out", run, *TINY)
+    assert first.exit_code == 0, first.output
+    assert "labels and a dense loss" in first.stderr
+    assert "step 1 done" in first.stdout
+    second = invoke("train", "demo", "--steps", 2, "--out", run, "--resume", "--device", "cpu")
+    assert second.exit_code == 0, second.output
+    whole = invoke("train", "demo", "--steps", 2, "--out", tmp_path / "whole", *TINY)
+    assert whole.exit_code == 0
+    assert (run / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
+    assert list((run / "tensorboard").iterdir())
+
+    made = invoke("generate", "--task", "demo", "--count", 5, "--out", data, "--workers", 1)
+    assert made.exit_code == 0, made.output
+    assert "5 images written" in made.stdout
+    folder = data / "pathfinder24" / "curv_contour_length_2"
+    scored = invoke("evaluate", run, "--data", folder, "--device", "cpu", "--json")
+    assert scored.exit_code == 0, scored.output
+    found = json.loads(scored.stdout)
+    assert found["count"] == 5
+    assert found["accuracy"] == found["right"] / 5
+    assert 0.4 < found["marker_distance_baseline"] < 0.6
+    told = invoke("evaluate", run, "--data", folder, "--device", "cpu", "--limit", 3)
+    assert "of 3 images (95 % interval" in told.stdout
+    assert "marker-distance baseline" in told.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["path512"], "TASK must be one of"),
+        (["demo", "--steps", "0"], "steps must be at least 1; got 0"),
+        (["demo", "--steps", "-5"], "-5"),
+        (["demo", "--device", "cuda:99"], "device 'cuda:99' is not here"),
+        (["demo", "--device", "toaster"], "device must be cpu, cuda or cuda:N; got 'toaster'"),
+        (["demo", "--device", "meta"], "got 'meta'"),
+        (["demo", "--pattern", "local(5"], "local(5"),
+        (["demo", "--lr", "nan"], "lr must be a positive number"),
+        (["demo", "--order", "spiral"], "spiral"),
+        (["demo", "--resume"], "no folder"),
+        (["demo", "--precision", "fp4"], "fp4"),
+    ],
+)
+def test_train_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
+    if "--device" not in arguments:
+        arguments = [*arguments, "--device", "cpu"]
+    assert words in refused("train", *arguments, "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_keeps_its_recipe(tmp_path: Path) -> None:
+    assert invoke("train", "demo", "--steps", 1, "--out", tmp_path, *TINY).exit_code == 0
+    assert "already holds a run" in refused("train", "demo", "--steps", 2, "--out", tmp_path, *TINY)
+    again = ["--steps", 2, "--out", tmp_path, "--resume", "--device", "cpu"]
+    assert "started with --lr 0.004; got 0.1" in refused("train", "demo", "--lr", 0.1, *again)
+    assert "started with TASK demo; got path32" in refused("train", "path32", *again)
+    assert "started with --pattern local(112); got full()" in refused("train", "demo", "--pattern", "full()", *again)
+    assert invoke("train", "demo", "--pattern", "local( 112 )", *again).exit_code == 0
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    config = PixelTransformerConfig(pattern="local(32)", block=(32, 32), width=16, layers=1, mlp_width=16)
+    PixelTransformer(config).save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_evaluate_takes_a_saved_model_and_knows_the_lra_baseline(model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    made = invoke("generate", "--size", 32, "--count", 2, "--out", data, "--workers", 1)
+    assert made.exit_code == 0, made.output
+    result = invoke("evaluate", model, "--data", data, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["count"] == 2
+    assert found["marker_distance_baseline"] == KNOWN[32, "hard"]
+
+
+def test_evaluate_refuses_bad_data(model: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    ask = ["evaluate", model, "--device", "cpu", "--data"]
+    assert "empty" in refused(*ask, empty)
+    assert "nowhere" in refused(*ask, tmp_path / "nowhere")
+    invoke("generate", "--task", "demo", "--count", 3, "--out", tmp_path / "data", "--workers", 1)
+    folder = tmp_path / "data" / "pathfinder24" / "curv_contour_length_2"
+    assert "--limit must be at least 1; got 0" in refused(*ask, folder, "--limit", 0)
+    assert "--split must be all, s4 or contiguous; got 'mine'" in refused(*ask, folder, "--split", "mine")
+    image = folder / "imgs" / "0" / "sample_1.png"
+    whole = image.read_bytes()
+    image.write_bytes(whole[:-20])
+    assert "1 of 3 images damaged" in refused(*ask, folder)
+    image.unlink()
+    message = refused(*ask, folder)
+    assert "1 of 3 images missing" in message
+    assert "sample_1.png" in message
+
+
+def test_evaluate_notes_what_the_reader_drops(model: Path, tmp_path: Path) -> None:
+    invoke("generate", "--task", "demo", "--count", 3, "--out", tmp_path / "data", "--workers", 1)
+    folder = tmp_path / "data" / "pathfinder24" / "curv_contour_length_2"
+    (folder / "imgs" / "0" / "sample_0.png").write_bytes(b"")
+    result = invoke("evaluate", model, "--data", folder, "--device", "cpu", "--json")
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["count"] == 2
+    assert "note:" in result.stderr
+    assert "dropped 1 empty image" in result.stderr
+
+
+def test_evaluate_refuses_bad_checkpoints(model: Path, tmp_path: Path) -> None:
+    assert "no folder" in refused("evaluate", tmp_path / "nowhere", "--data", tmp_path)
+    assert "neither a checkpoint nor a run" in refused("evaluate", tmp_path, "--data", tmp_path)
+    weights = model / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-5])
+    assert "truncated or foreign" in refused("evaluate", model, "--data", tmp_path)
+    weights.write_bytes(b"\x80\x04\x95pickle")
+    assert "truncated or foreign" in refused("evaluate", model, "--data", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--count", 1], "name either --size (32, 64, 128 or 256) or --task"),
+        (["--count", 1, "--size", 32, "--task", "demo"], "and not both"),
+        (["--count", 0, "--size", 32], "0"),
+        (["--count", 1, "--size", 33], "33"),
+        (["--count", 1, "--size", 32, "--level", "brutal"], "brutal"),
+        (["--count", 1, "--size", 32, "--seed", -1], "-1"),
+        (["--count", 1, "--size", 32, "--workers", 0], "0"),
+        (["--count", 1, "--task", "path1"], "path1"),
+    ],
+)
+def test_generate_refuses(arguments: list[object], words: str, tmp_path: Path) -> None:
+    assert words in refused("generate", *arguments, "--out", tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_baselines_are_those_of_the_images(tmp_path: Path) -> None:
+    released = tmp_path / "pathfinder256" / "curv_contour_length_14"
+    released.mkdir(parents=True)
+    assert folder_baseline(released) == pytest.approx(0.63, abs=0.03)
+    assert folder_baseline(tmp_path) is None
+
+
+def test_doctor_tells_what_works() -> None:
+    found = json.loads(invoke("doctor", "--json").stdout)
+    assert found["backends"]["cpu"]["works"]
+    assert found["versions"]["torch"]
+    told = invoke("doctor").stdout
+    assert "backend cpu" in told
+    assert "works" in told
+
+
+def test_demo_does_not_overwrite(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("mine")
+    assert "must be a folder" in refused("demo", "--out", file)
+    taken = tmp_path / "taken"
+    (taken / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
+    assert "is not the demo's" in refused("demo", "--out", taken)
+    assert [path.name for path in taken.iterdir()] == ["run"]
+
+
+def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "sparseflash", "train", "demo", "--out", str(run), *TINY]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        for _ in range(6000):
+            if (run / "steps.jsonl").exists() and (run / "steps.jsonl").read_text().count("\n") >= 2:
+                break
+            assert process.poll() is None, process.stderr.read() if process.stderr else ""
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "stopped after step" in out
+    assert f"go on with: sparseflash train demo --out {run} --resume" in out
+    assert "Traceback" not in err
+    assert list((run / "checkpoints").iterdir())
+
+
+def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
+    config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
+    model = PixelTransformer(config.model)
+    (mask, *_) = model.masks(65_536)
+    assert mask.shape == (65_536, 65_536)
+    assert mask.density < 0.05

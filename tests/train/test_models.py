@@ -1,0 +1,178 @@
+"""The pixel transformer: positions, readout, files."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sparseflash import patterns as P
+from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models.rotary import rotary_table, rotate
+
+SMALL = PixelTransformerConfig(
+    pattern="local(40) | butterfly(unit=16)", block=(16, 16), width=16, heads=2, layers=2, mlp_width=32, dense_classes=3
+)
+
+
+def model_of(config: PixelTransformerConfig, seed: int = 0) -> PixelTransformer:
+    torch.manual_seed(seed)
+    return PixelTransformer(config)
+
+
+def images(count: int = 2, side: int = 16, seed: int = 0) -> torch.Tensor:
+    values = torch.randint(0, 256, (count, side, side), generator=torch.Generator().manual_seed(seed))
+    return torch.where(values > 128, values, 0).to(torch.uint8)
+
+
+@settings(deadline=None)
+@given(st.tuples(*[st.integers(0, 30)] * 4), st.tuples(st.integers(-20, 20), st.integers(-20, 20)), st.integers(0, 99))
+def test_rotary_scores_depend_on_relative_positions_only(
+    places: tuple[int, int, int, int], shift: tuple[int, int], seed: int
+) -> None:
+    width = 128
+    q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+    def score(y0: int, x0: int, y1: int, x1: int) -> float:
+        cos, sin = rotary_table(np.array([y0 * width + x0, y1 * width + x1]), width, 16)
+        q_turned, k_turned = rotate(torch.stack([q, k]), cos, sin)
+        return float(q_turned @ k_turned)
+
+    y0, x0, y1, x1 = (place + 20 for place in places)
+    dy, dx = shift
+    assert score(y0, x0, y1, x1) == pytest.approx(score(y0 + dy, x0 + dx, y1 + dy, x1 + dx), abs=1e-4)
+
+
+def test_rotary_positions_keep_lengths_and_tell_directions_apart() -> None:
+    cos, sin = rotary_table(np.arange(64), 8, 8)
+    vectors = torch.randn(64, 8)
+    turned = rotate(vectors, cos, sin)
+    torch.testing.assert_close(turned.norm(dim=-1), vectors.norm(dim=-1))
+    same = rotate(torch.ones(64, 8), cos, sin)
+    assert len(torch.unique((same @ same[0]).round(decimals=3))) > 32
+
+
+def test_token_order_does_not_change_the_answer_of_dense_attention() -> None:
+    answers = []
+    for order in ("raster", "tile", "morton", "hilbert"):
+        config = PixelTransformerConfig(
+            pattern="full()", order=order, block=(64, 64), width=16, layers=2, mlp_width=16, dense_classes=3
+        )
+        output = model_of(config)(images())
+        assert output.dense_pixels is not None
+        assert output.dense_logits is not None
+        answers.append((output.logits, output.dense_logits[output.dense_pixels.argsort()]))
+    for logits, dense in answers[1:]:
+        torch.testing.assert_close(logits, answers[0][0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(dense, answers[0][1], atol=1e-5, rtol=1e-4)
+
+
+def test_grey_values_are_interpolated_and_black_stands_apart() -> None:
+    embedding = model_of(SMALL).embedding
+    vectors = embedding(torch.arange(256, dtype=torch.uint8)[None])[0]
+    anchors = embedding.anchors
+    torch.testing.assert_close(vectors[[0, 1, 255]], anchors[[0, 1, SMALL.grey_levels]])
+    middle = (vectors[100] + vectors[102]) / 2
+    torch.testing.assert_close(vectors[101], middle)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert embedding(torch.zeros(1, 4, dtype=torch.uint8)).dtype == torch.float32
+
+
+def test_dense_pixels_name_the_lit_pixels() -> None:
+    picture = images(3)
+    output = model_of(SMALL)(picture)
+    assert output.dense_logits is not None
+    assert output.dense_pixels is not None
+    lit = picture.flatten().gt(SMALL.lit_above).nonzero().flatten()
+    torch.testing.assert_close(output.dense_pixels.sort().values, lit)
+    assert output.dense_logits.shape == (len(lit), 3)
+
+
+def test_black_images_get_finite_answers() -> None:
+    output = model_of(SMALL)(torch.zeros(2, 16, 16, dtype=torch.uint8))
+    assert torch.isfinite(output.logits).all()
+
+
+def test_one_model_takes_many_sizes_and_a_mask_in_place_of_its_pattern() -> None:
+    model = model_of(SMALL)
+    for side in (8, 12, 16):
+        assert model(images(1, side)).logits.shape == (1, 2)
+    same = [P.parse("local(40) | butterfly(unit=16)").compile(256, block=32)] * 2
+    torch.testing.assert_close(model(images(), same).logits, model(images()).logits)
+    with pytest.raises(ValueError, match="each of the 2 layers; got 1"):
+        model(images(), same[:1])
+
+
+def test_activation_checkpointing_changes_nothing() -> None:
+    gradients = []
+    for checkpointing in (False, True):
+        model = model_of(SMALL)
+        model.activation_checkpointing = checkpointing
+        model(images()).logits.sum().backward()
+        gradients.append([p.grad for name, p in model.named_parameters() if "dense" not in name])
+    for plain, recomputed in zip(*gradients, strict=True):
+        assert plain is not None
+        assert torch.equal(plain, recomputed)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 16, 16), torch.zeros(16, 16, dtype=torch.uint8)])
+def test_other_images_are_refused(bad: torch.Tensor) -> None:
+    with pytest.raises(ValueError, match=r"images must be uint8 \[B, height, width\]"):
+        model_of(SMALL)(bad)
+
+
+@pytest.mark.parametrize("pattern", ["causal() & local(7)", ("full()", "local(3)")])
+def test_config_round_trips_through_json(pattern: str | tuple[str, ...]) -> None:
+    config = PixelTransformerConfig(pattern=pattern, layers=2, tile=(4, 8), wavelengths=(3.0, 50.0))
+    assert PixelTransformerConfig.from_json(config.to_json()) == config
+    assert json.loads(config.to_json())["pattern"] == (pattern if isinstance(pattern, str) else list(pattern))
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"pattern": "lokal(3)"}, "lokal"),
+        ({"width": 30, "heads": 4}, "multiple of 4; got width=30 and heads=4"),
+        ({"layers": 0}, "layers must be at least 1; got 0"),
+        ({"order": "zigzag"}, "zigzag"),
+        ({"pattern": ("full()",), "layers": 2}, "each of the 2 layers; got 1"),
+        ({"colour": "red"}, "no field 'colour'"),
+        ({"wavelengths": (8.0, 4.0)}, "shortest <= longest"),
+        ({"width": "wide"}, "wrong type"),
+    ],
+)
+def test_bad_configs_are_refused(fields: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        PixelTransformerConfig.from_dict(fields)
+
+
+def test_weights_round_trip(tmp_path: Path) -> None:
+    model = model_of(SMALL)
+    model.save_pretrained(tmp_path / "model")
+    loaded = PixelTransformer.from_pretrained(tmp_path / "model")
+    assert loaded.config == SMALL
+    assert torch.equal(loaded(images()).logits, model(images()).logits)
+    assert sorted(path.name for path in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+
+
+def test_damaged_models_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no model: it has no config"):
+        PixelTransformer.from_pretrained(tmp_path)
+    model_of(SMALL).save_pretrained(tmp_path)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    (tmp_path / "model.safetensors").write_bytes(weights[:-10])
+    with pytest.raises(ValueError, match="truncated or foreign"):
+        PixelTransformer.from_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    other = PixelTransformerConfig.from_json(SMALL.to_json().replace('"mlp_width": 32', '"mlp_width": 48'))
+    (tmp_path / "config.json").write_text(other.to_json())
+    with pytest.raises(
+        ValueError, match=r"not of the model in its config.json: 'layers.0.mlp_in.bias' should be \(48,\)"
+    ):
+        PixelTransformer.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="must be JSON"):
+        PixelTransformer.from_pretrained(tmp_path)

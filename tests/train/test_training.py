@@ -1,0 +1,335 @@
+"""Training: resumed runs, interruptions, checkpoints, learning."""
+
+import json
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.pathfinder import Geometry
+from sparseflash.train import Score, Stage, TrainConfig, TrainResult, evaluate, fresh_images, recipe, stream, train
+from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from sparseflash.train.data import Batch
+from sparseflash.train.interrupt import Interrupt
+
+EASY = recipe("demo").stages[0].geometry
+SMALL = TrainConfig(
+    task="demo",
+    model=PixelTransformerConfig(
+        pattern="local(64)", block=(64, 64), width=16, heads=1, layers=1, mlp_width=16, dense_classes=3
+    ),
+    stages=(Stage(EASY),),
+    schedule_steps=40,
+    batch=4,
+    lr=1e-2,
+    warmup=2,
+    dense_weight=1.0,
+)
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+def run(out: Path, steps: int, config: TrainConfig = SMALL, resume: bool = False, save_every: int = 100) -> TrainResult:
+    return train(config, out, steps=steps, resume=resume, save_every=save_every, line=quiet)
+
+
+def weights(result: TrainResult) -> dict[str, torch.Tensor]:
+    return dict(result.model.state_dict())
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
+    config = replace(SMALL, accumulate=2, batch=2)
+    whole = run(tmp_path / "whole", 6, config)
+    first = run(tmp_path / "parts", 2, config)
+    second = run(tmp_path / "parts", 3, config, resume=True)
+    third = run(tmp_path / "parts", 6, config, resume=True)
+    assert first.losses + second.losses + third.losses == whole.losses
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(third).items())
+    logs = [(tmp_path / name / "steps.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    assert [json.loads(line)["loss"] for line in logs[0].splitlines()] == whole.losses
+
+
+def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path) -> None:
+    whole = run(tmp_path / "whole", 5)
+    run(tmp_path / "killed", 5, save_every=2)
+    shutil.rmtree(tmp_path / "killed" / "checkpoints" / "step-00000005")
+    log = tmp_path / "killed" / "steps.jsonl"
+    log.write_text(log.read_text() + '{"step": 6, "lo')  # a line half written
+    again = run(tmp_path / "killed", 5, resume=True)
+    assert again.losses == whole.losses[4:]
+    assert log.read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
+
+
+def test_images_depend_on_seed_and_step_alone() -> None:
+    stages = (Stage(EASY, until=0.5), Stage(replace(EASY, contour_length=3, size=32)))
+    config = replace(SMALL, stages=stages, schedule_steps=4)
+    steps = stream(config)
+    images = [next(steps)[0].images for _ in range(4)]
+    assert [tuple(image.shape) for image in images] == [(4, 24, 24)] * 2 + [(4, 32, 32)] * 2
+    assert torch.equal(next(stream(config, start_step=2))[0].images, images[2])
+    halves = [next(stream(replace(config, batch=2), 1, rank, 2))[0].images for rank in range(2)]
+    assert torch.equal(torch.cat(halves), images[1])
+
+
+def test_workers_draw_the_same_images() -> None:
+    here, ahead = stream(SMALL), stream(SMALL, workers=1)
+    try:
+        for _ in range(2):
+            (a,), (b,) = next(here), next(ahead)
+            assert torch.equal(a.images, b.images)
+            assert torch.equal(a.labels, b.labels)
+            assert a.targets is not None
+            assert b.targets is not None
+            assert torch.equal(a.targets, b.targets)
+    finally:
+        ahead.close()
+
+
+def test_the_schedule_warms_up_and_falls_whatever_the_number_of_steps() -> None:
+    config = replace(SMALL, warmup=10, schedule_steps=100)
+    rates = [config.learning_rate(step) for step in range(120)]
+    assert rates[0] == pytest.approx(config.lr / 11)
+    assert max(rates) == rates[10] == pytest.approx(config.lr, rel=0.03)
+    assert rates[10:101] == sorted(rates[10:101], reverse=True)
+    assert rates[-1] == pytest.approx(config.final_lr * config.lr)
+
+
+def test_the_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bright_or_dim(stage: Stage, seed: int, start: int, count: int, dense: bool) -> Batch:
+        rng = torch.Generator().manual_seed(start)
+        labels = torch.randint(0, 2, (count,), generator=rng)
+        lit = torch.rand(count, 16, 16, generator=rng) < 0.1
+        return Batch(torch.where(lit, 100 + 100 * labels[:, None, None], 0).to(torch.uint8), labels, None)
+
+    monkeypatch.setattr("sparseflash.train.data.draw", bright_or_dim)
+    config = replace(SMALL, model=replace(SMALL.model, dense_classes=0), dense_weight=0.0)
+    losses = run(tmp_path, 40, config).losses
+    assert losses[0] > 0.3
+    assert max(losses[-5:]) < 0.1
+
+
+def _after_steps(out: Path, steps: int, action: Callable[[], None]) -> threading.Thread:
+    """Call something as soon as so many steps are logged."""
+
+    def wait() -> None:
+        for _ in range(3000):
+            log = out / "steps.jsonl"
+            if log.exists() and len(log.read_text().splitlines()) >= steps:
+                action()
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    return thread
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(tmp_path: Path, number: signal.Signals) -> None:
+    thread = _after_steps(tmp_path / "stopped", 2, lambda: os.kill(os.getpid(), number))
+    before = signal.getsignal(number)
+    stopped = run(tmp_path / "stopped", 10_000)
+    thread.join()
+    assert stopped.interrupted
+    assert stopped.step == len(stopped.losses) >= 2
+    assert stopped.checkpoint is not None
+    assert load_checkpoint(stopped.checkpoint).step == stopped.step
+    assert signal.getsignal(number) is before
+    steps = stopped.step + 2
+    resumed = run(tmp_path / "stopped", steps, resume=True)
+    assert stopped.losses + resumed.losses == run(tmp_path / "whole", steps).losses
+
+
+def test_shields_hold_signals_back() -> None:
+    reached: list[str] = []
+
+    def guarded(interrupt: Interrupt) -> None:
+        with interrupt.shield():
+            with interrupt.shield():
+                os.kill(os.getpid(), signal.SIGINT)
+            reached.append("end of the shield")
+        reached.append("beyond it")
+
+    with Interrupt() as interrupt:
+        with pytest.raises(KeyboardInterrupt):
+            guarded(interrupt)
+        assert interrupt.asked
+    assert reached == ["end of the shield"]
+    with Interrupt(at_once=False) as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert interrupt.asked
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("finished") / "run"
+    run(out, 3, save_every=1)
+    return out
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.safetensors", "state.json"])
+@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
+def test_damaged_checkpoints_are_refused(copied: Path, name: str, damage: str) -> None:
+    path = checkpoints(copied)[-1] / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(data[:-20] if damage == "truncated" else data.replace(b"3", b"4", 1) + b" ")
+    kept = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
+    with pytest.raises((ValueError, FileNotFoundError), match=name.replace(".", r"\.")):
+        run(copied, 4, resume=True)
+    assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == kept
+
+
+def test_a_damaged_latest_checkpoint_names_the_one_before(copied: Path) -> None:
+    latest = checkpoints(copied)[-1]
+    (latest / "model.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="to go on from step-00000002"):
+        run(copied, 4, resume=True)
+    shutil.rmtree(latest)
+    assert run(copied, 4, resume=True).step == 4
+
+
+def test_foreign_checkpoints_are_refused(copied: Path, tmp_path: Path) -> None:
+    state = checkpoints(copied)[-1] / "state.json"
+    for text in ("", "[]", '{"format": "other"}', "\x00\x01"):
+        state.write_text(text)
+        with pytest.raises(ValueError, match="foreign or damaged"):
+            load_checkpoint(copied)
+    state.write_bytes(b"\xff\xfe\x80")
+    with pytest.raises(ValueError, match="foreign or damaged"):
+        load_checkpoint(copied)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match="neither a checkpoint nor a run"):
+        run(tmp_path / "empty", 4, resume=True)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        run(tmp_path / "nowhere", 4, resume=True)
+
+
+def test_only_the_newest_checkpoints_stay_and_nothing_temporary(finished: Path) -> None:
+    assert [path.name for path in checkpoints(finished)] == ["step-00000001", "step-00000002", "step-00000003"]
+    assert not [path for path in (finished / "checkpoints").iterdir() if path.name.startswith(".")]
+    assert not list(finished.rglob("*.pt")) + list(finished.rglob("*.pkl"))
+
+
+def test_keep_bounds_the_number_of_checkpoints(tmp_path: Path) -> None:
+    train(SMALL, tmp_path, steps=3, save_every=1, keep=1, line=quiet)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003"]
+
+
+def test_a_save_that_fails_leaves_nothing(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparseflash.train import checkpoint
+
+    def full(*_: object) -> None:
+        raise OSError("no space left on device")
+
+    loaded = load_checkpoint(copied)
+    model = PixelTransformer(loaded.config.model)
+    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    before = sorted(copied.rglob("*"))
+    with pytest.raises(OSError, match="no space"):
+        save_checkpoint(copied, 9, loaded.config, model, torch.optim.AdamW(model.parameters()))
+    assert sorted(copied.rglob("*")) == before
+
+
+def test_runs_are_not_overwritten_or_mixed(finished: Path) -> None:
+    with pytest.raises(ValueError, match="already holds a run"):
+        run(finished, 4)
+    with pytest.raises(ValueError, match="made with another batch, lr"):
+        run(finished, 4, replace(SMALL, batch=8, lr=1e-4), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": 0}, "steps must be at least 1; got 0"),
+        ({"steps": -3}, "steps must be at least 1; got -3"),
+        ({"save_every": 0}, "save_every"),
+        ({"keep": 0}, "keep"),
+    ],
+)
+def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, int], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        train(SMALL, tmp_path / "run", **changes, line=quiet)  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"lr": float("nan")}, "lr must be a positive number; got nan"),
+        ({"batch": 0}, "batch must be at least 1; got 0"),
+        ({"precision": "fp8"}, "fp32, bf16; got 'fp8'"),
+        ({"pattern": "local(-1)"}, "local"),
+        ({"width": 33}, "multiple of 4"),
+    ],
+)
+def test_bad_recipes_are_refused(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        recipe("demo", **changes)  # type: ignore[arg-type]
+
+
+def test_recipes_by_name() -> None:
+    assert recipe("path256", pattern="local(512) | butterfly(unit=256)").batch == 1
+    assert recipe("path256", device="cuda").batch > 1
+    assert recipe("pathx").stages[0].geometry == Geometry.lra(128)
+    assert recipe("demo", dense_weight=0.0).model.dense_classes == 0
+    assert recipe("path32", dense_weight=0.5).model.dense_classes == 3
+    assert recipe("path32", layers=2).model.layers == 2
+    with pytest.raises(ValueError, match=r"task must be one of .*; got 'path512'"):
+        recipe("path512")
+
+
+def test_configs_round_trip_through_json() -> None:
+    for task in ("demo", "pathx"):
+        config = recipe(task)
+        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    with pytest.raises(ValueError, match="not a training config"):
+        TrainConfig.from_dict({"task": "demo"})
+
+
+def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
+    model = PixelTransformer(SMALL.model)
+    seen: list[int] = []
+    score = evaluate(model, fresh_images(SMALL.stages[0], 7, batch=3), advance=seen.append)
+    assert (score.count, seen, model.training) == (7, [3, 3, 1], True)
+    with pytest.raises(ValueError, match="no images"):
+        evaluate(model, [])
+
+
+def test_a_model_can_be_trained_after_an_evaluation() -> None:
+    model = PixelTransformer(replace(SMALL.model, pattern="local(61)"))
+    evaluate(model, fresh_images(SMALL.stages[0], 2))
+    images, _ = next(fresh_images(SMALL.stages[0], 2))
+    model(images).logits.sum().backward()
+    assert model.head.weight.grad is not None
+
+
+def test_wilson_intervals() -> None:
+    assert Score(50, 100).interval == pytest.approx([0.4038, 0.5962], abs=1e-4)
+    assert Score(100, 100).interval[1] == 1.0
+    assert Score(0, 10).interval[0] == 0.0
+
+
+def test_bfloat16_trains_too(tmp_path: Path) -> None:
+    losses = run(tmp_path, 2, replace(SMALL, precision="bf16")).losses
+    exact = run(tmp_path / "fp32", 2).losses
+    assert losses == pytest.approx(exact, rel=0.05)
