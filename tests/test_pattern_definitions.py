@@ -1,0 +1,115 @@
+"""Every named pattern against its definition, written pair by pair in plain Python from the source it names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from sparseflash import patterns as P
+from sparseflash.patterns import Pattern
+
+N = 60
+POWERS = {0} | {1 << b for b in range(20)}
+
+
+def raster(position: int) -> tuple[int, int]:
+    return divmod(position, 10)
+
+
+def morton(position: int) -> tuple[int, int]:
+    """Pixel (y, x): x in the even bits, y in the odd ones."""
+    return (
+        sum((position >> (2 * b + 1) & 1) << b for b in range(4)),
+        sum((position >> (2 * b) & 1) << b for b in range(4)),
+    )
+
+
+def document(position: int) -> int:
+    return sum(position >= edge for edge in (7, 8, 30))
+
+
+DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
+    (P.full(), lambda q, k: True),
+    (P.causal(), lambda q, k: k <= q),
+    (P.local(6), lambda q, k: abs(q - k) <= 6),
+    (P.dilated(3, 4), lambda q, k: abs(q - k) in (0, 4, 8, 12)),
+    (P.strided(5), lambda q, k: (q - k) % 5 == 0),
+    (P.strided(3, unit=4), lambda q, k: (q // 4 - k // 4) % 3 == 0),
+    (P.fixed(4, 1, unit=3), lambda q, k: q // 12 == k // 12 or k // 3 % 4 == 3),
+    (P.butterfly(unit=4), lambda q, k: (q // 4) ^ (k // 4) in POWERS),
+    (P.butterfly(unit=2, max_stride=8), lambda q, k: (q // 2) ^ (k // 2) in (0, 1, 2, 4, 8)),
+    (P.global_tokens(3), lambda q, k: min(q, k) < 3),
+    (P.global_tokens((5, 40)), lambda q, k: q in (5, 40) or k in (5, 40)),
+    (P.documents([7, 1, 22, 30]), lambda q, k: document(q) == document(k)),
+    (P.prefix(9), lambda q, k: k <= q or k < 9),
+    (P.log_sparse(), lambda q, k: abs(q - k) in POWERS),
+    (P.star(), lambda q, k: abs(q - k) <= 1 or q == 0 or k == 0),
+    (P.star_transformer(), lambda q, k: abs(q - k) <= 1 or q == 0 or k == 0),
+    (P.streaming(2, 5), lambda q, k: k <= q and (k < 2 or q - k < 5)),
+    (P.longformer(8, 2), lambda q, k: abs(q - k) <= 4 or q < 2 or k < 2),
+    (P.sparse_transformer_strided(6), lambda q, k: k <= q and (q - k <= 6 or (q - k) % 6 == 0)),
+    (P.sparse_transformer_fixed(6, 2), lambda q, k: k <= q and (q // 6 == k // 6 or k % 6 >= 4)),
+    (P.axial((6, 10)), lambda q, k: raster(q)[0] == raster(k)[0] or raster(q)[1] == raster(k)[1]),
+    (
+        P.neighborhood((6, 10), (1, 2)),
+        lambda q, k: abs(raster(q)[0] - raster(k)[0]) <= 1 and abs(raster(q)[1] - raster(k)[1]) <= 2,
+    ),
+    (
+        P.neighborhood((8, 8), 1, "morton"),
+        lambda q, k: max(abs(a - b) for a, b in zip(morton(q), morton(k), strict=True)) <= 1,
+    ),
+    (P.where(lambda q, k: (q * k) % 3 == 1), lambda q, k: q * k % 3 == 1),
+    (P.from_blocks(np.eye(9)[::-1], unit=7), lambda q, k: q // 7 + k // 7 == 8),
+    (P.bigbird(unit=5, window=3, global_cells=1, random=0), lambda q, k: abs(q // 5 - k // 5) <= 1 or min(q, k) < 5),
+]
+
+
+@pytest.mark.parametrize(("pattern", "definition"), DEFINITIONS, ids=[str(p) for p, _ in DEFINITIONS])
+def test_definition(pattern: Pattern, definition: Callable[[int, int], bool]) -> None:
+    expected = [[definition(q, k) for k in range(N)] for q in range(N)]
+    np.testing.assert_array_equal(pattern.compile(N, block=16).to_dense(), expected)
+
+
+def test_random_blocks_draws_distinct_cells_evenly() -> None:
+    cells = P.random_blocks(5, unit=1, seed=3).compile(400, block=16).to_dense()
+    assert (cells.sum(axis=1) == 5).all()
+    # 400 rows of 5 in 400: a column is drawn 5 times on average; 20 or more has a chance of about 1e-4 in all.
+    assert cells.sum(axis=0).max() < 20
+    assert (cells != P.random_blocks(5, unit=1, seed=4).compile(400, block=16).to_dense()).any()
+    again = P.random_blocks(5, unit=1, seed=3, count=400)
+    assert (cells == again.allows(np.arange(400)[:, None], np.arange(400))).all()
+    assert P.random_blocks(9, unit=1).compile(4, block=16).to_dense().all()
+    with pytest.raises(ValueError, match="give count, or compile it"):
+        P.random_blocks(5).allows(np.array(0), np.array(0))
+
+
+def test_every_named_pattern_is_defined_here() -> None:
+    tested = {str(p).split("(")[0] for p, _ in DEFINITIONS} | {"longformer", "sparse_transformer_strided"}
+    tested |= {"sparse_transformer_fixed", "star_transformer", "random_blocks", "per_head", "per_sample"}
+    constructors = {n for n in P.__all__ if n.islower()} - {"parse", "register"}
+    assert constructors <= tested
+
+
+BAD: list[tuple[Callable[[], object], str]] = [
+    (lambda: P.dilated(2, 0), "dilated: dilation must be at least 1"),
+    (lambda: P.documents([3, 0]), "documents: length must be at least 1, got length=0"),
+    (lambda: P.documents([]), "at least one length"),
+    (lambda: P.documents(cu_seqlens=[1, 2]), "cu_seqlens must start at 0"),
+    (lambda: P.documents([3, 4]).compile(8), "2 lengths add up to 7 tokens; the sequence has 8"),
+    (lambda: P.fixed(4, 5), "summary must be at most stride = 4, got summary=5"),
+    (lambda: P.prefix(-1), "prefix: n must be at least 0"),
+    (lambda: P.streaming(1, 0), "streaming: window must be at least 1"),
+    (lambda: P.bigbird(window=2), "window must be odd"),
+    (lambda: P.axial((3, 4)).compile(13), "an image of 3 x 4 has 12 tokens; the sequence has 13"),
+    (lambda: P.neighborhood((4, 4), -1), "radius must be at least 0"),
+    (lambda: P.neighborhood((4, 4), 1, "zigzag"), "order must be one of"),
+    (lambda: P.neighborhood((4, 5), 1, "hilbert"), "power of two"),
+]
+
+
+@pytest.mark.parametrize(("call", "message"), BAD, ids=[m for _, m in BAD])
+def test_bad_arguments(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        call()
