@@ -11,7 +11,7 @@ help:
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
 demo: .venv/ready
@@ -29,11 +29,11 @@ types: .venv/ready
 tests: .venv/ready
 	$(BIN)/python -m pytest -n 2
 
-# Needs no .venv: a GPU machine's own Python with torch, triton and pytest serves (make gpu PYTHON=python3).
+# Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:
-	@$(PYTHON) -c "import sys, torch; sys.exit(not torch.cuda.is_available())" \
-	  || { echo "make gpu: no GPU here, nothing to check"; exit 0; } \
-	  && SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
+	@found=$$($(PYTHON) -c "import torch; print(torch.cuda.is_available())") || exit 1; \
+	  if [ "$$found" != True ]; then echo "make gpu: torch sees no GPU here, nothing to check"; exit 0; fi; \
+	  SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
 	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py
 
 clean:

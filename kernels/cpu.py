@@ -96,11 +96,12 @@ def backward(
     masks = _Masks(tiles, block, clean=not operands.finite)
     qb, kb, vb = operands.q, operands.k, operands.v
     wide = qb.dtype
+    dead = lse == -torch.inf
+    # Whatever cotangents rows that see nothing get, their gradients are 0: +inf makes their exp(score - lse) 0.
+    dout, lse = dout.masked_fill(dead.unsqueeze(-1), 0), lse.masked_fill(dead, torch.inf)
     delta = (dout.to(wide) * out.to(wide)).sum(-1)
     if dlse is not None:
-        delta = delta - dlse.to(wide)
-    # +inf for rows that see nothing makes their exp(score - lse) 0.
-    lse = torch.where(lse == -torch.inf, torch.inf, lse)
+        delta = delta - dlse.to(wide).masked_fill(dead, 0)
     dob = operands.blocks(dout, block[0])
     delta_b, lse_b = (operands.blocks(x.unsqueeze(-1), block[0]) for x in (delta, lse))
     dq, dk, dv = (x.new_zeros(x.shape) for x in (qb, kb, vb))  # contiguous, whatever the layout of x

@@ -68,7 +68,10 @@ class BlockMask:
         number = np.zeros(met.size, np.int32)
         number[used] = np.arange(used.size)
         kept = alphabet.tiles()[used[FIRST_TILE:] - FIRST_TILE]
-        return cls(shape, block, runs.mapped(number), kept, pattern_of)
+        runs, pattern_of = runs.mapped(number), pattern_of.copy()
+        for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
+            array.flags.writeable = False  # masks are cached and shared
+        return cls(shape, block, runs, kept, pattern_of)
 
     @property
     def grid_shape(self) -> tuple[int, int]:

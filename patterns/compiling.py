@@ -107,7 +107,7 @@ def _letters(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alp
     shape = (rows.size, grid.bq, grid.bk)
     if not isinstance(bits, np.ndarray | np.bool_) or bits.dtype != np.bool_:
         kind = getattr(bits, "dtype", type(bits).__name__)
-        raise TypeError(f"{pattern}: allows must return booleans, got {kind}")
+        raise TypeError(f"{pattern}: allows must return a numpy array of booleans, got {kind}")
     try:
         bits = np.broadcast_to(bits, shape)
     except ValueError:

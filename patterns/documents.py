@@ -73,7 +73,8 @@ def documents(lengths: Iterable[int] | None = None, *, cu_seqlens: Iterable[int]
         if not edges or edges[0] != 0:
             raise ValueError(f"documents: cu_seqlens must start at 0, got {edges[:1]}")
         lengths = [b - a for a, b in pairwise(edges)]
-    assert lengths is not None
+    if not isinstance(lengths, Iterable):
+        raise TypeError(f"documents: lengths must be ints, one a document, got {lengths!r}")
     checked = tuple(checked_int("documents", "length", n, 1) for n in lengths)
     if not checked:
         raise ValueError("documents: give at least one length, got none")

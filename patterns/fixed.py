@@ -28,11 +28,15 @@ class Fixed(CellPattern):
         rows = grid.all_rows()
         first, last = self.row_cells(grid, rows)
         own = first // self.stride * self.stride, last // self.stride * self.stride + self.stride - 1
+        row, col = self.expand_cells(grid, rows, *own)
+        if not self.summary:
+            return row, col
+        # The key blocks with summaries are the same for every row: found once, repeated for each.
         ends = np.arange(1, (grid.kv_len - 1) // (self.stride * self.unit) + 2, dtype=np.int64) * self.stride
-        starts = np.concatenate([own[0], np.tile(ends - self.summary, rows.size)])
-        stops = np.concatenate([own[1], np.tile(ends - 1, rows.size)])
-        # Only the distinct key blocks of the summaries are repeated for each row.
-        return self.expand_cells(grid, np.concatenate([rows, np.repeat(rows, ends.size)]), starts, stops)
+        zero = np.zeros_like(ends)
+        _, summaries = self.expand_cells(grid, zero, ends - self.summary, ends - 1)
+        every_row = np.repeat(rows, summaries.size)
+        return np.concatenate([row, every_row]), np.concatenate([col, np.tile(summaries, rows.size)])
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
         q, k = grid.q_start(rows), grid.k_start(cols)

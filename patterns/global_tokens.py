@@ -19,22 +19,20 @@ class GlobalTokens(Pattern):
     tokens: int | tuple[int, ...]
     name = "global_tokens"
 
-    def _positions(self) -> Ints:
-        if isinstance(self.tokens, int):
-            return np.arange(self.tokens, dtype=np.int64)
-        return np.array(self.tokens, np.int64)
-
     def _is_global(self, position: Ints) -> Bools:
         if isinstance(self.tokens, int):
             return (position >= 0) & (position < self.tokens)
-        return np.isin(position, self._positions())
+        return np.isin(position, np.array(self.tokens, np.int64))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return self._is_global(q) | self._is_global(k)
 
     def _lines(self, grid: Grid) -> tuple[Ints, Ints]:
         """Block rows and block columns that hold a global token."""
-        positions = self._positions()
+        if isinstance(self.tokens, int):
+            positions = np.arange(min(self.tokens, max(grid.kv_len, grid.q_offset + grid.q_len)), dtype=np.int64)
+        else:
+            positions = np.array(self.tokens, np.int64)
         index = positions - grid.q_offset
         rows = np.unique(index[(index >= 0) & (index < grid.q_len)] // grid.bq)
         return rows, np.unique(positions[positions < grid.kv_len] // grid.bk)

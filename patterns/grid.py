@@ -12,6 +12,9 @@ Ints: TypeAlias = NDArray[np.int64]
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
+# No length, position or pattern argument is larger, so that sums and products of two stay inside int64.
+LARGEST = 1 << 40
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -73,7 +76,7 @@ class Grid:
     def unique(self, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
         """The blocks sorted by row and column, each once."""
         linear = rows * self.cols + cols
-        if not np.all(linear[1:] > linear[:-1]):
+        if (linear[1:] <= linear[:-1]).any():
             linear = np.unique(linear)
             rows, cols = np.divmod(linear, self.cols)
         return rows, cols
@@ -89,8 +92,8 @@ def make_grid(seq_len: int | tuple[int, int], block: int | tuple[int, int], q_of
     q_len, kv_len = _pair(seq_len, "seq_len")
     bq, bk = _pair(block, "block")
     for length in (q_len, kv_len):
-        if length < 1:
-            raise ValueError(f"seq_len must be at least 1, got seq_len={seq_len!r}")
+        if not 1 <= length <= LARGEST:
+            raise ValueError(f"seq_len must be at least 1 and at most 2**40, got seq_len={seq_len!r}")
     for size in (bq, bk):
         if size not in BLOCK_SIZES:
             raise ValueError(f"block sizes are {', '.join(map(str, BLOCK_SIZES))}; got block={block!r}")
@@ -98,6 +101,8 @@ def make_grid(seq_len: int | tuple[int, int], block: int | tuple[int, int], q_of
         q_offset = kv_len - q_len
     elif not is_int(q_offset):
         raise TypeError(f"q_offset must be an int, got {q_offset!r}")
+    elif abs(q_offset) > LARGEST:
+        raise ValueError(f"q_offset must be at most 2**40 either way, got {q_offset!r}")
     return Grid(q_len, kv_len, bq, bk, int(q_offset))
 
 

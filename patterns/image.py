@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
 
@@ -12,6 +12,8 @@ from sparseflash.patterns.cells import joint_key
 from sparseflash.patterns.grid import Grid, Ints, is_int
 from sparseflash.patterns.ordering import token_order
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
+
+MAX_PIXELS = 1 << 28  # the order of larger images would take gigabytes
 
 
 class ImagePattern(Pattern):
@@ -141,10 +143,11 @@ class Axial(ImagePattern):
         return both[0], both[1]
 
 
-@lru_cache(maxsize=256)
 def _checked_image(owner: str, shape: tuple[int, int], order: str) -> tuple[int, int]:
-    if not isinstance(shape, tuple) or len(shape) != 2 or not all(is_int(n) for n in shape):
+    if not isinstance(shape, tuple | list) or len(shape) != 2 or not all(is_int(n) for n in shape):
         raise TypeError(f"{owner}: shape must be (height, width), got {shape!r}")
+    if shape[0] * shape[1] > MAX_PIXELS:
+        raise ValueError(f"{owner}: shape={shape} has more than 2**28 pixels")
     token_order(shape, order)
     return int(shape[0]), int(shape[1])
 
@@ -173,7 +176,7 @@ def neighborhood(shape: tuple[int, int], radius: int | tuple[int, int], order: s
         raster 12.8% of the blocks for 1.6% of the pairs
         morton 6.2% of the blocks for 1.6% of the pairs
     """
-    shape = _checked_image("neighborhood", tuple(shape), order)
+    shape = _checked_image("neighborhood", shape, order)
     if isinstance(radius, tuple | list):
         if len(radius) != 2:
             raise TypeError(f"neighborhood: radius must be an int or (ry, rx), got {radius!r}")
@@ -203,4 +206,4 @@ def axial(shape: tuple[int, int], order: str = "raster") -> Pattern:
         >>> P.axial((2, 3)).compile(6, block=16).to_dense()[0].astype(int)
         array([1, 1, 1, 1, 0, 0])
     """
-    return Axial(_checked_image("axial", tuple(shape), order), order)
+    return Axial(_checked_image("axial", shape, order), order)

@@ -60,7 +60,7 @@ _NOT_TEXT = {
     "from_blocks": "a mask that is data has no textual form",
 }
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
-MAX_CHARACTERS = 10_000
+MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 100
 
 
@@ -87,7 +87,7 @@ def parse(text: str) -> Pattern:
     try:
         tree = ast.parse(source, mode="eval")
     except SyntaxError as error:
-        raise _error(source, (error.offset or 1) - 1, error.msg or "cannot be read") from None
+        raise _pointing(source, error.lineno or 1, (error.offset or 1) - 1, error.msg or "cannot be read") from None
     except (RecursionError, MemoryError):
         raise ValueError("expression is nested too deeply to be read") from None
     except ValueError as error:
@@ -125,33 +125,44 @@ def register(name: str, fn: Predicate) -> Pattern:
 def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
     if depth == 0:
         raise ValueError(f"expression is nested more than {MAX_DEPTH} deep")
-    if isinstance(node, ast.BinOp) and type(node.op) in _OPERATORS:
-        left, right = _pattern(node.left, source, depth - 1), _pattern(node.right, source, depth - 1)
-        result = getattr(left, _OPERATORS[type(node.op)])(right)
-        assert isinstance(result, Pattern)
-        return result
+    if isinstance(node, ast.BinOp):
+        return _chain(node, source, depth)
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Invert):
         return ~_pattern(node.operand, source, depth - 1)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _call(node, node.func.id, source, depth)
     if isinstance(node, ast.Name) and node.id in _constructors:
-        raise _error(source, node.col_offset, f"a pattern is written as a call: {node.id}(...)")
-    raise _error(source, node.col_offset, "expected a pattern such as local(1024), joined by | & - or after ~")
+        raise _error(source, node, f"a pattern is written as a call: {node.id}(...)")
+    raise _error(source, node, "expected a pattern such as local(1024), joined by | & - or after ~")
+
+
+def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
+    """Operators that lean to the left, as ``a | b | c`` does, are read in a loop: long chains are not deep."""
+    rest: list[ast.BinOp] = []
+    while isinstance(node, ast.BinOp):
+        if type(node.op) not in _OPERATORS:
+            raise _error(source, node, "patterns are joined by | & or -")
+        rest.append(node)
+        node = node.left
+    result = _pattern(node, source, depth - 1)
+    for operator in reversed(rest):
+        result = getattr(result, _OPERATORS[type(operator.op)])(_pattern(operator.right, source, depth - 1))
+    return result
 
 
 def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     if name not in _constructors:
         reason = _NOT_TEXT.get(name, f"known are {', '.join(sorted(_constructors))}")
-        raise _error(source, node.col_offset, f"no pattern is called {name!r} here; {reason}")
+        raise _error(source, node, f"no pattern is called {name!r} here; {reason}")
     if name in ("per_head", "per_sample"):
         if node.keywords:
-            raise _error(source, node.col_offset, f"{name} takes patterns")
+            raise _error(source, node, f"{name} takes patterns")
         arguments: list[object] = [_pattern(arg, source, depth - 1) for arg in node.args]
         keywords: dict[str, object] = {}
     else:
         arguments = [_literal(arg, source) for arg in node.args]
         if any(k.arg is None for k in node.keywords):
-            raise _error(source, node.col_offset, "** is not read here")
+            raise _error(source, node, "** is not read here")
         keywords = {str(k.arg): _literal(k.value, source) for k in node.keywords}
     constructor = _constructors[name]
     try:
@@ -160,20 +171,23 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
         try:
             inspect.signature(constructor).bind(*arguments, **keywords)
         except TypeError as mismatch:
-            raise _error(source, node.col_offset, f"{name}{inspect.signature(constructor)}: {mismatch}") from None
-        raise _error(source, node.col_offset, str(error)) from None
+            raise _error(source, node, f"{name}{inspect.signature(constructor)}: {mismatch}") from None
+        raise _error(source, node, str(error)) from None
 
 
 def _literal(node: ast.expr, source: str) -> object:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise _error(source, node.col_offset, "arguments are literals such as 1024, (0, 5) or None") from None
+        raise _error(source, node, "arguments are literals such as 1024, (0, 5) or None") from None
 
 
-def _error(source: str, column: int, message: str) -> ValueError:
+def _error(source: str, node: ast.expr, message: str) -> ValueError:
+    line = source.split("\n")[node.lineno - 1]
     # ast counts UTF-8 bytes; the pointer stands under characters.
-    column = len(source.encode()[:column].decode(errors="ignore"))
-    line_start = source.rfind("\n", 0, column) + 1
-    line = source[line_start:].split("\n", 1)[0]
-    return ValueError(f"{message}\n  {line}\n  {' ' * (column - line_start)}^")
+    return _pointing(source, node.lineno, len(line.encode()[: node.col_offset].decode(errors="ignore")), message)
+
+
+def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
+    text = source.split("\n")[line - 1] if source else ""
+    return ValueError(f"{message}\n  {text}\n  {' ' * column}^")

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.grid import Grid, Ints, is_int, make_grid
+from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.tiles import Words
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -41,8 +41,13 @@ class Pattern(ABC):
         array([1, 5, 7, 8, 9])
     """
 
-    name: ClassVar[str]  # textual form, e.g. "local"
+    name: ClassVar[str]  # textual form, e.g. "local"; the class's name unless given
     precedence: ClassVar[int] = LEAF
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
 
     @abstractmethod
     def allows(self, q: Ints, k: Ints) -> Bools:
@@ -93,11 +98,13 @@ class Pattern(ABC):
             q_offset: position of the first query; default ``kv_len - q_len``.
 
         Raises:
-            TypeError: lengths, block or offset are not ints.
+            TypeError: lengths, block or offset are not ints, or the pattern's class is no frozen dataclass.
             ValueError: a length below 1, a block size not offered, or a pattern that cannot have these lengths.
         """
         from sparseflash.patterns.compiling import compile_pattern
 
+        if not dataclasses.is_dataclass(self) or type(self).__hash__ is None:
+            raise TypeError(f"{type(self).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
         return compile_pattern(self, make_grid(seq_len, block, q_offset))
 
     def __or__(self, other: Pattern) -> Pattern:
@@ -303,4 +310,6 @@ def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:
         raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
     if value < minimum:
         raise ValueError(f"{owner}: {name} must be at least {minimum}, got {name}={value}")
+    if value > LARGEST:
+        raise ValueError(f"{owner}: {name} must be at most 2**40, got {name}={value}")
     return int(value)

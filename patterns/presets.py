@@ -77,7 +77,7 @@ def bigbird(unit: int = 64, window: int = 3, global_cells: int = 2, random: int 
         window,
         checked_int("bigbird", "global_cells", global_cells, 0),
         checked_int("bigbird", "random", random, 0),
-        checked_int("bigbird", "seed", seed, -(1 << 63)),
+        checked_int("bigbird", "seed", seed, 0),
     )
 
 

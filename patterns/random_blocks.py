@@ -83,12 +83,12 @@ def random_blocks(per_row: int, unit: int = 128, seed: int = 0, count: int | Non
     Args:
         per_row: cells drawn for each query cell; all of them where there are fewer.
         unit: tokens a cell.
-        seed: any int.
+        seed: which draw.
         count: number of key cells drawn from; None takes it from the length that the pattern is compiled for.
 
     Raises:
         TypeError: an argument is not an int.
-        ValueError: per_row negative, unit or count below 1; asking ``allows`` before count is known.
+        ValueError: per_row or seed negative, unit or count below 1; asking ``allows`` before count is known.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -98,5 +98,5 @@ def random_blocks(per_row: int, unit: int = 128, seed: int = 0, count: int | Non
     per_row = checked_int("random_blocks", "per_row", per_row, 0)
     if count is not None:
         count = checked_int("random_blocks", "count", count, 1)
-    seed = checked_int("random_blocks", "seed", seed, -(1 << 63))
+    seed = checked_int("random_blocks", "seed", seed, 0)
     return RandomBlocks(per_row, checked_int("random_blocks", "unit", unit, 1), seed, count)

@@ -34,11 +34,6 @@ class Runs:
     letter: NDArray[np.int32]  # [n]
 
     @classmethod
-    def empty(cls, shape: tuple[int, int]) -> Runs:
-        none = np.empty(0, np.int64)
-        return cls(shape, none, none, none.astype(np.int32))
-
-    @classmethod
     def from_blocks(cls, shape: tuple[int, int], rows: Ints, cols: Ints, letters: NDArray[np.int32]) -> Runs:
         """From single blocks, sorted by row and column and without duplicates."""
         linear = rows * shape[1] + cols

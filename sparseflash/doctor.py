@@ -10,7 +10,10 @@ import torch
 from sparseflash import __version__, parse, reference
 from sparseflash.functional import attention
 
-PACKAGES = ("torch", "triton", "numpy", "scipy", "einops", "safetensors", "typer", "rich", "pillow", "matplotlib")
+PACKAGES = (
+    *("torch", "triton", "numpy", "scipy", "einops", "safetensors", "tensorboard"),
+    *("typer", "rich", "pillow", "matplotlib"),
+)
 
 
 def examine() -> dict[str, Any]:

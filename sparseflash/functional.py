@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from numbers import Real
 from typing import Literal, TypeAlias, overload
 
 import torch
@@ -53,8 +54,11 @@ def attention(
         backend: "cpu" or "triton"; None chooses by the device of q.
 
     Returns:
-        out [B, Hq, N, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, N] in fp32. A query that sees no
-        key gets output 0, lse -inf and zero gradients.
+        out [B, Hq, N, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, N] in fp32 (fp64 for fp64). A query
+        that sees no key gets output 0, lse -inf and zero gradients.
+
+    In ``torch.compile(fullgraph=True)`` make a Pattern outside the compiled function; the graph is specialised on its
+    lengths.
 
     Raises:
         TypeError: an argument of another kind, dtypes that differ or are not floating.
@@ -137,15 +141,16 @@ def _interpreting() -> bool:
 def _checked_scale(scale: float | None, dim: int) -> float:
     if scale is None:
         return 1 / math.sqrt(dim)
-    if isinstance(scale, bool) or not isinstance(scale, int | float):
+    if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale must be a number or None, got {scale!r}")
-    if not math.isfinite(scale) or scale < 0:
+    if not 0 <= scale <= torch.finfo(torch.float32).max:
         raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
     return float(scale)
 
 
 def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
-    lengths = q.shape[2], k.shape[2]
+    # A mask belongs to its lengths. torch.compile may hold them as symbols; range() makes it decide on numbers.
+    lengths = range(q.shape[2]).stop, range(k.shape[2]).stop
     if mask is None:
         mask = full()
     if isinstance(mask, LookupTable):

@@ -130,4 +130,4 @@ def _padded(index: NDArray[Any]) -> NDArray[Any]:
 
 
 def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, np.int32)).to(device)
+    return torch.from_numpy(np.array(array, np.int32, order="C")).to(device)

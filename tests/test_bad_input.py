@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -64,9 +66,49 @@ def test_triton_needs_a_gpu_or_its_interpreter(monkeypatch: pytest.MonkeyPatch) 
         sf.attention(**qkv(backend="triton"))
 
 
+@dataclass
+class Unfrozen(P.Pattern):
+    """A user's first try."""
+
+    width: int
+
+    def allows(self, q: Any, k: Any) -> Any:
+        return abs(q - k) < self.width
+
+
+def test_a_users_pattern_needs_one_method() -> None:
+    @dataclass(frozen=True)
+    class Narrow(P.Pattern):
+        width: int
+
+        def allows(self, q: Any, k: Any) -> Any:
+            return abs(q - k) < self.width
+
+    assert Narrow(3).compile(50, block=16) == P.local(2).compile(50, block=16)
+    assert str(Narrow(3) & P.causal()) == "Narrow(3) & causal()"
+
+
+def test_cached_masks_cannot_be_changed() -> None:
+    mask = P.causal().compile(64, block=32)
+    for array in (mask.tiles, mask.pattern_of, mask.runs.start, mask.runs.stop, mask.runs.letter):
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = 0
+
+
+def test_many_global_tokens_cost_no_more_than_the_grid() -> None:
+    assert P.global_tokens(1 << 39).compile(1024).density == 1
+
+
 PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.local(-1), ValueError, "local: window must be at least 0, got window=-1"),
     (lambda: P.local(2.5), TypeError, "local: window must be an int, got 2.5"),  # type: ignore[arg-type]
+    (lambda: P.local(sys.maxsize), ValueError, r"local: window must be at most 2\*\*40"),
+    (lambda: P.axial((100_000, 100_000)), ValueError, "more than 2\\*\\*28 pixels"),
+    (lambda: P.causal().compile(1 << 50), ValueError, "at most 2\\*\\*40"),
+    (lambda: P.causal().compile(64, q_offset=1 << 62), ValueError, "q_offset must be at most"),
+    (lambda: P.axial(64), TypeError, "shape must be"),  # type: ignore[arg-type]
+    (lambda: P.documents(5), TypeError, "lengths must be ints"),  # type: ignore[arg-type]
+    (lambda: Unfrozen(3).compile(8), TypeError, "Unfrozen must be a frozen dataclass"),
     (lambda: P.strided(0), ValueError, "strided: stride must be at least 1"),
     (lambda: P.butterfly(unit=0), ValueError, "butterfly: unit must be at least 1"),
     (lambda: P.butterfly(max_stride=0), ValueError, "max_stride must be at least 1"),

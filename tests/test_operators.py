@@ -57,6 +57,16 @@ def test_compiles_into_one_graph(kind: str) -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_compiles_again_for_another_length(dynamic: bool | None) -> None:
+    torch._dynamo.reset()
+    pattern = P.local(5)
+    graph = torch.compile(lambda q: sf.attention(q, q, q, pattern), fullgraph=True, dynamic=dynamic)
+    for tokens in (64, 96, 50):
+        q = random_case(0, 1, 1, 1, tokens, tokens, 16, 16, torch.float32).q
+        torch.testing.assert_close(graph(q), sf.attention(q, q, q, pattern))
+
+
 def test_a_table_made_in_inference_mode_serves_training() -> None:
     mask = P.local(7).compile(50, block=16)
     case = random_case(2, 1, 1, 1, 50, 50, 16, 16, torch.float32)

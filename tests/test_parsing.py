@@ -40,7 +40,7 @@ def test_reads(text: str, pattern: P.Pattern) -> None:
         ("local(2 ** 70)", "arguments are literals", 6),
         ("local(__import__('os').getpid())", "arguments are literals", 6),
         ("causal", "written as a call: causal(...)", 0),
-        ("causal() + full()", "expected a pattern", 0),
+        ("causal() + full()", "patterns are joined by | & or -", 0),
         ("(lambda: 1)()", "expected a pattern", 0),
         ("where(f)", "patterns.register(name, fn)", 0),
         ("full() | from_blocks(1)", "has no textual form", 9),
@@ -64,8 +64,22 @@ def test_errors_point_at_what_they_mean(text: str, message: str, column: int | N
         assert str(error.value).splitlines()[-1] == "  " + " " * column + "^"
 
 
+def test_errors_point_into_the_right_line() -> None:
+    with pytest.raises(ValueError, match="window must be at least 0") as error:
+        sf.parse("per_head(\n  local(3),\n  local(-1))")
+    assert str(error.value).splitlines()[1:] == ["    local(-1))", "    ^"]
+
+
+def test_long_chains_and_long_lists_are_read() -> None:
+    pattern = P.local(0)
+    for window in range(1, 120):
+        pattern = pattern | P.local(window)
+    assert sf.parse(str(pattern)) == pattern
+    assert sf.parse(str(P.documents([17] * 3000))) == P.documents([17] * 3000)
+
+
 def test_hostile_sizes_are_refused() -> None:
-    for text in ("(" * 5000 + "full()" + ")" * 5000, "~" * 4000 + "full()", "full() | " * 5000 + "full()"):
+    for text in ("(" * 5000 + "full()" + ")" * 5000, "~" * 4000 + "full()", "local(1)" + " " * 2_000_000):
         with pytest.raises(ValueError, match=r"deep|characters|many|parentheses"):
             sf.parse(text)
     with pytest.raises(TypeError, match="parse takes text"):
