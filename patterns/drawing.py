@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,7 +95,7 @@ def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None
         Patch(color=np.array(PARTIAL_COLOUR) / 255, label="partial"),
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    temporary = path.with_name(f".{path.name}.part{path.suffix}")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         figure.savefig(temporary, dpi=150)
         temporary.replace(path)

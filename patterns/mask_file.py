@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from os import PathLike
 from pathlib import Path
@@ -40,7 +41,7 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str = "") -> No
         "expression": expression,
     }
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.part")
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
         temporary.write_bytes(
             to_bytes({name: np.ascontiguousarray(a).astype(ARRAYS[name]) for name, a in arrays.items()}, metadata)

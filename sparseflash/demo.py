@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from sparseflash import parse, reference
-from sparseflash.cli.show import draw, figures, show
+from sparseflash.cli.show import figures, show
 from sparseflash.functional import attention
 from sparseflash.pathfinder import marker_distance_baseline
 from sparseflash.train import evaluate, fresh_images, recipe, train
@@ -79,7 +79,7 @@ def _mask(console: Console, picture: Path) -> None:
     started = time.perf_counter()
     mask = pattern.compile(65_536, block=128)
     seconds = time.perf_counter() - started
-    draw(mask, picture, title=str(pattern))
+    mask.plot(picture, title=str(pattern))
     show({"pattern": str(pattern), "compile_seconds": seconds, **figures(mask), "picture": str(picture)}, console)
 
 

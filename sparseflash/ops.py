@@ -114,12 +114,17 @@ def _autograd(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) ->
     return dq, dk, dv, *none, *[None] * (1 + len(ctx.rest))
 
 
+def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
+    raise NotImplementedError("sparseflash attention has no second derivative: its gradient cannot be differentiated")
+
+
 for _name, _function in (("attention", _attention), ("attention_backward", _attention_backward)):
     for _key in ("CPU", "CUDA"):
         _library.impl(_name, _function, _key)
 torch.library.register_fake("sparseflash::attention", _attention_fake, lib=_library)
 torch.library.register_fake("sparseflash::attention_backward", _backward_fake, lib=_library)
 torch.library.register_autograd("sparseflash::attention", _autograd, setup_context=_setup_context, lib=_library)
+torch.library.register_autograd("sparseflash::attention_backward", _no_second_derivative, lib=_library)
 
 
 def attention(

@@ -67,6 +67,14 @@ def test_compiles_again_for_another_length(dynamic: bool | None) -> None:
         torch.testing.assert_close(graph(q), sf.attention(q, q, q, pattern))
 
 
+def test_second_derivatives_are_refused() -> None:
+    case = random_case(5, 1, 1, 1, 20, 20, 16, 16, torch.float32)
+    q = case.q.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(sf.attention(q, case.k, case.v).sum(), q, create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.sum().backward()
+
+
 def test_a_table_made_in_inference_mode_serves_training() -> None:
     mask = P.local(7).compile(50, block=16)
     case = random_case(2, 1, 1, 1, 50, 50, 16, 16, torch.float32)

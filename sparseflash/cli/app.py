@@ -54,8 +54,10 @@ def show(
 ) -> None:
     """What a pattern costs: blocks, densities, tiles, the spread over rows, the time to compile; and its picture.
 
-    Patterns: full() causal() local(window) strided(stride, unit) butterfly(unit, max_stride) global_tokens(n or list)
-    per_head(p, q, ...), joined by | & - ~ and parentheses.
+    Patterns: full() causal() local(window) dilated(window, dilation) strided(stride, unit) fixed(stride, summary, unit)
+    butterfly(unit, max_stride) global_tokens(n or list) random_blocks(per_row, unit, seed) documents(lengths) prefix(n)
+    log_sparse() star() streaming(sinks, window) axial((H, W), order) neighborhood((H, W), radius, order) bigbird()
+    longformer(window) and other presets; per_head(p, q, ...), per_sample(p, q, ...); joined by | & - ~ and parentheses.
 
     [bold]Examples[/bold]
 

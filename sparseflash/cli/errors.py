@@ -27,6 +27,9 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             except _EXPECTED as error:
                 typer.echo(f"error: {error}", err=True)
                 raise typer.Exit(2) from None
+            except MemoryError as error:
+                typer.echo(f"error: this takes more memory than there is ({error})", err=True)
+                raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 typer.echo("stopped", err=True)
                 raise typer.Exit(130) from None

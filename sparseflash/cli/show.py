@@ -1,7 +1,6 @@
 """``sparseflash show``: the figures and the picture of a pattern."""
 
 import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,7 @@ def run(expression: str, seq_len: int, kv_len: int | None, block: str, out: Path
     seconds = time.perf_counter() - started
     measured = figures(mask)
     if out is not None:
-        draw(mask, out, title=str(pattern))
+        mask.plot(out, title=str(pattern))
         measured["picture"] = str(out)
     measured = {"pattern": str(pattern), "compile_seconds": round(seconds, 6), **measured}
     if as_json:
@@ -48,16 +47,6 @@ def check_picture(path: Path) -> None:
         raise ValueError(f"--out must end in .png, .svg or .pdf; got {str(path)!r}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {path.parent} to draw {path.name} into")
-
-
-def draw(mask: BlockMask, path: Path, title: str | None = None) -> None:
-    """Draw a mask under a temporary name and rename it."""
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        mask.plot(temporary, title=title)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def figures(mask: BlockMask) -> dict[str, Any]:
