@@ -27,7 +27,8 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
-        "commit": _git("rev-parse", "--short", "HEAD") + ("+changes" if _git("status", "--porcelain") else ""),
+        "commit": _git("rev-parse", "--short", "HEAD")
+        + ("+changes" if _git("status", "--porcelain", "--", ".", ":!results") else ""),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
