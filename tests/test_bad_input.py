@@ -119,7 +119,7 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.from_blocks(np.zeros((2, 2), object)), TypeError, "booleans or numbers, got object"),
     (lambda: P.per_head(3), TypeError, "operand 0 is 3"),  # type: ignore[arg-type]
     (lambda: P.causal() | 3, TypeError, "unsupported operand"),  # type: ignore[operator]
-    (lambda: P.causal().compile(0), ValueError, "at least 1, got seq_len=0"),
+    (lambda: P.causal().compile(0), ValueError, "at least 1 and .*, got seq_len=0"),
     (lambda: P.causal().compile(True), TypeError, "must be an int or a pair"),
     (lambda: P.causal().compile((1, 2, 3)), TypeError, "must be an int or a pair"),  # type: ignore[arg-type]
     (lambda: P.causal().compile(64, block=48), ValueError, "16, 32, 64, 128, 256; got block=48"),
