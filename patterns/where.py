@@ -33,9 +33,9 @@ class Where(Pattern):
 def where(fn: Predicate) -> Pattern:
     """Allowed where ``fn(q, k)`` is true.
 
-    Every block is looked at: O(N^2) time in bounded memory, with a progress bar on a terminal once it has taken a
-    second. A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the size of its answer.
-    Equal functions (the same object) share a cached mask.
+    Every block is looked at: O(N^2) time, memory in proportion to the number of blocks, and a progress bar on a
+    terminal once it has taken a second. A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the
+    size of its answer. Equal functions (the same object) share a cached mask.
 
     Args:
         fn: takes int64 positions that broadcast (queries, keys), gives booleans; numpy functions and operators do.
