@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from sparseflash.patterns.grid import make_grid
+from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs, combined
 from sparseflash.patterns.tiles import Alphabet, Words, all_letters, pack, unpack
 
@@ -37,28 +37,20 @@ class BlockMask:
         True
     """
 
-    shape: tuple[int, int]  # (q_len, kv_len)
-    block: tuple[int, int]  # (BQ, BK)
+    grid: Grid  # lengths, block size, and the position of the first query
     runs: Runs  # letters of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
 
     @classmethod
-    def canonical(
-        cls,
-        shape: tuple[int, int],
-        block: tuple[int, int],
-        runs: Runs,
-        tiles: Words,
-        pattern_of: NDArray[np.int32] | None = None,
-    ) -> BlockMask:
+    def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> BlockMask:
         """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
-        alphabet = Alphabet(*block)
+        alphabet = Alphabet(grid.bq, grid.bk)
         letters = np.concatenate([np.array([EMPTY, FULL], np.int32), alphabet.letters(tiles)])
         runs = runs.mapped(letters)
         if pattern_of is None:
             pattern_of = np.zeros((1, 1), np.int32)
-        runs, pattern_of = _distinct_patterns(runs, pattern_of, -(-shape[0] // block[0]))
+        runs, pattern_of = _distinct_patterns(runs, pattern_of, grid.rows)
         # Tiles are numbered in the order in which a reader meets them, row by row.
         met = np.full(int(letters.max()) + 1, len(runs), np.int64)
         met[runs.letter[::-1]] = np.arange(len(runs))[::-1]
@@ -71,12 +63,27 @@ class BlockMask:
         runs, pattern_of = runs.mapped(number), pattern_of.copy()
         for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
             array.flags.writeable = False  # masks are cached and shared
-        return cls(shape, block, runs, kept, pattern_of)
+        return cls(grid, runs, kept, pattern_of)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(q_len, kv_len)."""
+        return self.grid.q_len, self.grid.kv_len
+
+    @property
+    def block(self) -> tuple[int, int]:
+        """(BQ, BK): tokens a block side."""
+        return self.grid.bq, self.grid.bk
+
+    @property
+    def q_offset(self) -> int:
+        """Position of the first query; the first key stands at 0."""
+        return self.grid.q_offset
 
     @property
     def grid_shape(self) -> tuple[int, int]:
         """(nQ, nK): block rows and block columns."""
-        return -(-self.shape[0] // self.block[0]), -(-self.shape[1] // self.block[1])
+        return self.grid.shape
 
     @cached_property
     def patterns(self) -> int:
@@ -130,16 +137,14 @@ class BlockMask:
         return _combine(self, other, _and_not)
 
     def __invert__(self) -> BlockMask:
-        return full_mask(self.shape, self.block) - self
+        return full_mask(self.grid) - self
 
     def transposed(self) -> BlockMask:
         """The mask with queries and keys exchanged."""
         tiles = np.ascontiguousarray(unpack(self.tiles, self.block[1]).swapaxes(1, 2))
-
-        shape, block = self.shape[::-1], self.block[::-1]
-        return BlockMask.canonical(
-            shape, block, self.runs.transposed(self.patterns), pack(tiles), pattern_of=self.pattern_of
-        )
+        g = self.grid
+        grid = Grid(g.kv_len, g.q_len, g.bk, g.bq, -g.q_offset)
+        return BlockMask.canonical(grid, self.runs.transposed(self.patterns), pack(tiles), self.pattern_of)
 
     def to_dense(self) -> NDArray[np.bool_]:
         """The token mask, bool [q_len, kv_len]; with leading [H] or [B, H] when per head or per sample.
@@ -188,8 +193,15 @@ class BlockMask:
         return load(path)[0]
 
     @classmethod
-    def from_dense(cls, token_mask: NDArray[np.bool_], block: int | tuple[int, int] = 128) -> BlockMask:
+    def from_dense(
+        cls, token_mask: NDArray[np.bool_], block: int | tuple[int, int] = 128, q_offset: int | None = None
+    ) -> BlockMask:
         """The mask of a token mask, bool [q_len, kv_len].
+
+        Args:
+            token_mask: true where the query may see the key.
+            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            q_offset: position of the first query; default ``kv_len - q_len``.
 
         Raises:
             TypeError: not a 2-D array of booleans, or block is not made of ints.
@@ -200,7 +212,7 @@ class BlockMask:
             raise TypeError(
                 f"from_dense takes booleans [q_len, kv_len], got {token_mask.dtype} of shape {token_mask.shape}"
             )
-        grid = make_grid((token_mask.shape[0], token_mask.shape[1]), block, 0)
+        grid = make_grid((token_mask.shape[0], token_mask.shape[1]), block, q_offset)
         shape = (grid.rows, grid.bq, grid.cols, grid.bk)
         padded = np.zeros((shape[0] * shape[1], shape[2] * shape[3]), bool)
         padded[: grid.q_len, : grid.kv_len] = token_mask
@@ -209,12 +221,12 @@ class BlockMask:
         alphabet = Alphabet(grid.bq, grid.bk)
         letters = alphabet.letters(pack(blocks[rows, cols]))
         runs = Runs.from_blocks(grid.shape, rows, cols, letters)
-        return cls.canonical((grid.q_len, grid.kv_len), (grid.bq, grid.bk), runs, alphabet.tiles())
+        return cls.canonical(grid, runs, alphabet.tiles())
 
     @cached_property
     def digest(self) -> bytes:
         """16 bytes that identify the content."""
-        state = blake2b(repr((self.shape, self.block, self.pattern_of.shape)).encode(), digest_size=16)
+        state = blake2b(repr((self.grid, self.pattern_of.shape)).encode(), digest_size=16)
         for array in (self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles):
             state.update(np.ascontiguousarray(array).tobytes())
         return state.digest()
@@ -236,11 +248,10 @@ class BlockMask:
 
 
 @lru_cache(maxsize=64)
-def full_mask(shape: tuple[int, int], block: tuple[int, int]) -> BlockMask:
+def full_mask(grid: Grid) -> BlockMask:
     """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
-    (q_len, kv_len), (bq, bk) = shape, block
-    nq, nk = -(-q_len // bq), -(-kv_len // bk)
-    q_left, k_left = q_len - (nq - 1) * bq, kv_len - (nk - 1) * bk  # tokens in the last block row / column
+    (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
+    q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
 
     bits = np.zeros((3, bq, bk), bool)
     bits[0, :, :k_left] = bits[1, :q_left, :] = bits[2, :q_left, :k_left] = True
@@ -252,7 +263,7 @@ def full_mask(shape: tuple[int, int], block: tuple[int, int]) -> BlockMask:
     letters[-2:] = bottom, corner
     some = starts < stops
     runs = Runs((nq, nk), starts[some], stops[some], letters[some])
-    return BlockMask.canonical(shape, block, runs, pack(bits))
+    return BlockMask.canonical(grid, runs, pack(bits))
 
 
 def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
@@ -282,8 +293,7 @@ def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
     )
     spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
     return BlockMask.canonical(
-        base.shape,
-        base.block,
+        base.grid,
         runs,
         np.concatenate([mask.tiles for mask in masks]),
         np.concatenate(spread, axis=axis).astype(np.int32),
@@ -293,11 +303,8 @@ def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
 def _combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
     if not isinstance(b, BlockMask):
         return NotImplemented
-    if (a.shape, a.block) != (b.shape, b.block):
-        raise ValueError(
-            f"masks combine when lengths and blocks are equal; got {a.shape} in blocks of {a.block} "
-            f"and {b.shape} in blocks of {b.block}"
-        )
+    if a.grid != b.grid:
+        raise ValueError(f"masks combine when lengths, blocks and offsets are equal; got {a.grid} and {b.grid}")
     try:
         leading = np.broadcast_shapes(a.pattern_of.shape, b.pattern_of.shape)
     except ValueError:
@@ -312,7 +319,7 @@ def _combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -
     words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
     # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
     runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
-    return BlockMask.canonical(a.shape, a.block, runs, words, pattern_of.reshape(leading).astype(np.int32))
+    return BlockMask.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))
 
 
 def _gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:

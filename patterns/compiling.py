@@ -45,14 +45,12 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
-    shape, block = (grid.q_len, grid.kv_len), (grid.bq, grid.bk)
-    everything = full_mask(shape, block)
     mask = _evaluate(pattern, grid)
     stretches = pattern.full_runs(grid)
     if stretches is not None:
         runs = Runs.from_intervals(grid.shape, *stretches, FULL)
         # Ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
-        mask = mask | (BlockMask.canonical(shape, block, runs, no_tiles(*block)) & everything)
+        mask = mask | (BlockMask.canonical(grid, runs, no_tiles(grid.bq, grid.bk)) & full_mask(grid))
     return mask
 
 
@@ -71,7 +69,7 @@ def _evaluate(pattern: Pattern, grid: Grid) -> BlockMask:
         chosen = first[start : start + step]
         letters[start : start + step] = _letters(pattern, grid, rows[chosen], cols[chosen], alphabet)
     runs = Runs.from_blocks(grid.shape, rows, cols, letters[kind])
-    return BlockMask.canonical((grid.q_len, grid.kv_len), (grid.bq, grid.bk), runs, alphabet.tiles())
+    return BlockMask.canonical(grid, runs, alphabet.tiles())
 
 
 def _candidates(pattern: Pattern, grid: Grid) -> tuple[Ints, Ints]:

@@ -29,6 +29,10 @@ class Grid:
     bk: int
     q_offset: int
 
+    def __str__(self) -> str:
+        offset = f", first query at {self.q_offset}" if self.q_offset != self.kv_len - self.q_len else ""
+        return f"{self.q_len:,} x {self.kv_len:,} tokens in blocks of {self.bq} x {self.bk}{offset}"
+
     @property
     def rows(self) -> int:
         return -(-self.q_len // self.bq)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.grid import BLOCK_SIZES
+from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import words_per_row
 
@@ -36,6 +36,7 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str = "") -> No
     metadata = {
         "format": FORMAT,
         "shape": json.dumps(mask.shape),
+        "q_offset": json.dumps(mask.q_offset),
         "block": json.dumps(mask.block),
         "digest": mask.digest.hex(),
         "expression": expression,
@@ -92,10 +93,9 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
         if arrays[name].dtype != np.dtype(dtype):
             raise ValueError(f"{name} must be {dtype}, got {arrays[name].dtype}")
     shape, block = (_pair(metadata, name) for name in ("shape", "block"))
-    if min(shape) < 1 or not set(block) <= set(BLOCK_SIZES):
-        raise ValueError(f"shape {shape} in blocks of {block}")
+    grid = make_grid(shape, block, json.loads(metadata["q_offset"]))
     start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
-    nq, nk = -(-shape[0] // block[0]), -(-shape[1] // block[1])
+    nq, nk = grid.shape
     if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
         raise ValueError(f"tiles of shape {tiles.shape}")
     if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:
@@ -111,10 +111,10 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
         if letter.min() < FULL or letter.max() >= FIRST_TILE + len(tiles):
             raise ValueError("a letter has no tile")
     runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
-    mask = BlockMask(shape, block, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
+    mask = BlockMask(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
     if mask.digest.hex() != metadata.get("digest"):
         raise ValueError("the checksum does not match")
-    if BlockMask.canonical(shape, block, runs, mask.tiles, mask.pattern_of) != mask:
+    if BlockMask.canonical(grid, runs, mask.tiles, mask.pattern_of) != mask:
         raise ValueError("not in canonical form")
     return mask
 

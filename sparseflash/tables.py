@@ -27,6 +27,7 @@ class LookupTable:
 
     shape: tuple[int, int]  # (q_len, kv_len)
     block: tuple[int, int]  # (BQ, BK)
+    q_offset: int  # position of the first query; the first key stands at 0
     rows: Side
     columns: Side
     tiles: Tiles
@@ -80,6 +81,7 @@ def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     return LookupTable(
         shape=mask.shape,
         block=mask.block,
+        q_offset=mask.q_offset,
         rows=_side(mask.runs, patterns, device),
         columns=_side(mask.runs.transposed(patterns), patterns, device),
         tiles=Tiles(

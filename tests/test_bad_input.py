@@ -131,7 +131,11 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
         ValueError,
         "3 x 3 cells of 4 tokens cover positions up to 11",
     ),
-    (lambda: P.causal().compile(64) | P.causal().compile(65), ValueError, "combine when lengths and blocks are equal"),
+    (
+        lambda: P.causal().compile(64) | P.causal().compile(65),
+        ValueError,
+        "combine when lengths, blocks and offsets are equal",
+    ),
     (lambda: P.causal().compile(64) | 1, TypeError, "unsupported operand"),  # type: ignore[operator]
     (
         lambda: P.per_head(P.full(), P.full()).compile(8) | P.per_head(*[P.full()] * 3).compile(8),

@@ -66,7 +66,7 @@ def test_foreign_and_cut_files_are_refused(tmp_path: Path) -> None:
 @given(expressions(), shapes(300))
 def test_a_dense_mask_compiles_to_the_same(pattern: Pattern, shape: Shape) -> None:
     mask = shape.compile(pattern)
-    assert BlockMask.from_dense(mask.to_dense(), shape.block) == mask
+    assert BlockMask.from_dense(mask.to_dense(), shape.block, shape.q_offset) == mask
 
 
 def test_from_dense_takes_booleans_only() -> None:
