@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 
 import numpy as np
@@ -24,6 +25,9 @@ class CellPattern(Pattern):
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return self.cells(q // self.unit, k // self.unit)
+
+    def coarser(self, tokens: int) -> Pattern:
+        return self if self.unit >= tokens else dataclasses.replace(self, unit=tokens)  # type: ignore[type-var]
 
     def row_cells(self, grid: Grid, rows: Ints) -> tuple[Ints, Ints]:
         """First and last cell that the queries of each block row lie in."""

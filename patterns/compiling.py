@@ -6,6 +6,7 @@ candidates, one block of each kind (equal keys) is evaluated token by token.
 
 from __future__ import annotations
 
+import warnings
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,18 @@ from sparseflash.patterns.tiles import Alphabet, no_tiles, pack
 
 # Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
+
+
+@lru_cache(maxsize=128)
+def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
+    """The mask of a pattern, with a warning the first time where its blocks are poorly used."""
+    from sparseflash.patterns.waste import WastefulPattern, advice
+
+    mask = compile_pattern(pattern, grid)
+    words = advice(pattern, mask)
+    if words is not None:
+        warnings.warn(words, WastefulPattern, stacklevel=3)
+    return mask
 
 
 @lru_cache(maxsize=128)

@@ -24,6 +24,11 @@ class Fixed(CellPattern):
         own, summary = a // self.stride == b // self.stride, b % self.stride >= self.stride - self.summary
         return np.asarray(own | summary)
 
+    def coarser(self, tokens: int) -> Pattern:
+        # Whole cells as summaries, in the same share of all cells.
+        stride = -(-self.stride // max(self.summary, 1))
+        return self if self.unit >= tokens else Fixed(stride, min(self.summary, 1), tokens)
+
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         rows = grid.all_rows()
         first, last = self.row_cells(grid, rows)

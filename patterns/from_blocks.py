@@ -42,6 +42,9 @@ class FromBlocks(CellPattern):
     unit: int = 128
     name = "from_blocks"
 
+    def coarser(self, tokens: int) -> Pattern:
+        return self  # data, not an idea
+
     def cells(self, a: Ints, b: Ints) -> Bools:
         cols = self.matrix.shape[1]
         self._fit(int(np.max(a, initial=-1)), int(np.max(b, initial=-1)))

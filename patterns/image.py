@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,15 @@ class ImagePattern(Pattern):
         ky, kx, k_in = self._at(k)
         seen: Bools = self.near(ky - qy, kx - qx) & q_in & k_in
         return seen
+
+    def coarser(self, tokens: int) -> Pattern:
+        for order in ("morton", "tile"):  # compact patches instead of pieces of lines
+            try:
+                token_order(self.shape, order)
+            except ValueError:
+                continue
+            return self if self.order != "raster" else dataclasses.replace(self, order=order)  # type: ignore[type-var]
+        return self
 
     def _fit(self, grid: Grid) -> None:
         tokens = max(grid.kv_len, grid.q_offset + grid.q_len)

@@ -65,6 +65,10 @@ class Pattern(ABC):
         """The pattern as it is on this grid; differs only for patterns that depend on how long the sequence is."""
         return self
 
+    def coarser(self, tokens: int) -> Pattern:
+        """The same idea in cells of at least this many tokens, for masks whose blocks hold little; self if none."""
+        return self
+
     def candidates(self, grid: Grid) -> tuple[Ints, Ints] | None:
         """Rows and columns of blocks that may hold an allowed pair and are in no full run; None: look at all."""
         return None
@@ -100,12 +104,15 @@ class Pattern(ABC):
         Raises:
             TypeError: lengths, block or offset are not ints, or the pattern's class is no frozen dataclass.
             ValueError: a length below 1, a block size not offered, or a pattern that cannot have these lengths.
+
+        Warns:
+            WastefulPattern: long sequences of which many blocks are stored for few allowed pairs.
         """
-        from sparseflash.patterns.compiling import compile_pattern
+        from sparseflash.patterns.compiling import compile_with_advice
 
         if not dataclasses.is_dataclass(self) or type(self).__hash__ is None:
             raise TypeError(f"{type(self).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
-        return compile_pattern(self, make_grid(seq_len, block, q_offset))
+        return compile_with_advice(self, make_grid(seq_len, block, q_offset))
 
     def __or__(self, other: Pattern) -> Pattern:
         return Or(self, other) if isinstance(other, Pattern) else NotImplemented
@@ -153,6 +160,9 @@ class Binary(Pattern):
 
     def at(self, grid: Grid) -> Pattern:
         return type(self)(self.left.at(grid), self.right.at(grid))
+
+    def coarser(self, tokens: int) -> Pattern:
+        return type(self)(self.left.coarser(tokens), self.right.coarser(tokens))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +214,9 @@ class Not(Pattern):
     def at(self, grid: Grid) -> Pattern:
         return Not(self.inner.at(grid))
 
+    def coarser(self, tokens: int) -> Pattern:
+        return Not(self.inner.coarser(tokens))
+
     def __str__(self) -> str:
         simple = self.inner.precedence == LEAF
         return f"~{self.inner}" if simple else f"~({self.inner})"
@@ -219,6 +232,9 @@ class Stacked(Pattern):
 
     def at(self, grid: Grid) -> Pattern:
         return type(self)(tuple(p.at(grid) for p in self.parts))
+
+    def coarser(self, tokens: int) -> Pattern:
+        return type(self)(tuple(p.coarser(tokens) for p in self.parts))
 
     def __str__(self) -> str:
         return f"{self.name}({', '.join(map(str, self.parts))})"

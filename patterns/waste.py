@@ -1,0 +1,41 @@
+"""Advice for patterns that touch far more blocks than their tokens need."""
+
+from __future__ import annotations
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.pattern import Pattern
+
+SHORTEST = 8192  # tokens; below, even dense attention is quick
+DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
+EXCESS = 4  # stored tokens for each allowed pair that are worth a word
+
+
+class WastefulPattern(UserWarning):
+    """A mask stores many blocks that are nearly empty."""
+
+
+def advice(pattern: Pattern, mask: BlockMask) -> str | None:
+    """A sentence that names both densities and what would mend them, or None where the blocks are well used.
+
+    Args:
+        pattern: what was compiled.
+        mask: what came of it.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> advice(P.strided(4, unit=128), P.strided(4, unit=128).compile(8192)) is None
+        True
+    """
+    if min(mask.shape) < SHORTEST or mask.density < DENSE_FROM or mask.density < EXCESS * mask.token_density:
+        return None
+    cost = (
+        f"{pattern} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} tokens for "
+        f"{mask.token_density:.2%} of the pairs, and attention takes time for blocks"
+    )
+    mended = pattern.coarser(max(mask.block))
+    if mended == pattern:
+        return f"{cost}. Patterns whose allowed keys lie together, in stretches of a block or more, cost less"
+    density = mended.compile(mask.shape, mask.block, mask.q_offset).density
+    if density > mask.density / 2:
+        return cost
+    return f"{cost}. {mended} would store {density:.1%}"
