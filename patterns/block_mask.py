@@ -41,13 +41,14 @@ class BlockMask:
     runs: Runs  # letters of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
+    expression: str = ""  # text of the pattern it was compiled from; no part of what makes masks equal
 
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> BlockMask:
         """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
         alphabet = Alphabet(grid.bq, grid.bk)
         letters = np.concatenate([np.array([EMPTY, FULL], np.int32), alphabet.letters(tiles)])
-        runs = runs.mapped(letters)
+        runs = runs.mapped(letters).merged()
         if pattern_of is None:
             pattern_of = np.zeros((1, 1), np.int32)
         runs, pattern_of = _distinct_patterns(runs, pattern_of, grid.rows)
@@ -168,21 +169,68 @@ class BlockMask:
         rows, cols, letters = runs.blocks()
         return csr_array((letters, (rows, cols)), shape=(nq, nk))
 
-    def plot(self, path: str | PathLike[str], *, title: str | None = None) -> None:
-        """Draw the mask as a picture: FULL and PARTIAL blocks told apart. Format by the file's suffix."""
+    def plot(
+        self,
+        path: str | PathLike[str],
+        *,
+        title: str | None = None,
+        window: tuple[tuple[int, int], tuple[int, int]] | None = None,
+    ) -> None:
+        """Draw the mask as a picture: FULL and PARTIAL blocks told apart.
+
+        Args:
+            path: a ``.png``, ``.svg`` or ``.pdf`` file.
+            title: text above the picture, e.g. the pattern's.
+            window: ``((q0, q1), (k0, k1))``, half-open, in tokens: only this part. Up to 1,024 tokens a side are drawn
+                pair by pair, larger parts (and larger masks) block by block.
+
+        Raises:
+            TypeError: window is not two pairs of ints.
+            ValueError: another suffix, or a window that is empty or reaches out of the mask.
+            FileNotFoundError: no such folder.
+        """
         from sparseflash.patterns.drawing import draw
 
-        draw(self, path, title=title)
+        draw(self, path, title=title, window=window)
 
-    def save(self, path: str | PathLike[str], *, expression: str = "") -> None:
-        """Write the mask to a safetensors file, with the pattern's text beside it if given."""
+    def write_html(self, path: str | PathLike[str], *, title: str | None = None) -> None:
+        """Write one page that shows the mask in any browser, without a network: from all of it down to single tokens.
+
+        Args:
+            path: the file, usually ``.html``; written whole or not at all.
+            title: heading of the page, e.g. the pattern's text.
+
+        Raises:
+            ValueError: more runs or tiles than a page can hold (128 MiB unpacked, 16 MiB as a file).
+            FileNotFoundError: no such folder.
+
+        Example:
+            >>> import tempfile
+            >>> from sparseflash import patterns as P
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     P.causal().compile(65536).write_html(folder + "/mask.html", title="causal()")
+        """
+        from sparseflash.patterns.viewer import write
+
+        write(self, path, title=title)
+
+    def save(self, path: str | PathLike[str], *, expression: str | None = None) -> None:
+        """Write the mask to a safetensors file, the pattern's text beside it.
+
+        Args:
+            path: the file.
+            expression: text to keep instead of the mask's own.
+
+        Raises:
+            ValueError: the text is too long to be read back; nothing is written.
+        """
         from sparseflash.patterns.mask_file import save
 
-        save(self, path, expression)
+        save(self, path, self.expression if expression is None else expression)
 
     @classmethod
     def load(cls, path: str | PathLike[str]) -> BlockMask:
-        """Read a mask that :meth:`save` wrote.
+        """Read a mask that :meth:`save` wrote, its ``expression`` included.
 
         Raises:
             FileNotFoundError: no such file.
@@ -190,7 +238,7 @@ class BlockMask:
         """
         from sparseflash.patterns.mask_file import load
 
-        return load(path)[0]
+        return load(path)
 
     @classmethod
     def from_dense(
@@ -236,6 +284,16 @@ class BlockMask:
 
     def __hash__(self) -> int:
         return hash(self.digest)
+
+    def _repr_png_(self) -> bytes:
+        from sparseflash.patterns.notebook import png
+
+        return png(self)
+
+    def _repr_html_(self) -> str:
+        from sparseflash.patterns.notebook import html
+
+        return html(self)
 
     def __repr__(self) -> str:
         (q, k), (bq, bk), (nq, nk) = self.shape, self.block, self.grid_shape

@@ -7,6 +7,7 @@ candidates, one block of each kind (equal keys) is evaluated token by token.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
@@ -26,10 +27,10 @@ PAIRS_AT_ONCE = 1 << 21
 
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
-    """The mask of a pattern, with a warning the first time where its blocks are poorly used."""
+    """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used."""
     from sparseflash.patterns.waste import WastefulPattern, advice
 
-    mask = compile_pattern(pattern, grid)
+    mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
     words = advice(pattern, mask)
     if words is not None:
         warnings.warn(words, WastefulPattern, stacklevel=3)
@@ -62,8 +63,10 @@ def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
     stretches = pattern.full_runs(grid)
     if stretches is not None:
         runs = Runs.from_intervals(grid.shape, *stretches, FULL)
-        # Ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
-        mask = mask | (BlockMask.canonical(grid, runs, no_tiles(grid.bq, grid.bk)) & full_mask(grid))
+        filled = BlockMask.canonical(grid, runs, no_tiles(grid.bq, grid.bk))
+        if grid.ragged:
+            filled = filled & full_mask(grid)  # the ragged last blocks of a full run are PARTIAL
+        mask = mask | filled if mask.nnz else filled
     return mask
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-Ints: TypeAlias = NDArray[np.int64]
+from sparseflash.patterns.intervals import Ints as Ints
+from sparseflash.patterns.intervals import positions, union
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
@@ -45,6 +44,11 @@ class Grid:
     def shape(self) -> tuple[int, int]:
         return self.rows, self.cols
 
+    @property
+    def ragged(self) -> bool:
+        """Whether the last row or column has fewer tokens than a block."""
+        return self.q_len % self.bq != 0 or self.kv_len % self.bk != 0
+
     def all_rows(self) -> Ints:
         return np.arange(self.rows, dtype=np.int64)
 
@@ -65,13 +69,8 @@ class Grid:
 
         Intervals may overlap, be empty or reach outside: the answer is sorted and free of duplicates.
         """
-        starts, stops = np.maximum(starts, 0), np.minimum(stops, self.cols)
-        keep = (starts < stops) & (rows >= 0) & (rows < self.rows)
-        rows, starts, stops = rows[keep], starts[keep], stops[keep]
-        lengths = stops - starts
-        first = np.cumsum(lengths) - lengths
-        cols = np.arange(int(lengths.sum()), dtype=np.int64) - np.repeat(first - starts, lengths)
-        return self.unique(np.repeat(rows, lengths), cols)
+        rows, cols = np.divmod(positions(*union(self.shape, rows, starts, stops)), self.cols)
+        return rows, cols
 
     def expand_positions(self, rows: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
         """Blocks that hold a key of the closed position intervals ``[first, last]`` of each row."""

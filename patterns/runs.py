@@ -14,8 +14,9 @@ from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
-from sparseflash.patterns.grid import Ints
+from sparseflash.patterns.intervals import Ints, positions, union
 
 EMPTY, FULL, FIRST_TILE = 0, 1, 2
 
@@ -42,17 +43,8 @@ class Runs:
     @classmethod
     def from_intervals(cls, shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints, letter: int) -> Runs:
         """One letter on the union of column intervals ``[starts, stops)``; they may overlap or be empty."""
-        starts, stops = np.clip(starts, 0, shape[1]), np.clip(stops, 0, shape[1])
-        keep = starts < stops
-        begin, end = (rows * shape[1] + starts)[keep], (rows * shape[1] + stops)[keep]
-        by_begin = np.argsort(begin, kind="stable")
-        begin, end = begin[by_begin], end[by_begin]
-        reach = np.maximum.accumulate(end) if end.size else end
-        fresh = np.ones(begin.size, bool)
-        fresh[1:] = (begin[1:] > reach[:-1]) | ((begin[1:] == reach[:-1]) & (begin[1:] % shape[1] == 0))
-        heads = np.flatnonzero(fresh)
-        last = np.append(heads[1:], begin.size) - 1 if begin.size else heads
-        return cls(shape, begin[heads], reach[last], np.full(heads.size, letter, np.int32))
+        start, stop = union(shape, rows, starts, stops)
+        return cls(shape, start, stop, np.full(start.size, letter, np.int32))
 
     def __len__(self) -> int:
         return len(self.letter)
@@ -76,8 +68,8 @@ class Runs:
         return np.where(inside, self.letter[index], np.int32(EMPTY))
 
     def mapped(self, new_letter: NDArray[np.int32]) -> Runs:
-        """Every letter t replaced by ``new_letter[t]``, back in canonical form."""
-        return Runs(self.shape, self.start, self.stop, new_letter[self.letter]).merged()
+        """Every letter t replaced by ``new_letter[t]``."""
+        return Runs(self.shape, self.start, self.stop, new_letter[self.letter])
 
     def merged(self) -> Runs:
         """EMPTY runs dropped, touching runs of one row with equal letters joined."""
@@ -100,9 +92,7 @@ class Runs:
 
     def blocks(self) -> tuple[Ints, Ints, NDArray[np.int32]]:
         """Every stored block: rows, columns, letters, sorted. O(stored blocks)."""
-        first = np.cumsum(self.length) - self.length
-        linear = np.arange(int(self.length.sum()), dtype=np.int64) + np.repeat(self.start - first, self.length)
-        rows, cols = np.divmod(linear, self.shape[1])
+        rows, cols = np.divmod(positions(self.start, self.stop), self.shape[1])
         return rows, cols, np.repeat(self.letter, self.length)
 
     def transposed(self, stacked: int = 1) -> Runs:
@@ -119,14 +109,15 @@ class Runs:
         differs = segment.a != segment.b
         start, stop, letter = segment.start[differs], segment.stop[differs], segment.a[differs]
         length = stop - start
-        first = np.cumsum(length) - length
-        linear = np.arange(int(length.sum()), dtype=np.int64) + np.repeat(start - first, length)
-        row, col = np.divmod(linear, m)
+        row, col = np.divmod(positions(start, stop), m)
         matrix, row = np.divmod(row, n + 1)
-        key = (matrix * m + col) * (n + 1) + row
-        order = np.argsort(key, kind="stable")
-        key, letters = key[order], np.repeat(letter, length)[order]
-        line, row = np.divmod(key, n + 1)
+        # Turning rows into columns is one counting sort, which scipy has.
+        above = np.searchsorted(matrix * (n + 1) + row, np.arange(padded[0] + 1))
+        changes = csr_array(
+            (np.repeat(letter, length), matrix * m + col, above), shape=(padded[0], stacked * m)
+        ).tocsc()
+        line = np.repeat(np.arange(stacked * m, dtype=np.int64), np.diff(changes.indptr))
+        row, letters = changes.indices.astype(np.int64) % (n + 1), changes.data
         begins = np.flatnonzero(letters != EMPTY)
         return Runs((stacked * m, n), (line * n + row)[begins], (line * n)[begins] + row[begins + 1], letters[begins])
 
@@ -138,12 +129,18 @@ class Segments:
     """The common refinement of two matrices: stretches on which both have one letter."""
 
     def __init__(self, a: Runs, b: Runs) -> None:
-        bounds = np.concatenate([a.start, a.stop, b.start, b.stop])
-        bounds.sort()
-        if bounds.size:
-            bounds = bounds[np.append(True, bounds[1:] != bounds[:-1])]
+        events = np.concatenate([a.start, a.stop, b.start, b.stop])
+        order = np.argsort(events, kind="stable")  # merges sorted stretches, of which there are four
+        bounds = events[order]
+        ends = np.append(bounds[1:] != bounds[:-1], True)[: bounds.size]  # the last event at each position
+        bounds = bounds[ends]
         self.start, self.stop = bounds[:-1], bounds[1:]
-        self.a, self.b = a.letter_at(self.start), b.letter_at(self.start)
+        # Runs of one matrix do not overlap: the letter here is the sum of those begun less those ended.
+        none_a, none_b = np.zeros(2 * len(a), np.int32), np.zeros(2 * len(b), np.int32)
+        steps_a, steps_b = (a.letter, -a.letter, none_b), (none_a, b.letter, -b.letter)
+        self.a, self.b = (
+            np.cumsum(np.concatenate(steps)[order], dtype=np.int32)[ends][:-1] for steps in (steps_a, steps_b)
+        )
 
 
 def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
