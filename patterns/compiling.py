@@ -19,7 +19,7 @@ from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead, PerSample
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
-from sparseflash.patterns.tiles import Alphabet, no_tiles, pack
+from sparseflash.patterns.tiles import Alphabet, Words, no_tiles, pack
 
 # Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
@@ -59,19 +59,22 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
-    mask = _evaluate(pattern, grid)
+    runs, tiles = _evaluate(pattern, grid)
     stretches = pattern.full_runs(grid)
-    if stretches is not None:
-        runs = Runs.from_intervals(grid.shape, *stretches, FULL)
-        filled = BlockMask.canonical(grid, runs, no_tiles(grid.bq, grid.bk))
-        if grid.ragged:
-            filled = filled & full_mask(grid)  # the ragged last blocks of a full run are PARTIAL
-        mask = mask | filled if mask.nnz else filled
-    return mask
+    if stretches is None:
+        return BlockMask.canonical(grid, runs, tiles)
+    filled = Runs.from_intervals(grid.shape, *stretches, FULL)
+    if not grid.ragged:
+        both = runs.beside(filled)
+        if both is not None:
+            return BlockMask.canonical(grid, both, tiles)
+    # The ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
+    filled_mask = BlockMask.canonical(grid, filled, no_tiles(grid.bq, grid.bk)) & full_mask(grid)
+    return BlockMask.canonical(grid, runs, tiles) | filled_mask
 
 
-def _evaluate(pattern: Pattern, grid: Grid) -> BlockMask:
-    """The mask of the candidates, by looking at one block of each kind."""
+def _evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
+    """Letters and tiles of the candidates, by looking at one block of each kind."""
     rows, cols = _candidates(pattern, grid)
     kind = _kinds(pattern, grid, rows, cols)
     if kind is None:
@@ -84,8 +87,7 @@ def _evaluate(pattern: Pattern, grid: Grid) -> BlockMask:
     for start in track(range(0, first.size, step), f"looking at {first.size:,} blocks for {pattern}"):
         chosen = first[start : start + step]
         letters[start : start + step] = _letters(pattern, grid, rows[chosen], cols[chosen], alphabet)
-    runs = Runs.from_blocks(grid.shape, rows, cols, letters[kind])
-    return BlockMask.canonical(grid, runs, alphabet.tiles())
+    return Runs.from_blocks(grid.shape, rows, cols, letters[kind]), alphabet.tiles()
 
 
 def _candidates(pattern: Pattern, grid: Grid) -> tuple[Ints, Ints]:

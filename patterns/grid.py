@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparseflash.patterns.intervals import Ints as Ints
-from sparseflash.patterns.intervals import positions, union
+from sparseflash.patterns.intervals import positions, split, union
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
@@ -69,8 +69,7 @@ class Grid:
 
         Intervals may overlap, be empty or reach outside: the answer is sorted and free of duplicates.
         """
-        rows, cols = np.divmod(positions(*union(self.shape, rows, starts, stops)), self.cols)
-        return rows, cols
+        return split(positions(*union(self.shape, rows, starts, stops)), self.cols)
 
     def expand_positions(self, rows: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
         """Blocks that hold a key of the closed position intervals ``[first, last]`` of each row."""
@@ -80,8 +79,7 @@ class Grid:
         """The blocks sorted by row and column, each once."""
         linear = rows * self.cols + cols
         if (linear[1:] <= linear[:-1]).any():
-            linear = np.unique(linear)
-            rows, cols = np.divmod(linear, self.cols)
+            return split(np.unique(linear), self.cols)
         return rows, cols
 
 

@@ -27,6 +27,12 @@ def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tupl
     return begin[heads], reach[np.append(heads[1:], begin.size) - 1]
 
 
+def split(linear: Ints, width: int) -> tuple[Ints, Ints]:
+    """Rows and columns of linear positions; numpy divides by one number far faster than its divmod."""
+    rows: Ints = linear // width
+    return rows, linear - rows * width
+
+
 def positions(start: Ints, stop: Ints) -> Ints:
     """Every integer of the half-open intervals ``[start, stop)``, one interval after another."""
     length = stop - start

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from sparseflash.patterns.intervals import Ints, positions, union
+from sparseflash.patterns.intervals import Ints, positions, split, union
 
 EMPTY, FULL, FIRST_TILE = 0, 1, 2
 
@@ -59,6 +59,15 @@ class Runs:
         """Blocks in each run."""
         return self.stop - self.start
 
+    def beside(self, other: Runs) -> Runs | None:
+        """This matrix and another one in one, or None where both store a block."""
+        start = np.concatenate([self.start, other.start])
+        order = np.argsort(start, kind="stable")
+        start, stop = start[order], np.concatenate([self.stop, other.stop])[order]
+        if (start[1:] < stop[:-1]).any():
+            return None
+        return Runs(self.shape, start, stop, np.concatenate([self.letter, other.letter])[order])
+
     def letter_at(self, linear: Ints) -> NDArray[np.int32]:
         """Letters at linear positions; sorted positions are looked up fastest."""
         if not len(self):
@@ -73,7 +82,7 @@ class Runs:
 
     def merged(self) -> Runs:
         """EMPTY runs dropped, touching runs of one row with equal letters joined."""
-        stored = self.letter != EMPTY
+        stored = np.flatnonzero(self.letter)  # EMPTY is 0
         start, stop, letter = self.start[stored], self.stop[stored], self.letter[stored]
         head = np.ones(letter.size, bool)
         head[1:] = (start[1:] != stop[:-1]) | (letter[1:] != letter[:-1]) | (start[1:] % self.shape[1] == 0)
@@ -92,7 +101,8 @@ class Runs:
 
     def blocks(self) -> tuple[Ints, Ints, NDArray[np.int32]]:
         """Every stored block: rows, columns, letters, sorted. O(stored blocks)."""
-        rows, cols = np.divmod(positions(self.start, self.stop), self.shape[1])
+        rows = np.repeat(self.row, self.length)
+        cols = positions(self.start, self.stop) - rows * self.shape[1]
         return rows, cols, np.repeat(self.letter, self.length)
 
     def transposed(self, stacked: int = 1) -> Runs:
@@ -103,25 +113,24 @@ class Runs:
         """
         n, m = self.shape[0] // stacked, self.shape[1]
         padded = (stacked * (n + 1), m)  # one empty row below each matrix ends its vertical runs
-        here = self._shifted(self.row // n * m, padded)
-        above = self._shifted((self.row // n + 1) * m, padded)
+        shift = self.row // n * m if stacked > 1 else 0
+        here, above = self._shifted(shift, padded), self._shifted(shift + m, padded)
         segment = Segments(here, above)
-        differs = segment.a != segment.b
+        differs = np.flatnonzero(segment.a != segment.b)
         start, stop, letter = segment.start[differs], segment.stop[differs], segment.a[differs]
         length = stop - start
-        row, col = np.divmod(positions(start, stop), m)
-        matrix, row = np.divmod(row, n + 1)
+        row, col = split(positions(start, stop), m)
+        if stacked > 1:
+            col += row // (n + 1) * m
         # Turning rows into columns is one counting sort, which scipy has.
-        above = np.searchsorted(matrix * (n + 1) + row, np.arange(padded[0] + 1))
-        changes = csr_array(
-            (np.repeat(letter, length), matrix * m + col, above), shape=(padded[0], stacked * m)
-        ).tocsc()
+        begin = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=padded[0]))])
+        changes = csr_array((np.repeat(letter, length), col, begin), shape=(padded[0], stacked * m)).tocsc()
         line = np.repeat(np.arange(stacked * m, dtype=np.int64), np.diff(changes.indptr))
         row, letters = changes.indices.astype(np.int64) % (n + 1), changes.data
         begins = np.flatnonzero(letters != EMPTY)
         return Runs((stacked * m, n), (line * n + row)[begins], (line * n)[begins] + row[begins + 1], letters[begins])
 
-    def _shifted(self, shift: Ints, shape: tuple[int, int]) -> Runs:
+    def _shifted(self, shift: Ints | int, shape: tuple[int, int]) -> Runs:
         return Runs(shape, self.start + shift, self.stop + shift, self.letter)
 
 
@@ -132,15 +141,15 @@ class Segments:
         events = np.concatenate([a.start, a.stop, b.start, b.stop])
         order = np.argsort(events, kind="stable")  # merges sorted stretches, of which there are four
         bounds = events[order]
-        ends = np.append(bounds[1:] != bounds[:-1], True)[: bounds.size]  # the last event at each position
+        ends = np.flatnonzero(np.append(bounds[1:] != bounds[:-1], True)[: bounds.size])  # last events of positions
         bounds = bounds[ends]
         self.start, self.stop = bounds[:-1], bounds[1:]
-        # Runs of one matrix do not overlap: the letter here is the sum of those begun less those ended.
-        none_a, none_b = np.zeros(2 * len(a), np.int32), np.zeros(2 * len(b), np.int32)
-        steps_a, steps_b = (a.letter, -a.letter, none_b), (none_a, b.letter, -b.letter)
-        self.a, self.b = (
-            np.cumsum(np.concatenate(steps)[order], dtype=np.int32)[ends][:-1] for steps in (steps_a, steps_b)
-        )
+        # Runs of one matrix do not overlap: the letter here is the sum of those begun less those ended. One sum
+        # carries both letters, a in the lower half and b in the upper one.
+        high = b.letter.astype(np.int64) << 32
+        steps = np.concatenate([a.letter, -a.letter, high, -high])
+        both = np.cumsum(steps[order])[ends][:-1]
+        self.a, self.b = (both & 0xFFFFFFFF).astype(np.int32), (both >> 32).astype(np.int32)
 
 
 def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
