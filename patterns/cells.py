@@ -9,6 +9,9 @@ import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
+from sparseflash.patterns.runs import distinct
+
+LARGEST_KEY = 1 << 62
 
 
 class CellPattern(Pattern):
@@ -57,7 +60,14 @@ class CellPattern(Pattern):
 def joint_key(*parts: Ints) -> Ints:
     """One key that is equal exactly where all parts are equal; free of overflow, whatever the parts' sizes."""
     key = np.zeros_like(parts[0])
+    spread = 1
     for part in parts:
-        found, number = np.unique(part, return_inverse=True)
-        _, key = np.unique(key * len(found) + number, return_inverse=True)
+        low = int(part.min(initial=0))
+        width = int(part.max(initial=0)) - low + 1
+        if spread * width > LARGEST_KEY:
+            found, key = distinct(key)
+            kinds, part = distinct(part)
+            spread, low, width = found.size, 0, kinds.size
+        key = key * width + (part - low)
+        spread *= width
     return key

@@ -160,18 +160,19 @@ def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
     segment = Segments(a, b)
     width = int(b.letter.max(initial=1)) + 1
     code = segment.a.astype(np.int64) * width + segment.b
-    pairs, index = distinct(code, (int(a.letter.max(initial=1)) + 1) * width)
+    pairs, index = distinct(code)
     runs = Runs(a.shape, segment.start, segment.stop, index.astype(np.int32))
     return runs, pairs // width, pairs % width
 
 
-def distinct(values: Ints, bound: int) -> tuple[Ints, Ints]:
-    """Sorted distinct values of ``0 <= values < bound`` and each value's index among them."""
-    if bound > max(4 * values.size, 1 << 16):
+def distinct(values: Ints) -> tuple[Ints, Ints]:
+    """Sorted distinct values and each value's index among them; no sorting where they lie close together."""
+    low = int(values.min(initial=0))
+    spread = int(values.max(initial=0)) - low + 1
+    if spread > max(4 * values.size, 1 << 16):
         found, index = np.unique(values, return_inverse=True)
         return found, index.astype(np.int64)
-    present = np.zeros(bound, bool)
-    present[values] = True
-    found = np.flatnonzero(present)
+    present = np.zeros(spread, bool)
+    present[values - low] = True
     number = np.cumsum(present) - 1
-    return found, number[values]
+    return np.flatnonzero(present) + low, number[values - low]

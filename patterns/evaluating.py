@@ -1,0 +1,117 @@
+"""Letters of a pattern's blocks, found by looking at one block of each kind.
+
+A pattern that names its candidates is looked at there, in one go: the memory is in proportion to the answer. Any other
+is scanned a few block rows at a time, so that the memory does not grow with the number of blocks looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.progress import track
+from sparseflash.patterns.runs import EMPTY, Runs, distinct
+from sparseflash.patterns.tiles import Alphabet, Words, pack
+
+# Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
+PAIRS_AT_ONCE = 1 << 21
+# Blocks of a scan whose keys are compared at once.
+BLOCKS_AT_ONCE = 1 << 17
+
+
+def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
+    """Runs of letters, and the tiles that letters from 2 on stand for."""
+    alphabet = Alphabet(grid.bq, grid.bk)
+    found = pattern.candidates(grid)
+    if found is not None:
+        rows, cols = grid.unique(*found)
+        letters = _letters(pattern, grid, rows, cols, alphabet, progress=True)
+        return Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles()
+    parts = []
+    for rows, cols in _scan(pattern, grid):
+        letters = _letters(pattern, grid, rows, cols, alphabet, progress=False)
+        parts.append(Runs.from_blocks(grid.shape, rows, cols, letters))
+    start, stop, letter = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "letter"))
+    return Runs(grid.shape, start, stop, letter), alphabet.tiles()
+
+
+def _scan(pattern: Pattern, grid: Grid) -> Iterator[tuple[Ints, Ints]]:
+    """Every block, some rows at a time."""
+    zero = np.zeros(1, np.int64)
+    keyed = pattern.keys(grid, zero, zero) is not None
+    at_once = BLOCKS_AT_ONCE if keyed else _evaluated_at_once(grid)
+    step = max(1, at_once // grid.cols)
+    every_col = np.arange(grid.cols, dtype=np.int64)
+    blocks = grid.rows * grid.cols
+    for start in track(range(0, grid.rows, step), f"looking at {blocks:,} blocks for {pattern}"):
+        rows = np.arange(start, min(start + step, grid.rows), dtype=np.int64)
+        yield np.repeat(rows, grid.cols), np.tile(every_col, rows.size)
+
+
+def _evaluated_at_once(grid: Grid) -> int:
+    return max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
+
+
+def _letters(
+    pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet, *, progress: bool
+) -> NDArray[np.int32]:
+    """Letters of blocks; of blocks with equal keys, the first is evaluated."""
+    kind = _kinds(pattern, grid, rows, cols)
+    if kind is None:
+        first = np.arange(rows.size)
+    else:
+        kinds, kind = distinct(kind)
+        first = np.empty(kinds.size, np.int64)
+        first[kind[::-1]] = np.arange(rows.size)[::-1]
+    letters = np.full(first.size, EMPTY, np.int32)
+    step = _evaluated_at_once(grid)
+    steps = range(0, first.size, step)
+    for start in track(steps, f"looking at {first.size:,} blocks for {pattern}") if progress else steps:
+        chosen = first[start : start + step]
+        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], alphabet)
+    return letters if kind is None else letters[kind]
+
+
+def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
+    keys = pattern.keys(grid, rows, cols)
+    if keys is None:
+        return None
+    if keys.shape != rows.shape:
+        raise ValueError(f"{pattern}: keys must be one int a block, shape {rows.shape}, got {keys.shape}")
+    if not grid.ragged:
+        return keys
+    ragged = 2 * ((rows + 1) * grid.bq > grid.q_len) + ((cols + 1) * grid.bk > grid.kv_len)
+    _, compact = distinct(keys)
+    kinds: Ints = compact * 4 + ragged
+    return kinds
+
+
+def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet) -> NDArray[np.int32]:
+    """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
+    words = pattern.tiles(grid, rows, cols)
+    if words is not None:
+        return alphabet.letters(words)
+    i = rows[:, None] * grid.bq + np.arange(grid.bq)
+    j = cols[:, None] * grid.bk + np.arange(grid.bk)
+    q = np.minimum(i, grid.q_len - 1) + grid.q_offset
+    k = np.minimum(j, grid.kv_len - 1)
+    bits = _truth(pattern, q[:, :, None], k[:, None, :], (rows.size, grid.bq, grid.bk))
+    q_in, k_in = i < grid.q_len, j < grid.kv_len
+    if not (q_in.all() and k_in.all()):
+        bits = bits & q_in[:, :, None] & k_in[:, None, :]
+    return alphabet.letters(pack(bits))
+
+
+def _truth(pattern: Pattern, q: Ints, k: Ints, shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    bits = pattern.allows(q, k)
+    if not isinstance(bits, np.ndarray | np.bool_) or bits.dtype != np.bool_:
+        kind = getattr(bits, "dtype", type(bits).__name__)
+        raise TypeError(f"{pattern}: allows must return a numpy array of booleans, got {kind}")
+    try:
+        return np.broadcast_to(bits, shape)
+    except ValueError:
+        raise ValueError(f"{pattern}: allows must return the broadcast shape {shape}, got {np.shape(bits)}") from None
