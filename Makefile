@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gpu clean
+.PHONY: help demo test lint types tests gallery gpu clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
+	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -28,6 +29,9 @@ types: .venv/ready
 
 tests: .venv/ready
 	$(BIN)/python -m pytest -n 2
+
+gallery: .venv/ready
+	$(BIN)/python -m docs.make_gallery
 
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:

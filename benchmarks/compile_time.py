@@ -17,7 +17,7 @@ import torch
 import sparseflash as sf
 from benchmarks.record import write
 from sparseflash.patterns.block_mask import full_mask
-from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.compiling import compile_pattern, compile_with_advice
 from sparseflash.tables import _lookup
 
 EXPRESSIONS = (
@@ -36,7 +36,7 @@ RUNS = 5
 
 def build(expression: str, seq_len: int) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
     """Seconds to the mask and to the table, from nothing: every cache is emptied first."""
-    for cache in (compile_pattern, full_mask, _lookup):
+    for cache in (compile_with_advice, compile_pattern, full_mask, _lookup):
         cache.cache_clear()
     pattern = sf.parse(expression)
     begun = time.perf_counter()

@@ -152,22 +152,49 @@ class BlockMask:
 
         Takes q_len x kv_len bytes: for looking and testing.
         """
-        (bq, bk), (nq, nk) = self.block, self.grid_shape
-        dense = np.zeros((self.patterns * nq, bq, nk, bk), bool)
-        rows, cols, letters = self.runs.blocks()
-        bits = unpack(all_letters(self.tiles, bq, bk), bk)
-        for letter in range(FULL, len(bits)):
-            chosen = letters == letter
-            dense[rows[chosen], :, cols[chosen], :] = bits[letter]
-        dense = dense.reshape(self.patterns, nq * bq, nk * bk)[:, : self.shape[0], : self.shape[1]]
-        return dense[self.pattern_of].reshape(*_leading(self.pattern_of), *self.shape)
+        from sparseflash.patterns.conversions import to_dense
+
+        return to_dense(self)
 
     def to_scipy(self, pattern: int = 0) -> csr_array:
         """Letters of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
-        nq, nk = self.grid_shape
-        runs = self.runs.select_rows(np.arange(pattern * nq, (pattern + 1) * nq))
-        rows, cols, letters = runs.blocks()
-        return csr_array((letters, (rows, cols)), shape=(nq, nk))
+        from sparseflash.patterns.conversions import to_scipy
+
+        return to_scipy(self, pattern)
+
+    @classmethod
+    def from_scipy(
+        cls,
+        letters: Any,
+        seq_len: int | tuple[int, int],
+        block: int | tuple[int, int] = 128,
+        tiles: NDArray[Any] | None = None,
+        q_offset: int | None = None,
+    ) -> BlockMask:
+        """The mask of a scipy.sparse matrix of letters [nQ, nK]: what :meth:`to_scipy` gives, or blocks to see whole.
+
+        Args:
+            letters: booleans or ints. 0, or not stored, is EMPTY; 1 is FULL; t >= 2 is PARTIAL with ``tiles[t - 2]``.
+            seq_len: tokens, or (q_len, kv_len). Blocks that reach past them are cut.
+            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            tiles: token bits, bool [T, BQ, BK], or packed as ``BlockMask.tiles``, uint32 [T, BQ, ceil(BK / 32)].
+            q_offset: position of the first query; default ``kv_len - q_len``.
+
+        Raises:
+            TypeError: not a scipy.sparse matrix of booleans or ints, or a length, block or offset that is no int.
+            ValueError: a matrix that does not fit the lengths, a letter without a tile, tiles that do not fit the
+                block.
+
+        Example:
+            >>> from scipy.sparse import eye_array
+            >>> from sparseflash import BlockMask
+            >>> mask = BlockMask.from_scipy(eye_array(8, dtype=bool), 1000)
+            >>> mask.nnz, mask.full_blocks, mask.to_scipy().toarray()[-1].tolist()
+            (8, 7, [0, 0, 0, 0, 0, 0, 0, 2])
+        """
+        from sparseflash.patterns.conversions import from_scipy
+
+        return from_scipy(letters, seq_len, block, tiles, q_offset)
 
     def plot(
         self,
@@ -198,7 +225,7 @@ class BlockMask:
 
         Args:
             path: the file, usually ``.html``; written whole or not at all.
-            title: heading of the page, e.g. the pattern's text.
+            title: heading of the page; default the pattern's text.
 
         Raises:
             ValueError: more runs or tiles than a page can hold (128 MiB unpacked, 16 MiB as a file).
@@ -208,7 +235,7 @@ class BlockMask:
             >>> import tempfile
             >>> from sparseflash import patterns as P
             >>> with tempfile.TemporaryDirectory() as folder:
-            ...     P.causal().compile(65536).write_html(folder + "/mask.html", title="causal()")
+            ...     P.causal().compile(65536).write_html(folder + "/mask.html")
         """
         from sparseflash.patterns.viewer import write
 
@@ -255,21 +282,9 @@ class BlockMask:
             TypeError: not a 2-D array of booleans, or block is not made of ints.
             ValueError: an empty array, or a block size not offered.
         """
-        token_mask = np.asarray(token_mask)
-        if token_mask.dtype != np.bool_ or token_mask.ndim != 2:
-            raise TypeError(
-                f"from_dense takes booleans [q_len, kv_len], got {token_mask.dtype} of shape {token_mask.shape}"
-            )
-        grid = make_grid((token_mask.shape[0], token_mask.shape[1]), block, q_offset)
-        shape = (grid.rows, grid.bq, grid.cols, grid.bk)
-        padded = np.zeros((shape[0] * shape[1], shape[2] * shape[3]), bool)
-        padded[: grid.q_len, : grid.kv_len] = token_mask
-        blocks = padded.reshape(shape).swapaxes(1, 2)
-        rows, cols = np.nonzero(np.any(blocks, axis=(2, 3)))
-        alphabet = Alphabet(grid.bq, grid.bk)
-        letters = alphabet.letters(pack(blocks[rows, cols]))
-        runs = Runs.from_blocks(grid.shape, rows, cols, letters)
-        return cls.canonical(grid, runs, alphabet.tiles())
+        from sparseflash.patterns.conversions import from_dense
+
+        return from_dense(token_mask, block, q_offset)
 
     @cached_property
     def digest(self) -> bytes:
@@ -297,7 +312,7 @@ class BlockMask:
 
     def __repr__(self) -> str:
         (q, k), (bq, bk), (nq, nk) = self.shape, self.block, self.grid_shape
-        heads = f", {'x'.join(map(str, _leading(self.pattern_of)))} masks" if _leading(self.pattern_of) else ""
+        heads = f", {'x'.join(map(str, leading(self.pattern_of)))} masks" if leading(self.pattern_of) else ""
         return (
             f"BlockMask({q:,} x {k:,} tokens, block {bq} x {bk}{heads}, {self.nnz:,} of "
             f"{self.pattern_of.size * nq * nk:,} blocks ({self.density:.2%}; tokens {self.token_density:.2%}), "
@@ -414,7 +429,8 @@ def _and_not(a: Words, b: Words) -> Words:
     return result
 
 
-def _leading(pattern_of: NDArray[np.int32]) -> tuple[int, ...]:
+def leading(pattern_of: NDArray[np.int32]) -> tuple[int, ...]:
+    """The shape that goes before [q_len, kv_len]: nothing, [H] or [B, H]."""
     samples, heads = pattern_of.shape
     if samples == 1:
         return () if heads == 1 else (heads,)

@@ -39,6 +39,9 @@ class FirstKeys(Interval):
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
         return np.zeros_like(q), np.full_like(q, self.n)
 
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        return cols
+
 
 @dataclass(frozen=True, repr=False)
 class Star(Composed):

@@ -1,103 +1,158 @@
-"""A block mask as a picture."""
+"""A block mask as a figure with axes, written to a file."""
 
 from __future__ import annotations
 
 import os
+from math import ceil, log2
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from sparseflash.patterns.runs import FULL, Runs
+from sparseflash.patterns.pixels import (
+    FULL_COLOUR,
+    MASKED_COLOUR,
+    MAX_PIXELS,
+    PARTIAL_COLOUR,
+    Window,
+    checked_window,
+    picture,
+    shows_tokens,
+)
 
 if TYPE_CHECKING:
     from sparseflash.patterns.block_mask import BlockMask
 
-# Okabe & Ito's colours: told apart with every common kind of colour vision, and in grey.
-FULL_COLOUR, PARTIAL_COLOUR = (0, 114, 178), (230, 159, 0)
-MAX_PIXELS = 1024
-MAX_PANELS = 8
+SUFFIXES = (".png", ".svg", ".pdf")
+MAX_PANELS, PANELS_PER_LINE = 8, 4
+LARGEST_LINED = 32  # blocks on a side up to which their borders are drawn
+DPI = 150
+# Pixels around a panel: tick labels and axis label at the left and below, room at the right for half a tick label.
+LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26
+TITLE_LINES = 5
 
 
-def coverage(runs: Runs, row0: int, rows: int, height: int, width: int) -> NDArray[np.float64]:
-    """Share of each of height x width pixels that the runs in ``rows`` rows from row0 cover. O(runs)."""
-    cols = runs.shape[1]
-    here = (runs.row >= row0) & (runs.row < row0 + rows)
-    row = (runs.row[here] - row0) * height // rows
-    scale = width / cols
-    total = np.zeros((height, width + 2))
-    for edge, sign in ((runs.start[here] % cols, 1.0), (runs.start[here] % cols + runs.length[here], -1.0)):
-        x = edge * scale
-        pixel = np.minimum(x.astype(np.int64), width)
-        # A run that begins inside a pixel covers the rest of it, and all of each later one until it ends.
-        rest = pixel + 1 - x
-        flat = row * (width + 2) + pixel
-        for index, amount in ((flat, rest), (flat + 1, 1 - rest)):
-            total += sign * np.bincount(index, weights=amount, minlength=total.size).reshape(total.shape)
-    rows_of_pixel = np.bincount(np.arange(rows) * height // rows, minlength=height)
-    share: NDArray[np.float64] = np.cumsum(total, axis=1)[:, :width] / rows_of_pixel[:, None]
-    return share
-
-
-def picture(mask: BlockMask, pattern: int = 0, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """RGB pixels [h, w, 3], a pixel a block where it fits; white is empty.
-
-    A pixel that stands for many blocks takes the colour of what they hold and never fades out entirely, so that
-    single blocks stay visible at any size.
-    """
-    rows, cols = mask.grid_shape
-    height, width = min(rows, max_pixels), min(cols, max_pixels)
-    is_full = mask.runs.letter == FULL
-    shares = []
-    for chosen in (is_full, ~is_full):
-        part = Runs(mask.runs.shape, mask.runs.start[chosen], mask.runs.stop[chosen], mask.runs.letter[chosen])
-        shares.append(np.clip(coverage(part, pattern * rows, rows, height, width), 0, 1))
-    full, partial = shares
-    stored = full + partial
-    colour = (full[..., None] * FULL_COLOUR + partial[..., None] * PARTIAL_COLOUR) / np.maximum(stored, 1e-9)[..., None]
-    ink = np.where(stored > 1e-6, 0.25 + 0.75 * np.clip(stored, 0, 1), 0)[..., None]
-    return np.rint(255 + ink * (colour - 255)).astype(np.uint8)
-
-
-def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None) -> None:
+def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None, window: Window | None = None) -> None:
     """Write the picture with axes, densities and a legend; the first patterns beside each other when there are many.
 
     Raises:
-        ValueError: the suffix of path is not a picture format.
+        TypeError: window is not two pairs of ints.
+        ValueError: the suffix of path is not a picture format, or window reaches out of the mask.
+        FileNotFoundError: the folder of path does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in SUFFIXES:
+        raise ValueError(f"cannot write {path.name!r}: a picture ends in one of {', '.join(SUFFIXES)}")
+    window = checked_window(mask, window)
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"no folder {str(path.parent)!r} to draw {path.name} into")
+    drawn = figure(mask, title, window)
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        drawn.savefig(temporary, dpi=DPI)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def figure(mask: BlockMask, title: str | None, window: Window) -> Any:
+    """The matplotlib figure. Panels stand on whole pixels and are never smaller than their picture.
+
+    Were they laid out freely, pixels of the picture would be left out, and single blocks with them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    path = Path(path)
     panels = min(mask.patterns, MAX_PANELS)
-    figure = Figure(figsize=(6.4 * panels, 7.2), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    kinds = canvas.get_supported_filetypes()
-    if path.suffix.lstrip(".").lower() not in kinds:
-        raise ValueError(f"cannot write {path.name!r}: a picture ends in one of .{', .'.join(sorted(kinds))}")
-    q_len, kv_len = mask.shape
-    for p in range(panels):
-        axes = figure.add_subplot(1, panels, p + 1)
-        axes.imshow(picture(mask, p), extent=(0, kv_len, q_len, 0), interpolation="nearest", aspect="auto")
-        axes.set_xlabel("key position")
-        axes.set_ylabel("query position")
+    room = panel_size(window, MAX_PIXELS if panels == 1 else MAX_PIXELS // 2)
+    pictures = [picture(mask, p, window, room) for p in range(panels)]
+    height, width = whole_multiple(pictures[0][0].shape[:2], room)
+    across = min(panels, PANELS_PER_LINE)
+    down = -(-panels // across)
+    wide = across * (LEFT + width + RIGHT)
+    notes = heading(mask, title, window, panels, pictures[0][0].shape[:2], wide)
+    above, tall = LINE * (len(notes) + 1), down * (ABOVE + height + BELOW)
+    total = above + tall + 2 * LINE  # the legend stands in the last two lines
+    drawn = Figure(figsize=(wide / DPI, total / DPI))
+    FigureCanvasAgg(drawn)
+    for p, (pixels, covered) in enumerate(pictures):
+        left = LEFT + p % across * (LEFT + width + RIGHT)
+        top = above + ABOVE + p // across * (ABOVE + height + BELOW)
+        axes = drawn.add_axes((left / wide, 1 - (top + height) / total, width / wide, height / total))
+        (q0, q1), (k0, k1) = covered
+        axes.imshow(pixels, extent=(k0, k1, q1, q0), interpolation="none", aspect="auto")
+        axes.spines[:].set_position(("outward", 2))  # a frame on the edge would hide the first and last pixels
+        _scales(axes, mask, window, (height, width))
         if mask.patterns > 1:
-            axes.set_title(f"pattern {p} of {mask.patterns}")
-    figure.suptitle(
-        f"{title + chr(10) if title else ''}blocks {mask.density:.2%} of {mask.grid_shape[0]:,} x "
-        f"{mask.grid_shape[1]:,} ({mask.block[0]} x {mask.block[1]} tokens), tokens {mask.token_density:.2%}"
+            axes.set_title(f"pattern {p} of {mask.patterns}", fontsize=10)
+    drawn.text(0.5, 1 - LINE / total, "\n".join(notes), ha="center", va="top", fontsize=10, parse_math=False)
+    kinds = [(FULL_COLOUR, "full"), (PARTIAL_COLOUR, "partial")]
+    if shows_tokens(window, room):
+        kinds = [(FULL_COLOUR, "full block"), (PARTIAL_COLOUR, "partial block: allowed"), (MASKED_COLOUR, "masked")]
+    handles = [Patch(facecolor=np.array(colour) / 255, edgecolor="0.6", label=text) for colour, text in kinds]
+    drawn.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)
+    return drawn
+
+
+def panel_size(window: Window, longest: int) -> tuple[int, int]:
+    """Pixels (high, wide) in the window's own proportions, yet neither side below a quarter of the longer one."""
+    spans = [stop - first for first, stop in window]
+    high, wide = (max(ceil(longest * span / max(spans)), longest // 4) for span in spans)
+    return high, wide
+
+
+def whole_multiple(picture_size: tuple[int, ...], room: tuple[int, int]) -> tuple[int, int]:
+    """The room, changed so that each pixel of the picture becomes equally many, if that keeps the proportions."""
+    high, wide = (n * max(1, round(space / n)) for n, space in zip(picture_size, room, strict=True))
+    kept = abs(high * room[1] / (wide * room[0]) - 1) < 0.02
+    return (high, wide) if kept else room
+
+
+def tick_step(span: int, pixels: int) -> int:
+    """Tokens between ticks: a power of two, as block borders are, with room for a label."""
+    return 1 << max(0, ceil(log2(span / max(2, pixels // 120))))
+
+
+def _scales(axes: Any, mask: BlockMask, window: Window, size: tuple[int, int]) -> None:
+    """Limits, ticks, labels and, where few blocks are in view, their borders."""
+    from matplotlib.ticker import MultipleLocator, StrMethodFormatter
+
+    (q0, q1), (k0, k1) = window
+    few = all((stop - first) / side <= LARGEST_LINED for (first, stop), side in zip(window, mask.block, strict=True))
+    for axis, (first, stop), pixels, side, name in (
+        (axes.yaxis, window[0], size[0], mask.block[0], "query"),
+        (axes.xaxis, window[1], size[1], mask.block[1], "key"),
+    ):
+        axis.set_major_locator(MultipleLocator(tick_step(stop - first, pixels)))
+        axis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axis.set_label_text(f"{name} token")
+        if few:
+            line = axes.axhline if name == "query" else axes.axvline
+            for border in range(-(-(first + 1) // side) * side, stop, side):
+                line(border, color="0.6", linewidth=0.4)
+    axes.set(xlim=(k0, k1), ylim=(q1, q0))
+
+
+def heading(
+    mask: BlockMask, title: str | None, window: Window, panels: int, picture_size: tuple[int, ...], wide: int
+) -> list[str]:
+    """Lines above the picture: the title, what the mask holds, and what a pixel is."""
+    (q0, q1), (k0, k1) = window
+    letters = wide // 14
+    lines = wrap(title, letters, max_lines=TITLE_LINES, placeholder=" ...") if title else []
+    (nq, nk), (bq, bk) = mask.grid_shape, mask.block
+    lines += wrap(
+        f"blocks {mask.density:.2%} of {nq:,} x {nk:,} ({bq} x {bk} tokens), tokens {mask.token_density:.2%}", letters
     )
-    handles = [
-        Patch(color=np.array(FULL_COLOUR) / 255, label="full"),
-        Patch(color=np.array(PARTIAL_COLOUR) / 255, label="partial"),
-    ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        figure.savefig(temporary, dpi=150)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if window != ((0, mask.shape[0]), (0, mask.shape[1])):
+        lines += wrap(f"queries {q0:,} to {q1 - 1:,}, keys {k0:,} to {k1 - 1:,}", letters)
+    if panels < mask.patterns:
+        lines.append(f"the first {panels} of {mask.patterns:,} patterns")
+    blocks = -(-q1 // bq) - q0 // bq, -(-k1 // bk) - k0 // bk
+    if any(n > m for n, m in zip(blocks, picture_size, strict=True)):
+        each = " x ".join(f"{n / m:.3g}" for n, m in zip(blocks, picture_size, strict=True))
+        lines += wrap(f"a pixel holds {each} blocks: the paler, the fewer of them are stored", letters)
+    return lines

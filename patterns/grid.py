@@ -79,7 +79,8 @@ class Grid:
         """The blocks sorted by row and column, each once."""
         linear = rows * self.cols + cols
         if (linear[1:] <= linear[:-1]).any():
-            return split(np.unique(linear), self.cols)
+            linear.sort(kind="stable")  # merges sorted stretches
+            return split(linear[np.append(True, linear[1:] != linear[:-1])], self.cols)
         return rows, cols
 
 

@@ -6,15 +6,23 @@ import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparseflash.patterns.cells import joint_key
 from sparseflash.patterns.grid import Grid, Ints, is_int
+from sparseflash.patterns.intervals import split
 from sparseflash.patterns.ordering import token_order
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
+from sparseflash.patterns.tiles import distinct_rows
 
 MAX_PIXELS = 1 << 28  # the order of larger images would take gigabytes
+PIXELS_AT_ONCE = 1 << 20
+
+Coordinates: TypeAlias = NDArray[np.int32]
+Box: TypeAlias = tuple[Ints, Ints, Ints, Ints]  # first and last row, first and last column, of many boxes
 
 
 class ImagePattern(Pattern):
@@ -24,20 +32,21 @@ class ImagePattern(Pattern):
     order: str
 
     @abstractmethod
-    def near(self, dy: Ints, dx: Ints) -> Bools:
+    def near(self, dy: Coordinates, dx: Coordinates) -> Bools:
         """Truth for displacements key minus query."""
 
     @abstractmethod
-    def halo(self, y: Ints, x: Ints) -> tuple[Ints, Ints]:
-        """Pixels (y, x) that cover whatever the pixels of a block see; y and x are sorted, distinct, one block's."""
+    def reach(self, box: Box) -> list[Box]:
+        """Boxes that cover whatever the pixels of a box see; they may go over the image's border."""
 
     @cached_property
-    def _pixels(self) -> tuple[Ints, Ints]:
+    def _pixels(self) -> tuple[Coordinates, Coordinates]:
         """Row and column of the pixel at each position."""
         pixels, _ = token_order(self.shape, self.order)
-        return pixels // self.shape[1], pixels % self.shape[1]
+        y, x = split(pixels, self.shape[1])
+        return y.astype(np.int32), x.astype(np.int32)
 
-    def _at(self, position: Ints) -> tuple[Ints, Ints, Bools]:
+    def pixel_at(self, position: Ints) -> tuple[Coordinates, Coordinates, Bools]:
         """Pixel rows and columns; positions outside the image see nothing and are seen by nothing."""
         y, x = self._pixels
         inside = (position >= 0) & (position < y.size)
@@ -45,8 +54,8 @@ class ImagePattern(Pattern):
         return y[index], x[index], inside
 
     def allows(self, q: Ints, k: Ints) -> Bools:
-        qy, qx, q_in = self._at(q)
-        ky, kx, k_in = self._at(k)
+        qy, qx, q_in = self.pixel_at(q)
+        ky, kx, k_in = self.pixel_at(k)
         seen: Bools = self.near(ky - qy, kx - qx) & q_in & k_in
         return seen
 
@@ -69,45 +78,87 @@ class ImagePattern(Pattern):
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         self._fit(grid)
-        block_of = self._block_of_pixel(grid.bk)
-        rows = []
-        cols = []
-        for row in range(grid.rows):
-            begin = max(row * grid.bq + grid.q_offset, 0)
-            end = min(row * grid.bq + grid.bq, grid.q_len) + grid.q_offset
-            if begin >= end:
-                continue
-            y, x = (axis[begin:end] for axis in self._pixels)
-            found = np.unique(block_of[self.halo(y, x)])
-            rows.append(np.full(found.size, row, np.int64))
-            cols.append(found)
-        none = np.empty(0, np.int64)
-        row_of, col_of = np.concatenate([none, *rows]), np.concatenate([none, *cols])
-        inside = col_of < grid.cols
-        return row_of[inside], col_of[inside]
+        (height, width), block_of = self._patches(grid.bk)
+        rows, boxes = self._boxes(grid)
+        found_rows, found_cols = [rows[:0]], [rows[:0]]
+        for y0, y1, x0, x1 in self.reach(boxes):
+            top, left = np.maximum(y0, 0) // height, np.maximum(x0, 0) // width
+            bottom = np.minimum(y1, self.shape[0] - 1) // height
+            right = np.minimum(x1, self.shape[1] - 1) // width
+            # Rectangles of one size are looked up together; there are few sizes.
+            sizes, which = np.unique(np.stack([bottom - top + 1, right - left + 1]), axis=1, return_inverse=True)
+            for number, (tall, wide) in enumerate(sizes.T.tolist()):
+                here = np.flatnonzero(which == number)
+                y = top[here][:, None, None] + np.arange(tall)[:, None]
+                x = left[here][:, None, None] + np.arange(wide)
+                cols = block_of[y, x].reshape(here.size, -1)
+                found_rows.append(np.repeat(rows[here], cols.shape[1]))
+                found_cols.append(cols.ravel())
+        row_of, col_of = np.concatenate(found_rows), np.concatenate(found_cols)
+        inside = np.flatnonzero(col_of < grid.cols)
+        return grid.unique(row_of[inside], col_of[inside])
 
-    def _block_of_pixel(self, size: int) -> Ints:
-        """Key block of each pixel, [H, W]."""
+    def _patches(self, size: int) -> tuple[tuple[int, int], Ints]:
+        """Rectangles of pixels that lie in one key block each: their height and width, and the block of each."""
         _, positions = token_order(self.shape, self.order)
         blocks: Ints = (positions // size).reshape(self.shape)
-        return blocks
+        height = width = 1
+        while True:
+            if blocks.shape[1] % 2 == 0 and np.array_equal(blocks[:, ::2], blocks[:, 1::2]):
+                blocks, width = blocks[:, ::2], 2 * width
+            elif blocks.shape[0] % 2 == 0 and np.array_equal(blocks[::2], blocks[1::2]):
+                blocks, height = blocks[::2], 2 * height
+            else:
+                return (height, width), blocks
+
+    def _boxes(self, grid: Grid) -> tuple[Ints, Box]:
+        """Block rows that hold pixels, and the smallest box around the pixels of each."""
+        y, x = self._pixels
+        rows = grid.all_rows()
+        first = np.clip(grid.q_start(rows), 0, y.size)
+        stop = np.clip(grid.q_last(rows) + 1, 0, y.size)
+        some = np.flatnonzero(first < stop)
+        if not some.size:
+            return some, (some, some, some, some)
+        y, x = y[: stop[some[-1]]], x[: stop[some[-1]]]
+        bounds = (f.reduceat(axis, first[some]) for axis in (y, x) for f in (np.minimum, np.maximum))
+        y0, y1, x0, x1 = (b.astype(np.int64) for b in bounds)
+        return rows[some], (y0, y1, x0, x1)
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
         """A tile is known from how the pixels lie inside the two blocks and from the step between the blocks."""
-        q_kind, qy, qx = self._layouts(grid.q_start(np.arange(grid.rows, dtype=np.int64)), grid.bq)
-        k_kind, ky, kx = self._layouts(grid.k_start(np.arange(grid.cols, dtype=np.int64)), grid.bk)
+        kinds = Layouts(self, max(grid.bq, grid.bk))
+        q_kind, qy, qx = kinds.of(grid.q_start(grid.all_rows()), grid.bq)
+        k_kind, ky, kx = kinds.of(grid.k_start(np.arange(grid.cols, dtype=np.int64)), grid.bk)
         return joint_key(q_kind[rows], k_kind[cols], ky[cols] - qy[rows], kx[cols] - qx[rows])
 
-    def _layouts(self, starts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
-        """Per block: which of the distinct layouts its pixels have, and the pixel they are counted from."""
-        y, x, inside = self._at(starts[:, None] + np.arange(size))
+
+class Layouts:
+    """Numbers the ways in which the pixels of a block lie relative to its first pixel."""
+
+    def __init__(self, image: ImagePattern, longest: int) -> None:
+        self._image = image
+        self._rows_at_once = max(1, PIXELS_AT_ONCE // longest)
+        self._numbers: dict[bytes, int] = {}
+
+    def of(self, starts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+        """Per block that begins at a position: its layout, and the pixel it is counted from."""
+        parts = [
+            self._some(starts[begin : begin + self._rows_at_once], size)
+            for begin in range(0, starts.size, self._rows_at_once)
+        ]
+        kind, y, x = (np.concatenate(part) for part in zip(*parts, strict=True))
+        return kind, y, x
+
+    def _some(self, starts: Ints, size: int) -> tuple[Ints, Ints, Ints]:
+        y, x, inside = self._image.pixel_at(starts[:, None] + np.arange(size))
         first = inside.argmax(axis=1)[:, None]
-        y0, x0 = np.take_along_axis(y, first, 1), np.take_along_axis(x, first, 1)
+        y0, x0 = np.take_along_axis(y, first, 1).astype(np.int64), np.take_along_axis(x, first, 1).astype(np.int64)
         # A position outside the image is a layout of its own.
-        code = np.where(inside, (y - y0) * (4 * self.shape[1]) + (x - x0), np.iinfo(np.int64).max)
-        kinds: dict[bytes, int] = {}
-        kind = np.array([kinds.setdefault(line.tobytes(), len(kinds)) for line in code], np.int64)
-        return kind, y0[:, 0], x0[:, 0]
+        code = np.where(inside, (y - y0) * (4 * self._image.shape[1]) + (x - x0), np.iinfo(np.int64).max)
+        once, index = distinct_rows(code.view(np.uint64))
+        number = [self._numbers.setdefault(line.tobytes(), len(self._numbers)) for line in code[once]]
+        return np.array(number, np.int64)[index], y0[:, 0], x0[:, 0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -123,15 +174,13 @@ class Neighborhood(ImagePattern):
     def _reach(self) -> tuple[int, int]:
         return (self.radius, self.radius) if isinstance(self.radius, int) else self.radius
 
-    def near(self, dy: Ints, dx: Ints) -> Bools:
+    def near(self, dy: Coordinates, dx: Coordinates) -> Bools:
         ry, rx = self._reach
         return np.asarray((np.abs(dy) <= ry) & (np.abs(dx) <= rx))
 
-    def halo(self, y: Ints, x: Ints) -> tuple[Ints, Ints]:
-        (ry, rx), (height, width) = self._reach, self.shape
-        rows = np.arange(max(int(y.min()) - ry, 0), min(int(y.max()) + ry + 1, height))
-        cols = np.arange(max(int(x.min()) - rx, 0), min(int(x.max()) + rx + 1, width))
-        return rows[:, None], cols[None, :]
+    def reach(self, box: Box) -> list[Box]:
+        (ry, rx), (y0, y1, x0, x1) = self._reach, box
+        return [(y0 - ry, y1 + ry, x0 - rx, x1 + rx)]
 
 
 @dataclass(frozen=True, repr=False)
@@ -142,15 +191,13 @@ class Axial(ImagePattern):
     order: str = "raster"
     name = "axial"
 
-    def near(self, dy: Ints, dx: Ints) -> Bools:
+    def near(self, dy: Coordinates, dx: Coordinates) -> Bools:
         return np.asarray((dy == 0) | (dx == 0))
 
-    def halo(self, y: Ints, x: Ints) -> tuple[Ints, Ints]:
-        height, width = self.shape
-        in_rows = np.stack(np.broadcast_arrays(np.unique(y)[:, None], np.arange(width)[None, :])).reshape(2, -1)
-        in_cols = np.stack(np.broadcast_arrays(np.arange(height)[:, None], np.unique(x)[None, :])).reshape(2, -1)
-        both = np.concatenate([in_rows, in_cols], axis=1)
-        return both[0], both[1]
+    def reach(self, box: Box) -> list[Box]:
+        y0, y1, x0, x1 = box
+        zero = np.zeros_like(y0)
+        return [(y0, y1, zero, zero + self.shape[1] - 1), (zero, zero + self.shape[0] - 1, x0, x1)]
 
 
 def _checked_image(owner: str, shape: tuple[int, int], order: str) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
-from sparseflash.patterns.tiles import Words, words_per_row
+from sparseflash.patterns.tiles import Words, pack
 
 
 class Interval(Pattern):
@@ -49,14 +49,12 @@ class Interval(Pattern):
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
         q = grid.q_start(rows)[:, None] + np.arange(grid.bq)
         low, stop = self._existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)
-        stop = np.where(q < grid.q_offset + grid.q_len, stop, 0)
-        # Bits [low, stop) of each word, counted from the word's first key.
-        word = (cols[:, None] * grid.bk + 32 * np.arange(words_per_row(grid.bk)))[:, None, :]
-        width = min(32, grid.bk)
-        ones = np.uint64(1)
-        below_low = (ones << np.clip(low[:, :, None] - word, 0, width).astype(np.uint64)) - ones
-        below_stop = (ones << np.clip(stop[:, :, None] - word, 0, width).astype(np.uint64)) - ones
-        words: Words = (below_stop & ~below_low).astype(np.uint32)
+        stop[q >= grid.q_offset + grid.q_len] = 0
+        # Row n of this table has its first n bits set: keys [low, stop) of a block are a difference of two rows.
+        below = pack(np.tri(grid.bk + 1, grid.bk, -1, dtype=bool))
+        first = grid.k_start(cols)[:, None]
+        low, stop = np.clip(low - first, 0, grid.bk), np.clip(stop - first, 0, grid.bk)
+        words: Words = below[stop] & ~below[low]
         return words
 
 

@@ -37,4 +37,5 @@ def positions(start: Ints, stop: Ints) -> Ints:
     """Every integer of the half-open intervals ``[start, stop)``, one interval after another."""
     length = stop - start
     first = np.cumsum(length) - length
-    return np.arange(int(length.sum()), dtype=np.int64) + np.repeat(start - first, length)
+    every: Ints = np.arange(int(length.sum()), dtype=np.int64) + np.repeat(start - first, length)
+    return every

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import struct
+from dataclasses import replace
+from hashlib import blake2b
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,8 +24,12 @@ ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "patte
 MAX_HEADER = 1 << 20
 
 
-def save(mask: BlockMask, path: str | PathLike[str], expression: str = "") -> None:
-    """Write the mask; to a temporary name first, so that the file is whole or not there."""
+def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
+    """Write the mask; to a temporary name first, so that the file is whole or not there.
+
+    Raises:
+        ValueError: the expression is too long to be read back.
+    """
     from safetensors.numpy import save as to_bytes
 
     arrays = {
@@ -38,22 +44,27 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str = "") -> No
         "shape": json.dumps(mask.shape),
         "q_offset": json.dumps(mask.q_offset),
         "block": json.dumps(mask.block),
-        "digest": mask.digest.hex(),
+        "checksum": _checksum(mask, expression),
         "expression": expression,
     }
+    content = to_bytes({name: np.ascontiguousarray(a).astype(ARRAYS[name]) for name, a in arrays.items()}, metadata)
     path = Path(path)
+    header = _header_size(content)
+    if header > MAX_HEADER:
+        raise ValueError(
+            f"cannot write {path.name!r}: the expression of {len(expression):,} characters makes a header of "
+            f'{header:,} bytes, and at most {MAX_HEADER:,} are read back; save(path, expression="") leaves it out'
+        )
     temporary = path.with_name(f".{os.getpid()}-{path.name}")
     try:
-        temporary.write_bytes(
-            to_bytes({name: np.ascontiguousarray(a).astype(ARRAYS[name]) for name, a in arrays.items()}, metadata)
-        )
+        temporary.write_bytes(content)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def load(path: str | PathLike[str]) -> tuple[BlockMask, str]:
-    """The mask and its expression.
+def load(path: str | PathLike[str]) -> BlockMask:
+    """The mask, with its expression.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,16 +83,25 @@ def load(path: str | PathLike[str]) -> tuple[BlockMask, str]:
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     try:
-        mask = _checked(arrays, metadata)
+        return _checked(arrays, metadata)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: damaged block mask ({error})") from None
-    return mask, metadata.get("expression", "")
+
+
+def _header_size(content: bytes) -> int:
+    (size,) = struct.unpack("<Q", content[:8])
+    return int(size)
+
+
+def _checksum(mask: BlockMask, expression: str) -> str:
+    """Of the content and the text."""
+    return blake2b(mask.digest + expression.encode(), digest_size=16).hexdigest()
 
 
 def _metadata(content: bytes) -> dict[str, str]:
-    (size,) = struct.unpack("<Q", content[:8])
+    size = _header_size(content)
     if size > MAX_HEADER:
-        raise ValueError(f"header of {size:,} bytes")
+        raise ValueError(f"header of {size:,} bytes; at most {MAX_HEADER:,} are read")
     found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
     return found
 
@@ -112,11 +132,12 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
             raise ValueError("a letter has no tile")
     runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
     mask = BlockMask(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
-    if mask.digest.hex() != metadata.get("digest"):
+    if _checksum(mask, metadata["expression"]) != metadata["checksum"]:
         raise ValueError("the checksum does not match")
-    if BlockMask.canonical(grid, runs, mask.tiles, mask.pattern_of) != mask:
+    canonical = BlockMask.canonical(grid, runs, mask.tiles, mask.pattern_of)
+    if canonical != mask:
         raise ValueError("not in canonical form")
-    return mask
+    return replace(canonical, expression=metadata["expression"])
 
 
 def _pair(metadata: dict[str, str], name: str) -> tuple[int, int]:

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
-from sparseflash.patterns.grid import Ints
-from sparseflash.patterns.interval import Interval
+from sparseflash.patterns.causal import causal
+from sparseflash.patterns.composed import Composed, FirstKeys
 from sparseflash.patterns.pattern import Pattern, checked_int
 
 
 @dataclass(frozen=True, repr=False)
-class Prefix(Interval):
+class Prefix(Composed):
     """See :func:`prefix`."""
 
     n: int
     name = "prefix"
 
-    def bounds(self, q: Ints) -> tuple[Ints, Ints]:
-        return np.zeros_like(q), np.maximum(q + 1, self.n)
+    def expression(self) -> Pattern:
+        return causal() | FirstKeys(self.n)
 
 
 def prefix(n: int) -> Pattern:

@@ -6,10 +6,12 @@ A tile array is uint32 [T, BQ, ceil(BK / 32)]; bit j of word w in row i is key `
 from __future__ import annotations
 
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.patterns.intervals import Ints
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 
 Words = NDArray[np.uint32]
@@ -56,19 +58,33 @@ class Alphabet:
 
     def letters(self, words: Words) -> NDArray[np.int32]:
         """Letters of tiles [n, BQ, W], which are added to the alphabet when new."""
-        letters = np.empty(len(words), np.int32)
-        for i, tile in enumerate(words):
+        first, index = distinct_rows(words.reshape(len(words), words.shape[1] * words.shape[2]))
+        letters = np.empty(first.size, np.int32)
+        for i, tile in enumerate(words[first]):
             digest = _digest(tile)
             letter = self._letter.get(digest)
             if letter is None:
                 letter = self._letter[digest] = FIRST_TILE + len(self._tiles)
                 self._tiles.append(tile.copy())
             letters[i] = letter
-        return letters
+        return letters[index]
 
     def tiles(self) -> Words:
         """uint32 [T, BQ, W] in order of their letters."""
         return np.stack(self._tiles) if self._tiles else np.empty((0, *self._shape), np.uint32)
+
+
+def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
+    """Which of the rows [n, m] to keep so that each distinct one is kept, and each row's index among those kept.
+
+    Rows are compared by a weighted sum, and by content wherever the sums agree; in the unheard-of case of differing
+    rows with one sum all rows are kept.
+    """
+    weights = np.random.default_rng(0).integers(1 << 64, size=rows.shape[1], dtype=np.uint64)
+    _, first, index = np.unique(rows.astype(np.uint64) @ weights, return_index=True, return_inverse=True)
+    if (rows == rows[first[index]]).all():
+        return first, index
+    return np.arange(len(rows)), np.arange(len(rows))
 
 
 def _digest(tile: Words) -> bytes:

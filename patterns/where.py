@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.pattern import Bools, Pattern
@@ -16,7 +16,7 @@ class Where(Pattern):
     """See :func:`where`."""
 
     fn: Predicate
-    registered: str | None = field(default=None, compare=False)
+    registered: str | None = None
     name = "where"
 
     def allows(self, q: Ints, k: Ints) -> Bools:

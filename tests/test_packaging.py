@@ -28,6 +28,9 @@ def test_sdist_to_wheel_carries_everything(tmp_path: Path) -> None:
         sources = {f"sparseflash/{folder}/{p.relative_to(ROOT / folder)}" for p in (ROOT / folder).rglob("*.py")}
         assert sources, folder
         assert sources <= packed
+    page = {f"sparseflash/patterns/page/{p.name}" for p in (ROOT / "patterns" / "page").iterdir()}
+    assert "sparseflash/patterns/page/page.html" in page
+    assert page <= packed
     assert "sparseflash/py.typed" in packed
     assert not [n for n in packed if n.startswith(("patterns/", "kernels/", "tests/"))]
     with tarfile.open(sdist) as archive:

@@ -50,6 +50,12 @@ def show(
     kv_len: Annotated[int | None, typer.Option(help="Tokens of the keys, if another number.")] = None,
     block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
     out: Annotated[Path | None, typer.Option(help="Draw the mask into this file (.png, .svg, .pdf).")] = None,
+    window: Annotated[
+        str | None, typer.Option(metavar="Q0:Q1,K0:K1", help="Draw only these queries and keys, counted from 0.")
+    ] = None,
+    html: Annotated[
+        Path | None, typer.Option(help="Write a page to zoom into, for any browser, into this file (.html).")
+    ] = None,
     json: Json = False,
 ) -> None:
     """What a pattern costs: blocks, densities, tiles, the spread over rows, the time to compile; and its picture.
@@ -64,10 +70,14 @@ def show(
         sparseflash show "causal() & local(1024)" --seq-len 65536
 
         sparseflash show "local(512) | butterfly(unit=256)" --seq-len 65536 --block 128 --out mask.png
+
+        sparseflash show "causal() & local(1024)" --seq-len 65536 --out corner.png --window 0:2048,0:2048
+
+        sparseflash show "causal() & (local(1024) | butterfly())" --seq-len 1048576 --html mask.html
     """
     from sparseflash.cli.show import run
 
-    run(expression, seq_len, kv_len, block, out, json)
+    run(expression, seq_len, kv_len, block, out, html, window, json)
 
 
 @app.command()

@@ -1,7 +1,9 @@
 """``sparseflash show``: the figures and the picture of a pattern."""
 
 import json
+import re
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +18,71 @@ BINS = 8
 HEAVIEST = 5
 
 
-def run(expression: str, seq_len: int, kv_len: int | None, block: str, out: Path | None, as_json: bool) -> None:
+def run(
+    expression: str,
+    seq_len: int,
+    kv_len: int | None,
+    block: str,
+    out: Path | None,
+    html: Path | None,
+    window: str | None,
+    as_json: bool,
+) -> None:
     """Parse, compile, measure, draw, print."""
+    from sparseflash.patterns.waste import WastefulPattern, advice
+
     pattern = parse(expression)
     lengths = seq_len if kv_len is None else (seq_len, kv_len)
+    part = None if window is None else token_window(window)
+    if part is not None and out is None:
+        raise ValueError("--window says what --out draws; give both")
     if out is not None:
-        check_picture(out)
-    started = time.perf_counter()
-    mask = pattern.compile(lengths, block=block_size(block))
-    seconds = time.perf_counter() - started
-    measured = figures(mask)
+        check_file("--out", out, (".png", ".svg", ".pdf"))
+    if html is not None:
+        check_file("--html", html, (".html", ".htm"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", WastefulPattern)  # its words are printed among the figures
+        started = time.perf_counter()
+        mask = pattern.compile(lengths, block=block_size(block))
+        seconds = time.perf_counter() - started
+        hint = advice(pattern, mask)
+    measured = {"pattern": str(pattern), "compile_seconds": round(seconds, 6), **figures(mask), "advice": hint}
     if out is not None:
-        mask.plot(out, title=str(pattern))
+        mask.plot(out, title=str(pattern), window=part)
         measured["picture"] = str(out)
-    measured = {"pattern": str(pattern), "compile_seconds": round(seconds, 6), **measured}
+    if html is not None:
+        mask.write_html(html, title=str(pattern))
+        measured["page"] = str(html)
     if as_json:
         print(json.dumps(measured, indent=2))
     else:
         show(measured, Console())
 
 
-def check_picture(path: Path) -> None:
-    """Whether a picture can be written there, before any work.
+def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
+    """Whether a file can be written there, before any work.
 
     Raises:
-        ValueError: a format that is not drawn.
+        ValueError: another kind of file.
         FileNotFoundError: the folder is not there.
     """
-    if path.suffix.lower() not in (".png", ".svg", ".pdf"):
-        raise ValueError(f"--out must end in .png, .svg or .pdf; got {str(path)!r}")
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"{option} must end in {', '.join(suffixes[:-1])} or {suffixes[-1]}; got {str(path)!r}")
     if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {path.parent} to draw {path.name} into")
+        raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
+
+
+def token_window(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
+    """``"0:512,256:768"`` as queries 0 to 511 and keys 256 to 767.
+
+    Raises:
+        ValueError: another form.
+    """
+    found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
+    if found is None:
+        raise ValueError(f"--window must be two ranges of tokens, queries and keys, such as 0:512,0:512; got {text!r}")
+    q0, q1, k0, k1 = map(int, found.groups())
+    return (q0, q1), (k0, k1)
 
 
 def figures(mask: BlockMask) -> dict[str, Any]:
@@ -68,6 +104,7 @@ def figures(mask: BlockMask) -> dict[str, Any]:
         "distinct_tiles": len(mask.tiles),
         "density": mask.density,
         "token_density": mask.token_density,
+        "ideal_speedup": 1 / mask.density if mask.nnz else None,
         "row_blocks": {
             "smallest": int(counts.min()),
             "mean": float(counts.mean()),
@@ -96,6 +133,9 @@ def show(measured: dict[str, Any], console: Console) -> None:
     tiles = f"{measured['partial_blocks']:,} partial with {measured['distinct_tiles']:,} distinct tiles"
     table.add_row("blocks stored", f"{measured['blocks']:,}: {measured['full_blocks']:,} full, {tiles}")
     table.add_row("density", f"{measured['density']:.3%} of blocks, {measured['token_density']:.3%} of tokens")
+    speedup = measured["ideal_speedup"]
+    ideal = f"{speedup:,.1f} times dense attention, if time went with the blocks" if speedup else "nothing to compute"
+    table.add_row("ideal speed-up", ideal)
     table.add_row("blocks a row", f"{rows['smallest']:,} to {rows['largest']:,}, mean {rows['mean']:,.1f}")
     most = max(bin_["rows"] for bin_ in rows["histogram"])
     for bin_ in rows["histogram"]:
@@ -109,6 +149,9 @@ def show(measured: dict[str, Any], console: Console) -> None:
     )
     table.add_row("heaviest rows", heaviest)
     table.add_row("compiled in", f"{measured['compile_seconds'] * 1000:.1f} ms")
-    if "picture" in measured:
-        table.add_row("picture", measured["picture"])
+    if measured["advice"] is not None:
+        table.add_row("hint", measured["advice"])
+    for made in ("picture", "page"):
+        if made in measured:
+            table.add_row(made, measured[made])
     console.print(table, highlight=False)

@@ -60,6 +60,43 @@ def test_show_prints_figures_and_draws(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 
+def test_show_writes_a_page_and_a_window(tmp_path: Path) -> None:
+    page, picture = tmp_path / "m.html", tmp_path / "m.png"
+    whole = invoke("show", "causal()", "--seq-len", 4096, "--out", picture)
+    assert whole.exit_code == 0, whole.output
+    all_of_it = picture.read_bytes()
+    options = ["--html", page, "--out", picture, "--window", "0:512, 256:768"]
+    result = invoke("show", "causal()", "--seq-len", 4096, *options, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["page"], found["picture"]) == (str(page), str(picture))
+    assert "<title>causal() - block mask</title>" in page.read_text()
+    assert picture.read_bytes() != all_of_it
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["m.html", "m.png"]
+    assert str(page) in invoke("show", "causal()", "--seq-len", 4096, "--html", page).stdout
+
+
+def test_show_tells_the_ideal_speedup() -> None:
+    command = ["show", "random_blocks(4)", "--seq-len", 4096]
+    assert json.loads(invoke(*command, "--json").stdout)["ideal_speedup"] == 8
+    assert "8.0 times dense attention" in invoke(*command).stdout
+    nothing = ["show", "causal() - causal()", "--seq-len", 4096]
+    assert json.loads(invoke(*nothing, "--json").stdout)["ideal_speedup"] is None
+    assert "nothing to compute" in invoke(*nothing).stdout
+
+
+def test_show_prints_advice_once() -> None:
+    wasteful = ["show", "strided(64)", "--seq-len", 8192]
+    result = invoke(*wasteful, "--json")
+    told = json.loads(result.stdout)["advice"]
+    assert "strided(64)" in told
+    assert result.stderr == ""
+    table = invoke(*wasteful)
+    assert table.stderr == ""
+    assert told in " ".join(table.stdout.split())
+    assert json.loads(invoke("show", "local(64)", "--seq-len", 8192, "--json").stdout)["advice"] is None
+
+
 def test_show_as_json() -> None:
     result = invoke("show", "causal()", "--seq-len", 1000, "--kv-len", 1280, "--block", "128x64", "--json")
     found = json.loads(result.stdout)
@@ -86,6 +123,11 @@ def test_show_per_head_counts_distinct_masks() -> None:
         (["full()", "--seq-len", 64, "--block", "big"], "--block must be a number such as 128"),
         (["full()", "--seq-len", 64, "--out", "mask.xyz"], "must end in .png, .svg or .pdf"),
         (["full()", "--seq-len", 64, "--out", "nowhere/mask.png"], "no folder nowhere"),
+        (["full()", "--seq-len", 64, "--html", "mask.png"], "--html must end in .html or .htm; got 'mask.png'"),
+        (["full()", "--seq-len", 64, "--html", "nowhere/mask.html"], "no folder nowhere"),
+        (["full()", "--seq-len", 64, "--window", "0:8,0:8"], "--window says what --out draws"),
+        (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0-8"], "such as 0:512,0:512; got '0-8'"),
+        (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:65,0:8"], "65"),
     ],
 )
 def test_show_refuses(arguments: list[object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
