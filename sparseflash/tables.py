@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any
+from functools import _lru_cache_wrapper, lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch._guards import active_fake_mode
 
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.intervals import positions
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
+from sparseflash.patterns.tiles import Words
 
 # Kernels load the next block's index while they work on the current one; reading past the end must be harmless.
 READ_AHEAD = 4
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +38,59 @@ class LookupTable:
     columns: Side
     tiles: Tiles
     pattern_of: torch.Tensor  # int32 [B or 1, Hq or 1] -> pattern
+
+    @classmethod
+    def from_indices(
+        cls,
+        indices: torch.Tensor,
+        counts: torch.Tensor | None = None,
+        *,
+        shape: int | tuple[int, int],
+        block: int | tuple[int, int] = 128,
+        q_offset: int | None = None,
+        q_heads: int | None = None,
+        causal: bool = False,
+    ) -> LookupTable:
+        """The table of key blocks that a router chose, built where they lie and without waiting for the device.
+
+        Content-based sparsity (MoBA, https://arxiv.org/abs/2502.13189; NSA, https://arxiv.org/abs/2502.11089; Quest,
+        https://arxiv.org/abs/2406.10774) is this and :func:`sparseflash.attention`. Works in
+        ``torch.compile(fullgraph=True)``. A CUDA device is waited for once for each new combination of shape, block,
+        q_offset and causal, when their edge tiles are copied to it.
+
+        Args:
+            indices: ints [B, H, nQ, k]: for each block row the key blocks it may see, in any order. One named twice
+                counts once; one outside 0 to nK - 1 is dropped. B may be 1 for all samples, H 1 for all heads.
+            counts: ints [B, H, nQ]: only the first that many entries of a row are meant; default all k.
+            shape: tokens, or (q_len, kv_len). nQ and nK are these in blocks, rounded up.
+            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            q_offset: position of the first query; default ``kv_len - q_len``.
+            q_heads: query heads, a multiple of H: query head h uses the indices of head ``h // (q_heads // H)``.
+                Default H.
+            causal: let a query see no key past its own position: the chosen block on the diagonal is cut, chosen
+                blocks in the future are dropped.
+
+        With the environment variable ``SPARSEFLASH_DEBUG=1``, an index or count out of range is an error that names
+        the place; finding it waits for the device, and compiled graphs do not look.
+
+        Raises:
+            TypeError: indices or counts are no tensors of ints; shape, block, q_offset or q_heads are no ints.
+            ValueError: shapes, heads or devices that do not fit each other, more entries than an int32 can index.
+
+        Example:
+            >>> import torch, sparseflash as sf
+            >>> q, k, v = torch.randn(3, 1, 4, 1024, 32).unbind(0)
+            >>> blocks = [x.unflatten(2, (-1, 128)).mean(3) for x in (q, k)]  # mean query and key of each block
+            >>> chosen = (blocks[0] @ blocks[1].mT).topk(3).indices  # [1, 4, 8, 3]
+            >>> table = sf.LookupTable.from_indices(chosen, shape=1024, causal=True)
+            >>> sf.attention(q, k, v, table).shape
+            torch.Size([1, 4, 1024, 32])
+        """
+        from sparseflash.dynamic import from_indices
+
+        return from_indices(
+            indices, counts, shape=shape, block=block, q_offset=q_offset, q_heads=q_heads, causal=causal
+        )
 
     @property
     def device(self) -> torch.device:
@@ -69,67 +128,73 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    return _lookup(mask, device)
+    return unless_fake(_lookup)(mask, device)
+
+
+def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
+    """A cached function that makes tensors; inside a FakeTensorMode without its cache, for fake ones must not stay."""
+    return cached if active_fake_mode() is None else cached.__wrapped__
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     patterns = mask.patterns
-    # A kernel may read the words of a tile ahead of knowing that there is none.
-    bits = mask.tiles if len(mask.tiles) else np.zeros((1, *mask.tiles.shape[1:]), np.uint32)
     return LookupTable(
         shape=mask.shape,
         block=mask.block,
         q_offset=mask.q_offset,
         rows=_side(mask.runs, patterns, device),
         columns=_side(mask.runs.transposed(patterns), patterns, device),
-        tiles=Tiles(
-            bits=_tensor(bits.view(np.int32), device),
-            seen_keys=_tensor(np.bitwise_or.reduce(bits, axis=1).view(np.int32), device),
-        ),
-        pattern_of=_tensor(mask.pattern_of, device),
+        tiles=tile_tensors(mask.tiles, device),
+        pattern_of=tensor(mask.pattern_of, device),
+    )
+
+
+def tile_tensors(words: Words, device: torch.device) -> Tiles:
+    """Tiles, uint32 [T, BQ, W], on a device."""
+    # A kernel may read the words of a tile ahead of knowing that there is none.
+    bits = words if len(words) else np.zeros((1, *words.shape[1:]), np.uint32)
+    return Tiles(
+        bits=tensor(bits.view(np.int32), device),
+        seen_keys=tensor(np.bitwise_or.reduce(bits, axis=1).view(np.int32), device),
     )
 
 
 def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
     lines, others = runs.shape
-    per_line = np.bincount(runs.row[runs.letter == FULL], minlength=lines)
-    shared = per_line == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
-    alone = (runs.letter == FULL) & shared[runs.row]
-    rest = (runs.letter == FULL) & ~alone
-    partial = runs.letter >= FIRST_TILE
-    common = np.arange(others if shared.any() else 0)
+    row, first, length = runs.row, runs.start - runs.row * others, runs.length
+    is_full = runs.letter == FULL
+    shared = np.bincount(row[is_full], minlength=lines) == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
+    in_range = is_full & shared[row]
+    alone, rest, partial = (np.flatnonzero(kind) for kind in (in_range, is_full & ~in_range, ~is_full))
+    common = np.arange(others if alone.size else 0)
 
-    line, full, _ = _subset(runs, rest).blocks()
-    bounds = np.searchsorted(line, np.arange(lines + 1)) + common.size
     spans = np.empty((lines, 4), np.int64)
-    spans[:, 0], spans[:, 1] = bounds[:-1], bounds[1:]
-    spans[runs.row[alone], 0] = runs.start[alone] % others
-    spans[runs.row[alone], 1] = runs.start[alone] % others + runs.length[alone]
-
-    line, masked, letter = _subset(runs, partial).blocks()
-    bounds = np.searchsorted(line, np.arange(lines + 1))
-    spans[:, 2], spans[:, 3] = bounds[:-1], bounds[1:]
+    for at, chosen, skipped in ((0, rest, common.size), (2, partial, 0)):
+        blocks = np.bincount(row[chosen], weights=length[chosen], minlength=lines).astype(np.int64)
+        spans[:, at + 1] = np.cumsum(blocks) + skipped
+        spans[:, at] = spans[:, at + 1] - blocks
+    spans[row[alone], 0] = first[alone]
+    spans[row[alone], 1] = first[alone] + length[alone]
+    full, masked = (positions(first[chosen], first[chosen] + length[chosen]) for chosen in (rest, partial))
+    letter = np.repeat(runs.letter[partial], length[partial])
     if spans.max(initial=0) > np.iinfo(np.int32).max - READ_AHEAD:
         raise ValueError(f"a table of {int(spans.max()):,} entries is past what int32 can index")
     weight = (spans[:, 1] - spans[:, 0] + spans[:, 3] - spans[:, 2]).reshape(patterns, -1)
     return Side(
-        spans=_tensor(spans.reshape(patterns, -1, 4), device),
-        full=_tensor(_padded(np.concatenate([common, full])), device),
-        partial=_tensor(_padded(masked), device),
-        tile=_tensor(_padded(letter - FIRST_TILE), device),
-        order=_tensor(np.argsort(-weight, axis=1, kind="stable"), device),
+        spans=tensor(spans.reshape(patterns, -1, 4), device),
+        full=tensor(_padded(np.concatenate([common, full])), device),
+        partial=tensor(_padded(masked), device),
+        tile=tensor(_padded(letter - FIRST_TILE), device),
+        order=tensor(np.argsort(-weight, axis=1, kind="stable"), device),
     )
-
-
-def _subset(runs: Runs, chosen: NDArray[np.bool_]) -> Runs:
-    return Runs(runs.shape, runs.start[chosen], runs.stop[chosen], runs.letter[chosen])
 
 
 def _padded(index: NDArray[Any]) -> NDArray[Any]:
     return np.pad(index, (0, READ_AHEAD))
 
 
-def _tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+def tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array as int32 on a device."""
     return torch.from_numpy(np.array(array, np.int32, order="C")).to(device)
