@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
-from sparseflash.patterns.grid import Grid, make_grid
+from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs, combined
 from sparseflash.patterns.tiles import Alphabet, Words, all_letters, pack, unpack
 
@@ -46,8 +46,8 @@ class BlockMask:
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> BlockMask:
         """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
-        alphabet = Alphabet(grid.bq, grid.bk)
-        letters = np.concatenate([np.array([EMPTY, FULL], np.int32), alphabet.letters(tiles)])
+        numbered, distinct = Alphabet(grid.bq, grid.bk).numbered(tiles)
+        letters = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
         runs = runs.mapped(letters).merged()
         if pattern_of is None:
             pattern_of = np.zeros((1, 1), np.int32)
@@ -60,7 +60,8 @@ class BlockMask:
         used = by_first[met[by_first] < len(runs)]
         number = np.zeros(met.size, np.int32)
         number[used] = np.arange(used.size)
-        kept = alphabet.tiles()[used[FIRST_TILE:] - FIRST_TILE]
+        chosen = distinct[used[FIRST_TILE:] - FIRST_TILE]
+        kept = tiles if np.array_equal(chosen, np.arange(len(tiles))) else tiles[chosen]
         runs, pattern_of = runs.mapped(number), pattern_of.copy()
         for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
             array.flags.writeable = False  # masks are cached and shared
@@ -112,7 +113,8 @@ class BlockMask:
     @cached_property
     def tokens(self) -> int:
         """Allowed (query, key) pairs, summed like :attr:`nnz`."""
-        per_letter = np.bitwise_count(all_letters(self.tiles, *self.block)).sum(axis=(1, 2), dtype=np.int64)
+        in_tiles = np.bitwise_count(self.tiles).sum(axis=(1, 2), dtype=np.int64)
+        per_letter = np.concatenate([[0, self.block[0] * self.block[1]], in_tiles])
         per_run = per_letter[self.runs.letter] * self.runs.length
         pattern = self.runs.row // self.grid_shape[0]
         totals = [int(per_run[pattern == p].sum()) for p in range(self.patterns)]

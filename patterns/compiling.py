@@ -22,12 +22,17 @@ from sparseflash.patterns.tiles import no_tiles
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
     """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used."""
+    from sparseflash.patterns.structure import MANY_BLOCKS, SlowScan, faster_form
     from sparseflash.patterns.waste import WastefulPattern, advice
+    from sparseflash.patterns.where import Where
 
     mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
     words = advice(pattern, mask)
     if words is not None:
         warnings.warn(words, WastefulPattern, stacklevel=3)
+    if isinstance(pattern, Where) and grid.rows * grid.cols >= MANY_BLOCKS:
+        looked = f"{pattern} was asked about all {grid.rows * grid.cols:,} blocks, O(N^2)"
+        warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=3)
     return mask
 
 

@@ -67,7 +67,8 @@ def from_scipy(
     if letters.shape != grid.shape:
         raise ValueError(f"{grid} are {grid.rows} x {grid.cols} blocks; the matrix has shape {letters.shape}")
     words = _words(tiles, grid)
-    stored = letters.tocsr().tocoo()  # blocks named twice are added, as scipy does
+    stored = letters.tocoo(copy=True)
+    stored.sum_duplicates()
     largest = FULL if not len(words) else FIRST_TILE + len(words) - 1
     for i in np.flatnonzero((stored.data < EMPTY) | (stored.data > largest))[:1]:
         raise ValueError(

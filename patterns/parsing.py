@@ -18,6 +18,7 @@ from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
+from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
     bigbird,
@@ -28,7 +29,7 @@ from sparseflash.patterns.presets import (
 )
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.strided import strided
-from sparseflash.patterns.where import Predicate, Where
+from sparseflash.patterns.where import Where
 
 _constructors: dict[str, Callable[..., Pattern]] = {
     "axial": axial,

@@ -16,6 +16,8 @@ from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 
 Words = NDArray[np.uint32]
 
+TILES_AT_ONCE = 1024
+
 
 def words_per_row(bk: int) -> int:
     return -(-bk // 32)
@@ -48,43 +50,64 @@ def all_letters(tiles: Words, bq: int, bk: int) -> Words:
 
 
 class Alphabet:
-    """Collects tiles, each distinct one once, and hands out letters."""
+    """Hands out letters: one for each distinct tile, in the order in which tiles are first met."""
 
     def __init__(self, bq: int, bk: int) -> None:
-        self._shape = (bq, words_per_row(bk))
         empty, full = all_letters(no_tiles(bq, bk), bq, bk)
         self._letter = {_digest(empty): EMPTY, _digest(full): FULL}
-        self._tiles: list[Words] = []
+        self._tiles = no_tiles(bq, bk)
+
+    def __len__(self) -> int:
+        """Tiles with a letter."""
+        return len(self._letter) - FIRST_TILE
 
     def letters(self, words: Words) -> NDArray[np.int32]:
-        """Letters of tiles [n, BQ, W], which are added to the alphabet when new."""
-        first, index = distinct_rows(words.reshape(len(words), words.shape[1] * words.shape[2]))
-        letters = np.empty(first.size, np.int32)
-        for i, tile in enumerate(words[first]):
-            digest = _digest(tile)
-            letter = self._letter.get(digest)
-            if letter is None:
-                letter = self._letter[digest] = FIRST_TILE + len(self._tiles)
-                self._tiles.append(tile.copy())
-            letters[i] = letter
-        return letters[index]
+        """Letters of tiles [n, BQ, W], which are kept when new."""
+        before = len(self)
+        letters, new = self.numbered(words)
+        if len(self) > len(self._tiles):
+            # Grown in place and beyond need: tiles can be most of the memory, and come in many small portions.
+            self._tiles.resize((max(len(self), len(self._tiles) * 3 // 2), *self._tiles.shape[1:]), refcheck=False)
+        self._tiles[before : len(self)] = words[new]
+        return letters
+
+    def numbered(self, words: Words) -> tuple[NDArray[np.int32], Ints]:
+        """Letters of tiles [n, BQ, W], and which of the tiles are new; they are not kept."""
+        letters = np.empty(len(words), np.int32)
+        new: list[int] = []
+        for begin in range(0, len(words), TILES_AT_ONCE):
+            some = words[begin : begin + TILES_AT_ONCE]
+            first, index = distinct_rows(some.reshape(len(some), some.shape[1] * some.shape[2]))
+            found = np.empty(first.size, np.int32)
+            for i, at in enumerate(first.tolist()):
+                digest = _digest(some[at])
+                letter = self._letter.get(digest)
+                if letter is None:
+                    letter = self._letter[digest] = FIRST_TILE + len(self)
+                    new.append(begin + at)
+                found[i] = letter
+            letters[begin : begin + TILES_AT_ONCE] = found[index]
+        return letters, np.array(new, np.int64)
 
     def tiles(self) -> Words:
-        """uint32 [T, BQ, W] in order of their letters."""
-        return np.stack(self._tiles) if self._tiles else np.empty((0, *self._shape), np.uint32)
+        """The kept tiles, uint32 [T, BQ, W], in order of their letters."""
+        return self._tiles[: len(self)]
 
 
 def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
-    """Which of the rows [n, m] to keep so that each distinct one is kept, and each row's index among those kept.
+    """Which of the rows [n, m] to keep, in order, so that each distinct one is kept, and where each row is among them.
 
     Rows are compared by a weighted sum, and by content wherever the sums agree; in the unheard-of case of differing
     rows with one sum all rows are kept.
     """
     weights = np.random.default_rng(0).integers(1 << 64, size=rows.shape[1], dtype=np.uint64)
     _, first, index = np.unique(rows.astype(np.uint64) @ weights, return_index=True, return_inverse=True)
-    if (rows == rows[first[index]]).all():
-        return first, index
-    return np.arange(len(rows)), np.arange(len(rows))
+    if (rows != rows[first[index]]).any():
+        return np.arange(len(rows)), np.arange(len(rows))
+    in_order = np.argsort(first)
+    place = np.empty_like(in_order)
+    place[in_order] = np.arange(in_order.size)
+    return first[in_order], place[index]
 
 
 def _digest(tile: Words) -> bytes:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.pattern import Bools, Pattern
-
-Predicate = Callable[[Ints, Ints], Bools]
+from sparseflash.patterns.predicate import Predicate, ask
 
 
 @dataclass(frozen=True, repr=False)
@@ -20,7 +18,8 @@ class Where(Pattern):
     name = "where"
 
     def allows(self, q: Ints, k: Ints) -> Bools:
-        return self.fn(q, k)
+        truth: Bools = ask(self.fn, q, k)
+        return truth
 
     def __str__(self) -> str:
         if self.registered is not None:
@@ -33,12 +32,14 @@ class Where(Pattern):
 def where(fn: Predicate) -> Pattern:
     """Allowed where ``fn(q, k)`` is true.
 
-    Every block is looked at: O(N^2) time, memory in proportion to the number of blocks, and a progress bar on a
-    terminal once it has taken a second. A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the
-    size of its answer. Equal functions (the same object) share a cached mask.
+    Every block is looked at, some at a time: O(N^2) time, memory for what is stored, a progress bar on a terminal once
+    it has taken a second, and for long sequences a warning that says which structure of the mask would make it linear.
+    A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the size of its answer. Equal functions
+    (the same object) share a cached mask.
 
     Args:
-        fn: takes int64 positions that broadcast (queries, keys), gives booleans; numpy functions and operators do.
+        fn: takes int64 positions that broadcast (queries, keys), gives booleans. Written for numpy arrays or for torch
+            tensors: operators and indexing serve both, and a function that refuses arrays is given tensors.
 
     Raises:
         TypeError: fn is not callable; when compiling, fn does not return booleans.

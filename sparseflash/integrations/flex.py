@@ -1,0 +1,222 @@
+"""PyTorch's FlexAttention block masks to ours and back, exact to the token.
+
+There a mask is code: block indices, and a ``mask_mod`` that decides inside PARTIAL blocks. Here it is data: the same
+blocks, and the bits of the PARTIAL ones.
+
+Shape legend: B samples, H query heads, P distinct patterns, nQ x nK blocks of BQ x BK tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.nn.attention.flex_attention import BlockMask as FlexMask
+
+from sparseflash.patterns.block_mask import BlockMask, full_mask
+from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
+from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
+from sparseflash.patterns.tiles import Alphabet, all_letters, pack
+from sparseflash.tables import tensor
+
+MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+
+# Token pairs asked of a mask_mod at once: bounds memory (a predicate may hold several int64 arrays of this size).
+PAIRS_AT_ONCE = 1 << 21
+# FlexAttention's tables are dense: an int32 for every block, in each of some ten tables.
+LARGEST_TABLE = 1 << 28
+
+
+def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask:
+    """A FlexAttention block mask as ours: the same token mask, canonical.
+
+    Only blocks that FlexAttention lists as partial are evaluated; its full blocks are taken at their word, its unlisted
+    ones as empty. Where the block mask has one sample or one head for all, ``mask_mod`` is asked about number 0.
+
+    Args:
+        block_mask: what ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks`` gives,
+            on any device. Blocks of other sizes than ours (384, 512, ...) are cut into the largest of ours.
+        q_offset: position of the first query; default ``kv_len - q_len``. FlexAttention knows none (a ``mask_mod`` gets
+            plain indices), so nothing here depends on it.
+
+    Raises:
+        TypeError: not a FlexAttention block mask, or a mask_mod that does not give booleans.
+        ValueError: a block side that is no multiple of 16, tables that do not cover the lengths, a block outside the
+            tables or listed twice.
+
+    Source: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch documentation.
+
+    Example:
+        >>> from torch.nn.attention.flex_attention import create_block_mask
+        >>> from sparseflash import patterns as P
+        >>> from sparseflash.integrations.flex import from_flex
+        >>> causal = create_block_mask(lambda b, h, q, k: q >= k, None, None, 300, 300, device="cpu")
+        >>> from_flex(causal) == P.causal().compile(300)
+        True
+    """
+    if not isinstance(block_mask, FlexMask):
+        raise TypeError(f"from_flex takes a BlockMask of torch.nn.attention.flex_attention, got {block_mask!r}")
+    side = (int(block_mask.BLOCK_SIZE[0]), int(block_mask.BLOCK_SIZE[1]))
+    lengths = (int(block_mask.seq_lengths[0]), int(block_mask.seq_lengths[1]))
+    grid = make_grid(lengths, (_largest_block(side[0], side), _largest_block(side[1], side)), q_offset)
+    tables = [_four_dims(block_mask.kv_num_blocks, block_mask.kv_indices)]
+    if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
+        tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
+    samples, heads = np.broadcast_shapes(*(indices.shape[:2] for _, indices in tables))
+
+    blocks = [_listed(*table, samples, heads, grid, side) for table in tables]
+    shape = (samples * heads * grid.rows, grid.cols)
+    letters, alphabet = _evaluated(block_mask, blocks[0], heads, grid)
+    linear = np.concatenate(blocks)
+    letters = np.concatenate([letters, np.full(linear.size - letters.size, FULL, np.int32)])
+    order = np.argsort(linear, kind="stable")
+    linear, letters = linear[order], letters[order]
+    for twice in linear[1:][linear[1:] == linear[:-1]][:1]:
+        raise ValueError(f"the block mask lists {_place(twice, heads, grid)} twice")
+    pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
+    mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), alphabet.tiles(), pattern_of)
+    return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
+
+
+def _largest_block(size: int, side: tuple[int, int]) -> int:
+    found = [block for block in BLOCK_SIZES if size % block == 0]
+    if not found:
+        raise ValueError(f"block sides must be multiples of {BLOCK_SIZES[0]} tokens, got BLOCK_SIZE={side}")
+    return found[-1]
+
+
+def _four_dims(counts: torch.Tensor, indices: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Counts [B, H, nQ] and indices [B, H, nQ, n] on the host; FlexAttention may leave out B and H."""
+    missing = (1,) * (4 - indices.dim())
+    n, index = (x.reshape(*missing, *x.shape).cpu().numpy().astype(np.int64) for x in (counts, indices))
+    return n, index
+
+
+def _listed(
+    counts: NDArray[np.int64],
+    indices: NDArray[np.int64],
+    samples: int,
+    heads: int,
+    grid: Grid,
+    side: tuple[int, int],
+) -> Ints:
+    """Linear positions in the [samples * heads * nQ, nK] matrix of our blocks that lie in the listed blocks."""
+    rows, cols = -(-grid.q_len // side[0]), -(-grid.kv_len // side[1])
+    if indices.shape[2] < rows:
+        raise ValueError(
+            f"{rows} block rows of {side[0]} cover {grid.q_len:,} queries, the block mask has {indices.shape[2]}"
+        )
+    indices = np.broadcast_to(indices, (samples, heads, *indices.shape[2:]))[:, :, :rows]
+    counts = np.broadcast_to(counts, (samples, heads, counts.shape[2]))[:, :, :rows]
+    b, h, row, slot = np.nonzero(np.arange(indices.shape[3]) < counts[..., None])
+    col = indices[b, h, row, slot]
+    for i in np.flatnonzero((col < 0) | (col >= cols))[:1]:
+        raise ValueError(
+            f"row {row[i]} of sample {b[i]}, head {h[i]} lists key block {col[i]}: "
+            f"expected 0 to {cols - 1} for {grid.kv_len:,} keys in blocks of {side[1]}"
+        )
+    per_row, per_col = side[0] // grid.bq, side[1] // grid.bk
+    row = row[:, None, None] * per_row + np.arange(per_row)[:, None]
+    col = col[:, None, None] * per_col + np.arange(per_col)
+    linear = (((b * heads + h)[:, None, None] * grid.rows) + row) * grid.cols + col
+    inside: Ints = linear[(row < grid.rows) & (col < grid.cols)]
+    return inside
+
+
+def _place(linear: int, heads: int, grid: Grid) -> str:
+    row, col = divmod(int(linear), grid.cols)
+    p, row = divmod(row, grid.rows)
+    return f"block ({row}, {col}) of sample {p // heads}, head {p % heads}"
+
+
+def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], Alphabet]:
+    """Letters of blocks, by asking mask_mod about each of their tokens. Tokens past the lengths answer as the last one.
+
+    A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as FlexAttention does.
+    """
+    ask: MaskMod = block_mask.mask_mod
+    for dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, 0, 0)):
+        ask = torch.vmap(ask, in_dims=dims)
+    device = block_mask.kv_indices.device
+    row, col = np.divmod(linear, grid.cols)
+    p, row = np.divmod(row, grid.rows)
+    q = row[:, None] * grid.bq + np.arange(grid.bq)
+    k = col[:, None] * grid.bk + np.arange(grid.bk)
+    questions = (p // heads, p % heads, np.minimum(q, grid.q_len - 1), np.minimum(k, grid.kv_len - 1))
+    alphabet = Alphabet(grid.bq, grid.bk)
+    letters = np.full(linear.size, EMPTY, np.int32)
+    step = max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
+    for start in range(0, linear.size, step):
+        some = slice(start, start + step)
+        with torch.no_grad():
+            answer = ask(*(torch.from_numpy(x[some]).to(device) for x in questions))
+        if answer.dtype != torch.bool:
+            raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
+        letters[some] = alphabet.letters(pack(answer.cpu().numpy()))
+    return letters, alphabet
+
+
+def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
+    """Our block mask as FlexAttention's, with a ``mask_mod`` that looks the bits up.
+
+    The ``mask_mod`` is right at every pair of tokens, listed or not, so it may also be combined with others.
+
+    Args:
+        mask: a compiled pattern. A mask per head has as many heads as the queries.
+        device: where the queries will lie.
+
+    Raises:
+        TypeError: mask is not a BlockMask of this library.
+        ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
+            would not hold in less than 10 GB. Use larger blocks.
+
+    Example:
+        >>> import torch
+        >>> from torch.nn.attention.flex_attention import flex_attention
+        >>> from sparseflash import patterns as P
+        >>> from sparseflash.integrations.flex import from_flex, to_flex
+        >>> mask = P.streaming(sinks=4, window=300).compile(1000)
+        >>> theirs = to_flex(mask)
+        >>> theirs.shape, theirs.BLOCK_SIZE
+        ((1, 1, 1000, 1000), (128, 128))
+        >>> from_flex(theirs) == mask
+        True
+    """
+    if not isinstance(mask, BlockMask):
+        raise TypeError(f"to_flex takes a BlockMask (pattern.compile(...)), got {mask!r}")
+    (nq, nk), (bq, bk), (samples, heads) = mask.grid_shape, mask.block, mask.pattern_of.shape
+    if samples * heads * nq * nk > LARGEST_TABLE:
+        raise ValueError(
+            f"FlexAttention's tables would have {samples} x {heads} x {nq:,} x {nk:,} entries, more than "
+            f"{LARGEST_TABLE:,}: use larger blocks"
+        )
+    device = torch.device(device)
+    rows, cols, values = mask.runs.blocks()
+    dense = np.zeros((mask.patterns * nq, nk), np.int32)
+    dense[rows, cols] = values
+    letters = tensor(dense.reshape(mask.patterns, nq, nk), device)
+    pattern_of = tensor(mask.pattern_of, device)
+    bits = tensor(all_letters(mask.tiles, bq, bk).view(np.int32), device)
+
+    if device.type == "cpu":
+        # Compiled for a second mask, with another number of tiles, these sizes would become symbols, and Inductor's C++
+        # for FlexAttention does not compile when it gathers from them (torch 2.13).
+        for table in (letters, pattern_of, bits):
+            torch._dynamo.mark_static(table)
+
+    def mask_mod(b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
+        letter = letters[pattern_of[b % samples, h % heads], q_idx // bq, kv_idx // bk]
+        key = kv_idx % bk
+        return (bits[letter, q_idx % bq, key // 32] >> (key % 32)) & 1 == 1
+
+    partial, full = (_ordered(chosen, pattern_of) for chosen in (letters >= FIRST_TILE, letters == FULL))
+    return FlexMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=(bq, bk), mask_mod=mask_mod, seq_lengths=mask.shape)
+
+
+def _ordered(chosen: torch.Tensor, pattern_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """FlexAttention's table of the chosen blocks [P, nQ, nK]: counts [B, H, nQ] and the columns, chosen ones first."""
+    counts = chosen.sum(-1, dtype=torch.int32)
+    columns = chosen.byte().argsort(dim=-1, descending=True, stable=True).int()
+    return counts[pattern_of], columns[pattern_of]
