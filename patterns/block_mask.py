@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from hashlib import blake2b
 from os import PathLike
 from typing import Any
@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
+from sparseflash.patterns.canonical import canonical
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs, combined
-from sparseflash.patterns.tiles import Alphabet, Words, all_letters, pack, unpack
+from sparseflash.patterns.runs import FULL, Runs
+from sparseflash.patterns.tiles import Words, pack, unpack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,23 +47,7 @@ class BlockMask:
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> BlockMask:
         """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
-        numbered, distinct = Alphabet(grid.bq, grid.bk).numbered(tiles)
-        letters = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
-        runs = runs.mapped(letters).merged()
-        if pattern_of is None:
-            pattern_of = np.zeros((1, 1), np.int32)
-        runs, pattern_of = _distinct_patterns(runs, pattern_of, grid.rows)
-        # Tiles are numbered in the order in which a reader meets them, row by row.
-        met = np.full(int(letters.max()) + 1, len(runs), np.int64)
-        met[runs.letter[::-1]] = np.arange(len(runs))[::-1]
-        met[:FIRST_TILE] = [-2, -1]
-        by_first = np.argsort(met, kind="stable")
-        used = by_first[met[by_first] < len(runs)]
-        number = np.zeros(met.size, np.int32)
-        number[used] = np.arange(used.size)
-        chosen = distinct[used[FIRST_TILE:] - FIRST_TILE]
-        kept = tiles if np.array_equal(chosen, np.arange(len(tiles))) else tiles[chosen]
-        runs, pattern_of = runs.mapped(number), pattern_of.copy()
+        runs, kept, pattern_of = canonical(grid, runs, tiles, pattern_of)
         for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
             array.flags.writeable = False  # masks are cached and shared
         return cls(grid, runs, kept, pattern_of)
@@ -131,16 +116,23 @@ class BlockMask:
         return self.tokens / (self.pattern_of.size * self.shape[0] * self.shape[1])
 
     def __or__(self, other: BlockMask) -> BlockMask:
-        return _combine(self, other, np.bitwise_or)
+        return self._combined(other, np.bitwise_or)
 
     def __and__(self, other: BlockMask) -> BlockMask:
-        return _combine(self, other, np.bitwise_and)
+        return self._combined(other, np.bitwise_and)
 
     def __sub__(self, other: BlockMask) -> BlockMask:
-        return _combine(self, other, _and_not)
+        return self._combined(other, lambda a, b: a & ~b)
 
     def __invert__(self) -> BlockMask:
+        from sparseflash.patterns.set_operations import full_mask
+
         return full_mask(self.grid) - self
+
+    def _combined(self, other: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
+        from sparseflash.patterns.set_operations import combine
+
+        return combine(self, other, operation) if isinstance(other, BlockMask) else NotImplemented
 
     def transposed(self) -> BlockMask:
         """The mask with queries and keys exchanged."""
@@ -320,115 +312,6 @@ class BlockMask:
             f"{self.pattern_of.size * nq * nk:,} blocks ({self.density:.2%}; tokens {self.token_density:.2%}), "
             f"{len(self.tiles)} tile{'s' * (len(self.tiles) != 1)})"
         )
-
-
-@lru_cache(maxsize=64)
-def full_mask(grid: Grid) -> BlockMask:
-    """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
-    (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
-    q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
-
-    bits = np.zeros((3, bq, bk), bool)
-    bits[0, :, :k_left] = bits[1, :q_left, :] = bits[2, :q_left, :k_left] = True
-    right, bottom, corner = FIRST_TILE, FIRST_TILE + 1, FIRST_TILE + 2
-    start = np.arange(nq, dtype=np.int64) * nk
-    starts = np.stack([start, start + nk - 1], axis=1).ravel()
-    stops = np.stack([start + nk - 1, start + nk], axis=1).ravel()
-    letters = np.tile(np.array([FULL, right], np.int32), nq)
-    letters[-2:] = bottom, corner
-    some = starts < stops
-    runs = Runs((nq, nk), starts[some], stops[some], letters[some])
-    return BlockMask.canonical(grid, runs, pack(bits))
-
-
-def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
-    """One mask for each sample (axis 0) or each head (axis 1).
-
-    Raises:
-        ValueError: operands for different numbers of heads.
-    """
-    base = masks[0]
-    rows = patterns = tiles = 0
-    pattern_of, starts, stops, letters = [], [], [], []
-    for mask in masks:
-        pattern_of.append(mask.pattern_of + patterns)
-        starts.append(mask.runs.start + rows * base.runs.shape[1])
-        stops.append(mask.runs.stop + rows * base.runs.shape[1])
-        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + tiles, mask.runs.letter))
-        rows, patterns, tiles = rows + mask.runs.shape[0], patterns + mask.patterns, tiles + len(mask.tiles)
-    other = 1 - axis
-    size = max(p.shape[other] for p in pattern_of)
-    if any(p.shape[other] not in (1, size) for p in pattern_of):
-        raise ValueError(f"samples must agree in their heads, got {[p.shape[other] for p in pattern_of]}")
-    runs = Runs(
-        (rows, base.runs.shape[1]),
-        np.concatenate(starts),
-        np.concatenate(stops),
-        np.concatenate(letters).astype(np.int32),
-    )
-    spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
-    return BlockMask.canonical(
-        base.grid,
-        runs,
-        np.concatenate([mask.tiles for mask in masks]),
-        np.concatenate(spread, axis=axis).astype(np.int32),
-    )
-
-
-def _combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
-    if not isinstance(b, BlockMask):
-        return NotImplemented
-    if a.grid != b.grid:
-        raise ValueError(f"masks combine when lengths, blocks and offsets are equal; got {a.grid} and {b.grid}")
-    try:
-        leading = np.broadcast_shapes(a.pattern_of.shape, b.pattern_of.shape)
-    except ValueError:
-        raise ValueError(
-            f"masks for [samples, heads] {a.pattern_of.shape} and {b.pattern_of.shape} do not combine"
-        ) from None
-    pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
-    pairs, pattern_of = np.unique(pair, return_inverse=True)
-    runs, letters_a, letters_b = combined(
-        _gather(a.runs, pairs // b.patterns, a.grid_shape[0]), _gather(b.runs, pairs % b.patterns, b.grid_shape[0])
-    )
-    words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
-    # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
-    runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
-    return BlockMask.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))
-
-
-def _gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:
-    if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):
-        return runs
-    return runs.select_rows((patterns[:, None] * rows + np.arange(rows)).ravel())
-
-
-def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> tuple[Runs, NDArray[np.int32]]:
-    """Merge equal patterns, drop unused ones and number them in the order of ``pattern_of``."""
-    count = runs.shape[0] // rows
-    if count == 1:
-        return runs, np.zeros_like(pattern_of, np.int32)
-    bounds = np.searchsorted(runs.row, np.arange(count + 1) * rows)
-    seen: dict[bytes, int] = {}
-    number: dict[int, int] = {}
-    kept: list[int] = []
-    for p in pattern_of.ravel().tolist():
-        if p in number:
-            continue
-        part = slice(bounds[p], bounds[p + 1])
-        base = p * rows * runs.shape[1]
-        content = b"".join(x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.letter[part]))
-        if content not in seen:
-            seen[content] = len(kept)
-            kept.append(p)
-        number[p] = seen[content]
-    new = np.array([number[p] for p in pattern_of.ravel().tolist()], np.int32).reshape(pattern_of.shape)
-    return _gather(runs, np.array(kept, np.int64), rows), new
-
-
-def _and_not(a: Words, b: Words) -> Words:
-    result: Words = a & ~b
-    return result
 
 
 def leading(pattern_of: NDArray[np.int32]) -> tuple[int, ...]:

@@ -10,22 +10,22 @@ import warnings
 from dataclasses import replace
 from functools import lru_cache
 
-from sparseflash.patterns.block_mask import BlockMask, full_mask, stacked
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.evaluating import evaluate
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead, PerSample
 from sparseflash.patterns.runs import FULL, Runs
+from sparseflash.patterns.set_operations import full_mask, stacked
+from sparseflash.patterns.structure import MANY_BLOCKS, SlowScan, faster_form
 from sparseflash.patterns.tiles import no_tiles
+from sparseflash.patterns.waste import WastefulPattern, advice
+from sparseflash.patterns.where import Where
 
 
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
     """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used."""
-    from sparseflash.patterns.structure import MANY_BLOCKS, SlowScan, faster_form
-    from sparseflash.patterns.waste import WastefulPattern, advice
-    from sparseflash.patterns.where import Where
-
     mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
     words = advice(pattern, mask)
     if words is not None:

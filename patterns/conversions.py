@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from sparseflash.patterns.block_mask import BlockMask, full_mask, leading
+from sparseflash.patterns.block_mask import BlockMask, leading
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
+from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import Alphabet, Words, all_letters, no_tiles, pack, unpack, words_per_row
 
 

@@ -44,7 +44,7 @@ def _predicate(a: int, b: int, modulus: int) -> Pattern:
 
 
 def _random_cells(seed: int, unit: int, density: float) -> Pattern:
-    cells = -(-1400 // unit)
+    cells = -(-5200 // unit)
     return P.from_blocks(np.random.default_rng(seed).random((cells, cells)) < density, unit=unit)
 
 

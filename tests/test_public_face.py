@@ -18,7 +18,7 @@ import sparseflash as sf
 from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
-CORE = ("functional", "ops", "tables", "reference")
+CORE = ("dynamic", "functional", "ops", "tables", "reference")
 OUTER = ("models", "train", "cli", "demo", "doctor", "integrations", "distributed", "pathfinder")
 
 

@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
-from sparseflash.patterns.block_mask import BlockMask, full_mask
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
+from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import Alphabet, all_letters, pack
 from sparseflash.tables import tensor
 

@@ -1,0 +1,116 @@
+"""The masks that compile times are measured on: every pattern, sized for a length, and FlexAttention's form of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import isqrt
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparseflash import patterns as P
+from sparseflash.patterns import Pattern
+
+Mod = Callable[[Any, Any, Any, Any], Any]  # FlexAttention's mask_mod(b, h, q, k)
+
+
+@dataclass(frozen=True)
+class Mask:
+    """A pattern for a number of tokens, and the mask_mod that means the same; None where it has none that is short."""
+
+    pattern: Callable[[int], Pattern]
+    mod: Callable[[int], Mod] | None = None
+    longest: int = 1 << 24  # tokens, past which it stores more than 100 million blocks
+
+
+def side(tokens: int) -> int:
+    """Height and width of the square image with so many pixels, or the largest that is no larger than that."""
+    return 1 << (isqrt(tokens).bit_length() - 1)
+
+
+def lengths(tokens: int) -> list[int]:
+    """Random document lengths near 1,000 that cover the sequence."""
+    drawn = np.random.default_rng(0).integers(500, 1501, size=tokens // 500 + 1)
+    return [int(n) for n in drawn[: int(np.searchsorted(np.cumsum(drawn), tokens)) + 1]]
+
+
+def _documents_mod(tokens: int) -> Mod:
+    number = torch.repeat_interleave(torch.tensor(lengths(tokens)))[:tokens]
+    return lambda b, h, q, k: number[q] == number[k]
+
+
+def _power(x: Any) -> Any:
+    return x & (x - 1) == 0
+
+
+def _local(window: int) -> Mod:
+    return lambda b, h, q, k: (q - k).abs() <= window
+
+
+def _bar(b: Any, h: Any, q: Any, k: Any) -> Any:
+    near, jump, always = (q - k).abs() <= 1024, _power((q // 128) ^ (k // 128)), (q < 64) | (k < 64)
+    return (k <= q) & (near | jump | always)
+
+
+def _squares(radius: int) -> Callable[[int], Mod]:
+    def mod(tokens: int) -> Mod:
+        w = side(tokens)
+        return lambda b, h, q, k: ((q // w - k // w).abs() <= radius) & ((q % w - k % w).abs() <= radius)
+
+    return mod
+
+
+def _cross(tokens: int) -> Mod:
+    w = side(tokens)
+    return lambda b, h, q, k: (q // w == k // w) | (q % w == k % w)
+
+
+# Strides grow with the length, so that a row keeps at most 64 blocks where the pattern allows it.
+MASKS: dict[str, Mask] = {
+    "full()": Mask(lambda n: P.full(), lambda n: lambda b, h, q, k: q >= 0),
+    "causal()": Mask(lambda n: P.causal(), lambda n: lambda b, h, q, k: k <= q),
+    "local(1024)": Mask(lambda n: P.local(1024), lambda n: _local(1024)),
+    "dilated(64, 16)": Mask(
+        lambda n: P.dilated(64, 16), lambda n: lambda b, h, q, k: ((q - k).abs() <= 1024) & ((q - k) % 16 == 0)
+    ),
+    "strided(n / 8192, unit=128)": Mask(
+        lambda n: P.strided(max(n // 8192, 1), unit=128),
+        lambda n: lambda b, h, q, k: (q // 128 - k // 128) % max(n // 8192, 1) == 0,
+    ),
+    "strided(n / 32)": Mask(
+        lambda n: P.strided(n // 32), lambda n: lambda b, h, q, k: (q - k) % (n // 32) == 0
+    ),
+    "fixed(sqrt(n / 128), 1, unit=128)": Mask(
+        lambda n: P.fixed(isqrt(n // 128), 1, unit=128),
+        lambda n: lambda b, h, q, k: (q // 128 // isqrt(n // 128) == k // 128 // isqrt(n // 128))
+        | (k // 128 % isqrt(n // 128) == isqrt(n // 128) - 1),
+    ),
+    "butterfly(unit=128)": Mask(
+        lambda n: P.butterfly(unit=128), lambda n: lambda b, h, q, k: _power((q // 128) ^ (k // 128))
+    ),
+    "global_tokens(64)": Mask(lambda n: P.global_tokens(64), lambda n: lambda b, h, q, k: (q < 64) | (k < 64)),
+    "random_blocks(8)": Mask(lambda n: P.random_blocks(8)),
+    "documents(random, near 1000)": Mask(lambda n: P.documents(lengths(n)), _documents_mod),
+    "causal() & documents(random)": Mask(lambda n: P.causal() & P.documents(lengths(n))),
+    "prefix(1000)": Mask(lambda n: P.prefix(1000), lambda n: lambda b, h, q, k: (k <= q) | (k < 1000)),
+    "log_sparse()": Mask(lambda n: P.log_sparse(), lambda n: lambda b, h, q, k: _power((q - k).abs())),
+    "star()": Mask(
+        lambda n: P.star(), lambda n: lambda b, h, q, k: ((q - k).abs() <= 1) | (q == 0) | (k == 0)
+    ),
+    "streaming(4, 1024)": Mask(
+        lambda n: P.streaming(4, 1024), lambda n: lambda b, h, q, k: (k <= q) & ((k < 4) | (q - k < 1024))
+    ),
+    "bigbird()": Mask(lambda n: P.bigbird()),
+    "longformer(512)": Mask(
+        lambda n: P.longformer(512), lambda n: lambda b, h, q, k: ((q - k).abs() <= 256) | (q == 0) | (k == 0)
+    ),
+    "causal() & (local(1024) | butterfly(unit=128) | global_tokens(64))": Mask(
+        lambda n: P.causal() & (P.local(1024) | P.butterfly(unit=128) | P.global_tokens(64)), lambda n: _bar
+    ),
+    "neighborhood((s, s), 8, 'morton')": Mask(lambda n: P.neighborhood((side(n), side(n)), 8, "morton")),
+    "neighborhood((s, s), 4)": Mask(lambda n: P.neighborhood((side(n), side(n)), 4), _squares(4)),
+    "axial((s, s), 'morton')": Mask(lambda n: P.axial((side(n), side(n)), "morton"), longest=1 << 20),
+    "axial((s, s))": Mask(lambda n: P.axial((side(n), side(n))), _cross, longest=1 << 18),
+}  # fmt: skip

@@ -1,0 +1,93 @@
+"""Set operations on block masks: the mask of everything, unions and differences, one mask a head or a sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.canonical import gather
+from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs, combined
+from sparseflash.patterns.tiles import all_letters, pack
+
+
+@lru_cache(maxsize=64)
+def full_mask(grid: Grid) -> BlockMask:
+    """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
+    (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
+    q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
+
+    bits = np.zeros((3, bq, bk), bool)
+    bits[0, :, :k_left] = bits[1, :q_left, :] = bits[2, :q_left, :k_left] = True
+    right, bottom, corner = FIRST_TILE, FIRST_TILE + 1, FIRST_TILE + 2
+    start = np.arange(nq, dtype=np.int64) * nk
+    starts = np.stack([start, start + nk - 1], axis=1).ravel()
+    stops = np.stack([start + nk - 1, start + nk], axis=1).ravel()
+    letters = np.tile(np.array([FULL, right], np.int32), nq)
+    letters[-2:] = bottom, corner
+    some = starts < stops
+    runs = Runs((nq, nk), starts[some], stops[some], letters[some])
+    return BlockMask.canonical(grid, runs, pack(bits))
+
+
+def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
+    """One mask for each sample (axis 0) or each head (axis 1).
+
+    Raises:
+        ValueError: operands for different numbers of heads.
+    """
+    base = masks[0]
+    rows = patterns = tiles = 0
+    pattern_of, starts, stops, letters = [], [], [], []
+    for mask in masks:
+        pattern_of.append(mask.pattern_of + patterns)
+        starts.append(mask.runs.start + rows * base.runs.shape[1])
+        stops.append(mask.runs.stop + rows * base.runs.shape[1])
+        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + tiles, mask.runs.letter))
+        rows, patterns, tiles = rows + mask.runs.shape[0], patterns + mask.patterns, tiles + len(mask.tiles)
+    other = 1 - axis
+    size = max(p.shape[other] for p in pattern_of)
+    if any(p.shape[other] not in (1, size) for p in pattern_of):
+        raise ValueError(f"samples must agree in their heads, got {[p.shape[other] for p in pattern_of]}")
+    runs = Runs(
+        (rows, base.runs.shape[1]),
+        np.concatenate(starts),
+        np.concatenate(stops),
+        np.concatenate(letters).astype(np.int32),
+    )
+    spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
+    return BlockMask.canonical(
+        base.grid,
+        runs,
+        np.concatenate([mask.tiles for mask in masks]),
+        np.concatenate(spread, axis=axis).astype(np.int32),
+    )
+
+
+def combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
+    """The mask whose tiles are ``operation(words of a, words of b)``, block by block.
+
+    Raises:
+        ValueError: masks for other lengths, blocks, offsets, samples or heads.
+    """
+    if a.grid != b.grid:
+        raise ValueError(f"masks combine when lengths, blocks and offsets are equal; got {a.grid} and {b.grid}")
+    try:
+        leading = np.broadcast_shapes(a.pattern_of.shape, b.pattern_of.shape)
+    except ValueError:
+        raise ValueError(
+            f"masks for [samples, heads] {a.pattern_of.shape} and {b.pattern_of.shape} do not combine"
+        ) from None
+    pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
+    pairs, pattern_of = np.unique(pair, return_inverse=True)
+    runs, letters_a, letters_b = combined(
+        gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
+    )
+    words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
+    # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
+    runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
+    return BlockMask.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))
