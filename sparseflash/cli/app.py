@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sparseflash.cli.errors import plain_errors
+from sparseflash.cli.errors import block_size, plain_errors
 
 app = typer.Typer(
     name="sparseflash",
@@ -78,6 +78,41 @@ def show(
     from sparseflash.cli.show import run
 
     run(expression, seq_len, kv_len, block, out, html, window, json)
+
+
+@app.command()
+@plain_errors
+def bench(
+    pattern: Annotated[str, typer.Option(help="A pattern, in quotes; see show.", show_default=False)],
+    seq_len: Annotated[int, typer.Option(help="Tokens of the queries, and of the keys.")],
+    batch: Annotated[int, typer.Option(help="Samples.")] = 1,
+    heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
+    kv_heads: Annotated[
+        int | None, typer.Option(help="Key heads, for grouped queries. Default: as query heads.")
+    ] = None,
+    head_dim: Annotated[int, typer.Option(help="Size of a head.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
+    backward: Annotated[bool, typer.Option("--backward", help="Time the gradients too.")] = False,
+    block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
+    runs: Annotated[int, typer.Option(help="Timed runs of each; the median counts.")] = 5,
+    flex: Annotated[bool, typer.Option("--flex", help="Compile and time FlexAttention too.")] = False,
+    device: Device = None,
+    json: Json = False,
+) -> None:
+    """What a mask gains here: our time beside dense SDPA's (and FlexAttention's), interleaved in one process.
+
+    [bold]Examples[/bold]
+
+        sparseflash bench --pattern "local(512) | butterfly(unit=128)" --seq-len 8192
+
+        sparseflash bench --pattern "causal() & local(1024)" --seq-len 16384 --dtype bfloat16 --backward --json
+    """
+    from sparseflash.cli.bench import run
+
+    run(
+        pattern, dtype, device, json, seq_len=seq_len, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
+        backward=backward, block=block_size(block), runs=runs, flex=flex,
+    )  # fmt: skip
 
 
 @app.command()

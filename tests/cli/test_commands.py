@@ -36,6 +36,7 @@ def test_help_teaches_by_examples() -> None:
     assert invoke("--help").exit_code == 0
     for command, example in {
         "show": 'sparseflash show "causal() & local(1024)" --seq-len 65536',
+        "bench": 'sparseflash bench --pattern "local(512) | butterfly(unit=128)" --seq-len 8192',
         "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)"',
         "evaluate": "sparseflash evaluate runs/path256",
         "generate": "sparseflash generate --size 256 --count 1000",
@@ -43,6 +44,32 @@ def test_help_teaches_by_examples() -> None:
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
+
+
+def test_bench_measures_us_beside_dense_attention() -> None:
+    options = ("--pattern", "local(64)", "--seq-len", 1024, "--heads", 2, "--head-dim", 16, "--runs", 2)
+    found = json.loads(invoke("bench", *options, "--backward", "--kv-heads", 1, "--json").stdout)
+    assert found["density"] == pytest.approx(22 / 64)
+    assert set(found["contenders"]) == {"sparseflash", "sdpa"}
+    medians = {name: c["median_ms"] for name, c in found["contenders"].items()}
+    assert found["speedup"] == pytest.approx(medians["sdpa"] / medians["sparseflash"])
+    assert found["share_of_ideal"] == pytest.approx(found["speedup"] * found["density"])
+    assert "forward and backward" in found["verdict"]
+    text = " ".join(invoke("bench", *options, "--flex", "--backward").stdout.split())
+    assert "FlexAttention, compiled left out: FlexAttention has no backward on a CPU" in text
+    assert "dense SDPA" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--dtype", "int8"), "--dtype must be float16"),
+        (("--heads", 3, "--kv-heads", 2), "heads must be a multiple of kv_heads"),
+        (("--runs", 0), "runs must be at least 1"),
+    ],
+)
+def test_bench_refuses(options: tuple[object, ...], words: str) -> None:
+    assert words in refused("bench", "--pattern", "local(4)", "--seq-len", 64, *options)
 
 
 def test_version() -> None:
