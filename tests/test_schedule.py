@@ -1,0 +1,77 @@
+"""Lines are dealt whole or in pieces; every entry is walked once; nobody waits for one long line."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sparseflash import patterns as P
+from sparseflash.schedule import HEAVY, SHORTEST_PIECE, deal, makespan, weights
+from sparseflash.tables import lookup
+
+
+@st.composite
+def spans(draw: st.DrawFn) -> np.ndarray:
+    """Spans of a few patterns, with some lines far heavier than the rest."""
+    patterns, lines = draw(st.integers(1, 3)), draw(st.integers(1, 40))
+    rng = np.random.default_rng(draw(st.integers(0, 1 << 30)))
+    counts = rng.integers(0, draw(st.integers(1, 30)), size=(patterns, lines, 2))
+    heavy = rng.random((patterns, lines)) < draw(st.sampled_from([0, 0.1, 0.5]))
+    counts[heavy] *= draw(st.integers(1, 60))
+    stops = np.cumsum(counts.reshape(-1, 2), axis=0).reshape(counts.shape)
+    return np.stack([stops[..., 0] - counts[..., 0], stops[..., 0], stops[..., 1] - counts[..., 1], stops[..., 1]], -1)
+
+
+@given(spans())
+def test_every_entry_is_walked_once(table: np.ndarray) -> None:
+    work, merges = deal(table)
+    for p, lines in enumerate(table):
+        items = work[p][work[p, :, 0] >= 0]
+        assert (np.bincount(items[:, 0], minlength=len(lines)) >= 1).all(), "a line is nobody's"
+        for line, (a, b, c, d) in enumerate(lines.tolist()):
+            mine = items[items[:, 0] == line]
+            mine = mine[np.argsort(mine[:, 5])]
+            assert [x for i in mine for x in range(i[1], i[2])] == list(range(a, b))
+            assert [x for i in mine for x in range(i[3], i[4])] == list(range(c, d))
+            merged = merges[p][merges[p, :, 0] == line]
+            assert len(merged) == (len(mine) > 1)
+            expected = [-1] if len(mine) == 1 else list(range(merged[0, 1], merged[0, 2]))
+            assert mine[:, 5].tolist() == expected
+        slots = items[items[:, 5] >= 0, 5]
+        assert sorted(slots.tolist()) == list(range(slots.size)), "slots are not 0, 1, 2, ..."
+
+
+@given(spans())
+def test_pieces_are_even_and_heavy_ones_come_first(table: np.ndarray) -> None:
+    work, _ = deal(table)
+    for p, lines in enumerate(table):
+        items = work[p][work[p, :, 0] >= 0]
+        size = weights(items[:, 1:5])
+        assert (size[1:] <= size[:-1]).all()
+        limit = max(SHORTEST_PIECE, int(np.ceil(HEAVY * weights(lines).mean())))
+        assert size.max() <= limit
+        pieces = size[items[:, 5] >= 0]
+        assert (2 * pieces >= limit - 1).all(), "a line was cut finer than it had to be"
+
+
+def test_global_tokens_no_longer_set_the_time() -> None:
+    """64 global tokens at 65,536: the longest row holds 512 blocks, the mean one 12. 132 programs run at once."""
+    mask = (P.local(512) | P.global_tokens(64)).compile(65536)
+    table = lookup(mask)
+    for side in (table.rows, table.columns):
+        lines = side.spans.numpy().astype(np.int64)
+        whole = np.sort(weights(lines[0]))[::-1].tolist()
+        work, _ = deal(lines)
+        pieces = weights(work[0, :, 1:5]).tolist()
+        ideal = sum(whole) / 132
+        assert makespan(whole, 132) == 512
+        assert makespan(pieces, 132) < 1.5 * ideal
+
+
+def test_dense_and_causal_tables_are_not_cut() -> None:
+    for pattern in (P.full(), P.causal(), P.local(300)):
+        spans = lookup(pattern.compile(1 << 15)).rows.spans.numpy().astype(np.int64)
+        work, merges = deal(spans)
+        assert merges.size == 0
+        assert work.shape[1] == spans.shape[1]
