@@ -15,7 +15,9 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Side, Tiles
+from sparseflash.kernels import sinks as sink_logits
+from sparseflash.kernels.cpu_score import Shaping
+from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
 
 # Scores held at once. 1 M fp32 scores are 4 MB, which two cores' caches hold together with the operands.
 SCORES_AT_ONCE = 1 << 20
@@ -42,10 +44,12 @@ def forward(
     tiles: Tiles,
     pattern_of: torch.Tensor,
     block: tuple[int, int],
-    scale: float,
+    score: Score,
+    sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N] in fp32 (fp64 for fp64 inputs)."""
-    operands = _Operands(q, k, v, block, scale)
+    """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
+    operands = _Operands(q, k, v, block, score.scale)
+    shaping = Shaping(score, operands.batch, operands.q_heads, block)
     masks = _Masks(tiles, block, clean=not operands.finite)
     qb, kb, vb = operands.q, operands.k, operands.v
     out = qb.new_zeros(*qb.shape[:-1], v.shape[-1])
@@ -55,14 +59,18 @@ def forward(
         for step in steps:
             keys, values = kb[step.kv_heads[:, None, None], step.cols], vb[step.kv_heads[:, None, None], step.cols]
             masks.clean(step, keys, values)
-            scores = _scores(qb[step.heads[:, None], step.rows], keys)
+            here = step.heads, step.rows, step.cols
+            scores, _ = shaping.scores(_scores(qb[step.heads[:, None], step.rows], keys), *here)
             masks.hide(step, scores)
             top = scores.amax(-1, keepdim=True)
             new = top if peak is None else torch.maximum(peak, top)
             # A row that has seen nothing yet has a peak of -inf; 0 in its place keeps exp(-inf - peak) at 0.
             shift = torch.where(new == -torch.inf, 0, new)
             p = scores.sub_(shift).exp_()
-            total_here, out_here = p.sum(-1, keepdim=True), p @ values.flatten(2, 3)
+            total_here = p.sum(-1, keepdim=True)
+            if (dropped := shaping.dropped(*here)) is not None:
+                p.masked_fill_(dropped, 0)
+            out_here = p @ values.flatten(2, 3)
             if peak is None:
                 total, acc = total_here, out_here
             else:
@@ -73,7 +81,12 @@ def forward(
         at = step.heads[:, None], step.rows
         out[at] = acc / torch.where(total == 0, 1, total)
         lse[at] = (torch.where(peak == -torch.inf, 0, peak) + total.log()).squeeze(-1)
-    return operands.queries(out).to(q.dtype), operands.queries(lse)
+    out, lse = operands.queries(out), operands.queries(lse)
+    if score.seed is not None:
+        out *= shaping.retained
+    if sinks is not None:
+        out *= sink_logits.share(lse, sinks).unsqueeze(-1)
+    return out.to(q.dtype), lse
 
 
 def backward(
@@ -89,10 +102,11 @@ def backward(
     tiles: Tiles,
     pattern_of: torch.Tensor,
     block: tuple[int, int],
-    scale: float,
+    score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients of q, k, v in their dtypes. Walks the rows alone: one pass serves all three gradients."""
-    operands = _Operands(q, k, v, block, scale)
+    """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
+    operands = _Operands(q, k, v, block, score.scale)
+    shaping = Shaping(score, operands.batch, operands.q_heads, block)
     masks = _Masks(tiles, block, clean=not operands.finite)
     qb, kb, vb = operands.q, operands.k, operands.v
     wide = qb.dtype
@@ -111,15 +125,27 @@ def backward(
             keys, values = kb[step.kv_heads[:, None, None], step.cols], vb[step.kv_heads[:, None, None], step.cols]
             masks.clean(step, keys, values)
             queries, grads = qb[at], dob[at]
-            scores = _scores(queries, keys)
+            here = step.heads, step.rows, step.cols
+            scores, bend = shaping.scores(_scores(queries, keys), *here, bent=True)
             masks.hide(step, scores)
             p = scores.sub_(lse_b[at]).exp_()
-            ds = _scores(grads, values).sub_(delta_b[at]).mul_(p)
+            dp = _scores(grads, values)
+            dropped = shaping.dropped(*here)
+            if dropped is not None:
+                dp.masked_fill_(dropped, 0).mul_(shaping.retained)
+            ds = dp.sub_(delta_b[at]).mul_(p)
+            if bend is not None:
+                ds *= bend
+            if dropped is not None:
+                p.masked_fill_(dropped, 0)
             dq[at] += ds @ keys.flatten(2, 3)
             _add_blocks(dk, step, ds.mT @ queries)
             _add_blocks(dv, step, p.mT @ grads)
     # q was scaled when it was laid out in blocks: dq lacks the factor, dk has it.
-    return operands.queries(dq.mul_(scale)).to(q.dtype), operands.keys(dk).to(k.dtype), operands.keys(dv).to(v.dtype)
+    dq *= score.scale
+    if score.seed is not None:
+        dv *= shaping.retained
+    return operands.queries(dq).to(q.dtype), operands.keys(dk).to(k.dtype), operands.keys(dv).to(v.dtype)
 
 
 class _Operands:

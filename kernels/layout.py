@@ -32,3 +32,22 @@ class Tiles(NamedTuple):
 
     bits: torch.Tensor  # int32 [T, BQ, W]
     seen_keys: torch.Tensor  # int32 [T, W]: the OR over a tile's rows: keys that some query of the block sees
+
+
+class Score(NamedTuple):
+    """What becomes of q.k on its way to a probability: in this order scale, cap, bias, softmax, dropout.
+
+    A feature is off when it is None. All that is data is a run-time argument of the kernels.
+    """
+
+    scale: float
+    softcap: float | None = None  # s -> softcap * tanh(s / softcap)
+    slopes: torch.Tensor | None = None  # fp32 [Hq] or [B, Hq]: s -> s - slope * |query's position - key's position|
+    q_offset: int = 0  # position of query 0; key 0 stands at 0
+    dropout: float = 0.0  # share of the probabilities that becomes 0; needs a seed
+    seed: torch.Tensor | None = None  # int64 []; None: no dropout
+
+    @property
+    def featured(self) -> bool:
+        """Whether more than a factor comes between a product and its probability."""
+        return not (self.softcap is None and self.slopes is None and self.seed is None)

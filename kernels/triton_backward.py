@@ -3,7 +3,8 @@
 With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
 less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
 norm and delta, padded to whole blocks so that the loops read them unmasked; a query that sees nothing gets norm = +inf
-and delta = 0, hence P = 0 and dS = 0, never NaN.
+and delta = 0, hence P = 0 and dS = 0, never NaN. A cap multiplies dS by its derivative, a bias changes nothing more;
+dropout's bits Z are drawn again, dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
 
 One program of `keys_kernel` owns a step of keys of one key head, visits the query blocks of its block column for every
 query head of the group, and works on S^T = K Q^T, so that P^T and dS^T enter the next product from registers.
@@ -20,7 +21,7 @@ import triton
 import triton.language as tl
 
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.triton_common import (
     LOG2E,
     device_of,
@@ -39,6 +40,7 @@ from sparseflash.kernels.triton_common import (
     stride_unit,
     strides_in,
 )
+from sparseflash.kernels.triton_score import bend, factor, feature_arguments, head_key, kept, retained, row_keys, scored
 
 
 @triton.jit(do_not_specialize=["dout_b", "dout_h", "dout_n", "N", "NP", "Hq"])
@@ -107,6 +109,12 @@ def _walk_keys(
     key,  # first key of this step within its block
     c,
     N,
+    cap,  # from here to threshold: None where the feature is off
+    slope,
+    position,  # of the first key of this step, less that of query 0
+    columns,  # [BN]: indices of this step's keys
+    head_bits,  # dropout's key of this head
+    threshold,
     PARTIAL: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -120,6 +128,7 @@ def _walk_keys(
 ):
     SPLIT: tl.constexpr = BQ // BM
     W: tl.constexpr = (BK + 31) // 32
+    f = factor(c, cap, slope)
     # Read one iteration ahead, as in the forward pass.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
     if PARTIAL:
@@ -141,14 +150,22 @@ def _walk_keys(
         q = load_rows(q_ptr, first, q_n, keep, UNIT, BM, D, DP)
         dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
         norm = tl.load(norm_ptr + rows)
-        s = tl.dot(k, tl.trans(q), input_precision="ieee")
+        product = tl.dot(k, tl.trans(q), input_precision="ieee")
         dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
+        s = scored(product, c, cap, slope, position, first)
         if PARTIAL:
             s = tl.where(spread_t(bits, key, BM, BN), s, float("-inf"))
-        p = _exponential(s * c - norm[None, :], q.dtype == tl.float32)
-        dv = tl.dot(p.to(dout.dtype), dout, dv, input_precision="ieee")
+        p = _exponential(s * f - norm[None, :], q.dtype == tl.float32)
+        z = p
+        if head_bits is not None:
+            survives = kept(row_keys(head_bits, rows)[None, :], columns[:, None], threshold)
+            z = tl.where(survives, p, 0.0)
+            dp = tl.where(survives, dp * retained(threshold), 0.0)
+        dv = tl.dot(z.to(dout.dtype), dout, dv, input_precision="ieee")
         delta = tl.load(delta_ptr + rows)  # late: it is not needed, nor in registers, before
         ds = p * (dp - delta[None, :])
+        if cap is not None:
+            ds *= bend(product, c, cap)
         if PARTIAL:
             ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
@@ -159,6 +176,7 @@ def _walk_keys(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
         *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
+        *("cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def keys_kernel(
@@ -200,6 +218,12 @@ def keys_kernel(
     lines,  # block columns
     heads,  # B * Hkv
     together,
+    cap,  # from here to threshold: None where the feature is off
+    slopes_ptr,
+    slopes_b,
+    q_offset,
+    seed_ptr,
+    threshold,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -222,8 +246,15 @@ def keys_kernel(
     first = line * BK + key
 
     c = tl.cast(scale, tl.float32)
+    unit = 1.0
     if q_ptr.dtype.element_ty != tl.float32:
+        unit = LOG2E
         c *= LOG2E
+    if cap is not None:
+        cap = tl.cast(cap, tl.float32) * unit
+    columns = None
+    if seed_ptr is not None:
+        columns = first + tl.arange(0, BN)
     keep = first + tl.arange(0, BN) < M
     k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
@@ -234,6 +265,14 @@ def keys_kernel(
         q_at = matrix(q_ptr, batch, head, q_b, q_h, UNIT)
         dout_at = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
         row = (batch * (Hkv * group) + head).to(tl.int64) * NP
+        slope = None
+        position = None
+        if slopes_ptr is not None:
+            slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
+            position = first - q_offset
+        head_bits = None
+        if seed_ptr is not None:
+            head_bits = head_key(seed_ptr, batch * (Hkv * group) + head)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
         span = spans_ptr + (p * lines + line) * 4
         start = tl.load(span)
@@ -241,6 +280,12 @@ def keys_kernel(
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
             *(full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
+            cap,
+            slope,
+            position,
+            columns,
+            head_bits,
+            threshold,
             *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
         start = tl.load(span + 2)
@@ -248,9 +293,17 @@ def keys_kernel(
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
             *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
+            cap,
+            slope,
+            position,
+            columns,
+            head_bits,
+            threshold,
             *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
     row = index.to(tl.int64) * M
+    if seed_ptr is not None:
+        dv *= retained(threshold)
     store_rows(dk_ptr + row * D, first, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
     store_rows(dv_ptr + row * DV, first, DV, keep, dv, 1, BN, DV, DVP)
 
@@ -273,6 +326,11 @@ def _walk_queries(
     seen_ptr,
     query,  # first query of this step within its block
     c,
+    cap,  # from here to threshold: None where the feature is off
+    slope,
+    position,  # of the first query of this step
+    drops,  # [BM]: row keys of dropout
+    threshold,
     PARTIAL: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -286,6 +344,7 @@ def _walk_queries(
 ):
     SPLIT: tl.constexpr = BK // BN
     W: tl.constexpr = (BK + 31) // 32
+    f = factor(c, cap, slope)
     # Read one iteration ahead, as in the forward pass.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
     if PARTIAL:
@@ -308,12 +367,18 @@ def _walk_queries(
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
         k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
         v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        product = tl.dot(q, tl.trans(k), input_precision="ieee")
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
+        s = scored(product, c, cap, slope, position, first)
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
-        p = _exponential(s * c - norm[:, None], q.dtype == tl.float32)
+        p = _exponential(s * f - norm[:, None], q.dtype == tl.float32)
+        if drops is not None:
+            survives = kept(drops[:, None], (first + tl.arange(0, BN))[None, :], threshold)
+            dp = tl.where(survives, dp * retained(threshold), 0.0)
         ds = p * (dp - delta[:, None])
+        if cap is not None:
+            ds *= bend(product, c, cap)
         if PARTIAL:
             ds = tl.where(visible, ds, 0.0)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
@@ -324,6 +389,7 @@ def _walk_queries(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
         *("pattern_b", "pattern_h", "scale", "N", "NP", "Hq", "group", "lines", "heads", "together"),
+        *("cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def queries_kernel(
@@ -364,6 +430,12 @@ def queries_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
+    cap,  # from here to threshold: None where the feature is off
+    slopes_ptr,
+    slopes_b,
+    q_offset,
+    seed_ptr,
+    threshold,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -384,9 +456,21 @@ def queries_kernel(
     first = line * BQ + query
 
     c = tl.cast(scale, tl.float32)
+    unit = 1.0
     if q_ptr.dtype.element_ty != tl.float32:
+        unit = LOG2E
         c *= LOG2E
+    if cap is not None:
+        cap = tl.cast(cap, tl.float32) * unit
+    slope = None
+    position = None
+    if slopes_ptr is not None:
+        slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
+        position = first + q_offset
     rows = first + tl.arange(0, BM)
+    drops = None
+    if seed_ptr is not None:
+        drops = row_keys(head_key(seed_ptr, index), rows)
     keep = rows < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     dout_ptr = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
@@ -403,13 +487,25 @@ def queries_kernel(
     count = tl.load(span + 1) - start
     dq = _walk_queries(
         *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
-        *(bits_ptr, seen_ptr, query, c, False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(bits_ptr, seen_ptr, query, c),
+        cap,
+        slope,
+        position,
+        drops,
+        threshold,
+        *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start = tl.load(span + 2)
     count = tl.load(span + 3) - start
     dq = _walk_queries(
         *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
-        *(bits_ptr, seen_ptr, query, c, True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(bits_ptr, seen_ptr, query, c),
+        cap,
+        slope,
+        position,
+        drops,
+        threshold,
+        *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     store_rows(dq_ptr + index.to(tl.int64) * N * D, first, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)
 
@@ -427,9 +523,9 @@ def backward(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    scale: float,
+    score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients (dq, dk, dv) of `triton_forward.forward`, contiguous, in the dtypes of q, k and v."""
+    """Gradients (dq, dk, dv) of `triton_forward.forward` without sinks, contiguous, in the dtypes of q, k and v."""
     B, Hq, N, D = q.shape
     _, Hkv, M, DV = v.shape
     BQ, BK = block
@@ -439,13 +535,14 @@ def backward(
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     out, lse = out.contiguous(), lse.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    launch = configuration(q.device, max(D, DV), q.dtype)
+    launch = configuration(q.device, max(D, DV), q.dtype, score.featured)
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
     NP = n_rows * BQ
     norm, delta = torch.empty((2, B, Hq, NP), dtype=torch.float32, device=q.device)
     pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
     strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
+    features = feature_arguments(score, q.device)
     widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
 
     with device_of(q):
@@ -464,8 +561,9 @@ def backward(
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *(*strides, pattern_b, pattern_h),
-            *(scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
+            *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
+            **features,
             **widths,
             BM=at.BM,
             BN=at.BN,
@@ -477,8 +575,9 @@ def backward(
             *(q, k, v, dout, norm, delta, dq),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides, pattern_b, pattern_h),
-            *(scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
+            *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),
+            **features,
             **widths,
             BM=at.BM,
             BN=at.BN,

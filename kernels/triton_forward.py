@@ -1,6 +1,7 @@
 """Block-sparse attention, forward: one program per step of a block row and query head.
 
 Shapes as in triton_common. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
+What a cap, a bias and dropout do to them is in triton_score.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -12,7 +13,7 @@ import triton
 import triton.language as tl
 
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.triton_common import (
     LN2,
     LOG2E,
@@ -30,6 +31,7 @@ from sparseflash.kernels.triton_common import (
     stride_unit,
     strides_in,
 )
+from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
 
 
 @triton.jit
@@ -49,6 +51,11 @@ def _walk(
     seen_ptr,
     query,  # first query of this step within its block
     c,
+    cap,  # from here to threshold: None where the feature is off
+    slope,
+    position,  # of the first query of this step
+    drops,  # [BM]: row keys of dropout
+    threshold,
     PARTIAL: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -62,6 +69,7 @@ def _walk(
 ):
     SPLIT: tl.constexpr = BK // BN
     W: tl.constexpr = (BK + 31) // 32
+    f = factor(c, cap, slope)
     # What an iteration needs to address its loads is read one iteration ahead: read at the loop's head, it would drain
     # the prefetch of K and V.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
@@ -86,15 +94,18 @@ def _walk(
         k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
         v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        s = scored(s, c, cap, slope, position, first)
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
-        top = tl.maximum(peak, tl.max(s, 1) * c)
+        top = tl.maximum(peak, tl.max(s, 1) * f)
         base = top
         if PARTIAL:
             base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
-        p = tl.exp2(s * c - base[:, None])
+        p = tl.exp2(s * f - base[:, None])
         fade = tl.exp2(peak - base)
         total = total * fade + tl.sum(p, 1)
+        if drops is not None:
+            p = tl.where(kept(drops[:, None], (first + tl.arange(0, BN))[None, :], threshold), p, 0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
         peak = top
     return acc, peak, total
@@ -104,6 +115,7 @@ def _walk(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
         *("scale", "N", "Hq", "group", "lines", "heads", "together"),
+        *("sinks_ptr", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def forward_kernel(
@@ -138,6 +150,13 @@ def forward_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
+    sinks_ptr,  # fp32 [Hq]; from here to threshold: None where the feature is off
+    cap,
+    slopes_ptr,
+    slopes_b,
+    q_offset,
+    seed_ptr,
+    threshold,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -158,6 +177,16 @@ def forward_kernel(
     first = line * BQ + query
 
     c = tl.cast(scale, tl.float32) * LOG2E
+    if cap is not None:
+        cap = tl.cast(cap, tl.float32) * LOG2E
+    slope = None
+    position = None
+    if slopes_ptr is not None:
+        slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
+        position = first + q_offset
+    drops = None
+    if seed_ptr is not None:
+        drops = row_keys(head_key(seed_ptr, index), first + tl.arange(0, BM))
     keep = first + tl.arange(0, BM) < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
@@ -171,20 +200,40 @@ def forward_kernel(
     count = tl.load(span + 1) - start
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
-        *(bits_ptr, seen_ptr, query, c, False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(bits_ptr, seen_ptr, query, c),
+        cap,
+        slope,
+        position,
+        drops,
+        threshold,
+        *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start = tl.load(span + 2)
     count = tl.load(span + 3) - start
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
-        *(bits_ptr, seen_ptr, query, c, True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(bits_ptr, seen_ptr, query, c),
+        cap,
+        slope,
+        position,
+        drops,
+        threshold,
+        *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
     dead = total == 0.0
     total = tl.where(dead, 1.0, total)
     row = index.to(tl.int64) * N
     out = out_ptr + row * DV
-    store_rows(out, first, DV, keep, acc / total[:, None], 1, BM, DV, DVP)
+    value = acc / total[:, None]
+    if sinks_ptr is not None:
+        # The keys' share of a row's weight is sigmoid(lse - sink); e is at most 1, whichever is larger.
+        gap = tl.where(dead, 0.0, peak + tl.log2(total)) - tl.load(sinks_ptr + head) * LOG2E
+        e = tl.exp2(-tl.abs(gap))
+        value *= (tl.where(gap < 0, e, 1.0) / (1.0 + e))[:, None]
+    if seed_ptr is not None:
+        value *= retained(threshold)
+    store_rows(out, first, DV, keep, value, 1, BM, DV, DVP)
     lse = tl.where(dead, float("-inf"), (peak + tl.log2(total)) * LN2)
     tl.store(lse_ptr + row + first + tl.arange(0, BM), lse, mask=keep)
 
@@ -197,9 +246,10 @@ def forward(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    scale: float,
+    score: Score,
+    sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out [B, Hq, N, DV] in q's dtype, lse [B, Hq, N] in fp32, natural log), both contiguous.
+    """(out [B, Hq, N, DV] in q's dtype, lse [B, Hq, N] in fp32, natural log, of the keys alone), both contiguous.
 
     A query that sees nothing gets out 0 and lse -inf.
     """
@@ -211,7 +261,7 @@ def forward(
     if lse.numel() == 0:
         return out, lse
     q, k, v = readable(q), readable(k), readable(v)
-    at = configuration(q.device, max(D, DV), q.dtype).forward.within(block)
+    at = configuration(q.device, max(D, DV), q.dtype, score.featured).forward.within(block)
     unit = stride_unit(q, k, v)
     n_rows = rows.order.shape[1]
     pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
@@ -220,8 +270,10 @@ def forward(
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
-            *(scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
+            *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
+            None if sinks is None else sinks.float().contiguous(),
+            **feature_arguments(score, q.device),
             UNIT=unit,
             D=D,
             DP=padded(D),

@@ -1,8 +1,8 @@
 """What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
 
-    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...]
+    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features]
 
-prints one line a launch. It says nothing about speed, and nothing about numerics.
+prints one line a launch, plain or with all features on. It says nothing about speed, and nothing about numerics.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparseflash.kernels.launch import SHARED_MEMORY, TABLE, Launch
+from sparseflash.kernels.launch import FEATURED, SHARED_MEMORY, TABLE, Launch
 from sparseflash.kernels.triton_backward import keys_kernel, prepare_kernel, queries_kernel
 from sparseflash.kernels.triton_common import padded
 from sparseflash.kernels.triton_forward import forward_kernel
@@ -32,7 +32,14 @@ TARGETS = {
 }
 DTYPES = {"half": ("bf16", "fp16"), "single": ("fp32",)}
 _MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")}
-_FLOATS = {f"{name}_ptr" for name in ("lse", "dlse", "norm", "delta")}
+_FLOATS = {f"{name}_ptr" for name in ("lse", "dlse", "norm", "delta", "sinks", "slopes")} | {"scale", "cap"}
+# The arguments of a feature, None where it is off.
+FEATURES = {
+    "softcap": ("cap",),
+    "alibi": ("slopes_ptr", "slopes_b", "q_offset"),
+    "sinks": ("sinks_ptr",),
+    "dropout": ("seed_ptr", "threshold"),
+}
 
 
 class Case(NamedTuple):
@@ -45,6 +52,7 @@ class Case(NamedTuple):
     dtype: str  # as Triton spells it
     block: tuple[int, int]
     launch: Launch
+    features: tuple[str, ...] = ()  # of FEATURES, those that are on
 
 
 class Resources(NamedTuple):
@@ -59,13 +67,18 @@ class Resources(NamedTuple):
         return self.spilled == 0 and self.shared <= SHARED_MEMORY[architecture]
 
 
-def cases(architectures: tuple[str, ...] = tuple(TARGETS), blocks: tuple[int, ...] = (128,)) -> Iterator[Case]:
+def cases(
+    architectures: tuple[str, ...] = tuple(TARGETS), blocks: tuple[int, ...] = (128,), features: tuple[str, ...] = ()
+) -> Iterator[Case]:
     """Every committed launch with square blocks of these sizes, each distinct program once."""
     seen = set()
     for (architecture, D, dtype_class), row in TABLE.items():
-        for kernel, launch in row._asdict().items():
+        launches = row._asdict() | (
+            FEATURED.get((architecture, D, dtype_class), {}) if set(features) - {"sinks"} else {}
+        )
+        for kernel, launch in launches.items():
             for block in blocks:
-                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch)
+                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features)
                 if architecture in architectures and case not in seen:
                     seen.add(case)
                     yield case
@@ -79,7 +92,10 @@ def compile_case(case: Case) -> Any:
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
     }
-    return _compile(KERNELS[case.kernel], constants, case, at.warps, at.stages)
+    kernel = KERNELS[case.kernel]
+    off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
+    constants |= dict.fromkeys(off.intersection(kernel.arg_names))
+    return _compile(kernel, constants, case, at.warps, at.stages)
 
 
 def compile_prepare(case: Case) -> Any:
@@ -91,7 +107,11 @@ def compile_prepare(case: Case) -> Any:
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
     signature = {name: _type(name, case.dtype) for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(kernel.arg_names) if name.endswith("_ptr")}
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, parameter in enumerate(kernel.params)
+        if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
+    }
     return triton.compile(
         ASTSource(kernel, signature, constants, aligned),
         target=TARGETS[case.architecture],
@@ -102,9 +122,8 @@ def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, sta
 def _type(argument: str, dtype: str) -> str:
     if argument in _MATRICES:
         return f"*{dtype}"
-    if argument in _FLOATS:
-        return "*fp32"
-    return "*i32" if argument.endswith("_ptr") else "fp32" if argument == "scale" else "i32"
+    kind = "fp32" if argument in _FLOATS else "i64" if argument == "seed_ptr" else "i32"
+    return f"*{kind}" if argument.endswith("_ptr") else kind
 
 
 def resources(compiled: Any) -> Resources:
@@ -128,7 +147,7 @@ def line(case: Case, used: Resources) -> str:
     at = case.launch.within(case.block)
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
-        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} | "
+        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {'+'.join(case.features)} | "
         f"registers {used.registers:3} spilled {used.spilled:4} shared {used.shared / 1024:5.1f}K"
         f"{'' if used.fits(case.architecture) else '  DOES NOT FIT'}"
     )
@@ -136,10 +155,11 @@ def line(case: Case, used: Resources) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the report for some architectures and square blocks, or for all; 1 if something spills or does not fit."""
-    architectures = tuple(a for a in arguments if not a.isdigit())
+    features = tuple(FEATURES) if "features" in arguments else ()
+    architectures = tuple(a for a in arguments if not a.isdigit() and a != "features")
     blocks = tuple(int(a) for a in arguments if a.isdigit())
     bad = 0
-    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128)):
+    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features):
         used = resources(compile_case(case))
         bad += not used.fits(case.architecture)
         print(line(case, used), flush=True)

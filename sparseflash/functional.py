@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, overload
 import torch
 
 from sparseflash import ops
+from sparseflash.kernels.layout import Score
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
@@ -22,12 +23,16 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 @overload
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
-    scale: float | None = None, return_lse: Literal[False] = False, backend: str | None = None,
+    scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
+    return_lse: Literal[False] = False, deterministic: bool = False, backend: str | None = None,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
-    scale: float | None = None, return_lse: Literal[True], backend: str | None = None,
+    scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
+    return_lse: Literal[True], deterministic: bool = False, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
 
 
@@ -38,10 +43,19 @@ def attention(
     mask: Mask = None,
     *,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
     return_lse: bool = False,
+    deterministic: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention that touches only the blocks of a mask. Differentiable in q, k and v, also through lse.
+    """Attention that touches only the blocks of a mask. Differentiable in q, k, v and sinks, also through lse.
+
+    The probability of a key is softmax(s) over the keys that the mask allows, where s is q.k times scale, then capped,
+    then biased. Features cost nothing where they are not asked for.
 
     Args:
         q: [B, Hq, N, D], fp16, bf16 or fp32 (fp64 on the CPU backend), contiguous last dim, any other strides.
@@ -50,7 +64,21 @@ def attention(
         mask: a Pattern (compiled for these lengths at block 128, and cached), a BlockMask, a LookupTable, or None
             for dense attention. A mask per head has Hq heads.
         scale: factor on the scores, default ``D ** -0.5``.
-        return_lse: also return the log-sum-exp (natural log) of each query's scaled scores.
+        softcap: c > 0 turns a scaled score s into ``c * tanh(s / c)`` (Gemma 2, arXiv 2408.00118).
+        alibi_slopes: fp32 [Hq] or [B, Hq]. ``slope * |q_position - k_position|`` is subtracted from capped scores;
+            the mask's ``q_offset`` is the position of the first query (ALiBi, arXiv 2108.12409). Gets no gradient.
+        sinks: floating [Hq]. One more logit for every row of a head, which takes its share of the softmax and has no
+            value (arXiv 2309.17453, as learned in gpt-oss). Compared with s after cap and bias; gets a gradient. -inf
+            is no sink.
+        dropout_p: in [0, 1). Each probability becomes 0 with this chance, the others are divided by ``1 - dropout_p``
+            (rounded to 24 bits). lse is unaffected.
+        seed: of dropout: an int or an int64 tensor without dims, of 64 bits. Equal seeds give equal bits on every
+            backend and at every block size: see :func:`sparseflash.reference.dropout_mask`. None draws one at each
+            call from torch's default generator on the CPU, which ``torch.manual_seed`` fixes and
+            ``torch.utils.checkpoint`` restores. Ignored without dropout.
+        return_lse: also return the log-sum-exp (natural log) of each query's scores s, without its sink.
+        deterministic: gradients that are equal bit for bit in every run. They are today whatever is asked for; True
+            keeps it so in later versions.
         backend: "cpu" or "triton"; None chooses by the device of q.
 
     Returns:
@@ -62,8 +90,9 @@ def attention(
 
     Raises:
         TypeError: an argument of another kind, dtypes that differ or are not floating.
-        ValueError: shapes, heads, devices or masks that do not fit each other, a scale that is negative or not
-            finite, an unknown backend.
+        ValueError: shapes, heads, devices or masks that do not fit each other, numbers out of range, slopes that
+            require a gradient, an unknown backend.
+        NotImplementedError: a second derivative, or ``torch.func.vmap``.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -73,13 +102,30 @@ def attention(
         >>> out, lse = sf.attention(q, k, v, return_lse=True)
         >>> torch.allclose(out, torch.nn.functional.scaled_dot_product_attention(q, k, v), atol=1e-5)
         True
+
+        A sink as heavy as all keys together halves the output; a cap bounds every score:
+
+        >>> key = torch.zeros(1, 4, 1, 32)
+        >>> halved = sf.attention(q, key, key + 1, sinks=torch.zeros(4))
+        >>> torch.allclose(halved, torch.tensor(0.5))
+        True
+        >>> _, lse = sf.attention(100 * q, k, v, softcap=5.0, return_lse=True)
+        >>> bool(lse.max() <= 5 + torch.tensor(512.0).log())
+        True
     """
     _check_operands(q, k, v)
     backend = _checked_backend(backend, q, v)
+    if not isinstance(deterministic, bool):
+        raise TypeError(f"deterministic must be True or False, got {deterministic!r}")
     scale = _checked_scale(scale, q.shape[-1])
+    softcap = _checked_softcap(softcap, scale)
+    _check_slopes(alibi_slopes, q)
+    _check_sinks(sinks, q)
+    dropout_p = _checked_dropout(dropout_p)
     table = _table(mask, q, k)
+    score = Score(scale, softcap, alibi_slopes, table.q_offset, dropout_p, _seed(seed, q) if dropout_p else None)
     out, lse = ops.attention(
-        q, k, v, table.rows, table.columns, table.tiles, table.pattern_of, table.block, scale, backend
+        q, k, v, sinks, table.rows, table.columns, table.tiles, table.pattern_of, table.block, backend, score
     )
     return (out, lse) if return_lse else out
 
@@ -148,6 +194,76 @@ def _checked_scale(scale: float | None, dim: int) -> float:
     return float(scale)
 
 
+def _checked_softcap(softcap: float | None, scale: float) -> float | None:
+    if softcap is None:
+        return None
+    if isinstance(softcap, bool) or not isinstance(softcap, Real):
+        raise TypeError(f"softcap must be a number or None, got {softcap!r}")
+    # Kernels hold log2(e) times the cap, and the scale divided by it, in float32.
+    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
+    if not (smallest <= softcap <= largest and scale <= softcap * largest):
+        raise ValueError(
+            f"softcap must be positive, and not tiny or huge for float32, got {softcap!r}; None leaves scores uncapped"
+        )
+    return float(softcap)
+
+
+def _check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
+    if slopes is None:
+        return
+    if not isinstance(slopes, torch.Tensor) or slopes.dtype != torch.float32:
+        got = slopes.dtype if isinstance(slopes, torch.Tensor) else type(slopes).__name__
+        raise TypeError(f"alibi_slopes must be a float32 tensor, got {got}")
+    B, Hq = q.shape[:2]
+    if slopes.shape not in ((Hq,), (B, Hq)):
+        raise ValueError(
+            f"alibi_slopes must be [{Hq}] or [{B}, {Hq}] for q {tuple(q.shape)}, got {tuple(slopes.shape)}"
+        )
+    if slopes.device != q.device:
+        raise ValueError(f"alibi_slopes must lie on {q.device} with q, got {slopes.device}")
+    if slopes.requires_grad:
+        raise ValueError("alibi_slopes get no gradient, but require one; pass alibi_slopes.detach()")
+
+
+def _check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
+    if sinks is None:
+        return
+    if not isinstance(sinks, torch.Tensor) or sinks.dtype not in DTYPES:
+        got = sinks.dtype if isinstance(sinks, torch.Tensor) else type(sinks).__name__
+        raise TypeError(f"sinks must be a floating tensor, got {got}")
+    if sinks.shape != (q.shape[1],):
+        raise ValueError(
+            f"sinks must be [{q.shape[1]}], one a query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
+        )
+    if sinks.device != q.device:
+        raise ValueError(f"sinks must lie on {q.device} with q, got {sinks.device}")
+
+
+def _checked_dropout(dropout_p: float) -> float:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, Real):
+        raise TypeError(f"dropout_p must be a number, got {dropout_p!r}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p!r}")
+    return float(dropout_p)
+
+
+def _seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor:
+    """The seed as an int64 tensor without dims: a run-time argument also of a compiled graph."""
+    if seed is None:
+        return torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64)
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64 or seed.dim():
+            raise TypeError(f"seed must be an int64 tensor without dims, got {seed.dtype} of shape {tuple(seed.shape)}")
+        if seed.device not in (q.device, torch.device("cpu")):
+            raise ValueError(f"seed must lie on {q.device} with q or on the CPU, got {seed.device}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, an int64 tensor or None, got {seed!r}")
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"seed must fit in 64 bits with a sign, got {seed!r}")
+    return torch.tensor(seed, dtype=torch.int64)
+
+
 def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     # A mask belongs to its lengths. torch.compile may hold them as symbols; range() makes it decide on numbers.
     lengths = range(q.shape[2]).stop, range(k.shape[2]).stop
@@ -155,7 +271,7 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
         mask = full()
     if isinstance(mask, LookupTable):
         _check_mask(mask, q, lengths)
-        if mask.device != q.device:
+        if mask.pattern_of.device != q.device:  # not mask.device: torch.compile reads no property of a constant table
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         return mask
     if not isinstance(mask, Pattern | BlockMask):

@@ -3,13 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
 import sparseflash as sf
+from sparseflash.functional import Mask
 
-NAMES = ("out", "lse", "dq", "dk", "dv")
+NAMES = ("out", "lse", "dq", "dk", "dv", "dsinks")
+
+
+@dataclass(frozen=True)
+class Features:
+    """What an attention call may do beside scaling; all off by default."""
+
+    softcap: float | None = None
+    alibi_slopes: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None
+    dropout_p: float = 0.0
+    seed: int = 0
+
+    def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Features:
+        """The features with both tensors changed; slopes stay fp32."""
+        slopes = None if self.alibi_slopes is None else change(self.alibi_slopes).float()
+        return replace(self, alibi_slopes=slopes, sinks=None if self.sinks is None else change(self.sinks))
+
+    def arguments(self, sinks: torch.Tensor | None) -> dict[str, Any]:
+        """Keyword arguments of attention, with these sinks."""
+        own = {"softcap": self.softcap, "alibi_slopes": self.alibi_slopes, "dropout_p": self.dropout_p}
+        return own | {"seed": self.seed, "sinks": sinks}
 
 
 @dataclass(frozen=True)
@@ -22,6 +45,8 @@ class Case:
     dout: torch.Tensor
     dlse: torch.Tensor
     scale: float
+    features: Features = Features()
+    q_offset: int | None = None  # of the mask; for the bias
 
     def to(self, dtype: torch.dtype) -> Case:
         return self.mapped(lambda x: x.to(dtype))
@@ -29,7 +54,12 @@ class Case:
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Case:
         """The case with every tensor changed."""
         q, k, v, dout, dlse = (change(x) for x in (self.q, self.k, self.v, self.dout, self.dlse))
-        return Case(q, k, v, dout, dlse, self.scale)
+        return Case(q, k, v, dout, dlse, self.scale, self.features.mapped(change), self.q_offset)
+
+    def leaves(self) -> list[torch.Tensor]:
+        """Fresh leaves of q, k, v and, if there are any, sinks."""
+        given = (self.q, self.k, self.v, self.features.sinks)
+        return [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in given if x is not None]
 
 
 def random_case(
@@ -48,48 +78,121 @@ def random_case(
     return Case(q, k, v, dout, dlse, float(torch.rand((), generator=generator)) + 0.05)
 
 
-def ours(case: Case, mask: sf.patterns.BlockMask | sf.Pattern | None, backend: str | None) -> list[torch.Tensor]:
-    """out, lse and the gradients of q, k, v through the library; the Triton kernels run on a GPU if there is one."""
+def random_features(
+    case: Case,
+    seed: int,
+    softcap: float | None = None,
+    alibi: Literal["", "head", "sample"] = "",
+    sinks: float = 0.0,
+    dropout_p: float = 0.0,
+) -> Case:
+    """The case with features; slopes of both signs one a head or one a sample too, sinks of this spread, 0 for none."""
+    generator = torch.Generator().manual_seed(seed)
+    batch, heads = case.q.shape[:2]
+    slopes = torch.randn((batch, heads) if alibi == "sample" else (heads,), generator=generator).bfloat16().float() / 8
+    logits = (torch.randn(heads, generator=generator) * sinks).to(case.q.dtype)
+    features = Features(softcap, slopes if alibi else None, logits if sinks else None, dropout_p, seed - 7)
+    return replace(case, features=features)
+
+
+def ours(case: Case, mask: Mask, backend: str | None) -> list[torch.Tensor]:
+    """out, lse and the gradients of q, k, v (and sinks) through the library.
+
+    The Triton kernels run on a GPU if there is one.
+    """
     if backend == "triton" and torch.cuda.is_available():
         on_gpu = ours(case.mapped(lambda x: x.cuda()), mask, None)
         return [x.cpu() for x in on_gpu]
-    q, k, v = (x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in (case.q, case.k, case.v))
-    out, lse = sf.attention(q, k, v, mask, scale=case.scale, return_lse=True, backend=backend)
+    leaves = case.leaves()
+    arguments = case.features.arguments(leaves[3] if len(leaves) > 3 else None)
+    q, k, v = leaves[:3]
+    out, lse = sf.attention(q, k, v, mask, scale=case.scale, return_lse=True, backend=backend, **arguments)
     torch.autograd.backward((out, lse), (case.dout, case.dlse.to(lse.dtype)))
-    return [out.detach(), lse.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+    return [out.detach(), lse.detach(), *(x.grad for x in leaves if x.grad is not None)]
 
 
 def eager(case: Case, token_mask: torch.Tensor) -> list[torch.Tensor]:
     """The same through masked dense attention in the dtype of the case."""
-    q, k, v = (x.detach().clone().requires_grad_() for x in (case.q, case.k, case.v))
-    out, lse = sf.reference.attention(q, k, v, token_mask, scale=case.scale, return_lse=True)
+    leaves = case.leaves()
+    arguments = case.features.arguments(leaves[3] if len(leaves) > 3 else None)
+    arguments |= {"scale": case.scale, "q_offset": case.q_offset}
+    q, k, v = leaves[:3]
+    out, lse = sf.reference.attention(q, k, v, token_mask, return_lse=True, **arguments)
     torch.autograd.backward((out, lse), (case.dout, case.dlse.to(lse.dtype)))
-    return [out.detach(), lse.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)]
+    return [out.detach(), lse.detach(), *(x.grad for x in leaves if x.grad is not None)]
 
 
 def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
-    """Root of the summed squares of the terms behind any element of out, lse, dq, dk and dv, the largest; in float64.
+    """Root of the summed squares of the terms behind any element of each result, the largest; in float64.
 
     One ulp of it is what rounding each term once costs, errors being independent, also where the terms cancel: a
-    query with one key has dS = dP - delta = 0, and dense attention may get that 0 exactly.
+    query with one key has dS = dP - delta = 0, and dense attention may get that 0 exactly. What a feature adds is
+    rounded in fp32 whatever the dtype, so it counts `fine`, an fp32 ulp in ulps of the dtype, for each rounding.
     """
-    c = case.to(torch.float64)
+    fine = torch.finfo(torch.float32).eps / torch.finfo(case.q.dtype).eps
+    c, f = case.to(torch.float64), case.to(torch.float64).features
     group = c.q.shape[1] // c.k.shape[1]
     k, v = c.k.repeat_interleave(group, 1), c.v.repeat_interleave(group, 1)
-    scores = (c.q @ k.mT * c.scale).masked_fill(~token_mask, -torch.inf)
+    scores = c.q @ k.mT * c.scale
     # exp turns an absolute error of a score, which grows with the score, into a relative one of its probability.
     score_terms = scores.abs() + (c.q.square() @ k.square().mT).sqrt() * c.scale
-    growth = 1 + score_terms.masked_fill(~token_mask, 0) + scores.logsumexp(-1, keepdim=True).abs().nan_to_num(0, 0)
+    bend, bend_terms = torch.ones(()).double(), torch.zeros(()).double()
+    if f.softcap is not None:
+        t = torch.tanh(scores / f.softcap)
+        bend, scores = 1 - t.square(), f.softcap * t
+        # Of bend = 1 - t^2: t's error, what the argument's error becomes and 3 fp32 ulps of its own, and two roundings.
+        bend_terms = 2 * t.abs() * (bend * score_terms / f.softcap + 3 * fine * t.abs()) + 2 * fine
+        score_terms = bend * score_terms + 4 * fine * scores.abs()  # t and the product with the cap
+    if f.alibi_slopes is not None:
+        bias = f.alibi_slopes.double()[..., None, None] * distances(c)
+        scores = scores - bias
+        score_terms = score_terms + fine * (2 * bias.abs() + scores.abs())  # unit, product, difference
+    scores = scores.masked_fill(~token_mask, -torch.inf)
+    lse = scores.logsumexp(-1, keepdim=True)
     p = scores.softmax(-1).nan_to_num(0)
-    dp = c.dout @ v.mT
-    dp_terms = dp.abs() + (c.dout.square() @ v.square().mT).sqrt()
+    growth = 1 + score_terms.masked_fill(~token_mask, 0) + lse.abs().nan_to_num(0, 0)
+    weight, weight_terms = torch.ones(()).double(), torch.zeros(()).double()
+    dsinks_terms = []
+    if f.sinks is not None:
+        gap = (lse - f.sinks[:, None, None]).masked_fill(lse == -torch.inf, -torch.inf)
+        weight = gap.sigmoid()
+        # Of sigmoid(gap), relative: (1 - weight) times the error of the gap, and three roundings.
+        gap_terms = (p * growth).sum(-1, keepdim=True) + fine * gap.abs().nan_to_num(0, 0, 0)
+        weight_terms = (1 - weight) * gap_terms + 3 * fine
+    kept = torch.ones(()).double()
+    if f.dropout_p:
+        kept = sf.reference.dropout_mask(tuple(scores.shape), f.dropout_p, f.seed) / (1 - f.dropout_p)
+        growth = growth + fine
+    # The backward pass works with P of the keys alone and the cotangent weight * dout, rounded to the dtype.
+    shrunk = c.dout * weight
+    out_terms = ((p * kept * weight * (growth + weight_terms)).square() @ v.square()).sqrt()
+    out = p * kept * weight @ v
+    dp = (shrunk @ v.mT) * kept
+    rounded = 1 if f.sinks is None else 2
+    dp_terms = dp.abs() * (1 + weight_terms) + rounded * (shrunk.square() @ v.square().mT).sqrt() * kept
     delta = (p * dp).sum(-1, keepdim=True) - c.dlse.unsqueeze(-1)
-    delta_terms = delta.abs() + (c.dout * (p @ v)).square().sum(-1, keepdim=True).sqrt()
-    ds = p * (dp_terms + delta_terms + (dp - delta).abs() * growth) * c.scale
-    p = p * growth
-    by_key_head = [(x.square().mT @ y.square()).unflatten(1, (-1, group)).sum(2) for x, y in ((ds, c.q), (p, c.dout))]
-    squares = (p.square() @ v.square(), growth.square(), ds.square() @ k.square(), *by_key_head)
+    delta_terms = delta.abs() + rounded * (shrunk * (p * kept @ v)).square().sum(-1, keepdim=True).sqrt()
+    delta_terms = delta_terms + weight_terms * (delta + c.dlse.unsqueeze(-1)).abs()
+    ds = p * (dp_terms + delta_terms + (dp - delta).abs() * growth) * bend * c.scale
+    ds = ds + p * (dp - delta).abs() * bend_terms * c.scale
+    dv_terms = p * kept * (growth + weight_terms + rounded - 1)
+    if f.sinks is not None:
+        dot = (c.dout * out).sum(-1, keepdim=True)
+        dot_terms = dot.abs() + (c.dout.square() * (out.square() + out_terms.square())).sum(-1, keepdim=True).sqrt()
+        # Of sigmoid(-gap), relative: weight times the error of the gap, and three roundings.
+        terms = (-gap).sigmoid() * (dot_terms + dot.abs() * (weight * gap_terms + 3 * fine))
+        dsinks_terms = [terms.square().sum((0, 2, 3))]
+    by_key_head = [
+        (x.square().mT @ y.square()).unflatten(1, (-1, group)).sum(2) for x, y in ((ds, c.q), (dv_terms, shrunk))
+    ]
+    squares = (out_terms.square(), growth.square(), ds.square() @ k.square(), *by_key_head, *dsinks_terms)
     return [float(s.max().sqrt()) for s in squares]
+
+
+def distances(case: Case) -> torch.Tensor:
+    """|query's position - key's position|, [N, M]."""
+    (N, M), offset = (case.q.shape[2], case.k.shape[2]), case.q_offset
+    return (torch.arange(N)[:, None] + (M - N if offset is None else offset) - torch.arange(M)).abs()
 
 
 def check(case: Case, token_mask: torch.Tensor, results: list[torch.Tensor]) -> None:
@@ -102,8 +205,9 @@ def check(case: Case, token_mask: torch.Tensor, results: list[torch.Tensor]) -> 
     longest = max(*case.q.shape[2:], *case.v.shape[2:])
     ulp = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * longest**0.5
     exact, dense = eager(case.to(torch.float64), token_mask), eager(case, token_mask)
+    names = NAMES if case.features.sinks is not None else NAMES[:-1]
     for name, got, want, same_dtype, largest in zip(
-        NAMES, results, exact, dense, largest_terms(case, token_mask), strict=True
+        names, results, exact, dense, largest_terms(case, token_mask), strict=True
     ):
         assert got.shape == want.shape, f"{name}: shape {tuple(got.shape)} instead of {tuple(want.shape)}"
         dead = want == -torch.inf

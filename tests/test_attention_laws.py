@@ -1,4 +1,4 @@
-"""Laws 5 to 7 and 9: attention over tables is masked dense attention, whatever the blocks.
+"""Laws 5 to 9: attention over tables is masked dense attention, whatever the blocks and features.
 
 The same laws run on the CPU backend and, in a process of its own, on the Triton kernels in Triton's interpreter; with
 SPARSEFLASH_TEST_BACKEND=triton and a GPU they run on the compiled kernels (``make gpu``).
@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
-from tests.oracle import Case, check, ours, random_case
+from tests.oracle import Case, Features, check, ours, random_case, random_features
 from tests.strategies import expressions, leaves, per_head
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
@@ -48,13 +49,28 @@ class Drawn:
     v_dim: int
     dtype: torch.dtype
     seed: int
+    features: dict[str, Any]
+    transposed: bool
 
     def mask(self) -> BlockMask:
         return self.pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
 
     def case(self) -> Case:
         sizes = self.batch, self.heads, self.group, self.q_len, self.kv_len, self.dim, self.v_dim
-        return random_case(self.seed, *sizes, self.dtype)
+        case = random_features(random_case(self.seed, *sizes, self.dtype), self.seed, **self.features)
+        case = case if self.transposed else case.mapped(torch.Tensor.contiguous)
+        return dataclasses.replace(case, q_offset=self.q_offset)
+
+
+features = st.fixed_dictionaries(
+    {},
+    optional={
+        "softcap": st.sampled_from([0.3, 2.0, 30.0]),
+        "alibi": st.sampled_from(["head", "sample"]),
+        "sinks": st.sampled_from([1.0, 20.0]),
+        "dropout_p": st.sampled_from([0.1, 0.5, 0.9]),
+    },
+)
 
 
 @st.composite
@@ -70,6 +86,7 @@ def drawn(draw: st.DrawFn) -> Drawn:
         draw(st.integers(1, longest)), draw(st.integers(1, longest)),
         draw(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))), draw(st.none() | st.integers(-20, 20)),
         draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)),
+        draw(features), draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -103,22 +120,36 @@ def all_partial(mask: BlockMask) -> BlockMask:
     return dataclasses.replace(mask, runs=runs, tiles=np.concatenate([mask.tiles, ones]))
 
 
-@given(st.integers(1, 40 if SMALL else 90), st.integers(1, 40 if SMALL else 90), st.sampled_from(DTYPES))
-def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, dtype: torch.dtype) -> None:
-    case = random_case(0, 1, 2, 1, q_len, kv_len, 16, 16, dtype)
+@given(st.integers(1, 40 if SMALL else 90), st.integers(1, 40 if SMALL else 90), st.sampled_from(DTYPES), features)
+def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, dtype: torch.dtype, on: dict[str, Any]) -> None:
+    case = random_features(random_case(0, 1, 1 if SMALL else 2, 1, q_len, kv_len, 16, 16, dtype), 0, **on)
     ones = np.ones((q_len, kv_len), bool)
     masks: list[Pattern | BlockMask] = [
         P.full(),
-        P.full().compile((q_len, kv_len)),
-        P.from_blocks(ones, unit=1),
+        BlockMask.from_dense(ones),
         P.where(lambda q, k: q == q),
     ]
+    if kv_len >= q_len:  # an array has no cells at negative positions
+        masks.append(P.from_blocks(np.ones((kv_len, kv_len), bool), unit=1))
     dense = ours(case, None, BACKEND)
     for mask in masks:
-        if isinstance(mask, Pattern):
-            mask = mask.compile((q_len, kv_len), q_offset=0)
         for a, b in zip(dense, ours(case, mask, BACKEND), strict=True):
             assert torch.equal(a, b)
+
+
+@given(drawn(), leaves)
+def test_law_8_disjoint_keys_merge_by_lse(d: Drawn, part: Pattern) -> None:
+    d = dataclasses.replace(d, dtype=torch.float32)  # halves are rounded before they are merged
+    mask, case = d.mask(), d.case()
+    taken = part.compile(mask.shape, block=mask.block, q_offset=d.q_offset)
+    sinks = case.features.sinks  # a sink is no key of either set: it takes its share at the end
+    without = dataclasses.replace(case, features=dataclasses.replace(case.features, sinks=None))
+    outs, lses = zip(*(ours(without, half, BACKEND)[:2] for half in (mask & taken, mask - taken)), strict=True)
+    lse = torch.stack(lses).logsumexp(0)
+    out = sum(o * (part - lse).exp().nan_to_num(0).unsqueeze(-1) for o, part in zip(outs, lses, strict=True))
+    if sinks is not None:
+        out = out * (lse - sinks[:, None]).sigmoid().unsqueeze(-1)
+    check(case, torch.from_numpy(mask.to_dense()), [out, lse, *ours(case, mask, BACKEND)[2:]])
 
 
 @given(drawn(), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
@@ -134,7 +165,7 @@ def test_law_9_unseen_keys_leave_no_trace(d: Drawn, poison: float) -> None:
     expected = ours(clean, mask, BACKEND)
     for want, got in zip(expected, ours(dirty, mask, BACKEND), strict=True):
         assert torch.equal(want, got), "a key that no query sees has left a trace"
-    out, lse, dq, dk, dv = expected
+    out, lse, dq, dk, dv = expected[:5]
     blind = ~by_head.any(3)
     assert (out[blind] == 0).all()
     assert (dq[blind] == 0).all()
@@ -160,10 +191,15 @@ def test_rows_that_see_nothing_have_finite_gradients(pattern: Pattern) -> None:
 
 @pytest.mark.skipif(BACKEND != "cpu", reason="the Triton kernels take no float64")
 def test_float64_gradients_agree_with_finite_differences() -> None:
-    case = random_case(4, 1, 1, 2, 5, 18, 3, 4, torch.float64)
+    case = random_features(random_case(4, 1, 1, 2, 5, 18, 3, 4, torch.float64), 4, 1.5, "head", 1.0, 0.2)
     mask = (P.local(4) | P.strided(3)).compile((5, 18), block=16)
-    operands = [x.requires_grad_() for x in (case.q, case.k, case.v)]
-    assert torch.autograd.gradcheck(lambda q, k, v: sf.attention(q, k, v, mask, return_lse=True), operands)
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None = None) -> Any:
+        features = {} if sinks is None else case.features.arguments(sinks)
+        return sf.attention(q, k, v, mask, return_lse=True, **features)
+
+    for operands in (case.leaves()[:3], case.leaves()):
+        assert torch.autograd.gradcheck(attention, operands)
 
 
 @pytest.mark.parametrize("kv_len", [32, 47], ids=["whole blocks", "ragged"])
@@ -190,3 +226,63 @@ def test_only_the_output_may_have_a_gradient() -> None:
     scores = (q @ k.mT / 4).masked_fill(torch.ones(20, 20, device=DEVICE).triu(1).bool(), -torch.inf)
     (want,) = torch.autograd.grad(scores.logsumexp(-1).sum(), q)
     torch.testing.assert_close(only_lse, want)
+
+
+ALL_ON: dict[str, dict[str, Any]] = {
+    "softcap": {"softcap": 2.0},
+    "alibi": {"alibi": "head"},
+    "alibi a sample": {"alibi": "sample"},
+    "sinks": {"sinks": 1.0},
+    "dropout": {"dropout_p": 0.3},
+    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3},
+}
+
+
+@pytest.mark.parametrize("on", ALL_ON.values(), ids=ALL_ON)
+def test_each_feature_alone_and_all_together(on: dict[str, Any]) -> None:
+    case = random_features(random_case(5, 1, 1, 2, 21, 37, 16, 24, torch.float32), 5, **on)
+    case = dataclasses.replace(case, q_offset=3)
+    mask = (P.causal() | P.strided(3)).compile((21, 37), block=(16, 32), q_offset=3)
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, BACKEND))
+
+
+@pytest.mark.parametrize("sink", [-torch.inf, -1000.0, -50.0, 0.0, 50.0, 1000.0, torch.inf])
+def test_sinks_far_from_every_score(sink: float) -> None:
+    case = random_case(6, 1, 1, 1, 20, 20, 16, 16, torch.float32)
+    case = dataclasses.replace(case, features=Features(sinks=torch.tensor([sink])))
+    mask = P.causal().compile(20, block=16, q_offset=-2)  # two rows see nothing
+    results = ours(case, mask, BACKEND)
+    assert not any(torch.isnan(r).any() for r in results)
+    if abs(sink) < torch.inf:
+        check(case, torch.from_numpy(mask.to_dense()), results)
+    if sink == -torch.inf:
+        plain = ours(dataclasses.replace(case, features=Features()), mask, BACKEND)
+        assert all(torch.equal(a, b) for a, b in zip(plain, results[:5], strict=True))
+    if sink >= 1000:
+        # Nothing is left of the values; lse, and what flows back through it, do not know of the sink.
+        only_lse = dataclasses.replace(case, features=Features(), dout=torch.zeros_like(case.dout))
+        for want, got in zip(ours(only_lse, mask, BACKEND)[1:], results[1:5], strict=True):
+            assert torch.equal(want, got)
+        assert not results[0].any()
+
+
+def kept_bits(mask: BlockMask | None, seed: int, p: float) -> list[torch.Tensor]:
+    """What dropout keeps, [B, Hq, N, M], read off the output and off dv of uniform attention."""
+    B, H, N, M = 2, 2, 19, 40
+    q, k, v = torch.zeros(B, H, N, 16), torch.zeros(B, H, M, 16), torch.eye(M).expand(B, H, M, M)
+    q, k, v = (x.to(DEVICE).requires_grad_() for x in (q, k, v))
+    out = sf.attention(q, k, v, mask, dropout_p=p, seed=seed, backend=BACKEND)
+    scale = (1 << 24) / round((1 - p) * (1 << 24)) / M
+    torch.testing.assert_close(out, (out > 0) * torch.full_like(out, scale))
+    cotangent = torch.zeros(B, H, N, M, device=DEVICE)
+    cotangent[..., :N] = torch.eye(N)
+    (dv,) = torch.autograd.grad(out, v, cotangent)
+    return [(out > 0).cpu(), (dv.mT > 0)[..., :N, :].cpu()]
+
+
+def test_dropout_bits_do_not_depend_on_backend_or_block() -> None:
+    expected = sf.reference.dropout_mask((2, 2, 19, 40), 0.4, -(1 << 40) - 5)
+    masks = [P.full().compile((19, 40), block=block) for block in ((16, 32), (32, 16))]
+    for mask in masks if SMALL else [*masks, None]:
+        for bits in kept_bits(mask, -(1 << 40) - 5, 0.4):
+            assert torch.equal(bits, expected)

@@ -10,30 +10,36 @@ import torch
 import sparseflash as sf
 import sparseflash.ops  # registers torch.ops.sparseflash
 from sparseflash import patterns as P
+from sparseflash.kernels.layout import Score
 from tests.oracle import random_case
 
 PATTERN = P.causal() & P.local(20)
 
 
-def arguments(requires_grad: bool) -> tuple[object, ...]:
+def arguments(requires_grad: bool, features: bool) -> tuple[object, ...]:
     case = random_case(0, 1, 2, 2, 64, 64, 16, 24, torch.float32)
     table = sf.lookup(PATTERN.compile(64, block=16))
     q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
-    return q, k, v, [*table.rows], [*table.columns], [*table.tiles], table.pattern_of, *table.block, 0.25, "cpu"
+    sinks = torch.randn(4).requires_grad_(requires_grad) if features else None
+    score = Score(0.25, 2.0, torch.rand(4), 0, 0.2, torch.tensor(3)) if features else Score(0.25)
+    rows, columns, tiles = list(table.rows), list(table.columns), list(table.tiles)
+    return q, k, v, sinks, rows, columns, tiles, table.pattern_of, *table.block, "cpu", *score
 
 
-def test_opcheck_forward() -> None:
-    torch.library.opcheck(torch.ops.sparseflash.attention.default, arguments(requires_grad=True))
+@pytest.mark.parametrize("features", [False, True])
+def test_opcheck_forward(features: bool) -> None:
+    torch.library.opcheck(torch.ops.sparseflash.attention.default, arguments(True, features))
 
 
+@pytest.mark.parametrize("features", [False, True])
 @pytest.mark.parametrize("with_dlse", [True, False])
-def test_opcheck_backward(with_dlse: bool) -> None:
-    inputs = arguments(requires_grad=False)
+def test_opcheck_backward(with_dlse: bool, features: bool) -> None:
+    inputs = arguments(False, features)
     out, lse = torch.ops.sparseflash.attention(*inputs)
     dlse = torch.ones_like(lse) if with_dlse else None
     torch.library.opcheck(
         torch.ops.sparseflash.attention_backward.default,
-        (torch.ones_like(out), dlse, *inputs[:3], out, lse, *inputs[3:]),
+        (torch.ones_like(out), dlse, *inputs[:3], out, lse, *inputs[4:]),
     )
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from sparseflash.kernels.launch import INTERPRETER, SHARED_MEMORY, TABLE, Launch, configuration, family
+from sparseflash.kernels.launch import FEATURED, INTERPRETER, SHARED_MEMORY, TABLE, Launch, configuration, family
 
 HEAD_DIMS = (32, 64, 128, 256)
 
@@ -20,10 +20,19 @@ def test_every_architecture_head_dim_and_dtype_has_a_row() -> None:
 def test_a_cpu_gets_the_interpreter() -> None:
     cpu = torch.device("cpu")
     assert family(cpu) == "interpreter"
-    assert configuration(cpu, 64, torch.float16) == INTERPRETER
+    assert configuration(cpu, 64, torch.float16, featured=False) == INTERPRETER
 
 
-@pytest.mark.parametrize("launch", {launch for row in TABLE.values() for launch in row}, ids=str)
+def test_replacements_for_features_replace_something() -> None:
+    for key, launches in FEATURED.items():
+        for kernel, launch in launches.items():
+            assert launch != getattr(TABLE[key], kernel)
+
+
+COMMITTED = {launch for row in (*TABLE.values(), *(row.values() for row in FEATURED.values())) for launch in row}
+
+
+@pytest.mark.parametrize("launch", sorted(COMMITTED), ids=str)
 def test_steps_divide_every_block(launch: Launch) -> None:
     for BQ in (16, 32, 64, 128, 256):
         for BK in (16, 32, 64, 128, 256):

@@ -11,13 +11,15 @@ import re
 
 import pytest
 
-from sparseflash.kernels.launch import TABLE
+from sparseflash.kernels.launch import FEATURED, TABLE
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
 from sparseflash.kernels import triton_report as report
 from sparseflash.kernels.triton_backward import prepare_kernel
+
+ALL = tuple(report.FEATURES)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -37,12 +39,33 @@ def test_committed_launches_fit(architecture: str, dtype: str) -> None:
         report.Case("sm_90", "forward", 96, 72, "bf16", (64, 32), TABLE["sm_90", 128, "half"].forward),
         report.Case("sm_90", "keys", 40, 64, "fp16", (16, 256), TABLE["sm_90", 64, "half"].keys),
         report.Case("sm_90", "queries", 16, 16, "bf16", (16, 16), TABLE["sm_90", 32, "half"].queries),
+        report.Case("sm_90", "forward", 80, 160, "bf16", (128, 64), TABLE["sm_90", 256, "half"].forward, ALL),
+        report.Case("sm_90", "keys", 192, 24, "bf16", (64, 64), FEATURED["sm_90", 256, "half"]["keys"], ALL),
     ],
     ids=lambda c: f"{c.kernel} D {c.D} DV {c.DV} block {c.block}",
 )
 def test_odd_head_dims_and_small_blocks_fit(odd: report.Case) -> None:
     need = report.resources(report.compile_case(odd))
     assert need.fits("sm_90"), report.line(odd, need)
+
+
+@pytest.mark.parametrize("architecture", report.TARGETS)
+def test_launches_fit_with_every_feature_on(architecture: str) -> None:
+    # Head dims 64 and 128 in half precision, and one more where registers are nearest their limit.
+    chosen = [c for c in report.cases((architecture,), features=ALL) if c.dtype == "bf16" and c.D in (64, 128)]
+    chosen += [c for c in report.cases((architecture,), features=ALL) if c[1:3] == ("keys", 256) and c.dtype == "bf16"]
+    assert len(chosen) == 2 * 3 + 1
+    used = {case: report.resources(report.compile_case(case)) for case in chosen}
+    table = "\n".join(report.line(case, need) for case, need in used.items())
+    assert all(need.fits(architecture) for need in used.values()), table
+
+
+@pytest.mark.parametrize("feature", report.FEATURES)
+def test_launches_fit_with_one_feature_on(feature: str) -> None:
+    for case in report.cases(("sm_90",), features=(feature,)):
+        if case.D == 64 and case.dtype == "bf16":
+            need = report.resources(report.compile_case(case))
+            assert need.fits("sm_90"), report.line(case, need)
 
 
 def test_the_small_kernel_before_the_backward_fits() -> None:

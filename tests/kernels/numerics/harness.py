@@ -18,6 +18,7 @@ import torch
 
 from sparseflash.kernels import triton_backward, triton_forward
 from sparseflash.kernels.launch import Configuration, Launch
+from sparseflash.kernels.layout import Score
 from tests.kernels.oracle_tables import Mask, Tables, build
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
@@ -113,9 +114,9 @@ def run(problem: Problem, tensors: dict[str, torch.Tensor], steps: tuple[int, in
             chosen = Configuration(*[Launch(*steps, warps=4, stages=1)] * 3)
             for module in (triton_forward, triton_backward):
                 stack.enter_context(mock.patch.object(module, "configuration", return_value=chosen))
-        out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, problem.scale)
+        out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, Score(problem.scale))
         dq, dk, dv = triton_backward.backward(
-            dout, dlse, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, problem.scale
+            dout, dlse, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, Score(problem.scale)
         )
     return Results(out, lse, dq, dk, dv)
 

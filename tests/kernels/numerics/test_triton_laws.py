@@ -58,7 +58,9 @@ def test_a_step_divides_the_block(block: tuple[int, int], steps: tuple[int, int]
     exact(Problem(masks(["letters"], N, M, 32), block, Hq=1, Hkv=1), steps)
 
 
-@pytest.mark.parametrize(("D", "DV"), [(16, 24), (40, 16), (72, 128), (128, 64), (96, 88)])
+@pytest.mark.parametrize(
+    ("D", "DV"), [(16, 24), (40, 16), (72, 128), (128, 64), (96, 88), (8, 160), (80, 8), (192, 24)]
+)
 def test_head_dims(D: int, DV: int) -> None:
     exact(Problem(masks(["empty rows"], 33, 35), (32, 32), Hq=1, Hkv=1, D=D, DV=DV))
 
