@@ -18,8 +18,8 @@ import sparseflash as sf
 from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
-CORE = ("dynamic", "functional", "ops", "tables", "reference")
-OUTER = ("models", "train", "cli", "demo", "doctor", "integrations", "distributed", "pathfinder")
+CORE = ("dynamic", "functional", "ops", "reference", "schedule", "tables")
+OUTER = ("bench", "cli", "demo", "distributed", "doctor", "integrations", "models", "pathfinder", "train")
 
 
 def modules() -> list[str]:
