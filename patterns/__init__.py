@@ -29,12 +29,16 @@ from sparseflash.patterns.presets import (
 )
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.strided import strided
+from sparseflash.patterns.structure import SlowScan
+from sparseflash.patterns.waste import WastefulPattern
 from sparseflash.patterns.where import where
 
 __all__ = [
     "BlockMask",
     "Grid",
     "Pattern",
+    "SlowScan",
+    "WastefulPattern",
     "axial",
     "bigbird",
     "butterfly",

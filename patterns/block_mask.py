@@ -15,7 +15,7 @@ from scipy.sparse import csr_array
 
 from sparseflash.patterns.canonical import canonical
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.runs import FULL, Runs
+from sparseflash.patterns.runs import FULL, Runs, frozen
 from sparseflash.patterns.tiles import Words, pack, unpack
 
 
@@ -49,7 +49,7 @@ class BlockMask:
         """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
         runs, kept, pattern_of = canonical(grid, runs, tiles, pattern_of)
         for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
-            array.flags.writeable = False  # masks are cached and shared
+            frozen(array)  # masks are cached and shared
         return cls(grid, runs, kept, pattern_of)
 
     @property
@@ -81,7 +81,7 @@ class BlockMask:
     def row_counts(self) -> NDArray[np.int64]:
         """Stored blocks of each block row, int64 [P, nQ]."""
         counts = np.bincount(self.runs.row, weights=self.runs.length, minlength=self.runs.shape[0])
-        return counts.astype(np.int64).reshape(self.patterns, -1)
+        return frozen(counts.astype(np.int64).reshape(self.patterns, -1))
 
     @cached_property
     def nnz(self) -> int:
@@ -99,10 +99,13 @@ class BlockMask:
     def tokens(self) -> int:
         """Allowed (query, key) pairs, summed like :attr:`nnz`."""
         in_tiles = np.bitwise_count(self.tiles).sum(axis=(1, 2), dtype=np.int64)
-        per_letter = np.concatenate([[0, self.block[0] * self.block[1]], in_tiles])
-        per_run = per_letter[self.runs.letter] * self.runs.length
-        pattern = self.runs.row // self.grid_shape[0]
-        totals = [int(per_run[pattern == p].sum()) for p in range(self.patterns)]
+        per_letter = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
+        letters = len(per_letter)
+        which = self.runs.row // self.grid_shape[0] * letters + self.runs.letter
+        blocks = np.zeros((self.patterns, letters), np.int64)
+        np.add.at(blocks.reshape(-1), which, self.runs.length)
+        # Sums of Python ints: long sequences have more pairs than int64 counts.
+        totals = [sum(n * t for n, t in zip(line, per_letter, strict=True)) for line in blocks.tolist()]
         return sum(totals[p] for p in self.pattern_of.flat)
 
     @property

@@ -38,6 +38,8 @@ class CellPattern(Pattern):
 
     def expand_cells(self, grid: Grid, rows: Ints, first: Ints, last: Ints) -> tuple[Ints, Ints]:
         """Blocks that hold a key of the closed cell intervals ``[first, last]`` of each row."""
+        beyond = (grid.kv_len - 1) // self.unit + 1  # cells before and after all keys: products stay small
+        first, last = np.clip(first, -1, beyond), np.clip(last, -1, beyond)
         return grid.expand_positions(rows, first * self.unit, last * self.unit + self.unit - 1)
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
@@ -58,7 +60,10 @@ class CellPattern(Pattern):
 
 
 def joint_key(*parts: Ints) -> Ints:
-    """One key that is equal exactly where all parts are equal; free of overflow, whatever the parts' sizes."""
+    """One key that is equal exactly where all parts are equal.
+
+    Values may be of any size: parts that together would pass int64 are numbered first.
+    """
     key = np.zeros_like(parts[0])
     spread = 1
     for part in parts:

@@ -30,9 +30,6 @@ def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
     words = advice(pattern, mask)
     if words is not None:
         warnings.warn(words, WastefulPattern, stacklevel=3)
-    if isinstance(pattern, Where) and grid.rows * grid.cols >= MANY_BLOCKS:
-        looked = f"{pattern} was asked about all {grid.rows * grid.cols:,} blocks, O(N^2)"
-        warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=3)
     return mask
 
 
@@ -54,7 +51,11 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
         case Composed():
             return compile_pattern(pattern.expression(), grid)
         case _:
-            return _compile_leaf(pattern.at(grid), grid)
+            mask = _compile_leaf(pattern.at(grid), grid)
+            if isinstance(pattern, Where) and grid.rows * grid.cols >= MANY_BLOCKS:
+                looked = f"{pattern} was asked about all {grid.rows * grid.cols:,} blocks, O(N^2)"
+                warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=2)
+            return mask
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:

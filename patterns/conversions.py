@@ -9,10 +9,12 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
 from sparseflash.patterns.block_mask import BlockMask, leading
-from sparseflash.patterns.grid import Grid, make_grid
+from sparseflash.patterns.grid import Grid, is_int, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
 from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import Alphabet, Words, all_letters, no_tiles, pack, unpack, words_per_row
+
+BLOCKS_AT_ONCE = 4096
 
 
 def to_dense(mask: BlockMask) -> NDArray[np.bool_]:
@@ -20,10 +22,10 @@ def to_dense(mask: BlockMask) -> NDArray[np.bool_]:
     (bq, bk), (nq, nk) = mask.block, mask.grid_shape
     dense = np.zeros((mask.patterns * nq, bq, nk, bk), bool)
     rows, cols, letters = mask.runs.blocks()
-    bits = unpack(all_letters(mask.tiles, bq, bk), bk)
-    for letter in range(FULL, len(bits)):
-        chosen = letters == letter
-        dense[rows[chosen], :, cols[chosen], :] = bits[letter]
+    words = all_letters(mask.tiles, bq, bk)
+    for begin in range(0, letters.size, BLOCKS_AT_ONCE):
+        some = slice(begin, begin + BLOCKS_AT_ONCE)
+        dense[rows[some], :, cols[some], :] = unpack(words[letters[some]], bk)
     dense = dense.reshape(mask.patterns, nq * bq, nk * bk)[:, : mask.shape[0], : mask.shape[1]]
     return dense[mask.pattern_of].reshape(*leading(mask.pattern_of), *mask.shape)
 
@@ -48,6 +50,8 @@ def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_of
 
 def to_scipy(mask: BlockMask, pattern: int) -> csr_array:
     """See :meth:`BlockMask.to_scipy`."""
+    if not is_int(pattern) or not 0 <= pattern < mask.patterns:
+        raise ValueError(f"to_scipy: pattern must be 0 to {mask.patterns - 1}, got {pattern!r}")
     nq, nk = mask.grid_shape
     rows, cols, letters = mask.runs.select_rows(np.arange(pattern * nq, (pattern + 1) * nq)).blocks()
     return csr_array((letters, (rows, cols)), shape=(nq, nk))
@@ -68,7 +72,7 @@ def from_scipy(
     if letters.shape != grid.shape:
         raise ValueError(f"{grid} are {grid.rows} x {grid.cols} blocks; the matrix has shape {letters.shape}")
     words = _words(tiles, grid)
-    stored = letters.tocoo(copy=True)
+    stored = letters.tocoo(copy=True).astype(np.int64)  # narrow letters stored twice must not wrap around
     stored.sum_duplicates()
     largest = FULL if not len(words) else FIRST_TILE + len(words) - 1
     for i in np.flatnonzero((stored.data < EMPTY) | (stored.data > largest))[:1]:

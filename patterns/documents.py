@@ -25,11 +25,14 @@ class Documents(Interval):
     def _edges(self) -> Ints:
         return np.concatenate([[0], np.cumsum(np.array(self.lengths, np.int64))])
 
+    @cached_property
+    def _padded(self) -> Ints:
+        return np.concatenate([[0], self._edges, self._edges[-1:]])
+
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
         # Positions before the first document see nothing; after the last one there is no document either.
-        edges = np.concatenate([[0], self._edges, self._edges[-1:]])
         index = np.searchsorted(self._edges, q, side="right")
-        return edges[index], edges[index + 1]
+        return self._padded[index], self._padded[index + 1]
 
     def _fit(self, tokens: int) -> None:
         if tokens > self._edges[-1]:
@@ -69,13 +72,22 @@ def documents(lengths: Iterable[int] | None = None, *, cu_seqlens: Iterable[int]
     if (lengths is None) == (cu_seqlens is None):
         raise TypeError("documents takes either lengths or cu_seqlens")
     if cu_seqlens is not None:
-        edges = [checked_int("documents", "cu_seqlens entry", e, 0) for e in cu_seqlens]
+        edges = [checked_int("documents", "cu_seqlens entry", e, 0) for e in _listed(cu_seqlens)]
         if not edges or edges[0] != 0:
             raise ValueError(f"documents: cu_seqlens must start at 0, got {edges[:1]}")
+        for index, (a, b) in enumerate(pairwise(edges)):
+            if a >= b:
+                raise ValueError(f"documents: cu_seqlens must rise, got {b} after {a} at entry {index + 1}")
         lengths = [b - a for a, b in pairwise(edges)]
     if not isinstance(lengths, Iterable):
         raise TypeError(f"documents: lengths must be ints, one a document, got {lengths!r}")
-    checked = tuple(checked_int("documents", "length", n, 1) for n in lengths)
+    checked = tuple(checked_int("documents", "length", n, 1) for n in _listed(lengths))
     if not checked:
         raise ValueError("documents: give at least one length, got none")
     return Documents(checked)
+
+
+def _listed(values: Iterable[int]) -> Iterable[int]:
+    """Python ints of an array or a tensor, which flash-attention's functions take too; else the values themselves."""
+    listed: Iterable[int] = values.tolist() if hasattr(values, "tolist") else values
+    return listed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from math import ceil, log2
 from os import PathLike
 from pathlib import Path
@@ -21,6 +20,7 @@ from sparseflash.patterns.pixels import (
     picture,
     shows_tokens,
 )
+from sparseflash.patterns.writing import written_whole
 
 if TYPE_CHECKING:
     from sparseflash.patterns.block_mask import BlockMask
@@ -46,15 +46,8 @@ def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot write {path.name!r}: a picture ends in one of {', '.join(SUFFIXES)}")
     window = checked_window(mask, window)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(path.parent)!r} to draw {path.name} into")
-    drawn = figure(mask, title, window)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        drawn.savefig(temporary, dpi=DPI)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(path) as temporary:
+        figure(mask, title, window).savefig(temporary, dpi=DPI)
 
 
 def figure(mask: BlockMask, title: str | None, window: Window) -> Any:

@@ -7,6 +7,7 @@ is scanned a few block rows at a time, so that the memory does not grow with the
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
     alphabet = Alphabet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
-        rows, cols = grid.unique(*found)
+        rows, cols = _existing(pattern, grid, *found)
         letters = _letters(pattern, grid, rows, cols, alphabet, progress=True)
         return Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles()
     parts = []
@@ -37,6 +38,26 @@ def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
         parts.append(Runs.from_blocks(grid.shape, rows, cols, letters))
     start, stop, letter = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "letter"))
     return Runs(grid.shape, start, stop, letter), alphabet.tiles()
+
+
+def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
+    """Candidates sorted, each once, without those outside the grid: a superset may reach out."""
+    rows, cols = _ints(pattern, "candidates", rows), _ints(pattern, "candidates", cols)
+    if rows.ndim != 1 or rows.shape != cols.shape:
+        raise ValueError(
+            f"{pattern}: candidates must be rows and columns of equal length, got {rows.shape}, {cols.shape}"
+        )
+    inside = (rows >= 0) & (rows < grid.rows) & (cols >= 0) & (cols < grid.cols)
+    if not inside.all():
+        rows, cols = rows[inside], cols[inside]
+    return grid.unique(rows, cols)
+
+
+def _ints(pattern: Pattern, method: str, values: Any) -> Ints:
+    array = np.asarray(values)
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"{pattern}: {method} must give ints, got {array.dtype}")
+    return array.astype(np.int64, copy=False)
 
 
 def _scan(pattern: Pattern, grid: Grid) -> Iterator[tuple[Ints, Ints]]:
@@ -77,9 +98,10 @@ def _letters(
 
 
 def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
-    keys = pattern.keys(grid, rows, cols)
-    if keys is None:
+    found = pattern.keys(grid, rows, cols)
+    if found is None:
         return None
+    keys = _ints(pattern, "keys", found)
     if keys.shape != rows.shape:
         raise ValueError(f"{pattern}: keys must be one int a block, shape {rows.shape}, got {keys.shape}")
     if not grid.ragged:
@@ -110,8 +132,10 @@ def _truth(pattern: Pattern, q: Ints, k: Ints, shape: tuple[int, ...]) -> NDArra
     bits = pattern.allows(q, k)
     if not isinstance(bits, np.ndarray | np.bool_) or bits.dtype != np.bool_:
         kind = getattr(bits, "dtype", type(bits).__name__)
-        raise TypeError(f"{pattern}: allows must return a numpy array of booleans, got {kind}")
+        raise TypeError(f"{pattern} must give booleans for arrays of positions, got {kind}; compare, or cast to bool")
     try:
-        return np.broadcast_to(bits, shape)
+        if bits.ndim in (0, len(shape)):
+            return np.broadcast_to(bits, shape)
     except ValueError:
-        raise ValueError(f"{pattern}: allows must return the broadcast shape {shape}, got {np.shape(bits)}") from None
+        pass
+    raise ValueError(f"{pattern} must give the broadcast shape of its positions, {shape}, got {bits.shape}")

@@ -29,11 +29,26 @@ class Fixed(CellPattern):
         stride = -(-self.stride // max(self.summary, 1))
         return self if self.unit >= tokens else Fixed(stride, min(self.summary, 1), tokens)
 
+    def _own(self, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
+        """Per row: columns [a, b) that its own stretches touch, and [c, d) of those that one stretch fills."""
+        first, last = self.row_cells(grid, grid.all_rows())
+        beyond = (grid.kv_len - 1) // self.unit + 1
+        start = np.clip(first // self.stride * self.stride, -1, beyond) * self.unit
+        stop = np.clip((last // self.stride + 1) * self.stride, -1, beyond) * self.unit
+        a, b = np.clip(start, 0, None) // grid.bk, -(-np.clip(stop, 0, grid.kv_len) // grid.bk)
+        c = -(-np.clip(start, 0, None) // grid.bk)
+        d = np.where(stop >= grid.kv_len, grid.cols, stop // grid.bk)
+        none = (first // self.stride != last // self.stride) | (c >= d)
+        return a, b, np.where(none, b, c), np.where(none, b, d)
+
+    def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints]:
+        _, _, c, d = self._own(grid)
+        return grid.all_rows(), c, d
+
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         rows = grid.all_rows()
-        first, last = self.row_cells(grid, rows)
-        own = first // self.stride * self.stride, last // self.stride * self.stride + self.stride - 1
-        row, col = self.expand_cells(grid, rows, *own)
+        a, b, c, d = self._own(grid)
+        row, col = grid.expand(np.tile(rows, 2), np.concatenate([a, d]), np.concatenate([c, b]))
         if not self.summary:
             return row, col
         # The key blocks with summaries are the same for every row: found once, repeated for each.

@@ -14,6 +14,8 @@ from sparseflash.patterns.cells import CellPattern
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
+LARGEST_SIDE = 1 << 31
+
 
 class Cells:
     """An immutable boolean matrix that compares by content: sorted linear indices of the cells that are set."""
@@ -97,5 +99,13 @@ def from_blocks(array: NDArray[Any] | csr_array, unit: int = 128) -> Pattern:
         array = np.asarray(array)
     if array.ndim != 2 or array.dtype.kind not in "biuf":
         raise TypeError(f"from_blocks: array must be 2-D booleans or numbers, got {array.dtype} {array.shape}")
-    rows, cols = (np.asarray(x, np.int64) for x in array.nonzero())
+    if max(array.shape) > LARGEST_SIDE:
+        raise ValueError(f"from_blocks: array must have at most 2**31 cells a side, got {array.shape}")
+    matrix: Any = array
+    if issparse(matrix):
+        matrix = matrix.tocsr(copy=True)
+        matrix.sum_duplicates()
+    if matrix.dtype.kind == "f" and np.isnan(matrix.data if issparse(matrix) else matrix).any():
+        raise ValueError("from_blocks: array holds NaN; a cell is allowed (not 0) or it is not (0)")
+    rows, cols = (np.asarray(x, np.int64) for x in matrix.nonzero())
     return FromBlocks(Cells((array.shape[0], array.shape[1]), np.unique(rows * array.shape[1] + cols)), unit)

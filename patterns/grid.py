@@ -11,7 +11,7 @@ from sparseflash.patterns.intervals import positions, split, union
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
-# No length, position or pattern argument is larger, so that sums and products of two stay inside int64.
+# No length, position or pattern argument is larger, so that sums stay inside int64.
 LARGEST = 1 << 40
 
 

@@ -16,6 +16,7 @@ from sparseflash.patterns.grid import Grid, Ints, is_int
 from sparseflash.patterns.intervals import split
 from sparseflash.patterns.ordering import token_order
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
+from sparseflash.patterns.runs import frozen
 from sparseflash.patterns.tiles import distinct_rows
 
 MAX_PIXELS = 1 << 28  # the order of larger images would take gigabytes
@@ -44,7 +45,7 @@ class ImagePattern(Pattern):
         """Row and column of the pixel at each position."""
         pixels, _ = token_order(self.shape, self.order)
         y, x = split(pixels, self.shape[1])
-        return y.astype(np.int32), x.astype(np.int32)
+        return frozen(y.astype(np.int32)), frozen(x.astype(np.int32))
 
     def pixel_at(self, position: Ints) -> tuple[Coordinates, Coordinates, Bools]:
         """Pixel rows and columns; positions outside the image see nothing and are seen by nothing."""
@@ -60,13 +61,8 @@ class ImagePattern(Pattern):
         return seen
 
     def coarser(self, tokens: int) -> Pattern:
-        for order in ("morton", "tile"):  # compact patches instead of pieces of lines
-            try:
-                token_order(self.shape, order)
-            except ValueError:
-                continue
-            return self if self.order != "raster" else dataclasses.replace(self, order=order)  # type: ignore[type-var]
-        return self
+        # Compact patches instead of pieces of lines.
+        return dataclasses.replace(self, order="morton") if self.order == "raster" else self  # type: ignore[type-var]
 
     def _fit(self, grid: Grid) -> None:
         tokens = max(grid.kv_len, grid.q_offset + grid.q_len)

@@ -73,6 +73,7 @@ class Band(Interval):
 
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
         far = np.iinfo(np.int64).max
+        q = np.asarray(q, np.int64)
         low = np.full_like(q, -far) if self.low is None else q + self.low
         return low, np.full_like(q, far) if self.high is None else q + self.high + 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import struct
 from dataclasses import replace
 from hashlib import blake2b
@@ -18,10 +17,12 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import words_per_row
+from sparseflash.patterns.writing import written_whole
 
 FORMAT = "sparseflash.BlockMask/1"
 ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "pattern_of": "<i4"}
 MAX_HEADER = 1 << 20
+MAX_ROWS = 1 << 26  # block rows; figures of a mask take memory for each
 
 
 def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
@@ -55,12 +56,8 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
             f"cannot write {path.name!r}: the expression of {len(expression):,} characters makes a header of "
             f'{header:,} bytes, and at most {MAX_HEADER:,} are read back; save(path, expression="") leaves it out'
         )
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
+    with written_whole(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def load(path: str | PathLike[str]) -> BlockMask:
@@ -78,13 +75,13 @@ def load(path: str | PathLike[str]) -> BlockMask:
     try:
         arrays = from_bytes(content)
         metadata = _metadata(content)
-    except (SafetensorError, ValueError, KeyError, struct.error) as error:
+    except (SafetensorError, ValueError, KeyError, struct.error, RecursionError) as error:
         raise ValueError(f"{path}: not a block mask file ({error})") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     try:
         return _checked(arrays, metadata)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged block mask ({error})") from None
 
 
@@ -116,6 +113,8 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
     grid = make_grid(shape, block, json.loads(metadata["q_offset"]))
     start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
     nq, nk = grid.shape
+    if nq > MAX_ROWS:
+        raise ValueError(f"{nq:,} block rows; at most {MAX_ROWS:,} are read")
     if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
         raise ValueError(f"tiles of shape {tiles.shape}")
     if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:

@@ -63,6 +63,7 @@ _NOT_TEXT = {
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 100
+MAX_OPERATORS = 200  # a chain is as deep as it is long once it is compiled
 
 
 def parse(text: str) -> Pattern:
@@ -138,13 +139,15 @@ def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
 
 
 def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
-    """Operators that lean to the left, as ``a | b | c`` does, are read in a loop: long chains are not deep."""
+    """Operators that lean to the left, as ``a | b | c`` does, are read in a loop."""
     rest: list[ast.BinOp] = []
     while isinstance(node, ast.BinOp):
         if type(node.op) not in _OPERATORS:
             raise _error(source, node, "patterns are joined by | & or -")
         rest.append(node)
         node = node.left
+    if len(rest) > MAX_OPERATORS:
+        raise ValueError(f"a chain of {len(rest):,} operators; at most {MAX_OPERATORS} are read: use parentheses")
     result = _pattern(node, source, depth - 1)
     for operator in reversed(rest):
         result = getattr(result, _OPERATORS[type(operator.op)])(_pattern(operator.right, source, depth - 1))

@@ -306,18 +306,18 @@ def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tupl
         if not isinstance(pattern, Pattern):
             raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}")
         for inner in forbidden:
-            if _holds(pattern, inner):
+            if holds(pattern, inner):
                 raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")
     return kind(patterns) if len(patterns) > 1 else patterns[0]
 
 
-def _holds(pattern: Pattern, kind: type[Pattern]) -> bool:
+def holds(pattern: Pattern, kind: type[Pattern]) -> bool:
     """Whether a kind of pattern stands anywhere in an expression."""
     if isinstance(pattern, kind):
         return True
     inside = (getattr(pattern, f.name) for f in dataclasses.fields(pattern))  # type: ignore[arg-type]
     parts = [p for value in inside for p in (value if isinstance(value, tuple) else (value,))]
-    return any(_holds(p, kind) for p in parts if isinstance(p, Pattern))
+    return any(holds(p, kind) for p in parts if isinstance(p, Pattern))
 
 
 def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,17 @@ from scipy.sparse import csr_array
 from sparseflash.patterns.intervals import Ints, positions, split, union
 
 EMPTY, FULL, FIRST_TILE = 0, 1, 2
+
+AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
+
+
+def frozen(array: AnyArray) -> AnyArray:
+    """The array itself, from now on read-only, together with what it is a view of."""
+    whole: Any = array
+    while isinstance(whole, np.ndarray):
+        whole.flags.writeable = False
+        whole = whole.base
+    return array
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +64,12 @@ class Runs:
     @cached_property
     def row(self) -> Ints:
         """Row of each run."""
-        return self.start // self.shape[1]
+        return frozen(self.start // self.shape[1])
 
     @cached_property
     def length(self) -> Ints:
         """Blocks in each run."""
-        return self.stop - self.start
+        return frozen(self.stop - self.start)
 
     def beside(self, other: Runs) -> Runs | None:
         """This matrix and another one in one, or None where both store a block."""

@@ -5,13 +5,22 @@ from __future__ import annotations
 import numpy as np
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.tiles import TILES_AT_ONCE, unpack
+from sparseflash.patterns.tiles import TILES_AT_ONCE, all_letters, unpack
 
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
 
 
 class SlowScan(UserWarning):
-    """A predicate was asked about every pair of a long sequence."""
+    """A predicate was asked about every pair of a long sequence.
+
+    Example:
+        >>> import warnings
+        >>> from sparseflash import patterns as P
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", P.SlowScan)
+        ...     P.where(lambda q, k: q == k).compile(4096, block=16).nnz
+        256
+    """
 
 
 def faster_form(mask: BlockMask) -> str:
@@ -43,7 +52,7 @@ def faster_form(mask: BlockMask) -> str:
 
 
 def _depends_on_difference(mask: BlockMask) -> bool:
-    """Whether whole blocks at equal distance from the diagonal have equal letters, and some are stored."""
+    """Whether blocks, and inside them pairs, at equal distance from the diagonal are equal, and some are stored."""
     grid = mask.grid
     if grid.bq != grid.bk or not mask.nnz:
         return False
@@ -53,8 +62,21 @@ def _depends_on_difference(mask: BlockMask) -> bool:
     runs = mask.runs
     for row in range(rows - 1):
         here = runs.letter_at(row * grid.cols + np.arange(cols - 1))
-        below = runs.letter_at((row + 1) * grid.cols + np.arange(1, cols))
-        if not np.array_equal(here, below):
+        after = runs.letter_at((row + 1) * grid.cols + np.arange(1, cols))
+        if not np.array_equal(here, after):
+            return False
+    diagonals = np.arange(1 - rows, cols)  # of blocks, by column - row
+    letters = runs.letter_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
+    words = all_letters(mask.tiles, grid.bq, grid.bk)
+    below = above = np.empty((0, 0), bool)
+    for begin in range(0, letters.size, TILES_AT_ONCE):
+        bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)
+        if (bits[:, 1:, 1:] != bits[:, :-1, :-1]).any():
+            return False
+        # What a block holds above its diagonal goes on below the diagonal of the next one.
+        below = np.concatenate([below[-1:], bits[:, :0:-1, 0]]) if below.size else bits[:, :0:-1, 0]
+        above = np.concatenate([above[-1:], bits[:, 0, 1:]]) if above.size else bits[:, 0, 1:]
+        if (above[:-1] != below[1:]).any():
             return False
     return True
 

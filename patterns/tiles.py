@@ -90,8 +90,9 @@ class Alphabet:
         return letters, np.array(new, np.int64)
 
     def tiles(self) -> Words:
-        """The kept tiles, uint32 [T, BQ, W], in order of their letters."""
-        return self._tiles[: len(self)]
+        """The kept tiles, uint32 [T, BQ, W], in order of their letters. Ends the collecting."""
+        self._tiles.resize((len(self), *self._tiles.shape[1:]), refcheck=False)
+        return self._tiles
 
 
 def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import html
 import json
-import os
 import re
 import zlib
 from os import PathLike
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from sparseflash.patterns.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
 from sparseflash.patterns.runs import FULL
 from sparseflash.patterns.tiles import all_letters
+from sparseflash.patterns.writing import written_whole
 
 if TYPE_CHECKING:
     from sparseflash.patterns.block_mask import BlockMask
@@ -41,16 +41,8 @@ def write(mask: BlockMask, path: str | PathLike[str], *, title: str | None = Non
         ValueError: more runs or tiles than a page can hold.
         FileNotFoundError: no such folder.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"no folder {str(path.parent)!r} to write {path.name} into")
-    content = page(mask, title).encode("utf-8", errors="replace")
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        temporary.write_bytes(content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with written_whole(Path(path)) as temporary:
+        temporary.write_bytes(page(mask, title).encode("utf-8", errors="replace"))
 
 
 def page(mask: BlockMask, title: str | None = None) -> str:

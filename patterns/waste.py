@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from textwrap import shorten
+
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.image import ImagePattern
+from sparseflash.patterns.pattern import Pattern, holds
 
 SHORTEST = 8192  # tokens; below, even dense attention is quick
 DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
@@ -11,7 +14,16 @@ EXCESS = 4  # stored tokens for each allowed pair that are worth a word
 
 
 class WastefulPattern(UserWarning):
-    """A mask stores many blocks that are nearly empty."""
+    """A mask stores many blocks that are nearly empty.
+
+    Example:
+        >>> import warnings
+        >>> from sparseflash import patterns as P
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", P.WastefulPattern)  # known, and wanted
+        ...     P.strided(7).compile(8192).density
+        1.0
+    """
 
 
 def advice(pattern: Pattern, mask: BlockMask) -> str | None:
@@ -29,13 +41,20 @@ def advice(pattern: Pattern, mask: BlockMask) -> str | None:
     if min(mask.shape) < SHORTEST or mask.density < DENSE_FROM or mask.density < EXCESS * mask.token_density:
         return None
     cost = (
-        f"{pattern} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} tokens for "
-        f"{mask.token_density:.2%} of the pairs, and attention takes time for blocks"
+        f"{shorten(str(pattern), 200)} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} "
+        f"tokens for {mask.token_density:.2%} of the pairs, and attention takes time for blocks"
     )
+    from sparseflash.patterns.compiling import compile_pattern
+
     mended = pattern.coarser(max(mask.block))
     if mended == pattern:
         return f"{cost}. Patterns whose allowed keys lie together, in stretches of a block or more, cost less"
-    density = mended.compile(mask.shape, mask.block, mask.q_offset).density
+    density = compile_pattern(mended, mask.grid).density
     if density > mask.density / 2:
         return cost
-    return f"{cost}. {mended} would store {density:.1%}"
+    tokens = ", of tokens put in that order (sparseflash.ordering)" if _has_image(mended) else ""
+    return f"{cost}. {shorten(str(mended), 200)} would store {density:.1%}{tokens}"
+
+
+def _has_image(pattern: Pattern) -> bool:
+    return holds(pattern, ImagePattern)  # type: ignore[type-abstract]

@@ -124,8 +124,21 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.causal().compile((1, 2, 3)), TypeError, "must be an int or a pair"),  # type: ignore[arg-type]
     (lambda: P.causal().compile(64, block=48), ValueError, "16, 32, 64, 128, 256; got block=48"),
     (lambda: P.causal().compile(64, q_offset=0.5), TypeError, "q_offset must be an int"),  # type: ignore[arg-type]
-    (lambda: P.where(lambda q, k: np.array(1)).compile(8), TypeError, "booleans, got int64"),
-    (lambda: P.where(lambda q, k: np.ones(3, bool)).compile(8), ValueError, "must return the broadcast shape"),
+    (
+        lambda: P.where(lambda q, k: np.array(1)).compile(8),
+        TypeError,
+        "must give booleans for arrays of positions, got int64",
+    ),
+    (lambda: P.where(lambda q, k: (q > 3)[..., 0]).compile(64, block=16), ValueError, r"got \(\d+, 16\)"),
+    (lambda: P.from_blocks(np.array([[np.nan]])), ValueError, "holds NaN"),
+    (lambda: P.documents(cu_seqlens=[0, 3, 3]), ValueError, "cu_seqlens must rise, got 3 after 3 at entry 2"),
+    (lambda: sf.parse(" | ".join(["causal()"] * 500)), ValueError, "a chain of 499 operators"),
+    (lambda: P.causal().compile(64).to_scipy(1), ValueError, "pattern must be 0 to 0, got 1"),
+    (
+        lambda: P.where(lambda q, k: np.ones(3, bool)).compile(8),
+        ValueError,
+        "must give the broadcast shape of its positions",
+    ),
     (
         lambda: P.from_blocks(np.eye(3), unit=4).compile(13),
         ValueError,

@@ -40,7 +40,7 @@ def test_an_error_in_the_predicate_is_the_user_s_own() -> None:
 
     with pytest.raises(AttributeError, match="shapee"):
         P.where(misspelt).compile(20, block=16)
-    with pytest.raises(TypeError, match="must return a numpy array of booleans, got float32"):
+    with pytest.raises(TypeError, match="must give booleans for arrays of positions, got float32"):
         P.where(lambda q, k: torch.rand(3)).compile(20, block=16)
 
 
@@ -48,6 +48,7 @@ def test_an_error_in_the_predicate_is_the_user_s_own() -> None:
     ("fn", "words"),
     [
         (lambda q, k: abs(q - k) % 9 < 3, "depends on q - k alone"),
+        (lambda q, k: (abs(q // 16 - k // 16) < 99) & (q % 16 < k % 16), "no structure was found"),
         (
             lambda q, k: RANDOM[q // 16 % 64, k // 16 % 64],
             "constant in cells of 16 tokens: from_blocks(array, unit=16)",
@@ -55,12 +56,14 @@ def test_an_error_in_the_predicate_is_the_user_s_own() -> None:
         (lambda q, k: q // 64 == 3 * k // 64, "% of the blocks: a Pattern subclass with candidates"),
         (lambda q, k: (q * k) % 5 == 1, "no structure was found"),
     ],
-    ids=["offsets", "cells", "few blocks", "none"],
+    ids=["offsets", "repeats along block diagonals", "cells", "few blocks", "none"],
 )
 def test_a_long_scan_says_what_would_make_it_linear(fn: Callable[[Any, Any], Any], words: str) -> None:
     with pytest.warns(SlowScan) as caught:
         P.where(fn).compile(4096, block=16)
     assert words in str(caught[0].message)
+    with pytest.warns(SlowScan):
+        (P.causal() & P.where(lambda q, k: fn(q, k))).compile(4096, block=16)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         P.where(lambda q, k: fn(q, k)).compile(2048, block=16)  # short scans are nobody's trouble

@@ -1,0 +1,118 @@
+"""Patterns of users who read the contract loosely, arguments at the edge of what numbers hold, and shared state."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy.sparse import coo_array
+
+from sparseflash import patterns as P
+
+
+@dataclass(frozen=True, repr=False)
+class Near(P.Pattern):
+    """abs(q - k) < 20, with candidates and keys as loose as a user may write them."""
+
+    style: str
+
+    def allows(self, q: Any, k: Any) -> Any:
+        return abs(q - k) < 20
+
+    def candidates(self, grid: P.Grid) -> Any:
+        rows = np.arange(grid.rows)
+        row, col = np.repeat(rows, 5), (rows[:, None] + np.arange(-2, 3)).ravel()
+        if self.style == "lists":
+            return row.tolist(), col.tolist()
+        if self.style == "shuffled":
+            order = np.random.default_rng(0).permutation(row.size)
+            return row[order], col[order]
+        return row, col
+
+    def keys(self, grid: P.Grid, rows: Any, cols: Any) -> Any:
+        if self.style == "narrow":
+            return ((cols - rows) * 60).astype(np.int8)
+        return (cols - rows).tolist()
+
+
+@pytest.mark.parametrize("style", ["outside", "lists", "shuffled", "narrow"])
+def test_candidates_and_keys_may_be_loose(style: str) -> None:
+    mask = Near(style).compile(100, block=16)
+    assert mask == P.local(19).compile(100, block=16)
+    assert mask.nnz == P.local(19).compile(100, block=16).nnz
+
+
+def test_candidates_and_keys_of_other_kinds_are_refused() -> None:
+    @dataclass(frozen=True, repr=False)
+    class Floats(Near):
+        def keys(self, grid: P.Grid, rows: Any, cols: Any) -> Any:
+            return (cols - rows) / 2
+
+    with pytest.raises(TypeError, match="keys must give ints, got float64"):
+        Floats("outside").compile(100, block=16)
+
+
+def test_huge_cells_do_not_wrap_around() -> None:
+    for unit in (1 << 31, 1 << 40):
+        pattern = P.fixed(1 << 33, 0, unit)
+        assert pattern.compile(64, block=16) == P.full().compile(64, block=16)
+    assert P.butterfly(unit=1 << 40).compile(64, block=16) == P.full().compile(64, block=16)
+
+
+def test_more_pairs_than_an_int64_counts() -> None:
+    mask = P.per_sample(*[P.full(), P.causal()] * 4).compile((1 << 22, 1 << 40), block=256)
+    assert mask.tokens > 1 << 63
+    assert 0.99 < mask.token_density <= 1
+
+
+def test_long_stretches_of_fixed_stay_runs() -> None:
+    mask = P.fixed(1024, 0, 128).compile(1 << 22)
+    assert len(mask.runs) == 1 << 15
+    assert mask == P.documents([1024 * 128] * 32).compile(1 << 22)
+
+
+def test_cached_masks_cannot_be_changed() -> None:
+    mask = P.random_blocks(2, unit=7).compile(900, block=64)
+    image = P.neighborhood((32, 32), 2, "morton").compile(1024, block=64)
+    arrays = [mask.runs.start, mask.runs.row, mask.runs.length, mask.row_counts, mask.tiles, mask.pattern_of]
+    for array in (*arrays, image.tiles, image.runs.letter):
+        base: Any = array
+        while isinstance(base, np.ndarray):
+            with pytest.raises(ValueError, match="read-only"):
+                base[...] = 0
+            base = base.base
+
+
+def test_one_file_may_be_saved_by_many_at_once(tmp_path: Path) -> None:
+    mask = P.causal().compile(500, block=32)
+    path = tmp_path / "m.safetensors"
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: mask.save(path), range(200)))
+    assert P.BlockMask.load(path) == mask
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        mask.save(tmp_path / "absent" / "m.safetensors")
+
+
+def test_documents_take_what_flash_attention_takes() -> None:
+    expected = P.documents([3, 5])
+    for cumulative in (torch.tensor([0, 3, 8], dtype=torch.int32), np.array([0, 3, 8]), [0, 3, 8]):
+        assert P.documents(cu_seqlens=cumulative) == expected
+    assert P.documents(torch.tensor([3, 5])) == expected
+
+
+def test_cells_stored_twice_are_summed() -> None:
+    twice = coo_array((np.array([1.0, -1.0, 1.0]), (np.array([0, 0, 1]), np.array([0, 0, 1]))), shape=(2, 2))
+    assert P.from_blocks(twice, unit=16).compile(32, block=16).nnz == 1
+
+
+def test_positions_of_any_int_type() -> None:
+    q: Any = np.arange(9, dtype=np.int32)[:, None]
+    k: Any = np.arange(9, dtype=np.int32)
+    for pattern in (P.full(), P.causal(), P.local(2), P.documents([4, 5]), P.butterfly(unit=2)):
+        np.testing.assert_array_equal(pattern.allows(q, k), pattern.compile(9, block=16).to_dense())
