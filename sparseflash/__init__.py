@@ -13,27 +13,46 @@ from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 
 if TYPE_CHECKING:
-    from sparseflash import pathfinder, reference
+    from sparseflash import pathfinder, reference, routing
+    from sparseflash.decoding import decode
     from sparseflash.functional import attention
+    from sparseflash.kv_cache import KVCache
+    from sparseflash.modules import SparseAttention, SparseTransformerBlock
     from sparseflash.tables import LookupTable, lookup
 
 __version__ = "0.1.0.dev0"
 
 __all__ = [
     "BlockMask",
+    "KVCache",
     "LookupTable",
     "Pattern",
+    "SparseAttention",
+    "SparseTransformerBlock",
     "attention",
+    "decode",
     "lookup",
     "parse",
     "pathfinder",
     "patterns",
     "reference",
+    "routing",
 ]
 
 # Names whose modules import torch, which takes seconds: the command line's help and the worker processes of the image
 # generator do without.
-_LATER = {"LookupTable": "tables", "attention": "functional", "lookup": "tables", "pathfinder": "", "reference": ""}
+_LATER = {
+    "KVCache": "kv_cache",
+    "LookupTable": "tables",
+    "SparseAttention": "modules",
+    "SparseTransformerBlock": "modules",
+    "attention": "functional",
+    "decode": "decoding",
+    "lookup": "tables",
+    "pathfinder": "",
+    "reference": "",
+    "routing": "",
+}
 
 
 def __getattr__(name: str) -> object:

@@ -18,7 +18,7 @@ import sparseflash as sf
 from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
-CORE = ("dynamic", "functional", "ops", "reference", "schedule", "tables")
+CORE = ("decoding", "dynamic", "functional", "kv_cache", "ops", "reference", "routing", "schedule", "tables")
 OUTER = ("bench", "cli", "demo", "distributed", "doctor", "integrations", "models", "pathfinder", "train")
 
 

@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 from sparseflash.functional import Mask, attention
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import load_model, save_model
-from sparseflash.models.rotary import rotary_table, rotate
 from sparseflash.ordering import token_order
 from sparseflash.patterns import BlockMask
+from sparseflash.rotary import rotary_table_2d, rotate
 
 
 class PixelOutput(NamedTuple):
@@ -187,7 +187,7 @@ class PixelTransformer(nn.Module):
         if key not in self._layouts:
             config = self.config
             pixels, _ = token_order((height, width), config.order, tile=config.tile)
-            cos, sin = rotary_table(pixels, width, config.head_dim, config.wavelengths)
+            cos, sin = rotary_table_2d(pixels, width, config.head_dim, config.wavelengths)
             self._layouts[key] = _Layout(torch.from_numpy(np.array(pixels)).to(device), cos.to(device), sin.to(device))
         return self._layouts[key]
 

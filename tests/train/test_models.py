@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
-from sparseflash.models.rotary import rotary_table, rotate
+from sparseflash.rotary import rotary_table_2d, rotate
 
 SMALL = PixelTransformerConfig(
     pattern="local(40) | butterfly(unit=16)", block=(16, 16), width=16, heads=2, layers=2, mlp_width=32, dense_classes=3
@@ -37,7 +37,7 @@ def test_rotary_scores_depend_on_relative_positions_only(
     q, k = torch.randn(2, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
     def score(y0: int, x0: int, y1: int, x1: int) -> float:
-        cos, sin = rotary_table(np.array([y0 * width + x0, y1 * width + x1]), width, 16)
+        cos, sin = rotary_table_2d(np.array([y0 * width + x0, y1 * width + x1]), width, 16)
         q_turned, k_turned = rotate(torch.stack([q, k]), cos, sin)
         return float(q_turned @ k_turned)
 
@@ -47,7 +47,7 @@ def test_rotary_scores_depend_on_relative_positions_only(
 
 
 def test_rotary_positions_keep_lengths_and_tell_directions_apart() -> None:
-    cos, sin = rotary_table(np.arange(64), 8, 8)
+    cos, sin = rotary_table_2d(np.arange(64), 8, 8)
     vectors = torch.randn(64, 8)
     turned = rotate(vectors, cos, sin)
     torch.testing.assert_close(turned.norm(dim=-1), vectors.norm(dim=-1))

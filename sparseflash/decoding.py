@@ -1,0 +1,208 @@
+"""Attention of a few new queries over a long cache of keys and values, and its operator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from sparseflash.functional import Mask, _check_operands, _checked_backend, _checked_scale
+from sparseflash.kernels import cpu_decode
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.full import full
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable, lookup
+
+# New queries of one call. A block row has at least as many tokens, so the new ones touch no more than two block rows.
+MOST_QUERIES = 16
+# A pattern is compiled in the lowest block rows there are: few queries of a row are asked for, all its blocks are read.
+BLOCK = (16, 128)
+
+_library = torch.library.Library("sparseflash", "FRAGMENT")
+_library.define(
+    "decode(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor[] rows, Tensor[] tiles, Tensor pattern_of, "
+    "int bq, int bk, str backend, float scale) -> (Tensor out, Tensor lse)"
+)
+
+
+def _decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    lengths: torch.Tensor,
+    rows: Sequence[torch.Tensor],
+    tiles: Sequence[torch.Tensor],
+    pattern_of: torch.Tensor,
+    bq: int,
+    bk: int,
+    backend: str,
+    scale: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    arguments = (q, k, v, lengths, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), scale)
+    if backend == "cpu":
+        with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
+            return cpu_decode.decode(*arguments)
+    from sparseflash.kernels import triton_decode
+
+    return triton_decode.decode(*arguments)
+
+
+def _decode_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    return out, q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+for _key in ("CPU", "CUDA"):
+    _library.impl("decode", _decode, _key)
+torch.library.register_fake("sparseflash::decode", _decode_fake, lib=_library)
+
+
+@overload
+def decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
+    scale: float | None = None, return_lse: Literal[False] = False, backend: str | None = None,
+) -> torch.Tensor: ...  # fmt: skip
+@overload
+def decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
+    scale: float | None = None, return_lse: Literal[True], backend: str | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
+@overload
+def decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
+    scale: float | None = None, return_lse: bool, backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
+
+
+def decode(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: Mask = None,
+    *,
+    lengths: torch.Tensor | int,
+    scale: float | None = None,
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+    """Attention of the newest queries of each sample over its cache: the mask's rows at their positions, nothing else.
+
+    Query i of sample b stands at position ``lengths[b] - n + i``. On a GPU the keys are split over many programs and
+    the parts merged by lse, as in Flash-Decoding (https://pytorch.org/blog/flash-decoding/); query heads that share a
+    key head read it together. Nothing waits for the device, and growing lengths compile nothing: the launch depends on
+    shapes alone. Inference only. :class:`sparseflash.KVCache` keeps k, v and lengths.
+
+    Args:
+        q: [B, Hq, n, D], the n newest queries of each sample, 1 to 16; dtypes as in :func:`sparseflash.attention`.
+        k: [B, Hkv, M, D], a cache with room for M tokens a sample, of which the first ``lengths[b]`` are there. Hq is
+            a multiple of Hkv. Contiguous last dim, any other strides.
+        v: [B, Hkv, M, Dv].
+        mask: for M queries and M keys, with the first query at position 0: a Pattern (compiled once at block
+            (16, 128), and cached), a BlockMask, a LookupTable whose rows list their blocks in ascending order, or None
+            for all keys that are there.
+        lengths: int32 or int64 [B] on q's device: tokens in the cache, the n new ones included. An int serves all
+            samples; inside a compiled graph give a tensor, for an int is a constant there.
+        scale: factor on the scores, default ``D ** -0.5``.
+        return_lse: also return the log-sum-exp (natural log) of each query's scaled scores.
+        backend: "cpu" or "triton"; None chooses by the device of q.
+
+    Returns:
+        out [B, Hq, n, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, n] in fp32 (fp64 for fp64). Keys at
+        or past ``lengths[b]`` are never read, whatever the mask says. A query that sees nothing, or whose position is
+        not in 0 to M - 1 (an empty slot of a batch has length 0), gets 0 and -inf.
+
+    Raises:
+        TypeError: a dtype is not supported or not the same everywhere, lengths are no ints, scale is no number, mask
+            is none of the above.
+        ValueError: shapes, strides, devices, more than 16 queries, a mask for other lengths or another offset, an int
+            length outside n to M, an operand that requires a gradient while gradients are recorded.
+
+    Example:
+        >>> import torch, sparseflash as sf
+        >>> q, k, v = torch.randn(3, 2, 4, 1000, 32).unbind(0)
+        >>> pattern = sf.parse("causal() & (local(100) | butterfly(unit=64))")
+        >>> everything = sf.attention(q, k, v, pattern)
+        >>> lengths = torch.tensor([700, 53])  # two samples, each at its own place
+        >>> new = torch.stack([q[0, :, 697:700], q[1, :, 50:53]])  # 3 new queries a sample
+        >>> out = sf.decode(new, k, v, pattern, lengths=lengths)
+        >>> torch.allclose(out[0], everything[0, :, 697:700], atol=1e-5)
+        True
+        >>> torch.allclose(out[1], everything[1, :, 50:53], atol=1e-5)
+        True
+    """
+    _check_operands(q, k, v)
+    backend = _checked_backend(backend, q, v)
+    scale = _checked_scale(scale, q.shape[-1])
+    if q.shape[2] > MOST_QUERIES:
+        raise ValueError(
+            f"decode takes 1 to {MOST_QUERIES} new queries, got {q.shape[2]} (q {tuple(q.shape)}); "
+            "sparseflash.attention takes longer stretches"
+        )
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        names = ", ".join(name for name, x in (("q", q), ("k", k), ("v", v)) if x.requires_grad)
+        raise ValueError(
+            f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
+            "or train with sparseflash.attention"
+        )
+    lengths = _lengths(lengths, q, k)
+    table = _table(mask, q, k)
+    out, lse = torch.ops.sparseflash.decode(
+        *(q, k, v, lengths, list(table.rows), list(table.tiles), table.pattern_of, *table.block, backend, scale)
+    )
+    return (out, lse) if return_lse else out
+
+
+def _lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    B, new, capacity = q.shape[0], q.shape[2], k.shape[2]
+    if isinstance(lengths, torch.Tensor):
+        if lengths.dtype not in (torch.int32, torch.int64):
+            raise TypeError(f"lengths must be int32 or int64, got {lengths.dtype}")
+        if lengths.shape != (B,):
+            raise ValueError(f"lengths must be [{B}], one a sample of q {tuple(q.shape)}, got {tuple(lengths.shape)}")
+        if lengths.device != q.device:
+            raise ValueError(f"lengths must lie on {q.device} with q, got {lengths.device}; lengths.to(q.device) once")
+        return lengths
+    if isinstance(lengths, bool) or not isinstance(lengths, int):
+        raise TypeError(f"lengths must be a tensor of ints [{B}] or an int, got {lengths!r}")
+    if not new <= lengths <= capacity:
+        raise ValueError(
+            f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
+            f"(q {tuple(q.shape)}, k {tuple(k.shape)})"
+        )
+    return torch.full((B,), lengths, dtype=torch.int32, device=q.device)
+
+
+def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
+    capacity = range(k.shape[2]).stop  # torch.compile may hold it as a symbol; range() makes it decide on a number
+    if mask is None:
+        mask = full()
+    if isinstance(mask, LookupTable):
+        if mask.pattern_of.device != q.device:
+            raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
+        table = mask
+    elif isinstance(mask, Pattern | BlockMask):
+        table = _cached_table(mask, capacity, q.device)
+    else:
+        raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
+    if table.shape != (capacity, capacity):
+        raise ValueError(
+            f"decode takes a mask of the whole sequence, for (q_len, kv_len) = {(capacity, capacity)} as k has room "
+            f"for {capacity} tokens; got one for {table.shape}"
+        )
+    if table.q_offset != 0:
+        raise ValueError(f"decode takes a mask whose first query stands at 0, got q_offset={table.q_offset}")
+    for size, have, what in zip(table.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
+        if size not in (1, have):
+            raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
+    return table
+
+
+def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device) -> LookupTable:
+    """The table of a mask; in a compiled graph it is computed once, while tracing."""
+    return lookup(mask.compile(capacity, BLOCK, q_offset=0) if isinstance(mask, Pattern) else mask, device)
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
+_cached_table._dynamo_marked_constant = True  # type: ignore[attr-defined]

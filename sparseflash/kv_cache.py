@@ -1,0 +1,222 @@
+"""Keys and values of the tokens so far, for decoding."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+
+from sparseflash.decoding import decode
+from sparseflash.functional import DTYPES, Mask
+
+
+class KVCache:
+    """Keys, values and lengths of a batch of growing sequences, in memory that is allocated once.
+
+    ``k`` [B, Hkv, capacity, D] and ``v`` [B, Hkv, capacity, Dv] are views of that memory, ``lengths`` int32 [B] counts
+    the tokens of each sample; all three serve :func:`sparseflash.decode`. Nothing waits for a GPU, and no step of a
+    growing sequence compiles anything. The capacity is fixed: for more, make a cache of a larger capacity and append
+    to it the tokens of this one, ``k[:, :, :n]`` and ``v[:, :, :n]``.
+
+    Overflow: an ``append`` that the host can see not to fit raises. The host sees lengths that lie on the CPU, and on a
+    GPU those that did not depend on tensors given to ``append`` or ``rewind``; inside a compiled graph it sees nothing.
+    What it cannot see is dropped token by token: nothing outside the cache is written, ``lengths`` goes on counting,
+    and queries past the capacity get 0 and -inf from ``attend``, so that an overflow can be told afterwards.
+
+    Args:
+        batch: samples B.
+        kv_heads: key heads Hkv.
+        capacity: tokens a sample.
+        head_dim: D of keys.
+        value_dim: Dv of values; default D.
+        dtype: of keys and values.
+        device: where they lie.
+
+    Raises:
+        TypeError: a size is no int, or the dtype is not one that attention takes.
+        ValueError: a size below 1.
+
+    Example:
+        >>> import torch, sparseflash as sf
+        >>> q, k, v = torch.randn(3, 1, 4, 200, 32).unbind(0)
+        >>> pattern = sf.parse("causal() & streaming(4, 64)")
+        >>> cache = sf.KVCache(1, 4, 256, 32)
+        >>> cache.append(k[:, :, :150], v[:, :, :150])  # the prompt
+        >>> for t in range(150, 200):
+        ...     cache.append(k[:, :, t : t + 1], v[:, :, t : t + 1])
+        ...     out = cache.attend(q[:, :, t : t + 1], pattern)
+        >>> torch.allclose(out, sf.attention(q, k, v, pattern)[:, :, -1:], atol=1e-5)
+        True
+        >>> cache
+        KVCache(batch 1, 4 heads, room for 256 tokens, 263,168 bytes on cpu)
+    """
+
+    def __init__(
+        self,
+        batch: int,
+        kv_heads: int,
+        capacity: int,
+        head_dim: int,
+        value_dim: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        value_dim = head_dim if value_dim is None else value_dim
+        sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
+        for name, size in (sizes | {"value_dim": value_dim}).items():
+            if isinstance(size, bool) or not isinstance(size, int):
+                raise TypeError(f"{name} must be an int, got {size!r}")
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if dtype not in DTYPES:
+            raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
+        self.capacity = capacity
+        # One slot more than the capacity: tokens to be dropped are written there.
+        self._k = torch.zeros((batch, kv_heads, capacity + 1, head_dim), dtype=dtype, device=device)
+        self._v = torch.zeros((batch, kv_heads, capacity + 1, value_dim), dtype=dtype, device=device)
+        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        self._at_least = 0  # tokens that each sample is known to have without asking the device
+
+    @property
+    def k(self) -> torch.Tensor:
+        """[B, Hkv, capacity, D]."""
+        return self._k[:, :, : self.capacity]
+
+    @property
+    def v(self) -> torch.Tensor:
+        """[B, Hkv, capacity, Dv]."""
+        return self._v[:, :, : self.capacity]
+
+    def append(self, k_new: torch.Tensor, v_new: torch.Tensor, counts: torch.Tensor | None = None) -> None:
+        """Write the next n tokens of each sample behind those it has.
+
+        Args:
+            k_new: [B, Hkv, n, D], any n, in the cache's dtype and on its device. Gradients are not recorded.
+            v_new: [B, Hkv, n, Dv].
+            counts: int32 or int64 [B], from 0 to n: only the first that many tokens of a sample are meant, the rest is
+                padding (prompts of unequal lengths). Default all n.
+
+        Raises:
+            TypeError: another dtype, or counts that are no ints.
+            ValueError: another shape or device, or no room that the host knows of.
+        """
+        self._check_new(k_new, v_new, counts)
+        n = k_new.shape[2]
+        if not torch.compiler.is_compiling():
+            self._check_room(n, counts)
+        step = torch.arange(n, device=self.lengths.device)
+        slot = self.lengths[:, None] + step
+        if counts is not None:
+            slot = slot.masked_fill(step >= counts[:, None], self.capacity)
+        slot = slot.clamp(max=self.capacity)
+        sample = torch.arange(len(self.lengths), device=self.lengths.device)[:, None]
+        self._k[sample, :, slot] = k_new.detach().transpose(1, 2)
+        self._v[sample, :, slot] = v_new.detach().transpose(1, 2)
+        self.lengths += n if counts is None else counts
+
+    def rewind(self, tokens: int | torch.Tensor) -> None:
+        """Forget the newest tokens of each sample: those a draft model proposed and the large one refused.
+
+        Args:
+            tokens: how many, an int for all samples or int32 or int64 [B] on the cache's device; no more than there
+                are, else none is left.
+
+        Raises:
+            TypeError: tokens are no ints.
+            ValueError: a negative int, or a tensor of another shape or device.
+        """
+        if isinstance(tokens, torch.Tensor):
+            self._check_counts("tokens", tokens)
+        elif isinstance(tokens, bool) or not isinstance(tokens, int):
+            raise TypeError(f"tokens must be an int or a tensor of ints [{len(self.lengths)}], got {tokens!r}")
+        elif tokens < 0:
+            raise ValueError(f"tokens must not be negative, got {tokens}")
+        self.lengths.sub_(tokens).clamp_(min=0)
+        if not torch.compiler.is_compiling():
+            self._at_least = 0 if isinstance(tokens, torch.Tensor) else max(0, self._at_least - tokens)
+
+    def reset(self) -> None:
+        """Forget all tokens. The memory stays."""
+        self.lengths.zero_()
+        if not torch.compiler.is_compiling():
+            self._at_least = 0
+
+    @overload
+    def attend(
+        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, return_lse: Literal[False] = False,
+        backend: str | None = None,
+    ) -> torch.Tensor: ...  # fmt: skip
+    @overload
+    def attend(
+        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, return_lse: Literal[True],
+        backend: str | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
+
+    def attend(
+        self,
+        q: torch.Tensor,
+        mask: Mask = None,
+        *,
+        scale: float | None = None,
+        return_lse: bool = False,
+        backend: str | None = None,
+    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
+        """Attention of the newest n tokens, which have been appended, over all tokens: see :func:`sparseflash.decode`.
+
+        Args:
+            q: [B, Hq, n, D], 1 to 16 queries.
+            mask: for ``capacity`` queries and keys.
+            scale: factor on the scores, default ``D ** -0.5``.
+            return_lse: also return the log-sum-exp.
+            backend: "cpu" or "triton"; None chooses by the device.
+        """
+        return decode(
+            q, self.k, self.v, mask, lengths=self.lengths, scale=scale, return_lse=return_lse, backend=backend
+        )
+
+    def __repr__(self) -> str:
+        batch, heads = self._k.shape[:2]
+        size = self._k.nbytes + self._v.nbytes
+        return (
+            f"KVCache(batch {batch:,}, {heads} heads, room for {self.capacity:,} tokens, {size:,} bytes on "
+            f"{self._k.device})"
+        )
+
+    def _check_new(self, k_new: torch.Tensor, v_new: torch.Tensor, counts: torch.Tensor | None) -> None:
+        for name, x, held in (("k_new", k_new, self._k), ("v_new", v_new, self._v)):
+            if not isinstance(x, torch.Tensor) or x.dtype != held.dtype:
+                got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
+                raise TypeError(f"{name} must be a tensor of {held.dtype} like the cache, got {got}")
+            B, H, _, D = held.shape
+            if x.dim() != 4 or (x.shape[0], x.shape[1], x.shape[3]) != (B, H, D):
+                raise ValueError(f"{name} must be [{B}, {H}, tokens, {D}] for this cache, got {tuple(x.shape)}")
+            if x.device != held.device:
+                raise ValueError(f"{name} must lie on {held.device} with the cache, got {x.device}")
+        if k_new.shape[2] != v_new.shape[2]:
+            raise ValueError(
+                f"k_new and v_new must have equally many tokens, got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
+            )
+        if counts is not None:
+            self._check_counts("counts", counts)
+
+    def _check_counts(self, name: str, counts: torch.Tensor) -> None:
+        if not isinstance(counts, torch.Tensor) or counts.dtype not in (torch.int32, torch.int64):
+            got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
+            raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
+        if counts.shape != self.lengths.shape:
+            raise ValueError(f"{name} must be [{len(self.lengths)}], one a sample, got {tuple(counts.shape)}")
+        if counts.device != self.lengths.device:
+            raise ValueError(f"{name} must lie on {self.lengths.device} with the cache, got {counts.device}")
+
+    def _check_room(self, n: int, counts: torch.Tensor | None) -> None:
+        """Raise where more tokens are known to come than fit, and note how many each sample is now known to have."""
+        if self.lengths.device.type == "cpu":
+            longest = int((self.lengths + (n if counts is None else counts)).max())
+        else:
+            longest = self._at_least + (n if counts is None else 0)
+        if longest > self.capacity:
+            raise ValueError(
+                f"the cache has room for {self.capacity} tokens a sample, and {longest} would be there after this "
+                f"append; make one to hold them, KVCache(..., capacity={2 * longest}), and append this one's tokens"
+            )
+        self._at_least += n if counts is None else 0

@@ -1,0 +1,165 @@
+"""Rotary positions: scores depend on where the key lies from the query, not on where both are.
+
+RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864): a head of size D is D / 2 planes, and each turns with the
+position at a rate of its own. Plane i is made of the entries i and i + D / 2 of a vector, the halves convention of
+Llama's published code.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparseflash.ordering import ORDERS, Indices, token_order
+
+
+@dataclass(frozen=True)
+class Rotary1d:
+    """Token i stands at position i of a line.
+
+    Attributes:
+        base: plane i turns by ``base ** (-2 * i / D)`` a token.
+
+    Example:
+        >>> cos, sin = Rotary1d().table(100, head_dim=16)
+        >>> cos.shape
+        torch.Size([100, 8])
+    """
+
+    base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if not self.base > 0:
+            raise ValueError(f"base must be positive, got {self.base!r}")
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raise ValueError unless heads of this size split into planes."""
+        if head_dim % 2:
+            raise ValueError(f"Rotary1d needs an even head dim, got {head_dim}")
+
+    def table(self, tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of positions 0 to tokens - 1: two fp32 tensors [tokens, head_dim / 2]."""
+        return rotary_table(np.arange(tokens), head_dim, self.base)
+
+
+@dataclass(frozen=True)
+class Rotary2d:
+    """Token i is a pixel of an image: half of the planes turn with y, half with x.
+
+    Attributes:
+        shape: height and width of the image in pixels.
+        order: the order in which pixels become tokens, see :func:`sparseflash.ordering.token_order`.
+        tile: height and width of a tile in pixels; used by order ``"tile"`` alone.
+        wavelengths: shortest and longest wavelength, in pixels.
+
+    Example:
+        >>> cos, sin = Rotary2d((8, 8), order="morton").table(64, head_dim=16)
+        >>> cos.shape
+        torch.Size([64, 8])
+    """
+
+    shape: tuple[int, int]
+    order: str = "raster"
+    tile: tuple[int, int] = (8, 8)
+    wavelengths: tuple[float, float] = (4.0, 80.0)
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "tile", "wavelengths"):
+            value = tuple(getattr(self, name))
+            if len(value) != 2:
+                raise ValueError(f"{name} must have two entries, got {value!r}")
+            object.__setattr__(self, name, value)  # lists do not hash
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
+        shortest, longest = self.wavelengths
+        if not 0 < shortest <= longest:
+            raise ValueError(f"wavelengths must be 0 < shortest <= longest; got {self.wavelengths!r}")
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raise ValueError unless heads of this size split into planes for two axes."""
+        if head_dim % 4:
+            raise ValueError(f"Rotary2d needs a head dim that is a multiple of 4, got {head_dim}")
+
+    def table(self, tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all pixels in token order: two fp32 tensors [tokens, head_dim / 2]."""
+        height, width = self.shape
+        if tokens != height * width:
+            raise ValueError(f"an image of {height} x {width} pixels has {height * width} tokens, got {tokens}")
+        pixels, _ = token_order(self.shape, self.order, tile=self.tile)
+        return rotary_table_2d(pixels, width, head_dim, self.wavelengths)
+
+
+Rotary = Rotary1d | Rotary2d
+
+
+def rotary_table(positions: Indices, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions on a line, for :func:`rotate`.
+
+    Args:
+        positions: [N], ints.
+        head_dim: D, even.
+        base: plane i turns by ``base ** (-2 * i / D)`` a position.
+
+    Returns:
+        Two fp32 tensors [N, D / 2]; angles are computed in fp64, for at position 1,000,000 fp32 ones are off by 0.03.
+
+    Example:
+        >>> import numpy as np
+        >>> cos, sin = rotary_table(np.arange(64), head_dim=16)
+        >>> cos.shape
+        torch.Size([64, 8])
+    """
+    rates = float(base) ** (-np.arange(0, head_dim, 2) / head_dim)
+    return _cos_sin(np.outer(positions, rates))
+
+
+def rotary_table_2d(
+    pixels: Indices, width: int, head_dim: int, wavelengths: tuple[float, float] = (4.0, 80.0)
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of every pixel's place in an image, for :func:`rotate`.
+
+    Half of the planes turn with y, half with x, at wavelengths that grow geometrically.
+
+    Args:
+        pixels: raster index of the pixel behind each token, [N], as `token_order` gives it.
+        width: width of the image in pixels.
+        head_dim: D, a multiple of 4.
+        wavelengths: shortest and longest, in pixels.
+
+    Returns:
+        Two fp32 tensors [N, D / 2].
+
+    Example:
+        >>> import numpy as np
+        >>> cos, sin = rotary_table_2d(np.arange(64), width=8, head_dim=16)
+        >>> cos.shape
+        torch.Size([64, 8])
+    """
+    shortest, longest = wavelengths
+    turns_per_pixel = 1 / np.geomspace(shortest, longest, head_dim // 4)
+    y, x = np.divmod(pixels, width)
+    return _cos_sin(2 * math.pi * np.concatenate([np.outer(y, turns_per_pixel), np.outer(x, turns_per_pixel)], axis=1))
+
+
+def _cos_sin(angles: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(np.cos(angles)).float(), torch.from_numpy(np.sin(angles)).float()
+
+
+def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn queries or keys [..., N, D] by their positions; cos and sin are fp32 [N, D / 2].
+
+    Example:
+        >>> import torch
+        >>> q = torch.randn(2, 4, 100, 16)
+        >>> turned = rotate(q, *Rotary1d().table(100, head_dim=16))
+        >>> torch.allclose(turned.norm(dim=-1), q.norm(dim=-1), rtol=1e-4)
+        True
+    """
+    # Half-precision vectors are promoted by cos and sin, so only the result is rounded.
+    real, imaginary = vectors.chunk(2, dim=-1)
+    return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).to(vectors.dtype)
