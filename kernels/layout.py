@@ -16,8 +16,9 @@ FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)
 class Side(NamedTuple):
     """One side of a table: for each block row its key blocks, or for each block column its query blocks.
 
-    A line (block row or block column) lists its FULL blocks, then its PARTIAL ones. Lines may point at the same
-    range of ``full``: every line of a dense mask reads one shared ``0, 1, 2, ...``, so a dense table is O(N).
+    A line (block row or block column) lists its FULL blocks, then its PARTIAL ones, each in ascending order. Lines may
+    point at the same range of ``full``: every line of a dense mask reads one shared ``0, 1, 2, ...``, so a dense table
+    is O(N).
     """
 
     spans: torch.Tensor  # int32 [P, n, 4]: start and stop of a line in `full`, then start and stop in `partial`
@@ -25,6 +26,21 @@ class Side(NamedTuple):
     partial: torch.Tensor  # int32 [S]: block index on the other side
     tile: torch.Tensor  # int32 [S]: which tile masks that partial block
     order: torch.Tensor  # int32 [P, n]: the lines, those with most blocks first
+    # Lines far above the mean come in pieces for several programs. W = L = 0: none does, and `order` says it all.
+    # A work item is a line or -1 (nothing to do), four spans, a slot or -1 (all of the line); heaviest first. Pieces
+    # of a line follow each other through its FULL, then its PARTIAL entries; an empty span lies at their border.
+    work: torch.Tensor  # int32 [P, W, 6]
+    merges: torch.Tensor  # int32 [P, L, 3]: a line in pieces or -1 (none), its first slot and the one past its last
+
+    @property
+    def items(self) -> int:
+        """How many lines and pieces of lines programs are started for, in each pattern."""
+        return self.work.shape[1] or self.order.shape[1]
+
+    @property
+    def slots(self) -> int:
+        """At most how many partial results a head has, from shapes alone: 0 when no line is cut."""
+        return self.items - self.order.shape[1] + self.merges.shape[1]
 
 
 class Tiles(NamedTuple):

@@ -25,6 +25,7 @@ from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.triton_common import (
     LOG2E,
     device_of,
+    entries,
     heads_together,
     load_rows,
     load_seen,
@@ -34,12 +35,14 @@ from sparseflash.kernels.triton_common import (
     padded,
     place,
     readable,
+    share,
     spread,
     spread_t,
     store_rows,
     stride_unit,
     strides_in,
 )
+from sparseflash.kernels.triton_merge import add_partials, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import bend, factor, feature_arguments, head_key, kept, retained, row_keys, scored
 
 
@@ -176,7 +179,7 @@ def _walk_keys(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
         *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
-        *("cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def keys_kernel(
@@ -218,6 +221,10 @@ def keys_kernel(
     lines,  # block columns
     heads,  # B * Hkv
     together,
+    work_ptr,  # from here to dv_parts_ptr: None where no column is cut
+    items,  # of work
+    dk_parts_ptr,  # fp32 [slots, B * Hkv, BK, D]
+    dv_parts_ptr,  # fp32 [slots, B * Hkv, BK, DV]
     cap,  # from here to threshold: None where the feature is off
     slopes_ptr,
     slopes_b,
@@ -235,13 +242,27 @@ def keys_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BK // BN
-    rank, index = place(lines * SPLIT, heads, together)
+    places = lines
+    if work_ptr is not None:
+        places = items
+    rank, index = place(places * SPLIT, heads, together)
     batch = index // Hkv
     key_head = index % Hkv
-    # Any fixed pattern's order visits every column once; the group's first one stands for the group.
+    # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
     pattern_ptr += batch * pattern_b
     p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
-    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    low = None
+    high = None
+    if work_ptr is None:
+        line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    else:
+        item = work_ptr + (p * items + rank // SPLIT) * 6
+        line = tl.load(item)
+        if line < 0:
+            return
+        # Another pattern of the group has other entries here: every head gives this program the same share of its own.
+        slot = tl.load(item + 5)
+        low, high = share(item + 1, spans_ptr + (p * lines + line) * 4)
     key = (rank % SPLIT) * BN
     first = line * BK + key
 
@@ -275,8 +296,7 @@ def keys_kernel(
             head_bits = head_key(seed_ptr, batch * (Hkv * group) + head)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
         span = spans_ptr + (p * lines + line) * 4
-        start = tl.load(span)
-        count = tl.load(span + 1) - start
+        start, count = entries(span, low, high, False)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
             *(full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
@@ -288,8 +308,7 @@ def keys_kernel(
             threshold,
             *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
-        start = tl.load(span + 2)
-        count = tl.load(span + 3) - start
+        start, count = entries(span, low, high, True)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
             *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
@@ -304,6 +323,12 @@ def keys_kernel(
     row = index.to(tl.int64) * M
     if seed_ptr is not None:
         dv *= retained(threshold)
+    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+        if slot >= 0:
+            at = (slot.to(tl.int64) * heads + index) * BK
+            store_rows(dk_parts_ptr + at * D, key, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
+            store_rows(dv_parts_ptr + at * DV, key, DV, keep, dv, 1, BN, DV, DVP)
+            return
     store_rows(dk_ptr + row * D, first, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
     store_rows(dv_ptr + row * DV, first, DV, keep, dv, 1, BN, DV, DVP)
 
@@ -389,7 +414,7 @@ def _walk_queries(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
         *("pattern_b", "pattern_h", "scale", "N", "NP", "Hq", "group", "lines", "heads", "together"),
-        *("cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def queries_kernel(
@@ -430,6 +455,9 @@ def queries_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
+    work_ptr,  # from here to parts_ptr: None where no row is cut
+    items,  # of work
+    parts_ptr,  # fp32 [slots, B * Hq, BQ, D]
     cap,  # from here to threshold: None where the feature is off
     slopes_ptr,
     slopes_b,
@@ -447,11 +475,21 @@ def queries_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BQ // BM
-    rank, index = place(lines * SPLIT, heads, together)
+    places = lines
+    if work_ptr is not None:
+        places = items
+    rank, index = place(places * SPLIT, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    if work_ptr is None:
+        line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    else:
+        item = work_ptr + (p * items + rank // SPLIT) * 6
+        line = tl.load(item)
+        if line < 0:
+            return
+        slot = tl.load(item + 5)
     query = (rank % SPLIT) * BM
     first = line * BQ + query
 
@@ -482,9 +520,8 @@ def queries_kernel(
     v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
     dq = tl.zeros((BM, DP), tl.float32)
 
-    span = spans_ptr + (p * lines + line) * 4
-    start = tl.load(span)
-    count = tl.load(span + 1) - start
+    span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
+    start, count = entries(span, None, None, False)
     dq = _walk_queries(
         *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
         *(bits_ptr, seen_ptr, query, c),
@@ -495,8 +532,7 @@ def queries_kernel(
         threshold,
         *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    start = tl.load(span + 2)
-    count = tl.load(span + 3) - start
+    start, count = entries(span, None, None, True)
     dq = _walk_queries(
         *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
         *(bits_ptr, seen_ptr, query, c),
@@ -507,6 +543,11 @@ def queries_kernel(
         threshold,
         *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
+    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+        if slot >= 0:
+            at = (slot.to(tl.int64) * heads + index) * BQ
+            store_rows(parts_ptr + at * D, query, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)
+            return
     store_rows(dq_ptr + index.to(tl.int64) * N * D, first, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)
 
 
@@ -535,12 +576,12 @@ def backward(
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     out, lse = out.contiguous(), lse.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    launch = configuration(q.device, max(D, DV), q.dtype, score.featured)
+    launch = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots + columns.slots > 0)
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
     NP = n_rows * BQ
     norm, delta = torch.empty((2, B, Hq, NP), dtype=torch.float32, device=q.device)
-    pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
+    pattern_b, pattern_h = pattern_strides(pattern_of)
     strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
     features = feature_arguments(score, q.device)
     widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
@@ -557,12 +598,15 @@ def backward(
             )
         at = launch.keys.within(block)
         width = (D + DV) * q.element_size()
-        keys_kernel[(n_columns * (BK // at.BN) * B * Hkv,)](
+        dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
+        keys_kernel[(columns.items * (BK // at.BN) * B * Hkv,)](
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
+            *((None, None) if dk_parts is None else (columns.work, columns.items)),
+            *(dk_parts, dv_parts),
             **features,
             **widths,
             BM=at.BM,
@@ -570,13 +614,20 @@ def backward(
             num_warps=at.warps,
             num_stages=at.stages,
         )
+        for parts, total in ((dk_parts, dk), (dv_parts, dv)):
+            if parts is not None:
+                add_partials(parts, total, columns, pattern_of, Hq // Hkv)
+        del dk_parts, dv_parts, parts  # before those of dq are made
         at = launch.queries.within(block)
-        queries_kernel[(n_rows * (BQ // at.BM) * B * Hq,)](
+        dq_parts = partial_results(rows, B * Hq, BQ, D)
+        queries_kernel[(rows.items * (BQ // at.BM) * B * Hq,)](
             *(q, k, v, dout, norm, delta, dq),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),
+            *((None, None) if dq_parts is None else (rows.work, rows.items)),
+            dq_parts,
             **features,
             **widths,
             BM=at.BM,
@@ -584,4 +635,6 @@ def backward(
             num_warps=at.warps,
             num_stages=at.stages,
         )
+        if dq_parts is not None:
+            add_partials(dq_parts, dq, rows, pattern_of, 1)
     return dq, dk, dv

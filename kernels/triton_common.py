@@ -37,6 +37,48 @@ def place(places, heads, together):
 
 
 @triton.jit
+def share(piece, span):
+    """Where a piece of a line, four spans, starts and stops as shares of the line; of one without entries, 0 and 1."""
+    before = tl.load(span) + tl.load(span + 2)
+    whole = tl.load(span + 1) + tl.load(span + 3) - before
+    low = tl.load(piece) + tl.load(piece + 2) - before
+    high = tl.load(piece + 1) + tl.load(piece + 3) - before
+    unit = tl.maximum(whole, 1).to(tl.float32)
+    return low.to(tl.float32) / unit, tl.where(high == whole, 1.0, high.to(tl.float32) / unit)
+
+
+@triton.jit
+def entries(span, low, high, PARTIAL: tl.constexpr):
+    """(start, count) of a line's FULL or PARTIAL entries, or, of all its entries, of those in the share low to high.
+
+    Where one share ends and the next starts is computed alike, so neighbours leave nothing out and take nothing twice.
+    """
+    FIRST: tl.constexpr = 2 if PARTIAL else 0
+    start = tl.load(span + FIRST)
+    count = tl.load(span + FIRST + 1) - start
+    if low is not None:
+        full = tl.load(span + 1) - tl.load(span)
+        weight = (full + tl.load(span + 3) - tl.load(span + 2)).to(tl.float32)
+        begin = (weight * low).to(tl.int32)
+        end = (weight * high).to(tl.int32)
+        if PARTIAL:
+            begin, end = tl.maximum(begin - full, 0), tl.maximum(end - full, 0)
+        else:
+            begin, end = tl.minimum(begin, full), tl.minimum(end, full)
+        start += begin
+        count = end - begin
+    return start, count
+
+
+@triton.jit
+def sink_share(lse, sink):
+    """The keys' share of a row's weight, sigmoid(lse - sink), both in base 2; lse finite."""
+    gap = lse - sink
+    e = tl.exp2(-tl.abs(gap))  # at most 1, whichever is larger
+    return tl.where(gap < 0, e, 1.0) / (1.0 + e)
+
+
+@triton.jit
 def matrix(ptr, batch, head, stride_b, stride_h, UNIT: tl.constexpr):
     """Where the [rows, columns] matrix of one head starts."""
     return ptr + (batch.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h) * UNIT

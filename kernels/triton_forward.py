@@ -1,4 +1,4 @@
-"""Block-sparse attention, forward: one program per step of a block row and query head.
+"""Block-sparse attention, forward: one program per step of a block row, or of a piece of one, and query head.
 
 Shapes as in triton_common. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
 What a cap, a bias and dropout do to them is in triton_score.
@@ -18,6 +18,7 @@ from sparseflash.kernels.triton_common import (
     LN2,
     LOG2E,
     device_of,
+    entries,
     heads_together,
     load_rows,
     load_seen,
@@ -26,11 +27,13 @@ from sparseflash.kernels.triton_common import (
     padded,
     place,
     readable,
+    sink_share,
     spread,
     store_rows,
     stride_unit,
     strides_in,
 )
+from sparseflash.kernels.triton_merge import merge_outputs, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
 
 
@@ -115,7 +118,7 @@ def _walk(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
         *("scale", "N", "Hq", "group", "lines", "heads", "together"),
-        *("sinks_ptr", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("items", "sinks_ptr", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
 def forward_kernel(
@@ -150,6 +153,10 @@ def forward_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
+    work_ptr,  # from here to lses_ptr: None where no row is cut
+    items,  # of work
+    parts_ptr,  # fp32 [slots, B * Hq, BQ, DV]: outputs of pieces, sinks left out
+    lses_ptr,  # fp32 [slots, B * Hq, BQ], base 2
     sinks_ptr,  # fp32 [Hq]; from here to threshold: None where the feature is off
     cap,
     slopes_ptr,
@@ -168,11 +175,21 @@ def forward_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BQ // BM
-    rank, index = place(lines * SPLIT, heads, together)
+    places = lines
+    if work_ptr is not None:
+        places = items
+    rank, index = place(places * SPLIT, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    if work_ptr is None:
+        line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    else:
+        item = work_ptr + (p * items + rank // SPLIT) * 6
+        line = tl.load(item)
+        if line < 0:
+            return
+        slot = tl.load(item + 5)
     query = (rank % SPLIT) * BM
     first = line * BQ + query
 
@@ -195,9 +212,8 @@ def forward_kernel(
     peak = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
 
-    span = spans_ptr + (p * lines + line) * 4
-    start = tl.load(span)
-    count = tl.load(span + 1) - start
+    span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
+    start, count = entries(span, None, None, False)
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
         *(bits_ptr, seen_ptr, query, c),
@@ -208,8 +224,7 @@ def forward_kernel(
         threshold,
         *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    start = tl.load(span + 2)
-    count = tl.load(span + 3) - start
+    start, count = entries(span, None, None, True)
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
         *(bits_ptr, seen_ptr, query, c),
@@ -226,11 +241,18 @@ def forward_kernel(
     row = index.to(tl.int64) * N
     out = out_ptr + row * DV
     value = acc / total[:, None]
+    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+        if slot >= 0:
+            if seed_ptr is not None:
+                value *= retained(threshold)
+            at = (slot.to(tl.int64) * heads + index) * BQ
+            store_rows(parts_ptr + at * DV, query, DV, keep, value, 1, BM, DV, DVP)
+            lse = tl.where(dead, float("-inf"), peak + tl.log2(total))
+            tl.store(lses_ptr + at + query + tl.arange(0, BM), lse, mask=keep)
+            return
     if sinks_ptr is not None:
-        # The keys' share of a row's weight is sigmoid(lse - sink); e is at most 1, whichever is larger.
-        gap = tl.where(dead, 0.0, peak + tl.log2(total)) - tl.load(sinks_ptr + head) * LOG2E
-        e = tl.exp2(-tl.abs(gap))
-        value *= (tl.where(gap < 0, e, 1.0) / (1.0 + e))[:, None]
+        lse = tl.where(dead, 0.0, peak + tl.log2(total))
+        value *= sink_share(lse, tl.load(sinks_ptr + head) * LOG2E)[:, None]
     if seed_ptr is not None:
         value *= retained(threshold)
     store_rows(out, first, DV, keep, value, 1, BM, DV, DVP)
@@ -261,18 +283,21 @@ def forward(
     if lse.numel() == 0:
         return out, lse
     q, k, v = readable(q), readable(k), readable(v)
-    at = configuration(q.device, max(D, DV), q.dtype, score.featured).forward.within(block)
+    at = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots > 0).forward.within(block)
     unit = stride_unit(q, k, v)
     n_rows = rows.order.shape[1]
-    pattern_b, pattern_h = (s if n > 1 else 0 for s, n in zip(pattern_of.stride(), pattern_of.shape, strict=True))
+    sinks = None if sinks is None else sinks.float().contiguous()
+    parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
+    pattern_b, pattern_h = pattern_strides(pattern_of)
     with device_of(q):
-        forward_kernel[(n_rows * (BQ // at.BM) * B * Hq,)](
+        forward_kernel[(rows.items * (BQ // at.BM) * B * Hq,)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
-            None if sinks is None else sinks.float().contiguous(),
+            *((None, None) if parts is None else (rows.work, rows.items)),
+            *(parts, lses, sinks),
             **feature_arguments(score, q.device),
             UNIT=unit,
             D=D,
@@ -286,4 +311,6 @@ def forward(
             num_warps=at.warps,
             num_stages=at.stages,
         )
+        if parts is not None and lses is not None:
+            merge_outputs(parts, lses, out, lse, rows, pattern_of, sinks)
     return out, lse

@@ -1,8 +1,9 @@
 """What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
 
-    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features]
+    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features] [cut]
 
-prints one line a launch, plain or with all features on. It says nothing about speed, and nothing about numerics.
+prints one line a launch: plain or with all features on, for whole lines or for lines in pieces. It says nothing about
+speed, and nothing about numerics.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparseflash.kernels.launch import FEATURED, SHARED_MEMORY, TABLE, Launch
+from sparseflash.kernels.launch import SHARED_MEMORY, TABLE, Launch, committed
 from sparseflash.kernels.triton_backward import keys_kernel, prepare_kernel, queries_kernel
 from sparseflash.kernels.triton_common import padded
 from sparseflash.kernels.triton_forward import forward_kernel
+from sparseflash.kernels.triton_merge import STEP, outputs_kernel, sums_kernel
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -31,8 +33,11 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"half": ("bf16", "fp16"), "single": ("fp32",)}
-_MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")}
-_FLOATS = {f"{name}_ptr" for name in ("lse", "dlse", "norm", "delta", "sinks", "slopes")} | {"scale", "cap"}
+_MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv", "to")}
+_FLOATS = {"scale", "cap"} | {
+    f"{name}_ptr"
+    for name in ("lse", "dlse", "norm", "delta", "sinks", "slopes", "parts", "lses", "dk_parts", "dv_parts")
+}
 # The arguments of a feature, None where it is off.
 FEATURES = {
     "softcap": ("cap",),
@@ -40,6 +45,8 @@ FEATURES = {
     "sinks": ("sinks_ptr",),
     "dropout": ("seed_ptr", "threshold"),
 }
+# Those of pieces of lines, None where no line is cut.
+PIECES = ("work_ptr", "items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
 
 
 class Case(NamedTuple):
@@ -53,6 +60,7 @@ class Case(NamedTuple):
     block: tuple[int, int]
     launch: Launch
     features: tuple[str, ...] = ()  # of FEATURES, those that are on
+    cut: bool = False  # whether lines come in pieces
 
 
 class Resources(NamedTuple):
@@ -68,17 +76,18 @@ class Resources(NamedTuple):
 
 
 def cases(
-    architectures: tuple[str, ...] = tuple(TARGETS), blocks: tuple[int, ...] = (128,), features: tuple[str, ...] = ()
+    architectures: tuple[str, ...] = tuple(TARGETS),
+    blocks: tuple[int, ...] = (128,),
+    features: tuple[str, ...] = (),
+    cut: bool = False,
 ) -> Iterator[Case]:
     """Every committed launch with square blocks of these sizes, each distinct program once."""
     seen = set()
-    for (architecture, D, dtype_class), row in TABLE.items():
-        launches = row._asdict() | (
-            FEATURED.get((architecture, D, dtype_class), {}) if set(features) - {"sinks"} else {}
-        )
-        for kernel, launch in launches.items():
+    for architecture, D, dtype_class in TABLE:
+        launches = committed((architecture, D, dtype_class), bool(set(features) - {"sinks"}), cut)
+        for kernel, launch in launches._asdict().items():
             for block in blocks:
-                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features)
+                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
                 if architecture in architectures and case not in seen:
                     seen.add(case)
                     yield case
@@ -94,6 +103,7 @@ def compile_case(case: Case) -> Any:
     }
     kernel = KERNELS[case.kernel]
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
+    off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
     return _compile(kernel, constants, case, at.warps, at.stages)
 
@@ -103,6 +113,14 @@ def compile_prepare(case: Case) -> Any:
     step = min(case.block[0], 64)
     constants = {"UNIT": 8, "DV": case.DV, "DVP": padded(case.DV), "BM": step}
     return _compile(prepare_kernel, constants, case, 4, 1)
+
+
+def compile_merges(case: Case) -> Iterator[Any]:
+    """The compiled kernels that put the pieces of lines together, for the shapes of a case."""
+    constants: dict[str, Any] = {"D": case.DV, "DP": padded(case.DV), "BL": case.block[0], "BM": STEP}
+    without_sinks = {} if "sinks" in case.features else {"sinks_ptr": None}
+    yield _compile(outputs_kernel, constants | without_sinks, case, 4, 1)
+    yield _compile(sums_kernel, constants, case, 4, 1)
 
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
@@ -147,7 +165,7 @@ def line(case: Case, used: Resources) -> str:
     at = case.launch.within(case.block)
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
-        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {'+'.join(case.features)} | "
+        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {'+'.join(case.features)}{' cut' * case.cut} | "
         f"registers {used.registers:3} spilled {used.spilled:4} shared {used.shared / 1024:5.1f}K"
         f"{'' if used.fits(case.architecture) else '  DOES NOT FIT'}"
     )
@@ -156,10 +174,11 @@ def line(case: Case, used: Resources) -> str:
 def main(arguments: list[str]) -> int:
     """Print the report for some architectures and square blocks, or for all; 1 if something spills or does not fit."""
     features = tuple(FEATURES) if "features" in arguments else ()
-    architectures = tuple(a for a in arguments if not a.isdigit() and a != "features")
+    cut = "cut" in arguments
+    architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "cut"))
     blocks = tuple(int(a) for a in arguments if a.isdigit())
     bad = 0
-    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features):
+    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, cut):
         used = resources(compile_case(case))
         bad += not used.fits(case.architecture)
         print(line(case, used), flush=True)

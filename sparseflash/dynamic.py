@@ -228,4 +228,6 @@ def _side(spans: torch.Tensor, others: torch.Tensor, letters: torch.Tensor) -> S
     tile = F.pad((letters - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
     weight = spans[..., 3] - spans[..., 0]
     order = weight.argsort(dim=1, descending=True, stable=True)
-    return Side(spans.int(), entries, entries, tile.int(), order.int())
+    patterns = spans.shape[0]  # how many pieces there are is unknown on the host: none
+    work, merges = (spans.new_empty((patterns, 0, fields), dtype=torch.int32) for fields in (6, 3))
+    return Side(spans.int(), entries, entries, tile.int(), order.int(), work, merges)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,12 +17,28 @@ Ints = NDArray[np.int64]
 
 HEAVY = 2  # times the mean, past which a line is cut
 SHORTEST_PIECE = 16  # blocks; cutting costs a write and a read of a block of partial results
+SHARES = 2048  # no piece need be less than this part of all blocks: many times the programs that any GPU runs at once
+WORKERS = 132  # programs at once on an H100 or H200: one a multiprocessor
 
 
 def weights(spans: Ints) -> Ints:
     """Blocks of each line: [..., 4] spans (starts and stops of FULL and PARTIAL entries) to [...]."""
     counts: Ints = spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]
     return counts
+
+
+def cuts(weight: Ints) -> Ints:
+    """Into how many pieces each line is cut, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
+
+    Example:
+        >>> import numpy as np
+        >>> cuts(np.array([3] * 39 + [32])).tolist()[-2:]
+        [1, 2]
+    """
+    total, lines = weight.sum(-1, keepdims=True), weight.shape[-1]
+    limit = np.maximum(-(-total * max(HEAVY * SHARES, lines) // (lines * SHARES)), SHORTEST_PIECE)
+    pieces: Ints = np.maximum(-(-weight // limit), 1)
+    return pieces
 
 
 def deal(spans: Ints) -> tuple[Ints, Ints]:
@@ -51,13 +68,8 @@ def deal(spans: Ints) -> tuple[Ints, Ints]:
 
 
 def _deal_one(spans: Ints) -> tuple[Ints, Ints]:
-    weight = weights(spans)
-    limit = max(SHORTEST_PIECE, int(np.ceil(HEAVY * weight.mean())))
-    pieces = np.maximum(-(-weight // limit), 1)
-    line = np.repeat(np.arange(len(spans)), pieces)
-    first = np.cumsum(pieces) - pieces
-    number = np.arange(line.size) - first[line]
-    low, high = weight[line] * number // pieces[line], weight[line] * (number + 1) // pieces[line]
+    pieces = cuts(weights(spans))
+    line, low, high = _shares(weights(spans), pieces)
     full_start, full_stop, partial_start, _ = spans[line].T
     full = full_stop - full_start
     cut = pieces[line] > 1
@@ -70,9 +82,28 @@ def _deal_one(spans: Ints) -> tuple[Ints, Ints]:
         axis=1,
     )
     cut_lines = np.flatnonzero(pieces > 1)
-    begin = slot[first[cut_lines]]
-    merges = np.stack([cut_lines, begin, begin + pieces[cut_lines]], axis=1)
+    end = np.cumsum(pieces[cut_lines])
+    merges = np.stack([cut_lines, end - pieces[cut_lines], end], axis=1)
     return work[np.argsort(low - high, kind="stable")], merges
+
+
+def _shares(weight: Ints, pieces: Ints) -> tuple[Ints, Ints, Ints]:
+    """For each piece its line, and where it starts and stops among the entries of that line."""
+    line = np.repeat(np.arange(weight.size), pieces)
+    number = np.arange(line.size) - (np.cumsum(pieces) - pieces)[line]
+    return line, weight[line] * number // pieces[line], weight[line] * (number + 1) // pieces[line]
+
+
+def piece_sizes(weight: Ints) -> Ints:
+    """Blocks that each program walks, heaviest first; weight int64 [n]: blocks of each line.
+
+    Example:
+        >>> import numpy as np
+        >>> piece_sizes(np.array([1, 32, *[1] * 38]))[:4].tolist()
+        [16, 16, 1, 1]
+    """
+    _, low, high = _shares(weight, cuts(weight))
+    return np.sort(high - low)[::-1]
 
 
 def _stacked(parts: list[Ints]) -> Ints:
@@ -80,6 +111,35 @@ def _stacked(parts: list[Ints]) -> Ints:
     longest = max(len(part) for part in parts)
     filled = [np.pad(part, ((0, longest - len(part)), (0, 0)), constant_values=-1) for part in parts]
     return np.stack(filled)
+
+
+class Balance(NamedTuple):
+    """What cutting heavy lines does for the programs that wait for each other."""
+
+    workers: int  # programs that run at once
+    longest: int  # blocks of the heaviest line
+    pieces: int  # that it is cut into
+    longest_piece: int  # blocks of the heaviest piece of any line
+    busiest_before: int  # blocks that the busiest worker walks when lines are whole
+    busiest: int  # and when they are cut
+
+
+def balance(weight: Ints, workers: int = WORKERS) -> Balance | None:
+    """What cutting does for lines of these weights [n] in one head; None when no line is cut.
+
+    Example:
+        >>> import numpy as np
+        >>> print(balance(np.array([512, *[12] * 511]), workers=132))  # doctest: +NORMALIZE_WHITESPACE
+        Balance(workers=132, longest=512, pieces=20, longest_piece=26, busiest_before=512, busiest=60)
+    """
+    pieces = cuts(weight)
+    if (pieces == 1).all():
+        return None
+    whole, sizes = np.sort(weight)[::-1].tolist(), piece_sizes(weight).tolist()
+    heaviest = int(weight.argmax())
+    return Balance(
+        *(workers, whole[0], int(pieces[heaviest]), sizes[0], makespan(whole, workers), makespan(sizes, workers))
+    )
 
 
 def makespan(pieces: Iterable[int], workers: int) -> int:

@@ -17,6 +17,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import positions
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import Words
+from sparseflash.schedule import cuts, deal, weights
 
 # Kernels load the next block's index while they work on the current one; reading past the end must be harmless.
 READ_AHEAD = 4
@@ -181,13 +182,19 @@ def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
     letter = np.repeat(runs.letter[partial], length[partial])
     if spans.max(initial=0) > np.iinfo(np.int32).max - READ_AHEAD:
         raise ValueError(f"a table of {int(spans.max()):,} entries is past what int32 can index")
-    weight = (spans[:, 1] - spans[:, 0] + spans[:, 3] - spans[:, 2]).reshape(patterns, -1)
+    by_pattern = spans.reshape(patterns, -1, 4)
+    weight = weights(by_pattern)
+    work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
+    if (cuts(weight) > 1).any():
+        work, merges = deal(by_pattern)
     return Side(
-        spans=tensor(spans.reshape(patterns, -1, 4), device),
+        spans=tensor(by_pattern, device),
         full=tensor(_padded(np.concatenate([common, full])), device),
         partial=tensor(_padded(masked), device),
         tile=tensor(_padded(letter - FIRST_TILE), device),
         order=tensor(np.argsort(-weight, axis=1, kind="stable"), device),
+        work=tensor(work, device),
+        merges=tensor(merges, device),
     )
 
 

@@ -16,6 +16,7 @@ from sparseflash.kernels.layout import Side
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
+from tests.pieces import lookup_in_pieces
 from tests.strategies import Shape, expressions, named_leaves, per_head, per_sample, shapes
 
 
@@ -113,6 +114,35 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
         assert (in_order[:, 1:] <= in_order[:, :-1]).all(), "heavy lines are not first"
         lines = torch.arange(side.order.shape[1], dtype=torch.int32)
         assert torch.equal(side.order.sort(1).values, lines.expand_as(side.order))
+
+
+@given(expressions() | per_head(2), shapes())
+def test_law_4_pieces_hold_the_entries_of_their_lines(pattern: Pattern, shape: Shape) -> None:
+    table = lookup_in_pieces(shape.compile(pattern))
+    for side in (table.rows, table.columns):
+        if side.work.shape[1] == 0:
+            assert side.slots == 0
+            assert side.merges.shape[1] == 0
+            continue
+        everything = (x.tolist() for x in (side.spans, side.work, side.merges))
+        for p, (lines, items, merges) in enumerate(zip(*everything, strict=True)):
+            owner = {slot: line for line, first, stop in merges if line >= 0 for slot in range(first, stop)}
+            assert max(owner, default=-1) < side.slots
+            found: list[tuple[int, int, int]] = []
+            reached: dict[int, int] = {}
+            for line, a, b, c, d, slot in sorted(items, key=lambda item: item[5]):
+                if line < 0:
+                    continue
+                assert owner.pop(slot, -1) == (line if slot >= 0 else -1), "a piece that nobody merges"
+                found += [(line, int(side.full[i]), FULL) for i in range(a, b)]
+                found += [(line, int(side.partial[i]), FIRST_TILE + int(side.tile[i])) for i in range(c, d)]
+                # The backward pass reads where a piece starts and stops off its spans: they may have no gaps.
+                start, _, middle, _ = lines[line]
+                assert reached.get(line, 0) == a - start + c - middle
+                reached[line] = b - start + d - middle
+            assert not owner, "a slot that nobody writes"
+            assert len(found) == len(set(found)), "a block is walked twice"
+            assert set(found) == entries(side, p)
 
 
 @given(expressions(named_leaves) | per_head(2, named_leaves) | per_sample(named_leaves))

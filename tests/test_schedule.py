@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
-from sparseflash.schedule import HEAVY, SHORTEST_PIECE, deal, makespan, weights
+from sparseflash.schedule import HEAVY, SHARES, SHORTEST_PIECE, balance, deal, makespan, piece_sizes, weights
 from sparseflash.tables import lookup
 
 
@@ -67,6 +67,31 @@ def test_global_tokens_no_longer_set_the_time() -> None:
         ideal = sum(whole) / 132
         assert makespan(whole, 132) == 512
         assert makespan(pieces, 132) < 1.5 * ideal
+
+
+def test_a_long_line_is_cut_no_finer_than_helps() -> None:
+    """At 4M tokens the row of the global tokens holds 32,768 blocks: thousands of pieces would take long to merge."""
+    mask = (P.local(512) | P.global_tokens(64)).compile(1 << 22)
+    table = lookup(mask)
+    for side in (table.rows, table.columns):
+        assert 132 < side.slots <= SHARES
+        pieces = weights(side.work[0, :, 1:5].numpy().astype(np.int64)).tolist()
+        assert makespan(pieces, 132) < 1.05 * sum(pieces) / 132
+
+
+@given(spans())
+def test_balance_agrees_with_the_deal(table: np.ndarray) -> None:
+    work, merges = deal(table)
+    found = balance(weights(table[0]), workers=3)
+    pieces = weights(work[0, work[0, :, 0] >= 0, 1:5])
+    if (merges[0, :, 0] < 0).all():
+        assert found is None
+        return
+    assert found is not None
+    assert piece_sizes(weights(table[0])).tolist() == pieces.tolist()
+    assert (found.longest_piece, found.busiest) == (pieces.max(), makespan(pieces, 3))
+    counts = merges[0, :, 2] - merges[0, :, 1]
+    assert found.pieces == counts[merges[0, :, 0] == weights(table[0]).argmax()]
 
 
 def test_dense_and_causal_tables_are_not_cut() -> None:

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from sparseflash.cli.errors import block_size
 from sparseflash.patterns import BlockMask, parse
+from sparseflash.schedule import balance
 
 BINS = 8
 HEAVIEST = 5
@@ -93,6 +94,8 @@ def figures(mask: BlockMask) -> dict[str, Any]:
     bins = min(BINS, int(counts.max() - counts.min()) + 1)
     histogram, edges = np.histogram(counts, bins=bins, range=(counts.min() - 0.5, counts.max() + 0.5))
     heaviest = np.argsort(-counts, kind="stable")[:HEAVIEST]
+    heaviest_mask = mask.row_counts[mask.row_counts.max(axis=1).argmax()]
+    shared = balance(heaviest_mask)
     return {
         "shape": list(mask.shape),
         "block": list(mask.block),
@@ -116,8 +119,18 @@ def figures(mask: BlockMask) -> dict[str, Any]:
             "heaviest": [
                 {"mask": int(row // rows), "row": int(row % rows), "blocks": int(counts[row])} for row in heaviest
             ],
+            "cut": None if shared is None else shared._asdict(),
         },
     }
+
+
+def in_words(cut: dict[str, int]) -> str:
+    """What cutting heavy rows does, as a sentence."""
+    return (
+        f"longest row of {cut['longest']:,} blocks in {cut['pieces']:,} pieces, none over {cut['longest_piece']:,}; "
+        f"of {cut['workers']} programs on one head the busiest walks {cut['busiest']:,} blocks, not "
+        f"{cut['busiest_before']:,}"
+    )
 
 
 def show(measured: dict[str, Any], console: Console) -> None:
@@ -148,6 +161,8 @@ def show(measured: dict[str, Any], console: Console) -> None:
         for row in rows["heaviest"]
     )
     table.add_row("heaviest rows", heaviest)
+    if rows["cut"] is not None:
+        table.add_row("heavy rows cut", in_words(rows["cut"]))
     table.add_row("compiled in", f"{measured['compile_seconds'] * 1000:.1f} ms")
     if measured["advice"] is not None:
         table.add_row("hint", measured["advice"])

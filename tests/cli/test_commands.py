@@ -134,6 +134,20 @@ def test_show_as_json() -> None:
     assert found["row_blocks"]["heaviest"][0] == {"mask": 0, "row": 7, "blocks": 20}
 
 
+def test_show_tells_how_heavy_rows_are_cut() -> None:
+    command = ["show", "per_head(local(512), local(512) | global_tokens(64))", "--seq-len", 65536]
+    cut = json.loads(invoke(*command, "--json").stdout)["row_blocks"]["cut"]
+    assert (cut["longest"], cut["busiest_before"]) == (512, 512)
+    assert cut["pieces"] * cut["longest_piece"] >= 512
+    assert cut["busiest"] < 60
+    told = " ".join(invoke(*command).stdout.split())
+    assert f"row of 512 blocks in {cut['pieces']} pieces, none over {cut['longest_piece']};" in told
+    assert f"walks {cut['busiest']} blocks, not 512" in told
+    whole = ["show", "causal()", "--seq-len", 65536]
+    assert json.loads(invoke(*whole, "--json").stdout)["row_blocks"]["cut"] is None
+    assert "heavy rows cut" not in invoke(*whole).stdout
+
+
 def test_show_per_head_counts_distinct_masks() -> None:
     result = invoke("show", "per_head(causal(), local(3), causal())", "--seq-len", 512, "--json")
     assert json.loads(result.stdout)["masks"] == 2

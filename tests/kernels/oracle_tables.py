@@ -11,6 +11,7 @@ import torch
 from sparseflash.kernels.layout import Side, Tiles
 
 Mask = npt.NDArray[np.bool_]
+Items = list[tuple[int, ...]]
 
 
 class Tables(NamedTuple):
@@ -23,8 +24,11 @@ class Tables(NamedTuple):
     block: tuple[int, int]
 
 
-def _side(letters: npt.NDArray[np.int64]) -> Side:
-    """The side whose lines are the second axis of letters [P, lines, others]: 0 empty, 1 full, 2 + t tile t."""
+def _side(letters: npt.NDArray[np.int64], longest: int | None) -> Side:
+    """The side whose lines are the second axis of letters [P, lines, others]: 0 empty, 1 full, 2 + t tile t.
+
+    Lines of more than `longest` blocks are cut into pieces of that many, the last one shorter.
+    """
     full: list[int] = []
     partial: list[int] = []
     tile: list[int] = []
@@ -42,12 +46,48 @@ def _side(letters: npt.NDArray[np.int64]) -> Side:
         order.append(sorted(range(len(lines)), key=lambda n, p=pattern: (-int((p[n] > 0).sum()), n)))  # type: ignore[misc]
     P, n = letters.shape[:2]
     int32 = torch.int32
+    work, merges = _pieces(spans, longest)
     return Side(
         torch.tensor(spans, dtype=int32).reshape(P, n, 4),
         torch.tensor(full, dtype=int32),
         torch.tensor(partial, dtype=int32),
         torch.tensor(tile, dtype=int32),
         torch.tensor(order, dtype=int32).reshape(P, n),
+        torch.tensor(work, dtype=int32).reshape(P, -1, 6),
+        torch.tensor(merges, dtype=int32).reshape(P, -1, 3),
+    )
+
+
+def _pieces(spans: list[list[tuple[int, int, int, int]]], longest: int | None) -> tuple[list[Items], list[Items]]:
+    """Work and merges of each pattern; empty when no line is cut."""
+    work: list[Items] = []
+    merges: list[Items] = []
+    for lines in spans:
+        items: Items = []
+        cut: Items = []
+        slots = 0
+        for number, (a, b, c, d) in enumerate(lines):
+            places = [(0, i) for i in range(a, b)] + [(1, i) for i in range(c, d)]
+            if longest is None or len(places) <= longest:
+                items.append((number, a, b, c, d, -1))
+                continue
+            before = slots
+            for start in range(0, len(places), longest):
+                piece = places[start : start + longest]
+                full, partial = ([i for kind, i in piece if kind == wanted] for wanted in (0, 1))
+                at_full = (full[0], full[-1] + 1) if full else (b, b)
+                at_partial = (partial[0], partial[-1] + 1) if partial else (c, c)
+                items.append((number, *at_full, *at_partial, slots))
+                slots += 1
+            cut.append((number, before, slots))
+        work.append(sorted(items, key=lambda i: i[1] - i[2] + i[3] - i[4]))
+        merges.append(cut)
+    if not any(merges):
+        return [[] for _ in spans], [[] for _ in spans]
+    most, cuts = max(map(len, work)), max(map(len, merges))
+    return (
+        [items + [(-1,) * 6] * (most - len(items)) for items in work],
+        [cut + [(-1,) * 3] * (cuts - len(cut)) for cut in merges],
     )
 
 
@@ -65,6 +105,7 @@ def build(
     block: tuple[int, int],
     pattern_of: list[list[int]],  # [B or 1][Hq or 1]
     all_partial: bool = False,  # list FULL blocks as PARTIAL ones
+    longest: int | None = None,  # blocks past which lines are cut
 ) -> Tables:
     """Tables of P dense masks."""
     BQ, BK = block
@@ -88,8 +129,8 @@ def build(
     bits = [[_words(row) for row in tile] for tile in tiles]
     seen_keys = [_words(tile.any(axis=0).reshape(-1)) for tile in tiles]
     return Tables(
-        _side(letters),
-        _side(letters.transpose(0, 2, 1)),
+        _side(letters, longest),
+        _side(letters.transpose(0, 2, 1), longest),
         Tiles(
             torch.tensor(bits, dtype=torch.int32).reshape(len(tiles), BQ, W),
             torch.tensor(seen_keys, dtype=torch.int32).reshape(len(tiles), W),

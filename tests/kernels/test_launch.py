@@ -8,7 +8,17 @@ import sys
 import pytest
 import torch
 
-from sparseflash.kernels.launch import FEATURED, INTERPRETER, SHARED_MEMORY, TABLE, Launch, configuration, family
+from sparseflash.kernels.launch import (
+    FEATURED,
+    INTERPRETER,
+    PIECES,
+    SHARED_MEMORY,
+    TABLE,
+    Launch,
+    committed,
+    configuration,
+    family,
+)
 
 HEAD_DIMS = (32, 64, 128, 256)
 
@@ -29,7 +39,19 @@ def test_replacements_for_features_replace_something() -> None:
             assert launch != getattr(TABLE[key], kernel)
 
 
-COMMITTED = {launch for row in (*TABLE.values(), *(row.values() for row in FEATURED.values())) for launch in row}
+def test_launches_for_pieces_replace_only_themselves() -> None:
+    for key, launches in PIECES.items():
+        for featured in (False, True):
+            whole, cut = committed(key, featured, False)._asdict(), committed(key, featured, True)._asdict()
+            assert cut == whole | launches
+        assert any(launch != getattr(TABLE[key], kernel) for kernel, launch in launches.items())
+
+
+COMMITTED = {
+    launch
+    for row in (*TABLE.values(), *(row.values() for row in (*FEATURED.values(), *PIECES.values())))
+    for launch in row
+}
 
 
 @pytest.mark.parametrize("launch", sorted(COMMITTED), ids=str)

@@ -11,13 +11,14 @@ import re
 
 import pytest
 
-from sparseflash.kernels.launch import FEATURED, TABLE
+from sparseflash.kernels.launch import FEATURED, PIECES, TABLE
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
 from sparseflash.kernels import triton_report as report
 from sparseflash.kernels.triton_backward import prepare_kernel
+from sparseflash.kernels.triton_merge import outputs_kernel, sums_kernel
 
 ALL = tuple(report.FEATURES)
 
@@ -68,14 +69,39 @@ def test_launches_fit_with_one_feature_on(feature: str) -> None:
             assert need.fits("sm_90"), report.line(case, need)
 
 
+@pytest.mark.parametrize("architecture", report.TARGETS)
+def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
+    """Plain on sm_90 at head dims 64 and 128; elsewhere those that were replaced, with every feature on."""
+    if architecture == "sm_90":
+        cases = [c for c in report.cases((architecture,), cut=True) if c.dtype == "bf16" and c.D in (64, 128)]
+    else:
+        cases = [c for c in report.cases((architecture,), features=ALL, cut=True) if c.dtype == "bf16"]
+        cases = [c for c in cases if c.kernel in PIECES.get((architecture, c.D, "half"), {})]
+    assert cases
+    used = {case: report.resources(report.compile_case(case)) for case in cases}
+    table = "\n".join(report.line(case, need) for case, need in used.items())
+    assert all(need.fits(architecture) for need in used.values()), table
+
+
+@pytest.mark.parametrize("architecture", report.TARGETS)
+def test_the_kernels_that_put_pieces_together_fit(architecture: str) -> None:
+    for D in (72, 256):
+        launch = TABLE[architecture, 256, "half"].forward
+        case = report.Case(architecture, "forward", D, D, "bf16", (128, 128), launch, ("sinks",), cut=True)
+        for merging in report.compile_merges(case):
+            assert report.resources(merging).fits(architecture), report.resources(merging)
+
+
 def test_the_small_kernel_before_the_backward_fits() -> None:
     case = next(report.cases(("sm_90",)))
     assert report.resources(report.compile_prepare(case)).fits("sm_90")
 
 
+@pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
 @pytest.mark.parametrize("kernel", report.KERNELS)
-def test_loads_stay_in_flight_and_products_are_asynchronous(kernel: str) -> None:
-    case = next(c for c in report.cases(("sm_90",)) if c.kernel == kernel and c.D == 64 and c.dtype == "bf16")
+def test_loads_stay_in_flight_and_products_are_asynchronous(kernel: str, cut: bool) -> None:
+    cases = report.cases(("sm_90",), cut=cut)
+    case = next(c for c in cases if c.kernel == kernel and c.D == 64 and c.dtype == "bf16")
     compiled = report.compile_case(case)
     waits = []
     depth = 0
@@ -91,7 +117,9 @@ def test_loads_stay_in_flight_and_products_are_asynchronous(kernel: str) -> None
     assert sass.count("HGMMA") > 2 * sass.count("WARPGROUP.DEPBAR")
 
 
-@pytest.mark.parametrize("kernel", [*report.KERNELS.values(), prepare_kernel], ids=lambda k: k.__name__)
+@pytest.mark.parametrize(
+    "kernel", [*report.KERNELS.values(), prepare_kernel, outputs_kernel, sums_kernel], ids=lambda k: k.__name__
+)
 def test_no_run_time_argument_is_specialised_by_value(kernel: object) -> None:
     for parameter in kernel.params:  # type: ignore[attr-defined]
         if not parameter.is_constexpr and not parameter.name.endswith("_ptr"):

@@ -52,11 +52,12 @@ class Problem:
     transposed: bool = False  # tensors lie in memory as [B, N, H, D]
     with_dlse: bool = True
     all_partial: bool = False
+    longest: int | None = None  # blocks past which lines are cut into pieces
     seed: int = 0
 
     def tables(self) -> Tables:
         """The lookup tables of the masks, on the device."""
-        t = build(self.mask, self.block, self.pattern_of, self.all_partial)
+        t = build(self.mask, self.block, self.pattern_of, self.all_partial, self.longest)
         rows, columns = (type(s)(*(x.to(DEVICE) for x in s)) for s in (t.rows, t.columns))
         tiles = type(t.tiles)(*(x.to(DEVICE) for x in t.tiles))
         return Tables(rows, columns, tiles, t.pattern_of.to(DEVICE), t.block)

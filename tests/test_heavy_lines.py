@@ -1,0 +1,126 @@
+"""Lines far above the mean, dealt to programs in pieces, give the same attention.
+
+Like the attention laws this runs on the CPU backend, which walks such lines whole, and again on the Triton kernels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+from unittest import mock
+
+import pytest
+import torch
+
+import sparseflash as sf
+from sparseflash import patterns as P
+from sparseflash.patterns import BlockMask
+from tests.oracle import Case, Features, check, ours, random_case, random_features
+from tests.pieces import lookup_in_pieces
+
+BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
+DEVICE = "cuda" if BACKEND == "triton" and torch.cuda.is_available() else "cpu"
+LENGTH = 100
+HEAVY = P.local(9) | P.global_tokens((40, 41))  # the lines of the global tokens hold 7 blocks, others 3 or 4
+BLIND = HEAVY - P.global_tokens((35, 37, 40))  # and of these three tokens not one pair is left
+
+
+def case_of(mask: BlockMask, heads: int = 1, group: int = 1, **features: Any) -> Case:
+    batch = mask.pattern_of.shape[0]
+    return random_features(random_case(1, batch, heads, group, *mask.shape, 16, 24, torch.float32), 1, **features)
+
+
+def in_pieces(case: Case, mask: BlockMask) -> list[torch.Tensor]:
+    """Attention with lines cut, in memory that holds NaN."""
+    table = lookup_in_pieces(mask, DEVICE)
+    assert min(table.rows.slots, table.columns.slots) > 1, "no line is cut"
+    empty: Callable[..., torch.Tensor] = torch.empty
+
+    def nan(*args: Any, **kwargs: Any) -> torch.Tensor:
+        x = empty(*args, **kwargs)
+        return x.fill_(float("nan")) if x.is_floating_point() else x
+
+    with mock.patch.object(torch, "empty", nan):
+        return ours(case, table, BACKEND)
+
+
+ON: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "sinks": {"sinks": 1.0},
+    "dropout": {"dropout_p": 0.3},
+    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3},
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "on"), [(HEAVY, {}), *((BLIND, on) for on in ON.values())], ids=["heavy", *(f"blind, {n}" for n in ON)]
+)
+def test_pieces_give_masked_dense_attention(pattern: P.Pattern, on: dict[str, Any]) -> None:
+    mask = pattern.compile(LENGTH, block=16)
+    case = case_of(mask, **on)
+    check(case, torch.from_numpy(mask.to_dense()), in_pieces(case, mask))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [P.per_head(P.local(20), HEAVY, P.full(), BLIND), P.per_sample(BLIND, P.full())],
+    ids=["by head", "by sample"],
+)
+def test_heads_and_samples_of_which_some_are_cut(pattern: P.Pattern) -> None:
+    mask = pattern.compile((70, 80), block=16, q_offset=0)
+    assert (lookup_in_pieces(mask).rows.merges[:, :, 0] < 0).all(1).any(), "every pattern is cut"
+    case = case_of(mask, heads=2, group=2, sinks=1.0, dropout_p=0.2) if "head" in str(pattern) else case_of(mask)
+    check(case, torch.from_numpy(mask.to_dense()), in_pieces(case, mask))
+
+
+def test_a_rerun_is_bitwise_equal_and_whole_lines_agree() -> None:
+    mask = BLIND.compile(LENGTH, block=16)
+    case = case_of(mask, **ON["all"])
+    first, again = in_pieces(case, mask), in_pieces(case, mask)
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a, b), "a rerun differs"
+    whole = sf.lookup(mask, DEVICE)
+    assert whole.rows.slots == whole.columns.slots == 0
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, whole, BACKEND))
+
+
+@pytest.mark.parametrize("sink", [-torch.inf, -1000.0, 1000.0])
+def test_sinks_far_from_every_score(sink: float) -> None:
+    mask = BLIND.compile(70, block=16)
+    case = case_of(mask)
+    far = dataclasses.replace(case, features=Features(sinks=torch.tensor([sink])))
+    results = in_pieces(far, mask)
+    assert not any(torch.isnan(r).any() for r in results)
+    if sink == -torch.inf:
+        assert all(torch.equal(a, b) for a, b in zip(in_pieces(case, mask), results[:5], strict=True))
+    else:
+        check(far, torch.from_numpy(mask.to_dense()), results)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+def test_pieces_travel_through_a_compiled_graph() -> None:
+    torch._dynamo.reset()
+    mask = HEAVY.compile(60, block=16)
+    case, table = case_of(mask), lookup_in_pieces(mask, DEVICE)
+    q, k, v = (x.detach().to(DEVICE).requires_grad_() for x in (case.q, case.k, case.v))
+
+    def layer(q: torch.Tensor, table: sf.LookupTable) -> torch.Tensor:
+        return sf.attention(q, k, v, table, backend=BACKEND)
+
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (layer, compiled):
+        out = function(q, table)
+        results.append([out, *torch.autograd.grad(out.sum(), (q, k, v))])
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_pieces_count_as_bytes() -> None:
+    mask = HEAVY.compile(LENGTH, block=16)
+    table, whole = lookup_in_pieces(mask), sf.lookup(mask)
+    sizes = [side.work.nbytes + side.merges.nbytes for side in (table.rows, table.columns)]
+    assert min(sizes) > 0
+    assert table.nbytes == whole.nbytes + sum(sizes)
