@@ -1,7 +1,8 @@
-"""Attention over lookup tables on a CPU, forward and backward, with torch's batched matrix products.
+"""Attention over lookup tables on a CPU, forward and backward: with torch's flash kernel or batched matrix products.
 
-Block rows with equally many blocks are taken together: their key blocks are gathered, multiplied and reduced as one
-batch, a few megabytes at a time. Long rows are walked in several steps with an online softmax.
+Scores that take nothing but a scale go to `cpu_fused`. Here is what softcap, ALiBi and dropout need: block rows with
+equally many blocks are taken together, and their key blocks are gathered, multiplied and reduced as one batch, a few
+megabytes at a time. Long rows are walked in several steps with an online softmax.
 
 Shape legend: H query heads of all samples that share a pattern, R block rows, E entries (key blocks) a row in this
 step, BQ x BK tokens a block, D head dim of q and k, V head dim of v.
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from sparseflash.kernels import cpu_fused
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.cpu_score import Shaping
 from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
@@ -48,6 +50,11 @@ def forward(
     sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
+    if _fused(score):
+        out, lse = cpu_fused.forward(q, k, v, rows, tiles, pattern_of, block, score.scale)
+        if sinks is not None:
+            out *= sink_logits.share(lse, sinks).unsqueeze(-1)
+        return out, lse
     operands = _Operands(q, k, v, block, score.scale)
     shaping = Shaping(score, operands.batch, operands.q_heads, block)
     masks = _Masks(tiles, block, clean=not operands.finite)
@@ -105,6 +112,8 @@ def backward(
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
+    if _fused(score):
+        return cpu_fused.backward(dout, dlse, q, k, v, out, lse, rows, tiles, pattern_of, block, score.scale)
     operands = _Operands(q, k, v, block, score.scale)
     shaping = Shaping(score, operands.batch, operands.q_heads, block)
     masks = _Masks(tiles, block, clean=not operands.finite)
@@ -146,6 +155,11 @@ def backward(
     if score.seed is not None:
         dv *= shaping.retained
     return operands.queries(dq).to(q.dtype), operands.keys(dk).to(k.dtype), operands.keys(dv).to(v.dtype)
+
+
+def _fused(score: Score) -> bool:
+    """Whether torch's own kernel can do it."""
+    return cpu_fused.AVAILABLE and not score.featured
 
 
 class _Operands:
