@@ -9,9 +9,10 @@ Letters: 0 EMPTY (never stored), 1 FULL, t >= 2 PARTIAL with tile ``t - 2``.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,8 @@ from scipy.sparse import csr_array
 from sparseflash.patterns.intervals import Ints, positions, split, union
 
 EMPTY, FULL, FIRST_TILE = 0, 1, 2
+
+RUNS_AT_ONCE = 1 << 16
 
 AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
@@ -127,41 +130,61 @@ class Runs:
         padded = (stacked * (n + 1), m)  # one empty row below each matrix ends its vertical runs
         shift = self.row // n * m if stacked > 1 else 0
         here, above = self._shifted(shift, padded), self._shifted(shift + m, padded)
-        segment = Segments(here, above)
-        differs = np.flatnonzero(segment.a != segment.b)
-        start, stop, letter = segment.start[differs], segment.stop[differs], segment.a[differs]
-        length = stop - start
-        row, col = split(positions(start, stop), m)
-        if stacked > 1:
-            col += row // (n + 1) * m
+        index = np.int32 if max(padded[0], stacked * m) < 1 << 31 else np.int64
+        changed = []
+        for some in segments(here, above):
+            differs = np.flatnonzero(some.a != some.b)
+            start, stop = some.start[differs], some.stop[differs]
+            row, col = split(positions(start, stop), m)
+            if stacked > 1:
+                col += row // (n + 1) * m
+            changed.append((row.astype(index), col.astype(index), np.repeat(some.a[differs], stop - start)))
+        del here, above
+        row, col, letters = (np.concatenate(part) for part in zip(*changed, strict=True))
+        del changed
         # Turning rows into columns is one counting sort, which scipy has.
         begin = np.concatenate([[0], np.cumsum(np.bincount(row, minlength=padded[0]))])
-        changes = csr_array((np.repeat(letter, length), col, begin), shape=(padded[0], stacked * m)).tocsc()
-        line = np.repeat(np.arange(stacked * m, dtype=np.int64), np.diff(changes.indptr))
-        row, letters = changes.indices.astype(np.int64) % (n + 1), changes.data
-        begins = np.flatnonzero(letters != EMPTY)
-        return Runs((stacked * m, n), (line * n + row)[begins], (line * n)[begins] + row[begins + 1], letters[begins])
+        changes = csr_array((letters, col, begin), shape=(padded[0], stacked * m)).tocsc()
+        del row, col, letters
+        begins = np.flatnonzero(changes.data != EMPTY)
+        line = np.repeat(np.arange(stacked * m, dtype=index), np.diff(changes.indptr))[begins].astype(np.int64) * n
+        row = changes.indices % index(n + 1)
+        return Runs((stacked * m, n), line + row[begins], line + row[begins + 1], changes.data[begins])
 
     def _shifted(self, shift: Ints | int, shape: tuple[int, int]) -> Runs:
         return Runs(shape, self.start + shift, self.stop + shift, self.letter)
 
 
-class Segments:
+class Segments(NamedTuple):
     """The common refinement of two matrices: stretches on which both have one letter."""
 
-    def __init__(self, a: Runs, b: Runs) -> None:
-        events = np.concatenate([a.start, a.stop, b.start, b.stop])
-        order = np.argsort(events, kind="stable")  # merges sorted stretches, of which there are four
-        bounds = events[order]
-        ends = np.flatnonzero(np.append(bounds[1:] != bounds[:-1], True)[: bounds.size])  # last events of positions
-        bounds = bounds[ends]
-        self.start, self.stop = bounds[:-1], bounds[1:]
-        # Runs of one matrix do not overlap: the letter here is the sum of those begun less those ended. One sum
-        # carries both letters, a in the lower half and b in the upper one.
-        high = b.letter.astype(np.int64) << 32
-        steps = np.concatenate([a.letter, -a.letter, high, -high])
-        both = np.cumsum(steps[order])[ends][:-1]
-        self.a, self.b = (both & 0xFFFFFFFF).astype(np.int32), (both >> 32).astype(np.int32)
+    start: Ints
+    stop: Ints
+    a: NDArray[np.int32]
+    b: NDArray[np.int32]
+
+
+def segments(a: Runs, b: Runs) -> Iterator[Segments]:
+    """The refinement, some rows at a time: the arrays in between stay small enough to be used again."""
+    rows, cols = a.shape
+    portions = min(rows, -(-(len(a) + len(b)) // RUNS_AT_ONCE)) or 1
+    edges = np.arange(portions + 1) * rows // portions * cols
+    at_a, at_b = np.searchsorted(a.start, edges).tolist(), np.searchsorted(b.start, edges).tolist()
+    for p in range(portions):
+        yield _refined(a, slice(at_a[p], at_a[p + 1]), b, slice(at_b[p], at_b[p + 1]))
+
+
+def _refined(a: Runs, of_a: slice, b: Runs, of_b: slice) -> Segments:
+    events = np.concatenate([a.start[of_a], a.stop[of_a], b.start[of_b], b.stop[of_b]])
+    order = np.argsort(events, kind="stable")  # merges sorted stretches, of which there are four
+    bounds = events[order]
+    ends = np.flatnonzero(np.append(bounds[1:] != bounds[:-1], True)[: bounds.size])  # last events of positions
+    bounds = bounds[ends]
+    # Runs of one matrix do not overlap: the letter here is the sum of those begun less those ended. One sum carries
+    # both letters, a in the lower half and b in the upper one.
+    low, high = a.letter[of_a].astype(np.int64), b.letter[of_b].astype(np.int64) << 32
+    both = np.cumsum(np.concatenate([low, -low, high, -high])[order])[ends][:-1]
+    return Segments(bounds[:-1], bounds[1:], (both & 0xFFFFFFFF).astype(np.int32), (both >> 32).astype(np.int32))
 
 
 def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
@@ -169,7 +192,7 @@ def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
 
     Pair p stands for ``(letters_a[p], letters_b[p])``; each distinct pair appears once.
     """
-    segment = Segments(a, b)
+    segment = Segments(*(np.concatenate(part) for part in zip(*segments(a, b), strict=True)))
     width = int(b.letter.max(initial=1)) + 1
     code = segment.a.astype(np.int64) * width + segment.b
     pairs, index = distinct(code)

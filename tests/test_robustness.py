@@ -6,13 +6,18 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from scipy.sparse import coo_array
 
 from sparseflash import patterns as P
+from sparseflash.patterns import runs
+from tests.strategies import Shape, expressions, per_head, shapes
 
 
 @dataclass(frozen=True, repr=False)
@@ -97,6 +102,14 @@ def test_one_file_may_be_saved_by_many_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
     with pytest.raises(FileNotFoundError, match="no folder"):
         mask.save(tmp_path / "absent" / "m.safetensors")
+
+
+@given(expressions() | per_head(2), expressions(), shapes(300), st.integers(1, 40))
+def test_matrices_are_refined_in_portions(a: P.Pattern, b: P.Pattern, shape: Shape, at_once: int) -> None:
+    first, second = shape.compile(a), shape.compile(b)
+    whole = first & second, first - second, first.transposed()
+    with patch.object(runs, "RUNS_AT_ONCE", at_once):
+        assert (first & second, first - second, first.transposed()) == whole
 
 
 def test_documents_take_what_flash_attention_takes() -> None:
