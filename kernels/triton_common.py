@@ -198,3 +198,12 @@ def strides_in(unit: int, tensor: torch.Tensor) -> tuple[int, int, int]:
 def heads_together(bytes_per_head: int, heads: int, cache_bytes: int = 24 << 20) -> int:
     """How many heads to work on at a time so that what they reread stays in a GPU's L2 cache."""
     return max(1, min(heads, cache_bytes // max(1, bytes_per_head)))
+
+
+@triton.jit
+def exponential(x, NATURAL: tl.constexpr):
+    """exp(x), or exp2(x)."""
+    if NATURAL:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x)

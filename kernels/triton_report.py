@@ -20,7 +20,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from sparseflash.kernels.launch import SHARED_MEMORY, TABLE, Launch, committed
-from sparseflash.kernels.triton_backward import keys_kernel, prepare_kernel, queries_kernel
+from sparseflash.kernels.triton_backward import prepare_kernel
+from sparseflash.kernels.triton_backward_keys import keys_kernel
+from sparseflash.kernels.triton_backward_queries import queries_kernel
 from sparseflash.kernels.triton_common import padded
 from sparseflash.kernels.triton_forward import forward_kernel
 from sparseflash.kernels.triton_merge import STEP, outputs_kernel, sums_kernel
