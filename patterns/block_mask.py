@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from hashlib import blake2b
 from os import PathLike
 from typing import Any
 
@@ -15,6 +14,7 @@ from scipy.sparse import csr_array
 
 from sparseflash.patterns.canonical import canonical
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import FULL, Runs, frozen
 from sparseflash.patterns.tiles import Words, pack, unpack
 
@@ -80,8 +80,8 @@ class BlockMask:
     @cached_property
     def row_counts(self) -> NDArray[np.int64]:
         """Stored blocks of each block row, int64 [P, nQ]."""
-        counts = np.bincount(self.runs.row, weights=self.runs.length, minlength=self.runs.shape[0])
-        return frozen(counts.astype(np.int64).reshape(self.patterns, -1))
+        until = np.append(0, np.cumsum(self.runs.length))[self.runs.begin]
+        return frozen(np.diff(until).reshape(self.patterns, -1))
 
     @cached_property
     def nnz(self) -> int:
@@ -101,7 +101,9 @@ class BlockMask:
         in_tiles = np.bitwise_count(self.tiles).sum(axis=(1, 2), dtype=np.int64)
         per_letter = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
         letters = len(per_letter)
-        which = self.runs.row // self.grid_shape[0] * letters + self.runs.letter
+        which = self.runs.letter
+        if self.patterns > 1:
+            which = which + self.runs.row // self.grid_shape[0] * letters
         blocks = np.zeros((self.patterns, letters), np.int64)
         np.add.at(blocks.reshape(-1), which, self.runs.length)
         # Sums of Python ints: long sequences have more pairs than int64 counts.
@@ -142,7 +144,7 @@ class BlockMask:
         tiles = np.ascontiguousarray(unpack(self.tiles, self.block[1]).swapaxes(1, 2))
         g = self.grid
         grid = Grid(g.kv_len, g.q_len, g.bk, g.bq, -g.q_offset)
-        return BlockMask.canonical(grid, self.runs.transposed(self.patterns), pack(tiles), self.pattern_of)
+        return BlockMask.canonical(grid, transposed(self.runs, self.patterns), pack(tiles), self.pattern_of)
 
     def to_dense(self) -> NDArray[np.bool_]:
         """The token mask, bool [q_len, kv_len]; with leading [H] or [B, H] when per head or per sample.
@@ -283,19 +285,22 @@ class BlockMask:
 
         return from_dense(token_mask, block, q_offset)
 
-    @cached_property
-    def digest(self) -> bytes:
-        """16 bytes that identify the content."""
-        state = blake2b(repr((self.grid, self.pattern_of.shape)).encode(), digest_size=16)
-        for array in (self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles):
-            state.update(np.ascontiguousarray(array).tobytes())
-        return state.digest()
-
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, BlockMask) and self.digest == other.digest
+        return isinstance(other, BlockMask) and (
+            self is other or (self.grid == other.grid and all(map(np.array_equal, self._content, other._content)))
+        )
+
+    @cached_property
+    def _hash(self) -> int:
+        # Sums tell masks apart well enough for a dict, which compares the content of those that have the same ones.
+        return hash((self.grid, self.pattern_of.shape, *(int(array.sum()) for array in self._content)))
 
     def __hash__(self) -> int:
-        return hash(self.digest)
+        return self._hash
+
+    @property
+    def _content(self) -> tuple[NDArray[Any], ...]:
+        return self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles
 
     def _repr_png_(self) -> bytes:
         from sparseflash.patterns.notebook import png

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import lru_cache
 
 import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
+from sparseflash.patterns.runs import frozen
 from sparseflash.patterns.tiles import Words, pack
 
 
@@ -22,33 +24,23 @@ class Interval(Pattern):
         low, stop = self.bounds(q)
         return np.logical_and(k >= low, k < stop)
 
-    def _existing(self, q: Ints, grid: Grid) -> tuple[Ints, Ints]:
+    def existing(self, q: Ints, grid: Grid) -> tuple[Ints, Ints]:
+        """The bounds, cut to the keys that exist."""
         low, stop = self.bounds(q)
         return np.clip(low, 0, grid.kv_len), np.clip(stop, 0, grid.kv_len)
 
-    def _columns(self, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
-        """Per row: columns touched [a, b) and columns filled [c, d) inside them."""
-        rows = grid.all_rows()
-        first_low, first_stop = self._existing(grid.q_start(rows), grid)
-        last_low, last_stop = self._existing(grid.q_last(rows), grid)
-        a, b = first_low // grid.bk, -(-last_stop // grid.bk)
-        c = -(-last_low // grid.bk)
-        d = np.where(first_stop == grid.kv_len, grid.cols, first_stop // grid.bk)
-        empty = c >= d
-        return a, b, np.where(empty, b, c), np.where(empty, b, d)
-
     def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints]:
-        _, _, c, d = self._columns(grid)
+        _, _, c, d = _columns(self, grid)
         return grid.all_rows(), c, d
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
-        a, b, c, d = self._columns(grid)
-        rows = grid.all_rows()
-        return grid.expand(np.tile(rows, 2), np.concatenate([a, d]), np.concatenate([c, b]))
+        a, b, c, d = _columns(self, grid)
+        rows = np.repeat(grid.all_rows(), 2)
+        return grid.expand(rows, np.stack([a, d], axis=1).ravel(), np.stack([c, b], axis=1).ravel())
 
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
         q = grid.q_start(rows)[:, None] + np.arange(grid.bq)
-        low, stop = self._existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)
+        low, stop = self.existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)
         stop[q >= grid.q_offset + grid.q_len] = 0
         # Row n of this table has its first n bits set: keys [low, stop) of a block are a difference of two rows.
         below = pack(np.tri(grid.bk + 1, grid.bk, -1, dtype=bool))
@@ -56,6 +48,20 @@ class Interval(Pattern):
         low, stop = np.clip(low - first, 0, grid.bk), np.clip(stop - first, 0, grid.bk)
         words: Words = below[stop] & ~below[low]
         return words
+
+
+@lru_cache(maxsize=1)  # both methods that make compiling linear ask for it, one after the other
+def _columns(pattern: Interval, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
+    """Per row: columns touched [a, b) and columns filled [c, d) inside them."""
+    rows = grid.all_rows()
+    first_low, first_stop = pattern.existing(grid.q_start(rows), grid)
+    last_low, last_stop = pattern.existing(grid.q_last(rows), grid)
+    a, b = first_low // grid.bk, -(-last_stop // grid.bk)
+    c = -(-last_low // grid.bk)
+    d = np.where(first_stop == grid.kv_len, grid.cols, first_stop // grid.bk)
+    empty = c >= d
+    c, d = np.where(empty, b, c), np.where(empty, b, d)
+    return frozen(a), frozen(b), frozen(c), frozen(d)
 
 
 class Band(Interval):

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 Ints: TypeAlias = NDArray[np.int64]
+Index = TypeVar("Index", bound=np.signedinteger[Any])
 
 
 def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
     """Linear bounds of what column intervals ``[starts, stops)`` cover together: sorted, disjoint, each in one row."""
-    starts, stops = np.clip(starts, 0, shape[1]), np.clip(stops, 0, shape[1])
-    keep = (starts < stops) & (rows >= 0) & (rows < shape[0])
-    begin, end = (rows * shape[1] + starts)[keep], (rows * shape[1] + stops)[keep]
+    starts, stops = np.maximum(starts, 0), np.minimum(stops, shape[1])
+    keep = np.flatnonzero((starts < stops) & (rows >= 0) & (rows < shape[0]))
+    line = rows[keep] * shape[1]
+    begin, end = line + starts[keep], line + stops[keep]
     if not begin.size:
         return begin, end
     if (begin[1:] < begin[:-1]).any():
         by_begin = np.argsort(begin, kind="stable")
         begin, end = begin[by_begin], end[by_begin]
     reach = np.maximum.accumulate(end)
+    joined = np.flatnonzero(begin[1:] <= reach[:-1]) + 1
+    # The end of one row and the beginning of the next are the same place, and do not touch.
+    joined = joined[(begin[joined] < reach[joined - 1]) | (begin[joined] % shape[1] != 0)]
+    if not joined.size:
+        return begin, end
     fresh = np.ones(begin.size, bool)
-    fresh[1:] = (begin[1:] > reach[:-1]) | ((begin[1:] == reach[:-1]) & (begin[1:] % shape[1] == 0))
+    fresh[joined] = False
     heads = np.flatnonzero(fresh)
     return begin[heads], reach[np.append(heads[1:], begin.size) - 1]
 
@@ -33,9 +40,12 @@ def split(linear: Ints, width: int) -> tuple[Ints, Ints]:
     return rows, linear - rows * width
 
 
-def positions(start: Ints, stop: Ints) -> Ints:
-    """Every integer of the half-open intervals ``[start, stop)``, one interval after another."""
+def positions(start: NDArray[Index], stop: NDArray[Index]) -> NDArray[Index]:
+    """Every integer of the half-open intervals ``[start, stop)``, one interval after another, in their dtype."""
     length = stop - start
-    first = np.cumsum(length) - length
-    every: Ints = np.arange(int(length.sum()), dtype=np.int64) + np.repeat(start - first, length)
+    total = int(length.sum())
+    if total == length.size and length.all():  # one each
+        return start.copy()
+    every = np.repeat(stop - np.cumsum(length), length).astype(start.dtype, copy=False)
+    every += np.arange(total, dtype=start.dtype)
     return every

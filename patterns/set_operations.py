@@ -11,7 +11,8 @@ import numpy as np
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.canonical import gather
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs, combined
+from sparseflash.patterns.refinement import combined
+from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import all_letters, pack
 
 

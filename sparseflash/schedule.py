@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,9 @@ SHARES = 2048  # no piece need be less than this part of all blocks: many times 
 WORKERS = 132  # programs at once on an H100 or H200: one a multiprocessor
 
 
-def weights(spans: Ints) -> Ints:
+def weights(spans: NDArray[Any]) -> Ints:
     """Blocks of each line: [..., 4] spans (starts and stops of FULL and PARTIAL entries) to [...]."""
-    counts: Ints = spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]
+    counts: Ints = (spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]).astype(np.int64)
     return counts
 
 
@@ -41,11 +41,11 @@ def cuts(weight: Ints) -> Ints:
     return pieces
 
 
-def deal(spans: Ints) -> tuple[Ints, Ints]:
+def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
     """Work items for programs, and which of them belong together.
 
     Args:
-        spans: int64 [P, n, 4]; where the entries of each line start and stop in the FULL and in the PARTIAL list.
+        spans: ints [P, n, 4]; where the entries of each line start and stop in the FULL and in the PARTIAL list.
 
     Returns:
         ``work`` [P, W, 6], heaviest first: line, the four spans of the piece, and its slot for partial results, or -1
@@ -67,7 +67,7 @@ def deal(spans: Ints) -> tuple[Ints, Ints]:
     return _stacked([work for work, _ in parts]), _stacked([merges for _, merges in parts])
 
 
-def _deal_one(spans: Ints) -> tuple[Ints, Ints]:
+def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
     pieces = cuts(weights(spans))
     line, low, high = _shares(weights(spans), pieces)
     full_start, full_stop, partial_start, _ = spans[line].T

@@ -15,6 +15,7 @@ from torch._guards import active_fake_mode
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import positions
+from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import Words
 from sparseflash.schedule import cuts, deal, weights
@@ -146,7 +147,7 @@ def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
         block=mask.block,
         q_offset=mask.q_offset,
         rows=_side(mask.runs, patterns, device),
-        columns=_side(mask.runs.transposed(patterns), patterns, device),
+        columns=_side(transposed(mask.runs, patterns), patterns, device),
         tiles=tile_tensors(mask.tiles, device),
         pattern_of=tensor(mask.pattern_of, device),
     )
@@ -164,24 +165,28 @@ def tile_tensors(words: Words, device: torch.device) -> Tiles:
 
 def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
     lines, others = runs.shape
-    row, first, length = runs.row, runs.start - runs.row * others, runs.length
+    row, length = runs.row, runs.length
+    first = runs.start - row * others
     is_full = runs.letter == FULL
-    shared = np.bincount(row[is_full], minlength=lines) == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
-    in_range = is_full & shared[row]
-    alone, rest, partial = (np.flatnonzero(kind) for kind in (in_range, is_full & ~in_range, ~is_full))
-    common = np.arange(others if alone.size else 0)
+    filled, partial = np.flatnonzero(is_full), np.flatnonzero(~is_full)
+    shared = np.bincount(row[filled], minlength=lines) == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
+    in_range = shared[row[filled]]
+    alone, rest = filled[in_range], filled[~in_range]
+    common = others if alone.size else 0
 
-    spans = np.empty((lines, 4), np.int64)
-    for at, chosen, skipped in ((0, rest, common.size), (2, partial, 0)):
-        blocks = np.bincount(row[chosen], weights=length[chosen], minlength=lines).astype(np.int64)
-        spans[:, at + 1] = np.cumsum(blocks) + skipped
-        spans[:, at] = spans[:, at + 1] - blocks
-    spans[row[alone], 0] = first[alone]
-    spans[row[alone], 1] = first[alone] + length[alone]
-    full, masked = (positions(first[chosen], first[chosen] + length[chosen]) for chosen in (rest, partial))
+    spans = np.empty((lines, 4), np.int32)
+    for at, chosen, skipped in ((0, rest, common), (2, partial, 0)):
+        entries = np.zeros(lines + 1, np.int64)
+        np.add.at(entries, row[chosen] + 1, length[chosen])
+        np.cumsum(entries, out=entries)
+        entries += skipped
+        if entries[-1] > np.iinfo(np.int32).max - READ_AHEAD:
+            raise ValueError(f"a table of {int(entries[-1]):,} entries is past what int32 can index")
+        spans[:, at], spans[:, at + 1] = entries[:-1], entries[1:]
+    line, begin = row[alone], first[alone]
+    spans[line, 0], spans[line, 1] = begin, begin + length[alone]
+    full, masked = (positions(at, at + length[chosen]) for chosen in (rest, partial) for at in (first[chosen],))
     letter = np.repeat(runs.letter[partial], length[partial])
-    if spans.max(initial=0) > np.iinfo(np.int32).max - READ_AHEAD:
-        raise ValueError(f"a table of {int(spans.max()):,} entries is past what int32 can index")
     by_pattern = spans.reshape(patterns, -1, 4)
     weight = weights(by_pattern)
     work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
@@ -189,17 +194,20 @@ def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
         work, merges = deal(by_pattern)
     return Side(
         spans=tensor(by_pattern, device),
-        full=tensor(_padded(np.concatenate([common, full])), device),
-        partial=tensor(_padded(masked), device),
-        tile=tensor(_padded(letter - FIRST_TILE), device),
+        full=_padded(device, np.arange(common, dtype=np.int32), full),
+        partial=_padded(device, masked),
+        tile=_padded(device, letter - FIRST_TILE),
         order=tensor(np.argsort(-weight, axis=1, kind="stable"), device),
         work=tensor(work, device),
         merges=tensor(merges, device),
     )
 
 
-def _padded(index: NDArray[Any]) -> NDArray[Any]:
-    return np.pad(index, (0, READ_AHEAD))
+def _padded(device: torch.device, *parts: NDArray[Any]) -> torch.Tensor:
+    filled = sum(part.size for part in parts)
+    padded = np.zeros(filled + READ_AHEAD, np.int32)
+    np.concatenate(parts, out=padded[:filled], casting="same_kind")
+    return torch.from_numpy(padded).to(device)
 
 
 def tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -13,10 +13,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from sparseflash import patterns as P
-from sparseflash.patterns import runs
+from sparseflash.patterns import refinement
+from sparseflash.patterns.runs import Runs
 from tests.strategies import Shape, expressions, per_head, shapes
 
 
@@ -84,8 +87,8 @@ def test_long_stretches_of_fixed_stay_runs() -> None:
 def test_cached_masks_cannot_be_changed() -> None:
     mask = P.random_blocks(2, unit=7).compile(900, block=64)
     image = P.neighborhood((32, 32), 2, "morton").compile(1024, block=64)
-    arrays = [mask.runs.start, mask.runs.row, mask.runs.length, mask.row_counts, mask.tiles, mask.pattern_of]
-    for array in (*arrays, image.tiles, image.runs.letter):
+    held = [mask.runs.start, mask.runs.row, mask.runs.begin, mask.row_counts, mask.tiles, mask.pattern_of]
+    for array in (*held, image.tiles, image.runs.letter):
         base: Any = array
         while isinstance(base, np.ndarray):
             with pytest.raises(ValueError, match="read-only"):
@@ -108,8 +111,42 @@ def test_one_file_may_be_saved_by_many_at_once(tmp_path: Path) -> None:
 def test_matrices_are_refined_in_portions(a: P.Pattern, b: P.Pattern, shape: Shape, at_once: int) -> None:
     first, second = shape.compile(a), shape.compile(b)
     whole = first & second, first - second, first.transposed()
-    with patch.object(runs, "RUNS_AT_ONCE", at_once):
+    with patch.object(refinement, "JUMPS_AT_ONCE", at_once):
         assert (first & second, first - second, first.transposed()) == whole
+
+
+LETTERS = st.sampled_from([0, 0, 1, 2, 3, (1 << 15) - 1, 1 << 15, (1 << 31) - 1])
+matrices = st.tuples(st.integers(1, 6), st.integers(1, 9)).flatmap(
+    lambda shape: st.lists(arrays(np.int32, shape, elements=LETTERS), min_size=2, max_size=2)
+)
+
+
+@given(matrices, st.integers(1, 40))
+def test_letters_of_any_size_are_kept(pair: list[NDArray[np.int32]], at_once: int) -> None:
+    a, b = (Runs.from_blocks((each.shape[0], each.shape[1]), *_blocks(each)) for each in pair)
+    with patch.object(refinement, "JUMPS_AT_ONCE", at_once):
+        down = refinement.transposed(a)
+        stacked = refinement.transposed(Runs(a.shape, a.start, a.stop, a.letter), a.shape[0])
+        both, of_a, of_b = refinement.combined(a, b)
+    np.testing.assert_array_equal(_matrix(down), pair[0].T)
+    np.testing.assert_array_equal(_matrix(stacked), pair[0].reshape(-1, 1))
+    at = both.blocks()[:2]
+    for expected, letters in zip(pair, (of_a, of_b), strict=True):
+        found = np.zeros_like(expected)
+        found[at] = letters[both.blocks()[2]]
+        np.testing.assert_array_equal(found, expected)
+
+
+def _blocks(matrix: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int32]]:
+    rows, cols = np.nonzero(matrix)
+    return rows.astype(np.int64), cols.astype(np.int64), matrix[rows, cols]
+
+
+def _matrix(runs: Runs) -> NDArray[np.int32]:
+    rows, cols, letters = runs.blocks()
+    whole = np.zeros(runs.shape, np.int32)
+    whole[rows, cols] = letters
+    return whole
 
 
 def test_documents_take_what_flash_attention_takes() -> None:
