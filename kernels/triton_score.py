@@ -128,5 +128,7 @@ def feature_arguments(score: Score, device: torch.device) -> dict[str, Any]:
         arguments |= {"slopes_ptr": slopes, "slopes_b": slopes.shape[-1] if slopes.dim() == 2 else 0}
         arguments["q_offset"] = score.q_offset
     if score.seed is not None:
+        if score.seed.device != device and torch.cuda.is_current_stream_capturing():
+            raise ValueError(f"a CUDA graph cannot read a seed on {score.seed.device}: give a tensor on {device}")
         arguments |= {"seed_ptr": score.seed.to(device), "threshold": dropout.threshold(score.dropout)}
     return arguments

@@ -83,8 +83,9 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
     worst, good = 0.0, True
     for ours, dense, truth in zip((out, q.grad, k.grad, v.grad), eager, exact, strict=True):
         assert ours is not None
-        off, ulp = _difference(ours, truth), torch.finfo(dtype).eps * float(truth.abs().max())
-        worst, good = max(worst, off), good and off <= 2 * _difference(dense, truth) + ulp
+        # Mean errors, for the largest of dense attention's is a matter of luck and of the processor.
+        (off, most), (usual, _), size = _error(ours, truth), _error(dense, truth), _mean(truth)
+        worst, good = max(worst, most), good and off <= 2 * usual + torch.finfo(dtype).eps * size
     return {
         "works": good,
         "tried": f"forward and backward in {str(dtype).removeprefix('torch.')} on {device}",
@@ -100,5 +101,12 @@ def _dense(operands: list[torch.Tensor], allowed: torch.Tensor) -> list[torch.Te
     return [out.detach(), *torch.autograd.grad(out.sum(), leaves)]
 
 
-def _difference(ours: torch.Tensor, exact: torch.Tensor) -> float:
-    return float((ours.detach().cpu().double() - exact.detach()).abs().max())
+def _error(ours: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
+    """Mean and largest."""
+    off = ours.detach().cpu().double() - exact.detach()
+    return _mean(off), float(off.abs().max())
+
+
+def _mean(x: torch.Tensor) -> float:
+    """Root of the mean of the squares."""
+    return float(x.detach().square().mean().sqrt())

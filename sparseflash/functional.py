@@ -85,8 +85,9 @@ def attention(
         out [B, Hq, N, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, N] in fp32 (fp64 for fp64). A query
         that sees no key gets output 0, lse -inf and zero gradients.
 
-    In ``torch.compile(fullgraph=True)`` make a Pattern outside the compiled function; the graph is specialised on its
-    lengths.
+    In ``torch.compile(fullgraph=True)`` make a Pattern outside the compiled function. With ``dynamic=True`` one graph
+    serves every length: a Pattern's table is looked up when the graph runs, and a LookupTable given as an argument may
+    change from call to call, its lengths and block with it. A mask that does not fit is refused when the graph runs.
 
     Raises:
         TypeError: an argument of another kind, dtypes that differ or are not floating.
@@ -122,11 +123,9 @@ def attention(
     _check_slopes(alibi_slopes, q)
     _check_sinks(sinks, q)
     dropout_p = _checked_dropout(dropout_p)
-    table = _table(mask, q, k)
-    score = Score(scale, softcap, alibi_slopes, table.q_offset, dropout_p, _seed(seed, q) if dropout_p else None)
-    out, lse = ops.attention(
-        q, k, v, sinks, table.rows, table.columns, table.tiles, table.pattern_of, table.block, backend, score
-    )
+    found, q_offset = _mask_arguments(mask, q, k)
+    score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, _seed(seed, q) if dropout_p else None)
+    out, lse = ops.attention(q, k, v, sinks, found, backend, score)
     return (out, lse) if return_lse else out
 
 
@@ -264,35 +263,38 @@ def _seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor:
     return torch.tensor(seed, dtype=torch.int64)
 
 
-def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
-    # A mask belongs to its lengths. torch.compile may hold them as symbols; range() makes it decide on numbers.
-    lengths = range(q.shape[2]).stop, range(k.shape[2]).stop
+def _mask_arguments(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> tuple[ops.MaskArguments, int]:
+    """The mask as the operators take it, and the position of the first query."""
     if mask is None:
         mask = full()
+    compiling = torch.compiler.is_compiling()
+    if isinstance(mask, Pattern) and compiling:
+        return ops.MaskArguments.named(mask), 0
+    table = _table(mask, q, k)
+    if compiling and table.buffer is not None:
+        return ops.MaskArguments.packed(table), 0
+    table.check_fits(q, k)
+    return ops.MaskArguments.of(table), table.q_offset
+
+
+def _table(mask: Pattern | BlockMask | LookupTable, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     if isinstance(mask, LookupTable):
-        _check_mask(mask, q, lengths)
-        if mask.pattern_of.device != q.device:  # not mask.device: torch.compile reads no property of a constant table
+        # Not mask.device: torch.compile reads no property of a constant table; of a packed one, the buffer alone.
+        held = mask.pattern_of if mask.buffer is None else mask.buffer
+        if held.device != q.device:
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         return mask
-    if not isinstance(mask, Pattern | BlockMask):
-        raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
-    table: LookupTable = _cached_table(mask, lengths, q.device)
-    _check_mask(table, q, lengths)
-    return table
+    if isinstance(mask, BlockMask):
+        return _constant_table(mask, q.device)
+    if isinstance(mask, Pattern):
+        return lookup(mask.compile((q.shape[2], k.shape[2]), block=ops.BLOCK), q.device)
+    raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
 
 
-def _cached_table(mask: Pattern | BlockMask, lengths: tuple[int, int], device: torch.device) -> LookupTable:
-    """The table of a mask; in a compiled graph it is computed once, while tracing."""
-    return lookup(mask.compile(lengths) if isinstance(mask, Pattern) else mask, device)
+def _constant_table(mask: BlockMask, device: torch.device) -> LookupTable:
+    """The table of a mask; in a compiled graph it is looked up once, while tracing."""
+    return lookup(mask, device)
 
 
 # What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
-_cached_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
-def _check_mask(mask: LookupTable, q: torch.Tensor, lengths: tuple[int, int]) -> None:
-    if mask.shape != lengths:
-        raise ValueError(f"the mask is for (q_len, kv_len) = {mask.shape}, q and k have {lengths} tokens")
-    for size, have, what in zip(mask.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
-        if size not in (1, have):
-            raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
+_constant_table._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -1,35 +1,88 @@
 """The operators behind ``attention``, registered with torch.library: schemas, fakes, backends, autograd.
 
-A table travels as lists of tensors in the order of :class:`Side` and :class:`Tiles`, a score in the order of
-:class:`Score`, so that compiled graphs take masks, seeds and offsets as run-time arguments.
+A table travels as a list of tensors, a score in the order of :class:`Score`, so that compiled graphs take masks, seeds
+and offsets as run-time arguments. A graph may instead name a pattern, whose table is looked up when it runs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from sparseflash.kernels import cpu
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.named import name_of, named_table
+from sparseflash.packing import Contents
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable
 
 BACKENDS = ("cpu", "triton")
+BLOCK = (128, 128)  # that attention compiles patterns at
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
-_TABLE = "Tensor[] rows, Tensor[] columns, Tensor[] tiles, Tensor pattern_of, int bq, int bk"
+_MASK = "Tensor[] table, SymInt[] layout, str pattern"
 _SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"
 _library.define(
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_TABLE}, str backend, {_SCORE}) "
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, {_SCORE}) "
     "-> (Tensor out, Tensor lse)"
 )
 _library.define(
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_TABLE}, str backend, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)"
+    f"{_MASK}, str backend, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)"
 )
 
 Tensors = Sequence[torch.Tensor]
+
+
+class MaskArguments(NamedTuple):
+    """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
+
+    table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing
+    layout: Sequence[int]  # the block; or the layout of the buffer; or the block again
+    pattern: str = ""
+
+    @classmethod
+    def of(cls, table: LookupTable) -> MaskArguments:
+        return cls([*table.rows, *table.columns, *table.tiles, table.pattern_of], table.block)
+
+    @classmethod
+    def packed(cls, table: LookupTable) -> MaskArguments:
+        """For compiled graphs: they depend on nothing of the table, which is checked when they run."""
+        return cls.of(table) if table.buffer is None else cls([table.buffer], table.layout)
+
+    @classmethod
+    def named(cls, pattern: Pattern) -> MaskArguments:
+        """For compiled graphs: the table is looked up when they run, for the lengths that come."""
+        return cls([], BLOCK, name_of(pattern))
+
+
+class _Operands(NamedTuple):
+    """What the kernels take after q, k and v (and out and lse)."""
+
+    rows: Side
+    columns: Side
+    tiles: Tiles
+    pattern_of: torch.Tensor
+    block: tuple[int, int]
+    score: Score
+
+
+def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score) -> _Operands:
+    if len(mask.table) > 1:
+        bq, bk = mask.layout
+        return _Operands(*Contents.of(mask.table), (bq, bk), score)
+    lengths = q.shape[2], k.shape[2]
+    if mask.pattern:
+        table = named_table(mask.pattern, lengths, mask.layout, q.device)
+    else:
+        (buffer,) = mask.table
+        table = LookupTable.unpacked(buffer, mask.layout)
+    table.check_fits(q, k)
+    score = score._replace(q_offset=table.q_offset)
+    return _Operands(table.rows, table.columns, table.tiles, table.pattern_of, table.block, score)
 
 
 def _attention(
@@ -37,22 +90,19 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
-    rows: Tensors,
-    columns: Tensors,
-    tiles: Tensors,
-    pattern_of: torch.Tensor,
-    bq: int,
-    bk: int,
+    table: Tensors,
+    layout: Sequence[int],
+    pattern: str,
     backend: str,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    arguments = (q, k, v, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), Score(*score), sinks)
+    rows, _, tiles, pattern_of, block, shaped = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
-            return cpu.forward(*arguments)
+            return cpu.forward(q, k, v, rows, tiles, pattern_of, block, shaped, sinks)
     from sparseflash.kernels import triton_forward
 
-    return triton_forward.forward(*arguments)
+    return triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, shaped, sinks)
 
 
 def _attention_backward(
@@ -63,25 +113,19 @@ def _attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    rows: Tensors,
-    columns: Tensors,
-    tiles: Tensors,
-    pattern_of: torch.Tensor,
-    bq: int,
-    bk: int,
+    table: Tensors,
+    layout: Sequence[int],
+    pattern: str,
     backend: str,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    arguments = (
-        *(dout, dlse, q, k, v, out, lse),
-        *(Side(*rows), Side(*columns), Tiles(*tiles), pattern_of, (bq, bk), Score(*score)),
-    )
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):
-            return cpu.backward(*arguments)
+            return cpu.backward(dout, dlse, q, k, v, out, lse, *operands)
     from sparseflash.kernels import triton_backward
 
-    return triton_backward.backward(*arguments)
+    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -96,28 +140,25 @@ def _backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, sinks, rows, columns, tiles, pattern_of, *rest, slopes, ctx.q_offset, ctx.dropout, seed = inputs
-    ctx.rest = rest  # block, backend, scale, softcap
-    ctx.lengths = len(rows), len(columns), len(tiles)
+    q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, *score = inputs
+    ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *rows, *columns, *tiles, pattern_of)
+    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *table)
 
 
 def _autograd(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, sinks, slopes, seed, *table, pattern_of = ctx.saved_tensors
-    rows, columns = ctx.lengths[0], ctx.lengths[0] + ctx.lengths[1]
+    q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
     dsinks = None
     if sinks is not None:
         dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, dlse, q, k, v, out, lse),
-        *(table[:rows], table[rows:columns], table[columns:], pattern_of),
-        *(*ctx.rest, slopes, ctx.q_offset, ctx.dropout, seed),
+        *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend),
+        *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
     )
-    none = [[None] * n for n in ctx.lengths]
-    return dq, dk, dv, dsinks, *none, *[None] * (1 + len(ctx.rest) + 4)
+    no_score = [None] * len(Score._fields)
+    return dq, dk, dv, dsinks, [None] * len(table), None, None, None, *no_score
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
@@ -143,16 +184,13 @@ def attention(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
-    rows: Side,
-    columns: Side,
-    tiles: Tiles,
-    pattern_of: torch.Tensor,
-    block: tuple[int, int],
+    mask: MaskArguments,
     backend: str,
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and lse of attention over a table; differentiable in q, k, v and sinks. Nothing is checked here."""
-    out, lse = torch.ops.sparseflash.attention(
-        q, k, v, sinks, list(rows), list(columns), list(tiles), pattern_of, *block, backend, *score
-    )
+    """Output and lse of attention; differentiable in q, k, v and sinks. Nothing is checked here.
+
+    Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
+    """
+    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, *score)
     return out, lse

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper, lru_cache
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch._guards import active_fake_mode
 
 from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.packing import Header, pack, unpack
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import positions
 from sparseflash.patterns.refinement import transposed
@@ -40,6 +41,15 @@ class LookupTable:
     columns: Side
     tiles: Tiles
     pattern_of: torch.Tensor  # int32 [B or 1, Hq or 1] -> pattern
+    buffer: torch.Tensor | None = None  # what holds all of these, for compiled graphs: see sparseflash.packing
+    layout: tuple[int, ...] = ()  # of the buffer
+
+    @classmethod
+    def unpacked(cls, buffer: torch.Tensor, layout: Sequence[int]) -> LookupTable:
+        """The table whose tensors lie in a buffer."""
+        header, contents = unpack(buffer, layout)
+        shape, block = (header.q_len, header.kv_len), (header.bq, header.bk)
+        return cls(shape, block, header.q_offset, *contents, buffer, tuple(layout))
 
     @classmethod
     def from_indices(
@@ -94,6 +104,15 @@ class LookupTable:
             indices, counts, shape=shape, block=block, q_offset=q_offset, q_heads=q_heads, causal=causal
         )
 
+    def check_fits(self, q: torch.Tensor, k: torch.Tensor) -> None:
+        """Raise ValueError unless the table serves q [B, Hq, N, D] and k [B, Hkv, M, D]."""
+        lengths = q.shape[2], k.shape[2]
+        if self.shape[0] != lengths[0] or self.shape[1] != lengths[1]:
+            raise ValueError(f"the mask is for (q_len, kv_len) = {self.shape}, q and k have {lengths} tokens")
+        for size, have, what in zip(self.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
+            if size not in (1, have):
+                raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
+
     @property
     def device(self) -> torch.device:
         return self.pattern_of.device
@@ -130,7 +149,28 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    return unless_fake(_lookup)(mask, device)
+    table = unless_fake(_lookup)(mask, device)
+    if capturing(device):
+        _captured.add(table)
+    return table
+
+
+# A CUDA graph reads the tables it was captured with as long as it is replayed, whatever the cache forgets.
+_captured: set[LookupTable] = set()
+
+
+def capturing(device: torch.device) -> bool:
+    """Whether calls are being recorded into a CUDA graph."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def check_not_capturing(device: torch.device) -> None:
+    """Raise RuntimeError where a table would have to be copied to the device while a CUDA graph is captured."""
+    if capturing(device):
+        raise RuntimeError(
+            "a CUDA graph is being captured, and the mask's table is not on the device yet: run the call once before "
+            "(sparseflash.lookup(mask, device) for masks, a first call for routed ones)"
+        )
 
 
 def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
@@ -141,29 +181,27 @@ def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
+    check_not_capturing(device)
     patterns = mask.patterns
-    return LookupTable(
-        shape=mask.shape,
-        block=mask.block,
-        q_offset=mask.q_offset,
-        rows=_side(mask.runs, patterns, device),
-        columns=_side(transposed(mask.runs, patterns), patterns, device),
-        tiles=tile_tensors(mask.tiles, device),
-        pattern_of=tensor(mask.pattern_of, device),
-    )
+    arrays = [
+        *_side(mask.runs, patterns),
+        *_side(transposed(mask.runs, patterns), patterns),
+        *tile_arrays(mask.tiles),
+        mask.pattern_of,
+    ]
+    buffer, layout = pack(Header(*mask.shape, *mask.block, mask.q_offset), arrays, device)
+    return LookupTable.unpacked(buffer, layout)
 
 
-def tile_tensors(words: Words, device: torch.device) -> Tiles:
-    """Tiles, uint32 [T, BQ, W], on a device."""
+def tile_arrays(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Bits and seen keys of :class:`Tiles`, from tiles uint32 [T, BQ, W]."""
     # A kernel may read the words of a tile ahead of knowing that there is none.
     bits = words if len(words) else np.zeros((1, *words.shape[1:]), np.uint32)
-    return Tiles(
-        bits=tensor(bits.view(np.int32), device),
-        seen_keys=tensor(np.bitwise_or.reduce(bits, axis=1).view(np.int32), device),
-    )
+    return bits.view(np.int32), np.bitwise_or.reduce(bits, axis=1).view(np.int32)
 
 
-def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
+def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
+    """The arrays of a :class:`Side`."""
     lines, others = runs.shape
     row, length = runs.row, runs.length
     first = runs.start - row * others
@@ -192,22 +230,22 @@ def _side(runs: Runs, patterns: int, device: torch.device) -> Side:
     work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
     if (cuts(weight) > 1).any():
         work, merges = deal(by_pattern)
-    return Side(
-        spans=tensor(by_pattern, device),
-        full=_padded(device, np.arange(common, dtype=np.int32), full),
-        partial=_padded(device, masked),
-        tile=_padded(device, letter - FIRST_TILE),
-        order=tensor(np.argsort(-weight, axis=1, kind="stable"), device),
-        work=tensor(work, device),
-        merges=tensor(merges, device),
-    )
+    return [
+        by_pattern,
+        _padded(np.arange(common, dtype=np.int32), full),
+        _padded(masked),
+        _padded(letter - FIRST_TILE),
+        np.argsort(-weight, axis=1, kind="stable"),
+        work,
+        merges,
+    ]
 
 
-def _padded(device: torch.device, *parts: NDArray[Any]) -> torch.Tensor:
+def _padded(*parts: NDArray[Any]) -> NDArray[np.int32]:
     filled = sum(part.size for part in parts)
     padded = np.zeros(filled + READ_AHEAD, np.int32)
     np.concatenate(parts, out=padded[:filled], casting="same_kind")
-    return torch.from_numpy(padded).to(device)
+    return padded
 
 
 def tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

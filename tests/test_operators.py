@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import array_shapes, arrays
+from numpy.typing import NDArray
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
-import sparseflash.ops  # registers torch.ops.sparseflash
 from sparseflash import patterns as P
 from sparseflash.kernels.layout import Score
+from sparseflash.ops import MaskArguments
+from sparseflash.packing import Header, pack, unpack
 from tests.oracle import random_case
 
 PATTERN = P.causal() & P.local(20)
 
 
-def arguments(requires_grad: bool, features: bool) -> tuple[object, ...]:
+def arguments(requires_grad: bool, features: bool, kind: str) -> tuple[object, ...]:
     case = random_case(0, 1, 2, 2, 64, 64, 16, 24, torch.float32)
     table = sf.lookup(PATTERN.compile(64, block=16))
+    mask = {"tensors": MaskArguments.of(table), "packed": MaskArguments.packed(table)}.get(kind)
+    mask = mask or MaskArguments.named(PATTERN)
     q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
     sinks = torch.randn(4).requires_grad_(requires_grad) if features else None
     score = Score(0.25, 2.0, torch.rand(4), 0, 0.2, torch.tensor(3)) if features else Score(0.25)
-    rows, columns, tiles = list(table.rows), list(table.columns), list(table.tiles)
-    return q, k, v, sinks, rows, columns, tiles, table.pattern_of, *table.block, "cpu", *score
+    return q, k, v, sinks, *mask, "cpu", *score
 
 
-@pytest.mark.parametrize("features", [False, True])
-def test_opcheck_forward(features: bool) -> None:
-    torch.library.opcheck(torch.ops.sparseflash.attention.default, arguments(True, features))
+MASKS = pytest.mark.parametrize(
+    ("kind", "features"), [("tensors", False), ("tensors", True), ("packed", True), ("named", True)]
+)
 
 
-@pytest.mark.parametrize("features", [False, True])
+@MASKS
+def test_opcheck_forward(kind: str, features: bool) -> None:
+    torch.library.opcheck(torch.ops.sparseflash.attention.default, arguments(True, features, kind))
+
+
+@MASKS
 @pytest.mark.parametrize("with_dlse", [True, False])
-def test_opcheck_backward(with_dlse: bool, features: bool) -> None:
-    inputs = arguments(False, features)
+def test_opcheck_backward(with_dlse: bool, kind: str, features: bool) -> None:
+    inputs = arguments(False, features, kind)
     out, lse = torch.ops.sparseflash.attention(*inputs)
     dlse = torch.ones_like(lse) if with_dlse else None
     torch.library.opcheck(
@@ -63,14 +77,96 @@ def test_compiles_into_one_graph(kind: str) -> None:
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("dynamic", [None, True])
-def test_compiles_again_for_another_length(dynamic: bool | None) -> None:
+def agrees(graph: Any, tokens: int, mask: P.Pattern | sf.BlockMask | None, *given: object) -> None:
+    """The compiled attention and its gradient are those of the mask."""
+    case = random_case(0, 2, 2, 2, tokens, tokens, 16, 16, torch.float32)
+    q, k, v = case.q, case.k, case.v
+    leaf, other = q.clone().requires_grad_(), q.clone().requires_grad_()
+    out, expected = graph(leaf, k, v, *given), sf.attention(other, k, v, mask)
+    assert torch.equal(out, expected)
+    assert torch.equal(*(torch.autograd.grad(x.square().sum(), y)[0] for x, y in ((out, leaf), (expected, other))))
+
+
+LENGTHS = (300, 64, 2, 513, 2500)  # torch.compile sets lengths of 1 apart
+NAMED = [
+    P.causal() & P.local(40),
+    P.per_head(*[P.local(5), P.full()] * 2),
+    P.where(lambda q, k: (q + k) % 3 == 0),
+    P.from_blocks(np.tri(40, dtype=bool), unit=64),
+    None,
+]
+
+
+@pytest.mark.parametrize("mask", NAMED, ids=str)
+def test_one_graph_of_a_pattern_serves_every_length(mask: P.Pattern | None) -> None:
     torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    graph = torch.compile(lambda q, k, v: sf.attention(q, k, v, mask), backend=count, fullgraph=True, dynamic=True)
+    frames = set()
+    for tokens in LENGTHS:
+        agrees(graph, tokens, mask)
+        frames.add(count.frame_count)
+    assert len(frames) == 1, frames
+
+
+MASKS_OF: list[Callable[[int], P.Pattern]] = [
+    lambda n: P.causal(),
+    lambda n: P.full(),
+    lambda n: P.documents([n // 2, n - n // 2]),
+    lambda n: P.causal() & P.local(9) | P.global_tokens(2),  # heavy rows, in pieces
+    lambda n: P.per_head(P.local(3), P.butterfly(unit=16), P.full(), P.causal()),
+]
+
+
+def test_one_graph_serves_every_mask_of_every_length() -> None:
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    graph = torch.compile(sf.attention, backend=count, fullgraph=True, dynamic=True)
+    frames = set()
+    for tokens in LENGTHS:
+        for block in (64, (16, 128)) if tokens < 1000 else (64,):
+            for mask_of in MASKS_OF:
+                mask = mask_of(tokens)
+                agrees(graph, tokens, mask.compile(tokens, block=block), sf.lookup(mask.compile(tokens, block=block)))
+                frames.add(count.frame_count)
+    assert len(frames) == 1, frames
+
+
+def test_a_graph_told_no_lengths_learns_that_they_change() -> None:
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
     pattern = P.local(5)
-    graph = torch.compile(lambda q: sf.attention(q, q, q, pattern), fullgraph=True, dynamic=dynamic)
-    for tokens in (64, 96, 50):
-        q = random_case(0, 1, 1, 1, tokens, tokens, 16, 16, torch.float32).q
-        torch.testing.assert_close(graph(q), sf.attention(q, q, q, pattern))
+    graph = torch.compile(lambda q, k, v: sf.attention(q, k, v, pattern), backend=count, fullgraph=True)
+    frames = []
+    for tokens in (64, 96, 50, 200):
+        agrees(graph, tokens, pattern)
+        frames.append(count.frame_count)
+    assert frames[1:] == [frames[1]] * 3, frames
+
+
+def test_a_graph_refuses_a_mask_that_does_not_fit_when_it_runs() -> None:
+    torch._dynamo.reset()
+    graph = torch.compile(sf.attention, backend="eager", fullgraph=True, dynamic=True)
+    case = random_case(0, 2, 2, 2, 60, 60, 16, 16, torch.float32)
+    q, k, v = case.q, case.k, case.v
+    with pytest.raises(ValueError, match=r"for \(q_len, kv_len\) = \(61, 61\), q and k have \(60, 60\) tokens"):
+        graph(q, k, v, sf.lookup(P.causal().compile(61)))
+    with pytest.raises(ValueError, match="for 3 query heads, q has 4"):
+        graph(q, k, v, sf.lookup(P.per_head(*[P.causal()] * 2, P.full()).compile(60)))
+
+
+@given(
+    st.lists(arrays(np.int32, array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)), max_size=17, min_size=17)
+)
+def test_a_packed_table_is_unpacked_again(parts: list[NDArray[np.int32]]) -> None:
+    header = Header(3, 1 << 40, 16, 256, -7)
+    buffer, layout = pack(header, parts, torch.device("cpu"))
+    found, contents = unpack(buffer, layout)
+    assert found == header
+    assert min(layout) >= 2
+    for part, tensor in zip(parts, contents.flat, strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), part)
+        assert tensor.storage_offset() % 32 == 0
 
 
 def test_second_derivatives_are_refused() -> None:

@@ -1,0 +1,55 @@
+"""Patterns by name: what a compiled graph holds in the place of a table, so that it serves every length.
+
+A graph that holds a table holds its lengths, and must be compiled anew for others. One that holds a pattern's name
+looks the table up when it runs, for the lengths that come.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable, lookup
+
+# A graph may run as long as the process: what it names stays.
+_names: dict[Pattern, str] = {}
+_patterns: dict[str, Pattern] = {}
+
+
+def name_of(pattern: Pattern) -> str:
+    """The pattern's text; where the text does not tell all (a predicate, data), with a mark that no process repeats."""
+    name = _names.get(pattern)
+    if name is None:
+        name = _names[pattern] = _new_name(pattern)
+        _patterns[name] = pattern
+    return name
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
+name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def _new_name(pattern: Pattern) -> str:
+    text = str(pattern)
+    try:
+        whole = parse(text) == pattern
+    except ValueError:
+        whole = False
+    return text if whole else f"{text} #{secrets.token_hex(8)}"
+
+
+def named_table(name: str, lengths: tuple[int, int], block: Sequence[int], device: torch.device) -> LookupTable:
+    """The table of a named pattern, cached like that of any other.
+
+    Raises:
+        ValueError: no pattern of that name: a graph from another process whose pattern has no text.
+    """
+    pattern = _patterns.get(name)
+    if pattern is None:
+        pattern = _patterns[name] = parse(name)
+    bq, bk = block
+    return lookup(pattern.compile(lengths, block=(bq, bk)), device)
