@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 import torch
 
-from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Side, Tiles
+from sparseflash.kernels import sinks as sink_logits
+from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
 
 
 def decode(
@@ -22,19 +23,23 @@ def decode(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    scale: float,
+    score: Score,
+    sinks: torch.Tensor | None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Out [B, Hq, n, V] in q's dtype and lse [B, Hq, n] in fp32 (fp64 for fp64 inputs), both contiguous.
+    """Out [B, Hq, n, V] in q's dtype and lse [B, Hq, n], of the keys alone, in fp32 (fp64 for fp64 inputs).
 
     Query i of a sample stands at position length - n + i. One that sees nothing gets out 0 and lse -inf.
     """
     batch, q_heads, n, _ = q.shape
     kv_heads, capacity = k.shape[1:3]
     wide = torch.promote_types(q.dtype, torch.float32)
-    out = q.new_zeros((batch, q_heads, n, v.shape[-1]))
+    out = q.new_zeros((batch, q_heads, n, v.shape[-1]), dtype=wide)
     lse = q.new_full((batch, q_heads, n), -torch.inf, dtype=wide)
     queries, outs, lses = (x.unflatten(1, (kv_heads, -1)) for x in (q, out, lse))  # [B, Hkv, Hq / Hkv, n, ...]
     pattern_of = pattern_of.expand(batch, q_heads).unflatten(1, (kv_heads, -1))
+    slopes = None
+    if score.slopes is not None:
+        slopes = score.slopes.to(wide).expand(batch, q_heads).unflatten(1, (kv_heads, -1))
     for sample, length in enumerate(lengths.tolist()):
         for pattern, heads, members in _shared(pattern_of[sample]):
             for line, first, last in _lines(length - n, length, block[0], capacity):
@@ -43,16 +48,24 @@ def decode(
                     continue
                 here = slice(first - (length - n), last - (length - n))
                 at = heads[:, None], members
-                few = (queries[sample][at][:, :, here].to(wide) * scale).flatten(1, 2)  # [H, G * n, D]
+                few = (queries[sample][at][:, :, here].to(wide) * score.scale).flatten(1, 2)  # [H, G * n, D]
                 scores = few @ _taken(k[sample], heads, keys).to(wide).mT  # [H, G * n, T]
-                scores = scores.unflatten(1, (len(members), -1)).masked_fill_(~visible, -torch.inf)
+                scores = scores.unflatten(1, (len(members), -1))  # [H, G, n, T]
+                if score.softcap is not None:
+                    scores = scores.div_(score.softcap).tanh_().mul_(score.softcap)
+                if slopes is not None:
+                    distance = (torch.arange(first, last)[:, None] - keys).abs().to(wide)
+                    scores.addcmul_(slopes[sample][at][..., None, None], distance, value=-1)
+                scores.masked_fill_(~visible, -torch.inf)
                 total = scores.logsumexp(-1, keepdim=True)  # [H, G, n, 1]
                 # A query that sees none of these keys: -inf - -inf is NaN.
                 p = scores.sub_(total.masked_fill(total == -torch.inf, 0)).exp_()
                 value = p.flatten(1, 2) @ _taken(v[sample], heads, keys).to(wide)
-                outs[sample, heads[:, None], members, here] = value.unflatten(1, (len(members), -1)).to(q.dtype)
+                outs[sample, heads[:, None], members, here] = value.unflatten(1, (len(members), -1))
                 lses[sample, heads[:, None], members, here] = total.squeeze(-1)
-    return out, lse
+    if sinks is not None:
+        out *= sink_logits.share(lse, sinks).unsqueeze(-1)
+    return out.to(q.dtype), lse
 
 
 def _shared(pattern_of: torch.Tensor) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:

@@ -19,8 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
+from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.launch import Launch, family
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.triton_common import (
     LN2,
     LOG2E,
@@ -33,6 +34,7 @@ from sparseflash.kernels.triton_common import (
     stride_unit,
     strides_in,
 )
+from sparseflash.kernels.triton_score import capped, factor
 
 # A row is cut into at most MOST_PARTS parts; none but a row's last holds fewer than PART_KEYS keys, for each part costs
 # a program and a share of the merge.
@@ -113,6 +115,9 @@ def _walk(
     rows,  # [BM]: row within the tiles
     bound,  # keys from here on are not there
     c,
+    cap,  # None where the feature is off
+    slope,  # [BM] or None
+    position,  # [BM]: of each row's query
     BQ,
     PARTIAL: tl.constexpr,
     UNIT: tl.constexpr,
@@ -126,6 +131,7 @@ def _walk(
 ):
     SPLIT: tl.constexpr = BK // BN
     W: tl.constexpr = (BK + 31) // 32
+    f = factor(c, cap, slope)
     # As in the forward kernel, what addresses an iteration's loads is read one iteration ahead.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
     if PARTIAL:
@@ -151,12 +157,15 @@ def _walk(
         k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
         v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        s = capped(s, c, cap, slope)
+        if slope is not None:
+            s -= slope[:, None] * tl.abs(position[:, None] - (first + tl.arange(0, BN))[None, :]).to(tl.float32)
         s += hidden[None, :]
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
-        top = tl.maximum(peak, tl.max(s, 1) * c)
+        top = tl.maximum(peak, tl.max(s, 1) * f)
         base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
-        p = tl.exp2(s * c - base[:, None])
+        p = tl.exp2(s * f - base[:, None])
         fade = tl.exp2(peak - base)
         total = total * fade + tl.sum(p, 1)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
@@ -181,6 +190,9 @@ def _walk(
             "parts",
             "shortest",
             "BQ",
+            "cap",
+            "slopes_ptr",
+            "slopes_b",
         ),
     ]
 )
@@ -221,6 +233,9 @@ def decode_kernel(
     parts,  # S
     shortest,  # blocks of a part, at least
     BQ,
+    cap,  # None where the feature is off
+    slopes_ptr,  # likewise
+    slopes_b,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -290,6 +305,11 @@ def decode_kernel(
     k_ptr = matrix(k_ptr, batch, kv_head, k_b, k_h, UNIT)
     v_ptr = matrix(v_ptr, batch, kv_head, v_b, v_h, UNIT)
     c = tl.cast(scale, tl.float32) * LOG2E
+    if cap is not None:
+        cap = tl.cast(cap, tl.float32) * LOG2E
+    slope = None
+    if slopes_ptr is not None:
+        slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
     acc = tl.zeros((BM, DVP), tl.float32)
     peak = tl.full((BM,), float("-inf"), tl.float32)
     total = tl.zeros((BM,), tl.float32)
@@ -297,14 +317,20 @@ def decode_kernel(
     begin = tl.minimum(start, full)
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + begin, tile_ptr),
-        *(tl.minimum(stop, full) - begin, bits_ptr, rows, bound, c, BQ),
-        *(False, UNIT, D, DP, DV, DVP, BK, BM, BN),
+        *(tl.minimum(stop, full) - begin, bits_ptr, rows, bound, c),
+        cap,
+        slope,
+        position,
+        *(BQ, False, UNIT, D, DP, DV, DVP, BK, BM, BN),
     )
     begin = tl.maximum(start, full) - full
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + begin, tile_ptr + begin),
-        *(tl.maximum(stop, full) - full - begin, bits_ptr, rows, bound, c, BQ),
-        *(True, UNIT, D, DP, DV, DVP, BK, BM, BN),
+        *(tl.maximum(stop, full) - full - begin, bits_ptr, rows, bound, c),
+        cap,
+        slope,
+        position,
+        *(BQ, True, UNIT, D, DP, DV, DVP, BK, BM, BN),
     )
 
     dead = (total == 0.0) | (alive == 0)
@@ -375,9 +401,10 @@ def decode(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    scale: float,
+    score: Score,
+    sinks: torch.Tensor | None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(out [B, Hq, n, DV] in q's dtype, lse [B, Hq, n] in fp32, natural log), both contiguous.
+    """(out [B, Hq, n, DV] in q's dtype, lse [B, Hq, n] in fp32, natural log, of the keys alone), both contiguous.
 
     Query i of a sample stands at position length - n + i. One that sees nothing gets out 0 and lse -inf.
     """
@@ -385,7 +412,8 @@ def decode(
     _, Hkv, M, DV = v.shape
     BQ, BK = block
     group = Hq // Hkv
-    out = torch.empty((B, Hq, n, DV), dtype=q.dtype, device=q.device)
+    dtype = q.dtype if sinks is None else torch.float32  # rounded once, when the sinks have had their share
+    out = torch.empty((B, Hq, n, DV), dtype=dtype, device=q.device)
     lse = torch.empty((B, Hq, n), dtype=torch.float32, device=q.device)
     q, k, v, lengths = readable(q), readable(k), readable(v), lengths.contiguous()
     at = launch(q.device, max(D, DV), q.dtype).within((256, BK))
@@ -393,6 +421,7 @@ def decode(
     pattern_b, pattern_h = (s if size > 1 else 0 for s, size in zip(pattern_of.stride(), pattern_of.shape, strict=True))
     leaders = group if pattern_h else 1
     crossed = min(n, 2)
+    slopes = None if score.slopes is None else score.slopes.contiguous()
     chunks = triton.cdiv(group * n, at.BM)
     # A row holds at most all blocks of the cache.
     wanted = triton.cdiv(_programs(q.device), B * Hkv * chunks)
@@ -408,7 +437,7 @@ def decode(
             *(rows.spans, rows.full, rows.partial, rows.tile, tiles.bits, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(
-                scale,
+                score.scale,
                 B,
                 n,
                 M,
@@ -422,6 +451,9 @@ def decode(
                 max(1, PART_KEYS // BK),
                 BQ,
             ),
+            cap=score.softcap,
+            slopes_ptr=slopes,
+            slopes_b=slopes.shape[-1] if slopes is not None and slopes.dim() == 2 else 0,
             UNIT=unit,
             D=D,
             DP=padded(D),
@@ -441,4 +473,6 @@ def decode(
                 MOST=MOST_PARTS,
                 num_warps=8 if DV > 128 else 4,
             )
+    if sinks is not None:
+        out = (out * sink_logits.share(lse, sinks).unsqueeze(-1)).to(q.dtype)
     return out, lse

@@ -44,15 +44,22 @@ def tanh(x):
 
 
 @triton.jit
+def capped(s, c, cap, slope):
+    """Products to scores without their bias in the unit of c, or, with neither cap nor slope, the products."""
+    if cap is not None:
+        s = tanh(s * (c / cap)) * cap
+    elif slope is not None:
+        s = s * c
+    return s
+
+
+@triton.jit
 def scored(s, c, cap, slope, row, column):
     """Products to scores in the unit of c, or, with neither cap nor slope, the products: see `factor`.
 
     `row` and `column` are the positions of the first row and column of s.
     """
-    if cap is not None:
-        s = tanh(s * (c / cap)) * cap
-    elif slope is not None:
-        s = s * c
+    s = capped(s, c, cap, slope)
     if slope is not None:
         rows = (row - column).to(tl.float32) + tl.arange(0, s.shape[0]).to(tl.float32)
         s -= slope * tl.abs(rows[:, None] - tl.arange(0, s.shape[1]).to(tl.float32)[None, :])

@@ -7,9 +7,17 @@ from typing import Any, Literal, overload
 
 import torch
 
-from sparseflash.functional import Mask, _check_operands, _checked_backend, _checked_scale
+from sparseflash.functional import (
+    Mask,
+    _check_operands,
+    _check_sinks,
+    _check_slopes,
+    _checked_backend,
+    _checked_scale,
+    _checked_softcap,
+)
 from sparseflash.kernels import cpu_decode
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
@@ -22,8 +30,9 @@ BLOCK = (16, 128)
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _library.define(
-    "decode(Tensor q, Tensor k, Tensor v, Tensor lengths, Tensor[] rows, Tensor[] tiles, Tensor pattern_of, "
-    "int bq, int bk, str backend, float scale) -> (Tensor out, Tensor lse)"
+    "decode(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor lengths, Tensor[] rows, Tensor[] tiles, "
+    "Tensor pattern_of, int bq, int bk, str backend, float scale, float? softcap, Tensor? slopes) "
+    "-> (Tensor out, Tensor lse)"
 )
 
 
@@ -31,6 +40,7 @@ def _decode(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
+    sinks: torch.Tensor | None,
     lengths: torch.Tensor,
     rows: Sequence[torch.Tensor],
     tiles: Sequence[torch.Tensor],
@@ -38,9 +48,9 @@ def _decode(
     bq: int,
     bk: int,
     backend: str,
-    scale: float,
+    *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    arguments = (q, k, v, lengths, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), scale)
+    arguments = (q, k, v, lengths, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), Score(*score), sinks)
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
             return cpu_decode.decode(*arguments)
@@ -62,17 +72,20 @@ torch.library.register_fake("sparseflash::decode", _decode_fake, lib=_library)
 @overload
 def decode(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
-    scale: float | None = None, return_lse: Literal[False] = False, backend: str | None = None,
+    scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None, return_lse: Literal[False] = False, backend: str | None = None,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def decode(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
-    scale: float | None = None, return_lse: Literal[True], backend: str | None = None,
+    scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None, return_lse: Literal[True], backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
 @overload
 def decode(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *, lengths: torch.Tensor | int,
-    scale: float | None = None, return_lse: bool, backend: str | None = None,
+    scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None, return_lse: bool, backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
 
 
@@ -84,6 +97,9 @@ def decode(
     *,
     lengths: torch.Tensor | int,
     scale: float | None = None,
+    softcap: float | None = None,
+    alibi_slopes: torch.Tensor | None = None,
+    sinks: torch.Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -105,7 +121,10 @@ def decode(
         lengths: int32 or int64 [B] on q's device: tokens in the cache, the n new ones included. An int serves all
             samples; inside a compiled graph give a tensor, for an int is a constant there.
         scale: factor on the scores, default ``D ** -0.5``.
-        return_lse: also return the log-sum-exp (natural log) of each query's scaled scores.
+        softcap: as in :func:`sparseflash.attention`, like the two that follow.
+        alibi_slopes: fp32 [Hq] or [B, Hq].
+        sinks: floating [Hq].
+        return_lse: also return the log-sum-exp (natural log) of each query's scores, without its sink.
         backend: "cpu" or "triton"; None chooses by the device of q.
 
     Returns:
@@ -135,13 +154,17 @@ def decode(
     _check_operands(q, k, v)
     backend = _checked_backend(backend, q, v)
     scale = _checked_scale(scale, q.shape[-1])
+    softcap = _checked_softcap(softcap, scale)
+    _check_slopes(alibi_slopes, q)
+    _check_sinks(sinks, q)
     if q.shape[2] > MOST_QUERIES:
         raise ValueError(
             f"decode takes 1 to {MOST_QUERIES} new queries, got {q.shape[2]} (q {tuple(q.shape)}); "
             "sparseflash.attention takes longer stretches"
         )
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
-        names = ", ".join(name for name, x in (("q", q), ("k", k), ("v", v)) if x.requires_grad)
+    given = {"q": q, "k": k, "v": v} | ({} if sinks is None else {"sinks": sinks})
+    if torch.is_grad_enabled() and any(x.requires_grad for x in given.values()):
+        names = ", ".join(name for name, x in given.items() if x.requires_grad)
         raise ValueError(
             f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
             "or train with sparseflash.attention"
@@ -149,7 +172,8 @@ def decode(
     lengths = _lengths(lengths, q, k)
     table = _table(mask, q, k)
     out, lse = torch.ops.sparseflash.decode(
-        *(q, k, v, lengths, list(table.rows), list(table.tiles), table.pattern_of, *table.block, backend, scale)
+        *(q, k, v, sinks, lengths, list(table.rows), list(table.tiles), table.pattern_of, *table.block),
+        *(backend, scale, softcap, alibi_slopes),
     )
     return (out, lse) if return_lse else out
 

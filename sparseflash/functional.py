@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from numbers import Real
-from typing import Literal, TypeAlias, overload
+from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 
@@ -17,6 +17,15 @@ from sparseflash.tables import LookupTable, lookup
 
 Mask: TypeAlias = Pattern | BlockMask | LookupTable | None
 
+
+class AtBlock(NamedTuple):
+    """A pattern to be compiled at a block of its own, for callers inside this library."""
+
+    pattern: Pattern
+    block: tuple[int, int]
+
+
+BLOCK = (128, 128)  # that patterns are compiled at
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -263,13 +272,15 @@ def _seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor:
     return torch.tensor(seed, dtype=torch.int64)
 
 
-def _mask_arguments(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> tuple[ops.MaskArguments, int]:
+def _mask_arguments(mask: Mask | AtBlock, q: torch.Tensor, k: torch.Tensor) -> tuple[ops.MaskArguments, int]:
     """The mask as the operators take it, and the position of the first query."""
     if mask is None:
         mask = full()
+    if isinstance(mask, Pattern):
+        mask = AtBlock(mask, BLOCK)
     compiling = torch.compiler.is_compiling()
-    if isinstance(mask, Pattern) and compiling:
-        return ops.MaskArguments.named(mask), 0
+    if isinstance(mask, AtBlock) and compiling:
+        return ops.MaskArguments.named(*mask), 0
     table = _table(mask, q, k)
     if compiling and table.buffer is not None:
         return ops.MaskArguments.packed(table), 0
@@ -277,7 +288,7 @@ def _mask_arguments(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> tuple[ops.M
     return ops.MaskArguments.of(table), table.q_offset
 
 
-def _table(mask: Pattern | BlockMask | LookupTable, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
+def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     if isinstance(mask, LookupTable):
         # Not mask.device: torch.compile reads no property of a constant table; of a packed one, the buffer alone.
         held = mask.pattern_of if mask.buffer is None else mask.buffer
@@ -286,8 +297,8 @@ def _table(mask: Pattern | BlockMask | LookupTable, q: torch.Tensor, k: torch.Te
         return mask
     if isinstance(mask, BlockMask):
         return _constant_table(mask, q.device)
-    if isinstance(mask, Pattern):
-        return lookup(mask.compile((q.shape[2], k.shape[2]), block=ops.BLOCK), q.device)
+    if isinstance(mask, AtBlock):
+        return lookup(mask.pattern.compile((int(q.shape[2]), int(k.shape[2])), block=mask.block), q.device)
     raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
 
 

@@ -143,12 +143,14 @@ class KVCache:
 
     @overload
     def attend(
-        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, return_lse: Literal[False] = False,
-        backend: str | None = None,
+        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, softcap: float | None = None,
+        alibi_slopes: torch.Tensor | None = None, sinks: torch.Tensor | None = None,
+        return_lse: Literal[False] = False, backend: str | None = None,
     ) -> torch.Tensor: ...  # fmt: skip
     @overload
     def attend(
-        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, return_lse: Literal[True],
+        self, q: torch.Tensor, mask: Mask = None, *, scale: float | None = None, softcap: float | None = None,
+        alibi_slopes: torch.Tensor | None = None, sinks: torch.Tensor | None = None, return_lse: Literal[True],
         backend: str | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
 
@@ -158,6 +160,9 @@ class KVCache:
         mask: Mask = None,
         *,
         scale: float | None = None,
+        softcap: float | None = None,
+        alibi_slopes: torch.Tensor | None = None,
+        sinks: torch.Tensor | None = None,
         return_lse: bool = False,
         backend: str | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
@@ -167,11 +172,21 @@ class KVCache:
             q: [B, Hq, n, D], 1 to 16 queries.
             mask: for ``capacity`` queries and keys.
             scale: factor on the scores, default ``D ** -0.5``.
+            softcap: like the two that follow.
+            alibi_slopes: fp32 [Hq] or [B, Hq].
+            sinks: floating [Hq].
             return_lse: also return the log-sum-exp.
             backend: "cpu" or "triton"; None chooses by the device.
         """
         return decode(
-            q, self.k, self.v, mask, lengths=self.lengths, scale=scale, return_lse=return_lse, backend=backend
+            *(q, self.k, self.v, mask),
+            lengths=self.lengths,
+            scale=scale,
+            softcap=softcap,
+            alibi_slopes=alibi_slopes,
+            sinks=sinks,
+            return_lse=return_lse,
+            backend=backend,
         )
 
     def __repr__(self) -> str:

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseflash.functional import Mask, attention
+from sparseflash.functional import AtBlock, Mask, attention
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
-from sparseflash.tables import LookupTable, lookup, unless_fake
+from sparseflash.tables import unless_fake
 
 Router: TypeAlias = Callable[[Tensor, Tensor], Mask]
 
@@ -109,7 +109,8 @@ class SparseAttention(nn.Module):
         if not (mask is None or isinstance(mask, Pattern | BlockMask) or callable(mask)):
             raise TypeError(f"mask must be a Pattern, its text, a BlockMask, a router or None, got {mask!r}")
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
-        self.mask, self.block, self.rotary = mask, block, rotary
+        self.mask, self.rotary = mask, rotary
+        self.block = (block, block) if isinstance(block, int) else block
         self.softcap, self.alibi, self.dropout = softcap, alibi, _checked_dropout(dropout)
         self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
@@ -136,12 +137,11 @@ class SparseAttention(nn.Module):
             projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
             for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
         )
-        tokens = range(x.shape[1]).stop  # a compiled graph is for one length; range() decides on it
         if self.rotary is not None:
-            cos, sin = _rotary_table(self.rotary, tokens, self.head_dim, x.device)
+            cos, sin = self._rotary_table(self.rotary, x)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attention(
-            q, k, v, self._mask(q, k, tokens) if mask is None else mask,
+            q, k, v, self._mask(q, k) if mask is None else mask,
             softcap=self.softcap,
             # A trace cannot ask its constants whether they require a gradient, but their aliases.
             alibi_slopes=_slopes_on(self.heads, x.device).detach() if self.alibi else None,
@@ -155,9 +155,15 @@ class SparseAttention(nn.Module):
         heads = f"{self.heads}" if self.heads == self.kv_heads else f"{self.heads} over {self.kv_heads}"
         return f"width={self.width}, heads={heads}, head_dim={self.head_dim}, mask={self.mask}, rotary={self.rotary}"
 
-    def _mask(self, q: Tensor, k: Tensor, tokens: int) -> Mask:
+    def _rotary_table(self, rotary: Rotary, x: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(rotary, Rotary1d) and torch.compiler.is_compiling():  # one graph for every length
+            return rotary.traced_table(x.shape[1], self.head_dim, x.device)
+        tokens = range(x.shape[1]).stop  # an image has one length: range() makes a compiled graph decide on it
+        return _rotary_table(rotary, tokens, self.head_dim, x.device)
+
+    def _mask(self, q: Tensor, k: Tensor) -> Any:
         if isinstance(self.mask, Pattern):
-            return _compiled(self.mask, tokens, self.block, q.device)
+            return AtBlock(self.mask, self.block)
         if self.mask is None or isinstance(self.mask, BlockMask):
             return self.mask
         return self.mask(q, k)
@@ -274,10 +280,6 @@ def _checked_dropout(dropout: float) -> float:
     return float(dropout)
 
 
-def _compiled(pattern: Pattern, tokens: int, block: int | tuple[int, int], device: torch.device) -> LookupTable:
-    return lookup(pattern.compile(tokens, block=block), device)
-
-
 def _rotary_table(rotary: Rotary, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     return unless_fake(_rotary_table_on)(rotary, tokens, head_dim, device)
 
@@ -300,6 +302,5 @@ def _cached_slopes(heads: int, device: torch.device) -> Tensor:
 
 
 # What torch.compiler.assume_constant_result sets: a compiled graph computes these once, while tracing.
-_compiled._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _rotary_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
 _slopes_on._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -20,7 +20,6 @@ from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable
 
 BACKENDS = ("cpu", "triton")
-BLOCK = (128, 128)  # that attention compiles patterns at
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _MASK = "Tensor[] table, SymInt[] layout, str pattern"
@@ -41,7 +40,7 @@ class MaskArguments(NamedTuple):
     """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
 
     table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing
-    layout: Sequence[int]  # the block; or the layout of the buffer; or the block again
+    layout: Sequence[int]  # the block; of the buffer, its layout
     pattern: str = ""
 
     @classmethod
@@ -54,9 +53,9 @@ class MaskArguments(NamedTuple):
         return cls.of(table) if table.buffer is None else cls([table.buffer], table.layout)
 
     @classmethod
-    def named(cls, pattern: Pattern) -> MaskArguments:
+    def named(cls, pattern: Pattern, block: tuple[int, int]) -> MaskArguments:
         """For compiled graphs: the table is looked up when they run, for the lengths that come."""
-        return cls([], BLOCK, name_of(pattern))
+        return cls([], block, name_of(pattern))
 
 
 class _Operands(NamedTuple):

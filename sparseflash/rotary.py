@@ -46,6 +46,12 @@ class Rotary1d:
         """Cosines and sines of positions 0 to tokens - 1: two fp32 tensors [tokens, head_dim / 2]."""
         return rotary_table(np.arange(tokens), head_dim, self.base)
 
+    def traced_table(self, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The same in operations that a compiled graph can make for any number of tokens, on a device."""
+        rates = float(self.base) ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim)
+        angles = torch.arange(tokens, dtype=torch.float64, device=device).unsqueeze(-1) * rates
+        return angles.cos().float(), angles.sin().float()
+
 
 @dataclass(frozen=True)
 class Rotary2d:

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -25,7 +25,7 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.functional import Mask
 from sparseflash.patterns import BlockMask, Pattern
-from tests.oracle import Case, eager, largest_terms, random_case
+from tests.oracle import Case, eager, largest_terms, random_case, random_features
 from tests.strategies import expressions, leaves, per_head
 
 ROOT = Path(__file__).parent.parent
@@ -65,10 +65,14 @@ class Drawn:
     dtype: torch.dtype
     seed: int
     transposed: bool
+    softcap: float | None = None
+    alibi: Literal["", "head", "sample"] = ""
+    sinks: float = 0.0  # their spread; 0 for none
 
     def case(self) -> Case:
         sizes = len(self.lengths), self.heads, self.group, self.new, self.room, self.dim, self.v_dim
         case = random_case(self.seed, *sizes, self.dtype)
+        case = random_features(case, self.seed, self.softcap, self.alibi, self.sinks)
         return case if self.transposed else case.mapped(torch.Tensor.contiguous)
 
     def mask(self) -> BlockMask:
@@ -85,8 +89,18 @@ class Drawn:
 
 def ours(case: Case, mask: Mask, lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
     q, k, v = (x.to(DEVICE) for x in (case.q, case.k, case.v))
-    at = torch.tensor(lengths, device=DEVICE)
-    out, lse = sf.decode(q, k, v, mask, lengths=at, scale=case.scale, return_lse=True, backend=BACKEND)
+    at, features = torch.tensor(lengths, device=DEVICE), case.features
+    slopes, sinks = (None if x is None else x.to(DEVICE) for x in (features.alibi_slopes, features.sinks))
+    out, lse = sf.decode(
+        *(q, k, v, mask),
+        lengths=at,
+        scale=case.scale,
+        softcap=features.softcap,
+        alibi_slopes=slopes,
+        sinks=sinks,
+        return_lse=True,
+        backend=BACKEND,
+    )
     return out.cpu(), lse.cpu()
 
 
@@ -104,9 +118,13 @@ def check(case: Case, truth: torch.Tensor, lengths: tuple[int, ...], out: torch.
         if not there:
             continue
         keys = min(length, room)
+        slopes = case.features.alibi_slopes
+        if slopes is not None and slopes.dim() == 2:
+            slopes = slopes[b : b + 1]
         one = Case(
             *(case.q[b : b + 1, :, there], case.k[b : b + 1, :, :keys], case.v[b : b + 1, :, :keys]),
             *(case.dout[b : b + 1, :, there], case.dlse[b : b + 1, :, there], case.scale),
+            *(replace(case.features, alibi_slopes=slopes), stand[there[0]]),
         )
         seen = truth[b : b + 1, :, [stand[i] for i in there], :keys]
         longest = max(*one.q.shape[2:], *one.v.shape[2:])
@@ -146,16 +164,20 @@ def drawn(draw: st.DrawFn) -> Drawn:
         draw(patterns), heads, group, new, tuple(lengths), room,
         draw(st.none() | st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))),
         draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)), draw(st.booleans()),
+        draw(st.none() | st.sampled_from([0.5, 3.0, 50.0])), draw(st.sampled_from(["", "", "head", "sample"])),
+        draw(st.sampled_from([0.0, 0.0, 1.0, 9.0])),
     )  # fmt: skip
 
 
 SMALL_DIMS = (16, 24, torch.float32, 5, True)
+FEATURES: tuple[float, Literal["sample"], float] = (3.0, "sample", 1.0)
 MIXED_GROUP = P.per_head(P.causal(), P.streaming(2, 20), P.causal())
 
 
 @given(drawn())
 @example(Drawn(P.causal() & P.local(9), 1, 2, 16, (40, 73), 77, (16, 16), *SMALL_DIMS))  # rows of two block rows
 @example(Drawn(MIXED_GROUP, 1, 3, 5, (50,), 60, (32, 32), *SMALL_DIMS))  # one group, two patterns
+@example(Drawn(MIXED_GROUP, 1, 3, 5, (50, 13), 60, (32, 32), *SMALL_DIMS, *FEATURES))  # each with its own slopes
 @example(Drawn(P.full(), 2, 1, 3, (3, 80), 80, None, *SMALL_DIMS))  # most blocks of the row hold no keys yet
 @example(Drawn(P.full() - P.full(), 1, 1, 4, (9,), 20, None, *SMALL_DIMS))  # nobody sees anything
 def test_decoding_is_the_rows_of_masked_dense_attention(d: Drawn) -> None:
@@ -332,11 +354,12 @@ def test_compiles_into_one_graph() -> None:
 def test_opcheck() -> None:
     case = random_case(0, 2, 1, 2, 3, 64, 16, 24, torch.float32)
     table = sf.lookup(P.streaming(2, 20).compile(64, block=16))
-    torch.library.opcheck(
-        torch.ops.sparseflash.decode.default,
-        (*(case.q, case.k, case.v, torch.tensor([40, 7]), list(table.rows), list(table.tiles)),
-         *(table.pattern_of, *table.block, "cpu", 0.25)),
-    )  # fmt: skip
+    for sinks, features in ((None, (None, None)), (torch.zeros(2), (2.0, torch.ones(2)))):
+        torch.library.opcheck(
+            torch.ops.sparseflash.decode.default,
+            (*(case.q, case.k, case.v, sinks, torch.tensor([40, 7]), list(table.rows), list(table.tiles)),
+             *(table.pattern_of, *table.block, "cpu", 0.25, *features)),
+        )  # fmt: skip
 
 
 def test_the_host_reads_no_device_tensor() -> None:
@@ -389,6 +412,10 @@ def test_a_gpu_is_never_waited_for() -> None:
         ({"mask": "causal()"}, TypeError, "mask must be a Pattern, .* got 'causal"),
         ({"backend": "gpu"}, ValueError, "backend must be one of 'cpu', 'triton' or None, got 'gpu'"),
         ({"scale": float("nan")}, ValueError, "scale must be finite"),
+        ({"softcap": 0.0}, ValueError, "softcap must be positive"),
+        ({"alibi_slopes": torch.zeros(3)}, ValueError, r"alibi_slopes must be \[4\] or \[2, 4\]"),
+        ({"sinks": torch.zeros(2)}, ValueError, r"sinks must be \[4\]"),
+        ({"sinks": torch.zeros(4, requires_grad=True)}, ValueError, "no gradient, but sinks would record one"),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_named(change: dict[str, Any], kind: type[Exception], message: str) -> None:

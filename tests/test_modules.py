@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
 from sparseflash import SparseAttention, SparseTransformerBlock
@@ -221,6 +222,20 @@ def test_the_block_compiles_into_one_graph(mask: Callable[[], Any]) -> None:
         ]
         for a, b in zip(*gradients, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_one_graph_of_a_block_serves_every_length() -> None:
+    torch._dynamo.reset()
+    count = CompileCounterWithBackend("aot_eager")
+    layer = SparseAttention(24, 4, WINDOW, kv_heads=2, head_dim=8, block=(16, 32), rotary=Rotary1d(), sinks=True)
+    block = SparseTransformerBlock(layer)
+    graph = torch.compile(block, fullgraph=True, backend=count, dynamic=True)
+    frames = set()
+    for tokens in (60, 17, 300):
+        x = random_input(tokens)
+        torch.testing.assert_close(graph(x), block(x))
+        frames.add(count.frame_count)
+    assert len(frames) == 1, frames
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

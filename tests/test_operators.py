@@ -28,7 +28,7 @@ def arguments(requires_grad: bool, features: bool, kind: str) -> tuple[object, .
     case = random_case(0, 1, 2, 2, 64, 64, 16, 24, torch.float32)
     table = sf.lookup(PATTERN.compile(64, block=16))
     mask = {"tensors": MaskArguments.of(table), "packed": MaskArguments.packed(table)}.get(kind)
-    mask = mask or MaskArguments.named(PATTERN)
+    mask = mask or MaskArguments.named(PATTERN, (16, 16))
     q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
     sinks = torch.randn(4).requires_grad_(requires_grad) if features else None
     score = Score(0.25, 2.0, torch.rand(4), 0, 0.2, torch.tensor(3)) if features else Score(0.25)
