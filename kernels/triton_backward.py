@@ -29,6 +29,7 @@ from sparseflash.kernels.triton_common import (
     load_rows,
     matrix,
     padded,
+    programs,
     readable,
     stride_unit,
     strides_in,
@@ -114,7 +115,7 @@ def backward(
     with device_of(q):
         if NP:
             step = min(BQ, 64)
-            prepare_kernel[(NP // step * B * Hq,)](
+            prepare_kernel[programs(NP // step, 1, B * Hq)](
                 *(out, dout, lse, dlse, norm, delta),
                 *strides_in(unit, dout),
                 *(N, NP, Hq),
@@ -124,7 +125,7 @@ def backward(
         at = launch.keys.within(block)
         width = (D + DV) * q.element_size()
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
-        keys_kernel[(columns.items * (BK // at.BN) * B * Hkv,)](
+        keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *(*strides, pattern_b, pattern_h),
@@ -145,7 +146,7 @@ def backward(
         del dk_parts, dv_parts, parts  # before those of dq are made
         at = launch.queries.within(block)
         dq_parts = partial_results(rows, B * Hq, BQ, D)
-        queries_kernel[(rows.items * (BQ // at.BM) * B * Hq,)](
+        queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides, pattern_b, pattern_h),

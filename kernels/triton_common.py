@@ -23,6 +23,25 @@ LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
 
+# A launch takes no more programs, and a kernel counts them in int32.
+MOST_PROGRAMS = (1 << 31) - 1
+
+
+def programs(lines: int, steps: int, heads: int) -> tuple[int]:
+    """The grid of so many steps in each of so many lines of each head.
+
+    Raises:
+        ValueError: more programs than a launch takes.
+    """
+    count = lines * steps * heads
+    if count > MOST_PROGRAMS:
+        raise ValueError(
+            f"{heads:,} heads of all samples with {lines:,} block rows or columns in {steps} steps are {count:,} "
+            f"programs, and one launch takes {MOST_PROGRAMS:,}: attend to fewer samples or heads at a time"
+        )
+    return (count,)
+
+
 @triton.jit
 def place(places, heads, together):
     """The (rank, head) of this program. Heads go in sections of `together`; in a section the ranks count up.

@@ -26,6 +26,7 @@ from sparseflash.kernels.triton_common import (
     matrix,
     padded,
     place,
+    programs,
     readable,
     sink_share,
     spread,
@@ -290,7 +291,7 @@ def forward(
     parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
     pattern_b, pattern_h = pattern_strides(pattern_of)
     with device_of(q):
-        forward_kernel[(rows.items * (BQ // at.BM) * B * Hq,)](
+        forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),

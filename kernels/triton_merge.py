@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from sparseflash.kernels.layout import Side
-from sparseflash.kernels.triton_common import LN2, LOG2E, load_rows, padded, sink_share, store_rows
+from sparseflash.kernels.triton_common import LN2, LOG2E, load_rows, padded, programs, sink_share, store_rows
 
 STEP = 16  # rows of a program: enough programs even for a single line, and few registers at any width
 
@@ -137,7 +137,7 @@ def merge_outputs(
     """Outputs and lse of cut block rows from those of their pieces."""
     (B, H, N, D), BL = out.shape, parts.shape[2]
     cut_lines = rows.merges.shape[1]
-    outputs_kernel[(cut_lines * B * H * (BL // STEP),)](
+    outputs_kernel[programs(cut_lines, BL // STEP, B * H)](
         *(parts, lses, out, lse, rows.merges, pattern_of),
         *(*pattern_strides(pattern_of), N, H, B * H, cut_lines, sinks),
         *(D, padded(D), BL, STEP),
@@ -155,7 +155,7 @@ def add_partials(
     """Gradients of cut lines from those of their pieces."""
     (B, H, N, D), BL = total.shape, parts.shape[2]
     cut_lines = side.merges.shape[1]
-    sums_kernel[(cut_lines * B * H * (BL // STEP),)](
+    sums_kernel[programs(cut_lines, BL // STEP, B * H)](
         *(parts, total, side.merges, pattern_of),
         *(*pattern_strides(pattern_of), N, H, group, B * H, cut_lines),
         *(D, padded(D), BL, STEP),

@@ -26,6 +26,7 @@ class AtBlock(NamedTuple):
 
 
 BLOCK = (128, 128)  # that patterns are compiled at
+MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -157,6 +158,8 @@ def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
         raise ValueError(f"k and v must have equal heads and tokens; {shapes}")
     if q.shape[3] != k.shape[3]:
         raise ValueError(f"q and k must have one head dim; {shapes}")
+    if q.shape[2] > MOST_TOKENS or k.shape[2] > MOST_TOKENS:
+        raise ValueError(f"sequences have at most {MOST_TOKENS:,} tokens; {shapes}")
     if 0 in q.shape or 0 in k.shape or 0 in v.shape:
         raise ValueError(f"no dimension may be 0; {shapes}")
     if q.shape[1] % k.shape[1]:

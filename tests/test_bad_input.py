@@ -14,6 +14,8 @@ import torch
 import sparseflash as sf
 from sparseflash import patterns as P
 
+HUGE = torch.zeros(1, 1, 1, 16).expand(1, 1, (1 << 31) - 1023, 16)
+
 
 def qkv(**changes: Any) -> dict[str, Any]:
     base: dict[str, Any] = {name: torch.zeros(1, 2, 32, 16) for name in "qkv"}
@@ -48,6 +50,7 @@ ATTENTION: list[tuple[str, dict[str, Any], type[Exception], str]] = [
         ValueError,
         r"for \(q_len, kv_len\) = \(64, 64\), q and k have \(32, 32\)",
     ),
+    ("tokens", {"q": HUGE, "k": HUGE, "v": HUGE}, ValueError, "at most 2,147,482,624 tokens; got q"),
     ("heads", qkv(mask=P.per_head(*[P.causal()] * 3)), ValueError, "for 3 query heads, q has 2"),
     ("table lengths", qkv(mask=sf.lookup(P.full().compile((8, 32)))), ValueError, "= \\(8, 32\\)"),
     ("table device", qkv(mask=sf.lookup(P.full().compile(32), "meta")), ValueError, "table lies on meta, q on cpu"),

@@ -15,7 +15,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 from sparseflash.kernels.launch import SHARED_MEMORY
 from sparseflash.kernels.triton_common import padded
-from sparseflash.kernels.triton_decode import LAUNCHES, MOST_PARTS, decode_kernel, merge_kernel
+from sparseflash.kernels.triton_decode import FEATURED, LAUNCHES, MOST_PARTS, committed, decode_kernel, merge_kernel
 from sparseflash.kernels.triton_report import DTYPES, TARGETS, Resources, resources
 
 KERNELS = {"decode": decode_kernel, "merge": merge_kernel}
@@ -45,7 +45,7 @@ def decoding(
 ) -> Any:
     """The decoding kernel for a row of the table."""
     architecture, head_dim, dtype_class = key
-    at = LAUNCHES[key].within((256, bk))
+    at = committed(key, featured).within((256, bk))
     dtype = DTYPES[dtype_class][0]
     D, DV = dims or (head_dim, head_dim)
     types = dict.fromkeys(("q_ptr", "k_ptr", "v_ptr"), f"*{dtype}")
@@ -73,7 +73,8 @@ def needed(kernel: Any) -> Resources:
 
 def test_every_architecture_head_dim_and_dtype_has_a_launch() -> None:
     assert set(LAUNCHES) == {(a, d, t) for a in SHARED_MEMORY for d in (32, 64, 128, 256) for t in DTYPES}
-    for at in LAUNCHES.values():
+    assert set(FEATURED) <= set(LAUNCHES)
+    for at in (*LAUNCHES.values(), *FEATURED.values()):
         for bk in (16, 32, 64, 128, 256):
             assert bk % at.within((256, bk)).BN == 0
 

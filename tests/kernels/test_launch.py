@@ -64,6 +64,14 @@ def test_steps_divide_every_block(launch: Launch) -> None:
             assert min(step.BM, step.BN) >= 16
 
 
+def test_a_launch_of_too_many_programs_is_refused() -> None:
+    from sparseflash.kernels.triton_common import programs
+
+    assert programs(1 << 10, 2, (1 << 20) - 1) == ((1 << 31) - (1 << 11),)
+    with pytest.raises(ValueError, match="2,147,483,648 programs, and one launch takes 2,147,483,647: attend to fewer"):
+        programs(1 << 10, 2, 1 << 20)
+
+
 def test_the_table_is_read_without_triton() -> None:
     code = "import sys, sparseflash.kernels.launch, sparseflash.kernels.layout; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

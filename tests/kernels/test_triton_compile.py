@@ -1,17 +1,19 @@
 """Compile committed launches ahead of time, for GPUs that need not be here. Gates: no spills, shared memory fits.
 
 fp16 is compiled where bf16 is: it differs only in the type of its matrix instructions and conversions, so bf16 stands
-for both here. All launches at all block sizes: `python -m sparseflash.kernels.triton_report`.
+for both here. Every launch that a table of `launch` names is compiled, at block 128. All of them at all block sizes, with
+or without features: `python -m sparseflash.kernels.triton_report`.
 """
 
 from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 
 import pytest
 
-from sparseflash.kernels.launch import FEATURED, PIECES, TABLE
+from sparseflash.kernels.launch import FEATURED, PIECES, TABLE, Launch
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
@@ -28,10 +30,7 @@ ALL = tuple(report.FEATURES)
 def test_committed_launches_fit(architecture: str, dtype: str) -> None:
     committed = [case for case in report.cases((architecture,)) if case.dtype == dtype]
     assert len(committed) == 3 * 4, "three kernels, four head dims"
-    used = {case: report.resources(report.compile_case(case)) for case in committed}
-    table = "\n".join(report.line(case, need) for case, need in used.items())
-    print(table)
-    assert all(need.fits(architecture) for need in used.values()), table
+    check(committed)
 
 
 @pytest.mark.parametrize(
@@ -50,15 +49,25 @@ def test_odd_head_dims_and_small_blocks_fit(odd: report.Case) -> None:
     assert need.fits("sm_90"), report.line(odd, need)
 
 
+def replaced(case: report.Case, by: dict[tuple[str, int, str], dict[str, Launch]]) -> bool:
+    """Whether a table names a launch of its own for the case."""
+    return case.kernel in by.get((case.architecture, case.D, "single" if case.dtype == "fp32" else "half"), {})
+
+
+def check(cases: Iterable[report.Case]) -> None:
+    used = {case: report.resources(report.compile_case(case)) for case in cases}
+    assert used
+    table = "\n".join(report.line(case, need) for case, need in used.items())
+    print(table)
+    assert all(need.fits(case.architecture) for case, need in used.items()), table
+
+
 @pytest.mark.parametrize("architecture", report.TARGETS)
 def test_launches_fit_with_every_feature_on(architecture: str) -> None:
-    # Head dims 64 and 128 in half precision, and one more where registers are nearest their limit.
-    chosen = [c for c in report.cases((architecture,), features=ALL) if c.dtype == "bf16" and c.D in (64, 128)]
-    chosen += [c for c in report.cases((architecture,), features=ALL) if c[1:3] == ("keys", 256) and c.dtype == "bf16"]
-    assert len(chosen) == 2 * 3 + 1
-    used = {case: report.resources(report.compile_case(case)) for case in chosen}
-    table = "\n".join(report.line(case, need) for case, need in used.items())
-    assert all(need.fits(architecture) for need in used.values()), table
+    """All that FEATURED names, and head dims 64 and 128 in half precision."""
+    usual = [c for c in report.cases((architecture,), features=ALL) if c.dtype == "bf16" and c.D in (64, 128)]
+    assert len(usual) == 2 * 3
+    check({*usual, *(c for c in report.cases((architecture,), features=ALL) if replaced(c, FEATURED))})
 
 
 @pytest.mark.parametrize("feature", report.FEATURES)
@@ -71,16 +80,10 @@ def test_launches_fit_with_one_feature_on(feature: str) -> None:
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
 def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
-    """Plain on sm_90 at head dims 64 and 128; elsewhere those that were replaced, with every feature on."""
-    if architecture == "sm_90":
-        cases = [c for c in report.cases((architecture,), cut=True) if c.dtype == "bf16" and c.D in (64, 128)]
-    else:
-        cases = [c for c in report.cases((architecture,), features=ALL, cut=True) if c.dtype == "bf16"]
-        cases = [c for c in cases if c.kernel in PIECES.get((architecture, c.D, "half"), {})]
-    assert cases
-    used = {case: report.resources(report.compile_case(case)) for case in cases}
-    table = "\n".join(report.line(case, need) for case, need in used.items())
-    assert all(need.fits(architecture) for need in used.values()), table
+    """All that PIECES names with every feature on; on sm_90 plain ones at head dims 64 and 128 too."""
+    plain = [c for c in report.cases((architecture,), cut=True) if c.dtype == "bf16" and c.D in (64, 128)]
+    named = [c for c in report.cases((architecture,), features=ALL, cut=True) if replaced(c, PIECES)]
+    check([*named, *(plain if architecture == "sm_90" else [])])
 
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
