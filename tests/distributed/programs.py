@@ -1,0 +1,93 @@
+"""What ranks run in tests; imported once, before they are forked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from sparseflash.distributed import Sharding, context_parallel_attention
+from sparseflash.distributed.sharding import Deal
+from sparseflash.patterns import BlockMask, Pattern
+from tests.oracle import Case, check, random_case, random_features
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of attention, whole."""
+
+    pattern: Pattern
+    q_len: int = 300
+    kv_len: int | None = None
+    block: tuple[int, int] = (16, 16)
+    q_offset: int | None = None
+    batch: int = 1
+    heads: int = 1
+    group: int = 1
+    dims: tuple[int, int] = (16, 16)
+    dtype: torch.dtype = torch.float32
+    deal: Deal = "weight"
+    features: tuple[tuple[str, Any], ...] = ()
+    seed: int = 0
+
+    def mask(self) -> BlockMask:
+        return self.pattern.compile((self.q_len, self.kv_len or self.q_len), block=self.block, q_offset=self.q_offset)
+
+    def case(self) -> Case:
+        sizes = self.batch, self.heads, self.group, self.q_len, self.kv_len or self.q_len
+        case = random_case(self.seed, *sizes, *self.dims, self.dtype)
+        return replace(random_features(case, self.seed, **dict(self.features)), q_offset=self.q_offset)
+
+
+@lru_cache
+def line() -> DeviceMesh:
+    """All ranks in a row."""
+    return init_device_mesh("cpu", (dist.get_world_size(),), mesh_dim_names=("context",))
+
+
+def shardings(call: Call, mask: BlockMask, ranks: int) -> tuple[Sharding, Sharding]:
+    queries = Sharding.of(mask, ranks, call.deal)
+    return queries, queries if mask.shape[0] == mask.shape[1] else Sharding.of(mask, ranks, "contiguous", axis="k")
+
+
+def attend(call: Call, mesh: DeviceMesh | None = None) -> list[torch.Tensor]:
+    """out, lse and gradients of the whole sequence, computed by all ranks together, on each of them."""
+    mesh = line() if mesh is None else mesh
+    mask, case = call.mask(), call.case()
+    rank = mesh.get_local_rank()
+    queries, keys = shardings(call, mask, mesh.size())
+    of = [queries, keys, keys]
+    leaves = [
+        s.shard(x, rank, 2).detach().requires_grad_() for s, x in zip(of, (case.q, case.k, case.v), strict=True)
+    ]
+    sinks = None if case.features.sinks is None else case.features.sinks.clone().requires_grad_()
+    out, lse = context_parallel_attention(
+        *leaves, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **case.features.arguments(sinks)
+    )
+    cotangents = [queries.shard(x, rank, 2) for x in (case.dout, case.dlse.to(lse.dtype))]
+    torch.autograd.backward((out, lse), cotangents)
+    results = [queries.gather(x, mesh, 2) for x in (out, lse)]
+    for sharding, leaf in zip(of, leaves, strict=True):
+        assert leaf.grad is not None
+        results.append(sharding.gather(leaf.grad, mesh, 2))
+    if sinks is not None:
+        assert sinks.grad is not None
+        dist.all_reduce(sinks.grad, group=mesh.get_group())
+        results.append(sinks.grad)
+    return results
+
+
+def compare(call: Call) -> None:
+    """Equal to dense attention in one process, within the tolerance that oracle.py derives; a rerun bit for bit."""
+    results = attend(call)
+    if line().get_local_rank() == 0:
+        check(call.case(), torch.from_numpy(call.mask().to_dense()), results)
+
+
+def rerun(call: Call) -> None:
+    for first, again in zip(attend(call), attend(call), strict=True):
+        assert torch.equal(first, again)
