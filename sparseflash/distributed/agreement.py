@@ -14,6 +14,8 @@ from collections.abc import Hashable
 import torch
 import torch.distributed as dist
 
+from sparseflash.distributed.collectives import all_gather
+
 ROOM = 1024  # bytes a rank's message may take
 REFUSED, PLANNED = "!", "="
 REMEMBERED = 1024
@@ -47,9 +49,8 @@ def agree(group: dist.ProcessGroup, device: torch.device, about: Hashable, inten
 def _ask(group: dist.ProcessGroup, device: torch.device, intent: str | Exception) -> None:
     mine = f"{REFUSED}{intent}" if isinstance(intent, Exception) else f"{PLANNED}{intent}"
     message = torch.frombuffer(bytearray(mine.encode()[:ROOM].ljust(ROOM, b"\0")), dtype=torch.uint8).to(device)
-    ranks = dist.get_world_size(group)
-    every = message.new_empty(ranks, ROOM)
-    dist.all_gather_into_tensor(every, message.unsqueeze(0), group=group)
+    every = all_gather(group, message).view(-1, ROOM)
+    ranks = len(every)
     if isinstance(intent, Exception):
         raise intent
     texts = [bytes(row).rstrip(b"\0").decode(errors="replace") for row in every.cpu().numpy()]

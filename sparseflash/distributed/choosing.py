@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sparseflash.distributed import dealing
 from sparseflash.distributed.dealing import Owners
@@ -24,7 +25,9 @@ def cheapest(masks: Sequence[BlockMask], ranks: int, cell: int, square: bool) ->
     weight = np.sum([cell_weights(mask, ranks, cell, square) for mask in masks], axis=0)
     best, least, idle = None, 0.0, 0
     for owner in dealing.by_weight(weight, ranks):
-        cost = float(np.max(np.bincount(owner, weight, ranks) + RECEIVED * _received(masks, owner, ranks, cell, square)))
+        cost = float(
+            np.max(np.bincount(owner, weight, ranks) + RECEIVED * _received(masks, owner, ranks, cell, square))
+        )
         if best is None or cost < least:
             best, least, idle = owner, cost, 0
         elif (idle := idle + 1) == PATIENCE:
@@ -33,7 +36,7 @@ def cheapest(masks: Sequence[BlockMask], ranks: int, cell: int, square: bool) ->
     return best
 
 
-def _received(masks: Sequence[BlockMask], owner: Owners, ranks: int, cell: int, square: bool) -> np.ndarray:
+def _received(masks: Sequence[BlockMask], owner: Owners, ranks: int, cell: int, square: bool) -> NDArray[np.float64]:
     """Key blocks that each rank receives, summed over the masks and their heads, [R]."""
     total = np.zeros(ranks)
     for mask in masks:

@@ -67,7 +67,7 @@ def context_parallel_attention(
     A collective: every rank of the mesh calls it with its shard, and runs the backward pass if one does. The mask says
     which key blocks each rank needs; only those are exchanged, and their gradients go back to the ranks that hold them,
     where they are added up in the order of ranks. A block row that sees far more than others (global tokens) is worked
-    on by all ranks where the keys are. Gradients are equal bit for bit in every run.
+    on by all ranks where the keys are.
 
     Args:
         q: [B, Hq, S, D], this rank's queries; S is ``sharding.lengths[rank]``.
@@ -80,14 +80,18 @@ def context_parallel_attention(
             sharding ``Sharding.of(mask, ranks, deal)``.
         kv_sharding: of keys and values, if it is another one; by default the same where queries and keys have one
             length, and contiguous where not.
-        scale, softcap, return_lse, deterministic, backend: as there.
-        alibi_slopes: as there. Keys stand as far apart as in the whole sequence, which takes memory for the gaps between
-            what a rank holds and received.
+        scale: factor on the scores, default ``D ** -0.5``.
+        softcap: as there.
+        alibi_slopes: as there. Keys stand as far apart as in the whole sequence, which takes memory for the gaps
+            between what a rank holds and received.
         sinks: as there, equal on all ranks. The gradient is this rank's share, as that of any weight which all ranks
             have: DDP or an all-reduce adds them up.
         dropout_p: as there. Bits belong to pairs of the whole sequence, so they are those of one process; this takes
             memory for tensors as long as the whole sequence.
         seed: of dropout, the same on all ranks; must be given with it.
+        return_lse: also return the log-sum-exp of each query's scores.
+        deterministic: gradients are equal bit for bit in every run whatever is asked for.
+        backend: "cpu" or "triton"; None chooses by the device of q.
 
     Returns:
         out [B, Hq, S, Dv] of this rank's queries, and with ``return_lse`` also lse [B, Hq, S].
@@ -110,7 +114,7 @@ def context_parallel_attention(
         ...     return sharding.gather(context_parallel_attention(shard, shard, shard, mask, mesh), mesh, dim=2)
     """
     group, rank, ranks = one_dim(mesh)
-    arguments = {
+    arguments: dict[str, Any] = {
         "scale": scale, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout_p": dropout_p,
         "seed": seed, "deterministic": deterministic, "backend": backend,
     }  # fmt: skip
@@ -196,8 +200,8 @@ def _intent(whole: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, argu
     options = ", ".join(f"{name}={text}" for name, value in arguments.items() if (text := told(value)))
     return (
         f"q [{B}, {Hq}, ., {D}], k [{B}, {Hkv}, ., {D}], v [{B}, {Hkv}, ., {Dv}], {q.dtype}, "
-        f"gradients of {', '.join(gradients) or 'none'}; {options or 'no options'}; {whole.queries!r}, keys {whole.keys!r}, "
-        f"mask {whole.mask.digest.hex()}, dealt as {whole.fingerprint}"
+        f"gradients of {', '.join(gradients) or 'none'}; {options or 'no options'}; mask {whole.mask.digest.hex()}, "
+        f"{whole.queries!r}, keys {whole.keys!r}, dealt as {whole.fingerprint}"
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from sparseflash.distributed.collectives import all_gather, all_to_all
 from sparseflash.distributed.routes import Route
 
 
@@ -26,7 +27,7 @@ def fetch(route: Route, group: dist.ProcessGroup, *shards: torch.Tensor) -> tupl
     if route.idle and route.length == len(route.stay) and shards[0].shape[2] == route.length:
         return shards  # nothing moves: stay and stay_place are the identity
     joined = shards[0] if len(shards) == 1 else torch.cat(shards, -1)
-    local = _Fetch.apply(route, group, joined)
+    local: torch.Tensor = _Fetch.apply(route, group, joined)  # type: ignore[no-untyped-call]
     return tuple(local.split([x.shape[-1] for x in shards], -1))
 
 
@@ -42,7 +43,8 @@ def return_partials(route: Route, group: dist.ProcessGroup, local: torch.Tensor)
         [T, B, H, D], grouped by rank, in the order of `route.send`.
     """
     away = local.index_select(2, route.arrive_place).permute(2, 0, 1, 3)
-    return _AllToAll.apply(group, away, route.received, route.sent)
+    home: torch.Tensor = _AllToAll.apply(group, away, route.received, route.sent)  # type: ignore[no-untyped-call]
+    return home
 
 
 class _Fetch(torch.autograd.Function):
@@ -55,19 +57,19 @@ class _Fetch(torch.autograd.Function):
         if route.gathered:
             local[:, :, route.arrive_place] = _gathered(route, group, shard)
         elif not route.idle:
-            arrived = _all_to_all(group, shard.permute(2, 0, 1, 3)[route.send], route.sent, route.received)
+            arrived = all_to_all(group, shard.permute(2, 0, 1, 3)[route.send], route.sent, route.received)
             local[:, :, route.arrive_place] = arrived.permute(1, 2, 0, 3)
         return local
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, torch.Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, None, torch.Tensor]:
         route = ctx.route
         by_token = grad.permute(2, 0, 1, 3)
         wide = torch.promote_types(grad.dtype, torch.float32)
         total = torch.zeros(ctx.tokens, *by_token.shape[1:], dtype=wide, device=grad.device)
         total[route.stay] = by_token[route.stay_place].to(wide)
         if not route.idle:
-            parts = _all_to_all(ctx.group, by_token[route.arrive_place], route.received, route.sent)
+            parts = all_to_all(ctx.group, by_token[route.arrive_place], route.received, route.sent)
             # No token is met twice within one rank's part: the order of ranks is the order of additions.
             for part, where in zip(parts.split(route.sent), route.send.split(route.sent), strict=True):
                 total.index_add_(0, where, part.to(wide))
@@ -80,19 +82,11 @@ class _AllToAll(torch.autograd.Function):
         ctx: Any, group: dist.ProcessGroup, x: torch.Tensor, sent: tuple[int, ...], received: tuple[int, ...]
     ) -> torch.Tensor:
         ctx.group, ctx.splits = group, (received, sent)
-        return _all_to_all(group, x, sent, received)
+        return all_to_all(group, x, sent, received)
 
     @staticmethod
-    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:  # type: ignore[override]
-        return None, _all_to_all(ctx.group, grad, *ctx.splits), None, None
-
-
-def _all_to_all(
-    group: dist.ProcessGroup, x: torch.Tensor, sent: tuple[int, ...], received: tuple[int, ...]
-) -> torch.Tensor:
-    out = x.new_empty(sum(received), *x.shape[1:])
-    dist.all_to_all_single(out, x.contiguous(), list(received), list(sent), group=group)
-    return out
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+        return None, all_to_all(ctx.group, grad, *ctx.splits), None, None
 
 
 def _gathered(route: Route, group: dist.ProcessGroup, shard: torch.Tensor) -> torch.Tensor:
@@ -100,7 +94,5 @@ def _gathered(route: Route, group: dist.ProcessGroup, shard: torch.Tensor) -> to
     by_token = shard.permute(2, 0, 1, 3)
     mine = by_token.new_zeros(route.gathered, *by_token.shape[1:])
     mine[: len(by_token)] = by_token
-    every = by_token.new_empty(route.ranks * route.gathered, *by_token.shape[1:])
-    dist.all_gather_into_tensor(every, mine, group=group)
-    parts = zip(every.split(route.gathered), route.received, strict=True)
+    parts = zip(all_gather(group, mine).split(route.gathered), route.received, strict=True)
     return torch.cat([part[:tokens] for part, tokens in parts]).permute(1, 2, 0, 3)

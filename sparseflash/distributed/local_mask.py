@@ -18,6 +18,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from sparseflash.distributed.needs import Bools
 from sparseflash.distributed.plan import Blocks, Plan
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid
@@ -56,10 +57,8 @@ class Places:
 
     def edges(self, column: Ints) -> Ints:
         """Where a stretch of wanted blocks that begins or ends at a column of the whole mask does so here."""
-        at = np.searchsorted(self.blocks, column)
-        if self.room == self.blocks.size:
-            return at
-        return column - (self.blocks[0] - self.place[0])
+        at: Ints = np.searchsorted(self.blocks, column)
+        return at if self.room == self.blocks.size else column - self.shift // self.size
 
 
 def local_mask(plan: Plan, rank: int, rows: Places, columns: Places) -> BlockMask:
@@ -83,7 +82,7 @@ def local_mask(plan: Plan, rank: int, rows: Places, columns: Places) -> BlockMas
     return BlockMask.canonical(grid, placed, mask.tiles, mask.pattern_of)
 
 
-def _held(runs: Runs, split: np.ndarray, held: np.ndarray) -> Runs:
+def _held(runs: Runs, split: Bools, held: Bools) -> Runs:
     """The runs, those of split rows reduced to the columns that a rank holds."""
     cut = split[runs.row]
     some = Runs(runs.shape, runs.start[cut], runs.stop[cut], runs.letter[cut])

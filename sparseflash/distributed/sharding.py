@@ -9,11 +9,11 @@ from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed import dealing
 from sparseflash.distributed.choosing import cheapest
+from sparseflash.distributed.collectives import all_gather
 from sparseflash.distributed.dealing import Owners
 from sparseflash.distributed.mesh import one_dim
 from sparseflash.patterns.block_mask import BlockMask
@@ -68,7 +68,7 @@ class Sharding:
             TypeError: mask is no BlockMask, ranks no int.
             ValueError: masks of different lengths, fewer cells than ranks, or an unknown deal.
         """
-        masks = list(mask) if isinstance(mask, list | tuple) else [mask]
+        masks: list[BlockMask] = [mask] if isinstance(mask, BlockMask) else [*mask] if _listed(mask) else []
         if not masks or not all(isinstance(m, BlockMask) for m in masks):
             raise TypeError(f"Sharding.of takes a BlockMask (pattern.compile(...)) or several, got {mask!r}")
         if deal not in get_args(Deal):
@@ -134,8 +134,7 @@ class Sharding:
         rows = x.detach().movedim(dim, 0)
         padded = rows.new_zeros(max(self.lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
-        every = [torch.empty_like(padded) for _ in range(self.ranks)]
-        dist.all_gather(every, padded, group=group)
+        every = all_gather(group, padded).split(len(padded))
         parts = [part[:n] for part, n in zip(every, self.lengths, strict=True)]
         return self.unshard(parts, 0).movedim(0, dim)
 
@@ -178,6 +177,10 @@ def _of(masks: tuple[BlockMask, ...], ranks: int, deal: Deal, length: int, cell:
     else:
         owner = cheapest(masks, ranks, cell, square)
     return Sharding(length, cell, ranks, frozen(owner))
+
+
+def _listed(value: object) -> bool:
+    return isinstance(value, list | tuple)
 
 
 def _check_ranks(ranks: int, length: int, cell: int) -> None:

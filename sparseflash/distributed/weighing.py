@@ -49,7 +49,7 @@ def cell_weights(mask: BlockMask, ranks: int, cell: int, square: bool) -> Ints:
     split = split_rows(mask, ranks)
     weight = _summed(np.where(split, 0, row_weights(mask)), cell // mask.block[0])
     if square and split.any():
-        weight = weight + _summed(column_counts(mask, split), cell // mask.block[1])
+        weight += _summed(column_counts(mask, split), cell // mask.block[1])
     return np.rint(weight * mask.pattern_of.size).astype(np.int64)
 
 
@@ -60,8 +60,8 @@ def column_counts(mask: BlockMask, rows: NDArray[np.bool_]) -> NDArray[np.float6
     some = np.flatnonzero(rows[runs.row % nq])
     begin = runs.start[some] - runs.row[some] * nk
     often = uses[runs.row[some] // nq]
-    steps = np.bincount(begin, weights=often, minlength=nk + 1)
-    steps -= np.bincount(begin + runs.length[some], weights=often, minlength=nk + 1)
+    end = begin + runs.length[some]
+    steps = np.bincount(begin, often, nk + 1) - np.bincount(end, often, nk + 1)
     counts: NDArray[np.float64] = np.cumsum(steps)[:nk]
     return counts
 

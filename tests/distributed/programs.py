@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.fx.experimental.symbolic_shapes  # imported by the first call otherwise, by each rank for itself
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sparseflash.distributed import Sharding, context_parallel_attention
@@ -61,12 +62,12 @@ def attend(call: Call, mesh: DeviceMesh | None = None) -> list[torch.Tensor]:
     rank = mesh.get_local_rank()
     queries, keys = shardings(call, mask, mesh.size())
     of = [queries, keys, keys]
-    leaves = [
+    q, k, v = leaves = [
         s.shard(x, rank, 2).detach().requires_grad_() for s, x in zip(of, (case.q, case.k, case.v), strict=True)
     ]
     sinks = None if case.features.sinks is None else case.features.sinks.clone().requires_grad_()
     out, lse = context_parallel_attention(
-        *leaves, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **case.features.arguments(sinks)
+        q, k, v, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **case.features.arguments(sinks)
     )
     cotangents = [queries.shard(x, rank, 2) for x in (case.dout, case.dlse.to(lse.dtype))]
     torch.autograd.backward((out, lse), cotangents)

@@ -84,10 +84,11 @@ class Ranks:
 def _serve(rank: int, count: int, store: str, pipe: Connection) -> None:
     import torch
     import torch.distributed as dist
+    from torch._C._distributed_c10d import FileStore
 
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", store=dist.FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE)
+        "gloo", store=FileStore(store, count), rank=rank, world_size=count, timeout=timedelta(seconds=PATIENCE)
     )
     while True:
         try:
