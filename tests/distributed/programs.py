@@ -10,7 +10,10 @@ import torch
 import torch.distributed as dist
 import torch.fx.experimental.symbolic_shapes  # imported by the first call otherwise, by each rank for itself
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from sparseflash import lookup
+from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, context_parallel_attention
 from sparseflash.distributed.sharding import Deal
 from sparseflash.patterns import BlockMask, Pattern
@@ -92,3 +95,83 @@ def compare(call: Call) -> None:
 def rerun(call: Call) -> None:
     for first, again in zip(attend(call), attend(call), strict=True):
         assert torch.equal(first, again)
+
+
+class Counter(TorchDispatchMode):
+    """Bytes that this rank receives from others, by what torch is really asked to move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d":
+            output = args[0]
+            if output.dtype != torch.uint8:  # what the ranks tell each other beforehand
+                ranks, rank = dist.get_world_size(), dist.get_rank()
+                if "alltoall_base" in func.__name__:
+                    splits = args[3]
+                    assert splits[rank] == 0, "nothing goes from a rank to itself"
+                    share = sum(splits) / max(len(output), 1)
+                else:
+                    assert "_allgather_base" in func.__name__, f"{func} is not counted"
+                    share = (ranks - 1) / ranks
+                self.bytes += round(output.nbytes * share)
+        return func(*args, **(kwargs or {}))
+
+
+def count(call: Call) -> tuple[int, int]:
+    """Bytes received in the forward and in the backward pass."""
+    mask, case = call.mask(), call.case()
+    mesh = line()
+    queries, keys = shardings(call, mask, mesh.size())
+    rank = mesh.get_local_rank()
+    q = queries.shard(case.q, rank, 2).requires_grad_()
+    k, v = (keys.shard(x, rank, 2).requires_grad_() for x in (case.k, case.v))
+    with Counter() as forward:
+        out, lse = context_parallel_attention(q, k, v, mask, mesh, sharding=call.deal, return_lse=True)
+    with Counter() as backward:
+        (out.sum() + lse.masked_fill(lse == -torch.inf, 0).sum()).backward()
+    return forward.bytes, backward.bytes
+
+
+def fail(what: str) -> None:
+    """A call that is wrong on the last rank, or on all; every rank has to raise."""
+    mesh, rank, last = line(), dist.get_rank(), dist.get_rank() == dist.get_world_size() - 1
+    mask = P.causal().compile(300, block=16)
+    sharding = Sharding.of(mask, mesh.size())
+    x = torch.zeros(1, 2, sharding.lengths[rank], 16)
+    arguments: dict[str, Any] = {"q": x, "k": x, "v": x, "mask": mask, "mesh": mesh}
+    if what == "shard":
+        arguments |= {"q": x[:, :, 1:]} if last else {}
+    elif what == "batch":
+        arguments |= dict.fromkeys("qkv", x.repeat(2, 1, 1, 1)) if last else {}
+    elif what == "mask":
+        arguments |= {"mask": P.local(30).compile(300, block=16)} if last else {}
+    elif what == "no tensor":
+        arguments |= {"q": None} if last else {}
+    elif what == "option":
+        arguments |= {"softcap": 2.0} if last else {}
+    elif what == "deal":
+        arguments |= {"sharding": "contiguous"} if last else {}
+    elif what == "gradient":
+        arguments |= {"q": x.clone().requires_grad_()} if last else {}
+    elif what == "length":
+        arguments |= {"mask": P.causal().compile(301, block=16), "sharding": sharding}
+    elif what == "ranks":
+        arguments |= {"sharding": Sharding.of(mask, mesh.size() + 1)}
+    elif what == "few cells":
+        arguments |= {"mask": P.causal().compile(100)}
+    elif what == "table":
+        arguments |= {"mask": lookup(mask)}
+    elif what == "pattern":
+        arguments |= {"mask": P.causal()}
+    elif what == "seed":
+        arguments |= {"dropout_p": 0.5}
+    elif what == "mesh":
+        arguments |= {"mesh": init_device_mesh("cpu", (1, mesh.size()), mesh_dim_names=("data", "context"))}
+    elif what == "no mesh":
+        arguments |= {"mesh": dist.group.WORLD}
+    elif what == "softcap":
+        arguments |= {"softcap": -1.0}
+    context_parallel_attention(**arguments)

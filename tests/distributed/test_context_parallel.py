@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,6 +10,8 @@ import pytest
 import torch
 
 from sparseflash import patterns as P
+from sparseflash.distributed import plan
+from sparseflash.distributed.traffic import Operands, received, ring_forward
 from tests.distributed import programs
 from tests.distributed.programs import Call
 from tests.distributed.ranks import Ranks
@@ -58,6 +61,56 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_equal_to_one_process(ranks: Ranks, call: Call) -> None:
     ranks.run(programs.compare, call)
+
+
+COUNTED = ("local", "butterfly", "causal, zigzag", "dense", "global tokens, zigzag, half", "rectangular", "documents",
+           "grouped queries, half", "nothing at all")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_bytes_moved_are_those_counted_from_the_tables(ranks: Ranks, name: str) -> None:
+    call, mask = CALLS[name], CALLS[name].mask()
+    moved = ranks.run(programs.count, call)
+    whole = plan(mask, *programs.shardings(call, mask, ranks.count))
+    operands = Operands(call.heads * call.group, call.heads, *call.dims, call.dtype.itemsize, call.batch)
+    forward, backward = received(whole, operands)
+    assert [f for f, _ in moved] == forward.tolist()
+    assert [b for _, b in moved] == backward.tolist()
+    assert max(f for f, _ in moved) <= ring_forward(mask.shape[1], ranks.count, operands) + slack(call, ranks.count)
+
+
+def slack(call: Call, ranks: int) -> int:
+    """Bytes by which an all-gather of unequal shards is longer than one of equal ones: one cell for each."""
+    operands = Operands(1, call.heads, *call.dims, call.dtype.itemsize, call.batch)
+    return ranks * 2 * max(call.block) * operands.keys
+
+
+WRONG = {
+    "shard": "rank [0-9] of [0-9] holds [0-9]+ of 300 tokens, but q has [0-9]+",
+    "batch": r"all ranks must make the same call, but rank 0 of [0-9] has q \[1, 2.*; rank [0-9] has q \[2, 2",
+    "mask": "all ranks must make the same call|rank [0-9] of [0-9] holds",
+    "no tensor": "q must be a tensor, got NoneType",
+    "option": "rank 0 of [0-9] has .*no options.*rank [0-9] has .*softcap=2.0",
+    "deal": "all ranks must make the same call|rank [0-9] of [0-9] holds",
+    "gradient": "gradients of none.*gradients of q",
+    "length": "sharding is for 300 tokens, the mask for 301",
+    "ranks": "sharding is for [0-9] ranks, the mesh has [0-9]",
+    "few cells": "100 tokens are 1 cells of 128, which [0-9] ranks cannot share",
+    "table": "mask must be a BlockMask or a Pattern: a LookupTable has left the host",
+    "pattern": "a Pattern knows no length",
+    "seed": "dropout over several ranks needs a seed",
+    "mesh": r"the mesh has 2 \(data, context\): pass mesh\['context'\]",
+    "no mesh": "mesh must be a DeviceMesh",
+    "softcap": "softcap must be positive",
+}
+
+
+@pytest.mark.parametrize("what", WRONG)
+def test_every_rank_raises(ranks: Ranks, what: str) -> None:
+    for rank, (ok, text) in enumerate(ranks.outcomes(programs.fail, what, patience=20)):
+        assert not ok, f"rank {rank} went on"
+        assert re.search(WRONG[what], text.splitlines()[-1]), f"rank {rank}: {text}"
+    ranks.run(programs.compare, CALLS["causal"])  # and the group still works
 
 
 def test_a_rerun_is_equal_bit_for_bit(ranks: Ranks) -> None:
