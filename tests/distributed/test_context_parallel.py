@@ -8,6 +8,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.distributed import plan
@@ -15,6 +17,7 @@ from sparseflash.distributed.traffic import Operands, received, ring_forward
 from tests.distributed import programs
 from tests.distributed.programs import Call
 from tests.distributed.ranks import Ranks
+from tests.strategies import expressions, named_leaves, per_head
 
 EVERYTHING = (("softcap", 3.0), ("alibi", "sample"), ("sinks", 1.0), ("dropout_p", 0.3))
 WIDE = P.local(20) | P.global_tokens(3)  # with 40 block rows, the first one is split
@@ -60,6 +63,37 @@ def ranks(request: pytest.FixtureRequest) -> Iterator[Ranks]:
 
 @pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
 def test_equal_to_one_process(ranks: Ranks, call: Call) -> None:
+    ranks.run(programs.compare, call)
+
+
+@st.composite
+def calls(draw: st.DrawFn) -> Call:
+    heads, group, batch = draw(st.sampled_from([(1, 1, 1), (2, 1, 1), (1, 2, 2)]))
+    q_len = draw(st.integers(130, 400))
+    features = draw(
+        st.fixed_dictionaries(
+            {},
+            optional={
+                "softcap": st.sampled_from([0.3, 30.0]),
+                "alibi": st.sampled_from(["head", "sample"]),
+                "sinks": st.sampled_from([1.0, 20.0]),
+                "dropout_p": st.sampled_from([0.1, 0.9]),
+            },
+        )
+    )
+    return Call(
+        draw(expressions(named_leaves) | per_head(heads * group, named_leaves)),
+        q_len, draw(st.just(q_len) | st.integers(130, 400)),
+        draw(st.tuples(st.sampled_from([16, 32]), st.sampled_from([16, 32]))),
+        draw(st.none() | st.integers(-20, 20)), batch, heads, group,
+        draw(st.sampled_from([(16, 16), (24, 40)])), draw(st.sampled_from([torch.float32, torch.bfloat16])),
+        draw(st.sampled_from(["weight", "zigzag", "contiguous"])), tuple(features.items()), draw(st.integers(0, 999)),
+    )  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(call=calls())
+def test_equal_to_one_process_for_any_pattern(ranks: Ranks, call: Call) -> None:
     ranks.run(programs.compare, call)
 
 
