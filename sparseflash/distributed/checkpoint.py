@@ -19,8 +19,8 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -28,6 +28,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparseflash.distributed.agreement import agree
 
@@ -67,9 +69,8 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     dist.barrier()
-    dcp.save(
-        _tensors(model, optimizer), storage_writer=dcp.HuggingFaceStorageWriter(str(temporary), save_distributed=True)
-    )
+    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+    save(_tensors(model, optimizer), storage_writer=writer)
     if first:
         sizes = {part.name: part.stat().st_size for part in sorted(temporary.glob("*.safetensors"))}
         state = {"format": FORMAT, "version": VERSION, "ranks": dist.get_world_size(), "files": sizes}
@@ -102,20 +103,20 @@ def load_checkpoint(
     intent: str | Exception = f"load {path}"
     progress: dict[str, Number] = {}
     tensors = _tensors(model, optimizer)
-    reader = dcp.HuggingFaceStorageReader(str(path))
+    reader = HuggingFaceStorageReader(str(path))
     try:
         progress = _progress(path)
         _check_names(path, reader, tensors)
     except (OSError, ValueError) as error:
         intent = error
     _together(model, ("load", str(path), os.stat(path).st_mtime_ns if path.exists() else 0), intent)
-    dcp.load(tensors, storage_reader=reader)
+    load(tensors, storage_reader=reader)
     parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
     for name, tensor in tensors.items():
         part, _, rest = name.partition(".")
         parts[part][rest] = tensor
     set_model_state_dict(model, parts["model"])
-    options = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    options: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
     set_optimizer_state_dict(model, optimizer, options | parts["optimizer"], options=_FLAT)
     return progress
 
@@ -125,7 +126,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
         state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
-    found = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
+    found: dict[str, Any] = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
     found |= {f"optimizer.{name}": x for name, x in state.items() if isinstance(x, torch.Tensor)}
     return found
 
@@ -151,7 +152,7 @@ def _progress(path: Path) -> dict[str, Number]:
     return progress
 
 
-def _check_names(path: Path, reader: dcp.HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
+def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
     """Refuse a checkpoint of another model before anything is read into this one."""
     saved = {name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}

@@ -17,6 +17,7 @@ from sparseflash.patterns.block_mask import BlockMask
 # in half precision, with as many key heads as query heads: forward and backward are about 30 million operations, 75 ns
 # at 400 TFLOP/s; K and V are 64 KiB, and their gradients as much, 330 ns at 400 GB/s.
 RECEIVED = 4
+WORTH_IT = 0.98  # what a finer cut must make of the cost, to be taken
 PATIENCE = 2  # finer cuts in a row that are tried although they gain nothing
 
 
@@ -28,7 +29,7 @@ def cheapest(masks: Sequence[BlockMask], ranks: int, cell: int, square: bool) ->
         cost = float(
             np.max(np.bincount(owner, weight, ranks) + RECEIVED * _received(masks, owner, ranks, cell, square))
         )
-        if best is None or cost < least:
+        if best is None or cost < WORTH_IT * least:
             best, least, idle = owner, cost, 0
         elif (idle := idle + 1) == PATIENCE:
             break

@@ -38,8 +38,9 @@ def zigzag(cells: int, ranks: int) -> Owners:
         >>> zigzag(8, 2).tolist()
         [0, 0, 1, 1, 1, 1, 0, 0]
     """
-    order = np.arange(ranks, dtype=np.int32)
-    return np.repeat(np.concatenate([order, order[::-1]]), np.diff(_edges(cells, 2 * ranks)))
+    order, each = np.arange(ranks, dtype=np.int32), np.diff(_edges(cells, ranks))
+    front, back = (each + 1) // 2, each // 2
+    return np.concatenate([np.repeat(order, front), np.repeat(order, back)[::-1]])
 
 
 def by_weight(weight: Ints, ranks: int) -> Iterator[Owners]:

@@ -101,7 +101,7 @@ class Counter(TorchDispatchMode):
     """Bytes that this rank receives from others, by what torch is really asked to move."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
 
     @classmethod

@@ -54,7 +54,7 @@ def batch(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def loss(net: nn.Module, step: int, mesh: DeviceMesh | None) -> torch.Tensor:
-    """The mean over all tokens of the step; of several ranks, this one's part times their number: DDP and FSDP average."""
+    """The mean over all tokens; of several ranks, this one's part times their number, for DDP and FSDP average."""
     tokens, targets = batch(step)
     positions, ranks = torch.arange(TOKENS), 1
     if mesh is not None:
@@ -88,7 +88,8 @@ def gradients(data: int, context: int, kind: str) -> None:
 def _wrapped(net: Model, mesh: DeviceMesh, kind: str) -> nn.Module:
     if kind == "ddp":
         return DistributedDataParallel(net)
-    return fully_shard(net, mesh=mesh)  # replicated over data, sharded over context
+    fully_shard(net, mesh=mesh)  # replicated over data, sharded over context
+    return net
 
 
 def train(
