@@ -154,7 +154,8 @@ def _progress(path: Path) -> dict[str, Number]:
 
 def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
     """Refuse a checkpoint of another model before anything is read into this one."""
-    saved = {name: tuple(entry.size) for name, entry in reader.read_metadata().state_dict_metadata.items()}
+    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    saved = {name: tuple(entry.size) for name, entry in entries.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):

@@ -242,13 +242,18 @@ def _with_split_rows(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results of this rank's shard, parts of split rows gathered from all ranks and merged."""
     home, home_lse = out.index_select(2, rows.stay_place), lse.index_select(2, rows.stay_place)
-    foreign = return_partials(rows, group, torch.cat([out.to(lse.dtype), lse.unsqueeze(-1)], -1))
+    foreign, foreign_lse = (return_partials(rows, group, x) for x in (out, lse.unsqueeze(-1)))
     # Every split row went to all other ranks: `send` lists the same tokens for each.
     mine = rows.send[: max(rows.sent)]
     if not len(mine):
-        return home + 0 * foreign.sum(), home_lse
-    here = torch.cat([home.index_select(2, mine).to(lse.dtype), home_lse.index_select(2, mine).unsqueeze(-1)], -1)
-    parts = [*foreign.unflatten(0, (rows.ranks - 1, len(mine))).permute(0, 2, 3, 1, 4)]
-    every = torch.stack([*parts[:rank], here, *parts[rank:]])
-    whole_out, whole_lse = merged(every[..., :-1], every[..., -1])
+        # Nothing came; but the way back carries gradients of what was sent, and all ranks must go it.
+        return home + 0 * foreign.sum(), home_lse + 0 * foreign_lse.sum()
+
+    def every(parts: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
+        """Parts [R - 1 times the rows, B, H, D] of the other ranks and this one's, in the order of ranks: [R, ...]."""
+        others = parts.unflatten(0, (rows.ranks - 1, len(mine))).permute(0, 2, 3, 1, 4)
+        return torch.cat([others[:rank], here.index_select(2, mine).unsqueeze(0), others[rank:]]).to(lse.dtype)
+
+    lses = every(foreign_lse, home_lse.unsqueeze(-1)).squeeze(-1)
+    whole_out, whole_lse = merged(every(foreign, home), lses)
     return home.index_copy(2, mine, whole_out.to(out.dtype)), home_lse.index_copy(2, mine, whole_lse)

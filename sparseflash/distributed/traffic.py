@@ -36,8 +36,8 @@ class Operands:
 
     @property
     def partials(self) -> int:
-        """Bytes of a token's output and lse over some of its keys, and of their gradients: fp32, or fp64 for fp64."""
-        return self.batch * self.q_heads * (self.v_dim + 1) * max(self.itemsize, 4)
+        """Bytes of a token's output and lse over some of its keys, and of their gradients; lse is fp32 or fp64."""
+        return self.batch * self.q_heads * (self.v_dim * self.itemsize + max(self.itemsize, 4))
 
 
 def received(plan: Plan, operands: Operands) -> tuple[Ints, Ints]:

@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import Ints
 
-# A row is split when it is far above the mean, and when the key blocks it sees are more than what its queries and
-# partial results cost on their way to every rank and back.
+# A row is split when it is far above the mean row and a noticeable part of a rank's work, and when the key blocks it
+# sees are more than what its queries and partial results cost on their way to every rank and back.
 FAR_ABOVE = 2
+NOTICEABLE = 1 / 50
 BLOCKS_A_RANK = 4
 
 
@@ -30,7 +31,8 @@ def split_rows(mask: BlockMask, ranks: int) -> NDArray[np.bool_]:
         np.False_
     """
     weight = row_weights(mask)
-    split: NDArray[np.bool_] = (weight > FAR_ABOVE * weight.mean()) & (weight > BLOCKS_A_RANK * ranks)
+    least = max(FAR_ABOVE * weight.mean(), NOTICEABLE * weight.sum() / ranks, BLOCKS_A_RANK * ranks)
+    split: NDArray[np.bool_] = weight > least
     return split & (ranks > 1)
 
 
