@@ -51,8 +51,9 @@ TITLES = {
     "and numpy allocate; create_block_mask ran once, and is left out past 8,192 tokens for its memory)",
     "cpu": "CPU attention beside dense SDPA (of ideal: SDPA time x density / ours; causal is compared with full SDPA)",
     "communication": "Context parallel attention: bytes that the busiest rank receives in the forward pass, as a share "
-    "of what ring attention and an all-gather bring each rank; counted from the tables, dealt by weight (32 query heads, "
-    "8 key heads, head dim 128, half precision; a backward pass moves as much again, that of a ring twice as much)",
+    "of what ring attention and an all-gather bring each rank; counted from the tables, dealt by weight (32 query "
+    "heads, 8 key heads, head dim 128, half precision; the backward pass moves as much again, and that of a ring twice "
+    "as much, since keys travel again beside their gradients)",
     "balance": "Context parallel attention: blocks of the rank with most work over the mean, for each way to deal the "
     "sequence; counted from the tables (1.00: no rank waits)",
 }
