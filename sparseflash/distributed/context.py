@@ -93,6 +93,8 @@ def context_parallel_attention(
         deterministic: gradients are equal bit for bit in every run whatever is asked for.
         backend: "cpu" or "triton"; None chooses by the device of q.
 
+    In ``torch.compile`` the call breaks the graph.
+
     Returns:
         out [B, Hq, S, Dv] of this rank's queries, and with ``return_lse`` also lse [B, Hq, S].
 
@@ -200,8 +202,7 @@ def _intent(whole: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, argu
     options = ", ".join(f"{name}={text}" for name, value in arguments.items() if (text := told(value)))
     return (
         f"q [{B}, {Hq}, ., {D}], k [{B}, {Hkv}, ., {D}], v [{B}, {Hkv}, ., {Dv}], {q.dtype}, "
-        f"gradients of {', '.join(gradients) or 'none'}; {options or 'no options'}; mask {whole.mask.digest.hex()}, "
-        f"{whole.queries!r}, keys {whole.keys!r}, dealt as {whole.fingerprint}"
+        f"gradients of {', '.join(gradients) or 'none'}; {options or 'no options'}; {whole.description}"
     )
 
 

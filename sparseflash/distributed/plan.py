@@ -69,9 +69,10 @@ class Plan:
         return self.queries.ranks
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Eight letters that tell plans apart."""
-        return blake2b(self.queries.owner.tobytes() + self.keys.owner.tobytes(), digest_size=4).hexdigest()
+    def description(self) -> str:
+        """Text that tells plans apart."""
+        owners = blake2b(self.queries.owner.tobytes() + self.keys.owner.tobytes(), digest_size=4).hexdigest()
+        return f"mask {self.mask.digest.hex()}, {self.queries!r}, keys {self.keys!r}, dealt as {owners}"
 
     @property
     def work(self) -> Ints:

@@ -91,7 +91,7 @@ def calls(draw: st.DrawFn) -> Call:
     )  # fmt: skip
 
 
-@settings(max_examples=25)
+@settings(max_examples=15)
 @given(call=calls())
 def test_equal_to_one_process_for_any_pattern(ranks: Ranks, call: Call) -> None:
     ranks.run(programs.compare, call)
