@@ -247,8 +247,10 @@ def _with_split_rows(
     # Every split row went to all other ranks: `send` lists the same tokens for each.
     mine = rows.send[: max(rows.sent)]
     if not len(mine):
-        # Nothing came; but the way back carries gradients of what was sent, and all ranks must go it.
-        return home + 0 * foreign.sum(), home_lse + 0 * foreign_lse.sum()
+        # Nothing came; but the way back carries gradients of what was sent, and all ranks must go it for the same
+        # results: where rows are merged, out depends on both, lse on lse alone.
+        nothing, nothing_lse = 0 * foreign.sum(), 0 * foreign_lse.sum()
+        return home + nothing + nothing_lse.to(home.dtype), home_lse + nothing_lse
 
     def every(parts: torch.Tensor, here: torch.Tensor) -> torch.Tensor:
         """Parts [R - 1 times the rows, B, H, D] of the other ranks and this one's, in the order of ranks: [R, ...]."""

@@ -37,6 +37,7 @@ class Call:
     deal: Deal = "weight"
     features: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
+    used: str = "out, lse"  # by the loss
 
     def mask(self) -> BlockMask:
         return self.pattern.compile((self.q_len, self.kv_len or self.q_len), block=self.block, q_offset=self.q_offset)
@@ -44,7 +45,9 @@ class Call:
     def case(self) -> Case:
         sizes = self.batch, self.heads, self.group, self.q_len, self.kv_len or self.q_len
         case = random_case(self.seed, *sizes, *self.dims, self.dtype)
-        return replace(random_features(case, self.seed, **dict(self.features)), q_offset=self.q_offset)
+        case = replace(random_features(case, self.seed, **dict(self.features)), q_offset=self.q_offset)
+        unused = {f"d{x}": 0 * getattr(case, f"d{x}") for x in ("out", "lse") if x not in self.used}
+        return replace(case, **unused)
 
 
 @lru_cache
@@ -73,7 +76,9 @@ def attend(call: Call, mesh: DeviceMesh | None = None) -> list[torch.Tensor]:
         q, k, v, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **case.features.arguments(sinks)
     )
     cotangents = [queries.shard(x, rank, 2) for x in (case.dout, case.dlse.to(lse.dtype))]
-    torch.autograd.backward((out, lse), cotangents)
+    roots = [x for x, name in zip(((out, cotangents[0]), (lse, cotangents[1])), ("out", "lse"), strict=True)
+             if name in call.used]  # fmt: skip
+    torch.autograd.backward([x for x, _ in roots], [cotangent for _, cotangent in roots])
     results = [queries.gather(x, mesh, 2) for x in (out, lse)]
     for sharding, leaf in zip(of, leaves, strict=True):
         assert leaf.grad is not None

@@ -35,6 +35,8 @@ CALLS = {
     "global tokens": Call(WIDE, 640),
     "global tokens, zigzag, half": Call(WIDE, 640, deal="zigzag", dtype=torch.bfloat16),
     "global tokens, ragged, per head": Call(P.per_head(WIDE, P.causal(), WIDE, P.local(3)), 633, heads=2, group=2),
+    "global tokens, only out used": Call(WIDE, 640, used="out"),
+    "global tokens, only lse used": Call(WIDE, 640, used="lse"),
     "bigbird": Call(P.bigbird(16), 700),
     "per head and sample": Call(P.per_sample(P.per_head(P.causal(), P.local(9)), P.full()), 150, heads=2, batch=2),
     "ragged, wide blocks": Call(P.causal() | P.local(5), 517, block=(64, 32), dims=(24, 40)),

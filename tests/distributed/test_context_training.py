@@ -32,6 +32,10 @@ def test_gradients_are_those_of_one_process(four: Ranks, kind: str) -> None:
     four.run(training.gradients, 2, 2, kind)
 
 
+def test_gradients_of_a_readout_are_those_of_one_process(four: Ranks) -> None:
+    four.run(training.readout_gradients, 2, 2)
+
+
 @pytest.mark.parametrize(("first", "then"), [("fsdp", "fsdp"), ("ddp", "fsdp"), ("fsdp", "ddp")])
 def test_a_checkpoint_resumes_on_another_number_of_ranks(
     four: Ranks, two: Ranks, tmp_path: Path, first: str, then: str

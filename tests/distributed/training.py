@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.distributed import Sharding, context_parallel_attention
+from sparseflash.distributed import Sharding, context_parallel_attention, summed
 from sparseflash.distributed.checkpoint import load_checkpoint, save_checkpoint
 
 SAMPLES, TOKENS, WIDTH, HEADS, VOCABULARY = 4, 200, 16, 2, 11
@@ -66,6 +66,38 @@ def loss(net: nn.Module, step: int, mesh: DeviceMesh | None) -> torch.Tensor:
     logits = net(tokens, positions, mesh)
     part = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return part * ranks / (SAMPLES * TOKENS)
+
+
+class Readout(nn.Module):
+    """One answer a sample: a head over the mean of what a model makes of all its tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = Model(), nn.Linear(VOCABULARY, 2)
+
+    def forward(self, tokens: torch.Tensor, positions: torch.Tensor, mesh: DeviceMesh | None) -> torch.Tensor:
+        total = self.body(tokens, positions, mesh).sum(1)
+        mean = (total if mesh is None else summed(total, mesh)) / TOKENS
+        answers: torch.Tensor = self.head(mean)
+        return answers
+
+
+def readout_gradients(data: int, context: int) -> None:
+    """With a readout over all tokens, DDP's averages are the gradients of one process."""
+    mesh, (tokens, _) = grid(data, context), batch(0)
+    torch.manual_seed(0)
+    alone, shared = Readout().double(), Readout().double()
+    shared.load_state_dict(alone.state_dict())
+    alone(tokens, torch.arange(TOKENS), None).square().mean().backward()
+    sharding = Sharding.of(MASK, context)
+    here = torch.arange(SAMPLES).chunk(data)[mesh["data"].get_local_rank()]
+    rank = mesh["context"].get_local_rank()
+    answers = DistributedDataParallel(shared)(
+        sharding.shard(tokens[here], rank, 1), sharding.positions(rank), mesh["context"]
+    )
+    answers.square().mean().backward()
+    for (name, want), got in zip(alone.named_parameters(), shared.parameters(), strict=True):
+        torch.testing.assert_close(got.grad, want.grad, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
 
 
 def grid(data: int, context: int) -> DeviceMesh:
