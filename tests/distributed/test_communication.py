@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from benchmarks import communication
+from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, plan
 from sparseflash.distributed.traffic import Operands, received, ring_forward
 
@@ -18,7 +19,7 @@ def test_rows_are_counted_for_every_number_of_ranks() -> None:
 
 def test_dense_attention_moves_what_a_ring_moves() -> None:
     for ranks in (2, 8):
-        mask = communication.P.full().compile(8192)
+        mask = P.full().compile(8192)
         sharding = Sharding.of(mask, ranks)
         forward, backward = received(plan(mask, sharding, sharding), Operands())
         assert set(forward.tolist()) == set(backward.tolist()) == {ring_forward(8192, ranks, Operands())}

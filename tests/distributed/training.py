@@ -92,9 +92,8 @@ def readout_gradients(data: int, context: int) -> None:
     sharding = Sharding.of(MASK, context)
     here = torch.arange(SAMPLES).chunk(data)[mesh["data"].get_local_rank()]
     rank = mesh["context"].get_local_rank()
-    answers = DistributedDataParallel(shared)(
-        sharding.shard(tokens[here], rank, 1), sharding.positions(rank), mesh["context"]
-    )
+    trained = DistributedDataParallel(shared)  # which must live until the backward pass
+    answers = trained(sharding.shard(tokens[here], rank, 1), sharding.positions(rank), mesh["context"])
     answers.square().mean().backward()
     for (name, want), got in zip(alone.named_parameters(), shared.parameters(), strict=True):
         torch.testing.assert_close(got.grad, want.grad, msg=lambda text, name=name: f"{name}: {text}")  # type: ignore[misc]
