@@ -104,16 +104,22 @@ def context_parallel_attention(
             that differ between ranks; on every rank.
 
     Example:
-        One process is a mesh too; under ``torchrun`` the same lines run on as many as there are.
+        One process is a mesh too; under ``torchrun`` the same lines run on as many as there are, with
+        ``dist.init_process_group()``.
 
-        >>> import torch, sparseflash as sf
+        >>> import torch, torch.distributed as dist, sparseflash as sf
         >>> from torch.distributed.device_mesh import init_device_mesh
         >>> from sparseflash.distributed import Sharding, context_parallel_attention
-        >>> def layer(x, mesh):
-        ...     mask = sf.parse("causal() & local(100)").compile(x.shape[2])
-        ...     sharding, rank = Sharding.of(mask, mesh.size()), mesh.get_local_rank()
-        ...     shard = sharding.shard(x, rank, dim=2)
-        ...     return sharding.gather(context_parallel_attention(shard, shard, shard, mask, mesh), mesh, dim=2)
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+        >>> mask = sf.parse("causal() & local(100)").compile(1000)
+        >>> sharding, rank = Sharding.of(mask, mesh.size()), mesh.get_local_rank()
+        >>> x = torch.randn(1, 4, 1000, 32)
+        >>> shard = sharding.shard(x, rank, dim=2)
+        >>> out = context_parallel_attention(shard, shard, shard, mask, mesh)
+        >>> torch.equal(sharding.gather(out, mesh, dim=2), sf.attention(x, x, x, mask))
+        True
+        >>> dist.destroy_process_group()
     """
     group, rank, ranks = one_dim(mesh)
     arguments: dict[str, Any] = {

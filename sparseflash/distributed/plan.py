@@ -103,8 +103,7 @@ def plan(mask: BlockMask, queries: Sharding, keys: Sharding) -> Plan:
     wanted = np.arange(ranks)[:, None] == row_owner
     needed = key_blocks(mask, row_owner, col_owner, split, ranks)
     columns = Blocks(mask.shape[1], bk, col_owner, frozen(needed))
-    gathered = (ranks - 1) * ranks * max(keys.lengths)
-    dense = ranks > 1 and bool(columns.traffic.sum() >= DENSE * gathered)
+    dense = ranks > 1 and bool(columns.traffic.sum() >= DENSE * (ranks - 1) * mask.shape[1])
     if dense:
         columns = Blocks(mask.shape[1], bk, col_owner, frozen(np.ones_like(needed)))
     rows = Blocks(mask.shape[0], bq, row_owner, frozen(wanted | split))

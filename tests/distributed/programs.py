@@ -108,6 +108,7 @@ class Counter(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.bytes = 0
+        self.collectives: set[str] = set()
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -126,11 +127,12 @@ class Counter(TorchDispatchMode):
                     assert "_allgather_base" in func.__name__, f"{func} is not counted"
                     share = (ranks - 1) / ranks
                 self.bytes += round(output.nbytes * share)
+                self.collectives.add(func.__name__.partition(".")[0])
         return func(*args, **(kwargs or {}))
 
 
-def count(call: Call) -> tuple[int, int]:
-    """Bytes received in the forward and in the backward pass."""
+def count(call: Call) -> tuple[int, int, set[str]]:
+    """Bytes received in the forward and in the backward pass, and the collectives of the forward pass."""
     mask, case = call.mask(), call.case()
     mesh = line()
     queries, keys = shardings(call, mask, mesh.size())
@@ -141,7 +143,7 @@ def count(call: Call) -> tuple[int, int]:
         out, lse = context_parallel_attention(q, k, v, mask, mesh, sharding=call.deal, return_lse=True)
     with Counter() as backward:
         (out.sum() + lse.masked_fill(lse == -torch.inf, 0).sum()).backward()
-    return forward.bytes, backward.bytes
+    return forward.bytes, backward.bytes, forward.collectives
 
 
 def fail(what: str) -> None:

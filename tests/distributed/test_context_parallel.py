@@ -103,6 +103,9 @@ COUNTED = ("local", "butterfly", "causal, zigzag", "dense", "global tokens, zigz
            "grouped queries, half", "nothing at all")  # fmt: skip
 
 
+DENSE = {2: ("dense", "butterfly"), 4: ("dense",)}  # in one all-gather
+
+
 @pytest.mark.parametrize("name", COUNTED)
 def test_bytes_moved_are_those_counted_from_the_tables(ranks: Ranks, name: str) -> None:
     call, mask = CALLS[name], CALLS[name].mask()
@@ -110,9 +113,11 @@ def test_bytes_moved_are_those_counted_from_the_tables(ranks: Ranks, name: str) 
     whole = plan(mask, *programs.shardings(call, mask, ranks.count))
     operands = Operands(call.heads * call.group, call.heads, *call.dims, call.dtype.itemsize, call.batch)
     forward, backward = received(whole, operands)
-    assert [f for f, _ in moved] == forward.tolist()
-    assert [b for _, b in moved] == backward.tolist()
-    assert max(f for f, _ in moved) <= ring_forward(mask.shape[1], ranks.count, operands) + slack(call, ranks.count)
+    assert [f for f, _, _ in moved] == forward.tolist()
+    assert [b for _, b, _ in moved] == backward.tolist()
+    assert whole.dense == (name in DENSE[ranks.count])
+    assert all(used <= {"_allgather_base_" if whole.dense else "alltoall_base_"} for _, _, used in moved)
+    assert max(f for f, _, _ in moved) <= ring_forward(mask.shape[1], ranks.count, operands) + slack(call, ranks.count)
 
 
 def slack(call: Call, ranks: int) -> int:
