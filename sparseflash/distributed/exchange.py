@@ -82,10 +82,14 @@ class _AllToAll(torch.autograd.Function):
         ctx: Any, group: dist.ProcessGroup, x: torch.Tensor, sent: tuple[int, ...], received: tuple[int, ...]
     ) -> torch.Tensor:
         ctx.group, ctx.splits = group, (received, sent)
+        # Activation checkpointing recomputes up to the last tensor that was saved, when the first one is asked for.
+        # Ranks save different ones after this; with one here, they agree on which exchanges come before which.
+        ctx.save_for_backward(x.new_empty(0))
         return all_to_all(group, x, sent, received)
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[None, torch.Tensor, None, None]:
+        _ = ctx.saved_tensors
         return None, all_to_all(ctx.group, grad, *ctx.splits), None, None
 
 

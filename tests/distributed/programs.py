@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.fx.experimental.symbolic_shapes  # imported by the first call otherwise, by each rank for itself
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 
 from sparseflash import lookup
 from sparseflash import patterns as P
@@ -61,9 +62,9 @@ def shardings(call: Call, mask: BlockMask, ranks: int) -> tuple[Sharding, Shardi
     return queries, queries if mask.shape[0] == mask.shape[1] else Sharding.of(mask, ranks, "contiguous", axis="k")
 
 
-def attend(call: Call, mesh: DeviceMesh | None = None) -> list[torch.Tensor]:
+def attend(call: Call, recompute: bool = False) -> list[torch.Tensor]:
     """out, lse and gradients of the whole sequence, computed by all ranks together, on each of them."""
-    mesh = line() if mesh is None else mesh
+    mesh = line()
     mask, case = call.mask(), call.case()
     rank = mesh.get_local_rank()
     queries, keys = shardings(call, mask, mesh.size())
@@ -72,9 +73,14 @@ def attend(call: Call, mesh: DeviceMesh | None = None) -> list[torch.Tensor]:
         s.shard(x, rank, 2).detach().requires_grad_() for s, x in zip(of, (case.q, case.k, case.v), strict=True)
     ]
     sinks = None if case.features.sinks is None else case.features.sinks.clone().requires_grad_()
-    out, lse = context_parallel_attention(
-        q, k, v, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **case.features.arguments(sinks)
-    )
+
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        arguments = case.features.arguments(sinks)
+        return context_parallel_attention(
+            q, k, v, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **arguments
+        )
+
+    out, lse = checkpoint(attention, q, k, v, use_reentrant=False) if recompute else attention(q, k, v)
     cotangents = [queries.shard(x, rank, 2) for x in (case.dout, case.dlse.to(lse.dtype))]
     roots = [x for x, name in zip(((out, cotangents[0]), (lse, cotangents[1])), ("out", "lse"), strict=True)
              if name in call.used]  # fmt: skip
@@ -97,8 +103,8 @@ def compare(call: Call) -> None:
         check(call.case(), torch.from_numpy(call.mask().to_dense()), results)
 
 
-def rerun(call: Call) -> None:
-    for first, again in zip(attend(call), attend(call), strict=True):
+def rerun(call: Call, recompute: bool = False) -> None:
+    for first, again in zip(attend(call), attend(call, recompute), strict=True):
         assert torch.equal(first, again)
 
 

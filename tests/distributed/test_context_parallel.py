@@ -157,3 +157,9 @@ def test_every_rank_raises(ranks: Ranks, what: str) -> None:
 def test_a_rerun_is_equal_bit_for_bit(ranks: Ranks) -> None:
     ranks.run(programs.rerun, CALLS["global tokens"])
     ranks.run(programs.rerun, replace(CALLS["causal"], heads=2))
+
+
+@pytest.mark.parametrize("name", ["causal", "global tokens", "global tokens, only out used", "everything"])
+def test_activation_checkpointing_changes_nothing(ranks: Ranks, name: str) -> None:
+    """Recomputing exchanges again, in the backward pass: in one order on all ranks."""
+    ranks.run(programs.rerun, CALLS[name], True, patience=30)
