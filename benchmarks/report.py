@@ -35,11 +35,27 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("ours_fwd_bwd_ms", "fwd + bwd, ms", "{:.0f}"), ("sdpa_fwd_bwd_ms", "dense SDPA, ms", "{:.0f}"),
         ("of_ideal_fwd_bwd", "of ideal", "{:.2f}"),
     ],
+    "communication": [
+        ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("density", "density", "{:.2%}"),
+        *((f"weight_max_{ranks}", f"{ranks} ranks", "{:.2%}") for ranks in (2, 4, 8, 16, 32, 64)),
+        ("forward_mb_8", "MB at 8 ranks", "{:,.1f}"), ("ring_mb_8", "ring's MB at 8", "{:,.0f}"),
+    ],
+    "balance": [
+        ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("blocks", "blocks", "{:,}"),
+        *((f"{deal}_{ranks}", f"{deal}, {ranks} ranks", "{:.2f}")
+          for ranks in (4, 16, 64) for deal in ("contiguous", "zigzag", "weight")),
+    ],
 }  # fmt: skip
 TITLES = {
     "compile_time": "From pattern to table, block 128, one core (n tokens; images of s x s pixels; peak is what Python "
     "and numpy allocate; create_block_mask ran once, and is left out past 8,192 tokens for its memory)",
     "cpu": "CPU attention beside dense SDPA (of ideal: SDPA time x density / ours; causal is compared with full SDPA)",
+    "communication": "Context parallel attention: bytes that the busiest rank receives in the forward pass, as a share "
+    "of what ring attention and an all-gather bring each rank; counted from the tables, dealt by weight (32 query "
+    "heads, 8 key heads, head dim 128, half precision; the backward pass moves as much again, and that of a ring twice "
+    "as much, since keys travel again beside their gradients)",
+    "balance": "Context parallel attention: blocks of the rank with most work over the mean, for each way to deal the "
+    "sequence; counted from the tables (1.00: no rank waits)",
 }
 
 
@@ -61,10 +77,15 @@ def page() -> str:
         parts.append(
             f"## {TITLES[result['part']]}\n\n{result['device']}, {result['cores']} cores, {result['threads']} "
             f"thread{'s' * (result['threads'] != 1)}; torch {result['torch']}, numpy {result['numpy']}; commit "
-            f"{result['commit']}, {result['date']}; `{result['command']}`; medians of {result['runs']} runs.\n\n"
+            f"{result['commit']}, {result['date']}; `{result['command']}`{_runs(result)}.\n\n"
             f"{table(result)}\n"
         )
     return "\n".join(parts)
+
+
+def _runs(result: dict[str, Any]) -> str:
+    """How often it was measured; what is counted has no runs."""
+    return f"; medians of {result['runs']} runs" if "runs" in result else ""
 
 
 def main() -> None:

@@ -1,0 +1,172 @@
+"""Checkpoints that every rank writes its part of, and that any number of ranks reads again.
+
+`torch.distributed.checkpoint` knows which part of which tensor each rank holds (DTensors of FSDP2, plain tensors of
+DDP) and reads the parts that a rank of another mesh needs. It is used with its safetensors storage: nothing in the
+folder is pickled. A folder holds
+
+- ``shard-*.safetensors``: weights as ``model.*`` and the optimizer's moments as ``optimizer.*``, each rank's part;
+- ``state.json``: the sizes of these files, and the numbers that the program gave: its step, its place in the data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from sparseflash.distributed.agreement import agree
+
+FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
+_FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
+
+Number: TypeAlias = int | float | str
+
+
+def save_checkpoint(
+    folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, **progress: Number
+) -> None:
+    """Write weights and optimizer from all ranks into one folder, whole or not at all.
+
+    A collective of the default process group. All ranks must see the same file system.
+
+    Args:
+        folder: a path that does not exist yet.
+        model: as it trains: under DDP, FSDP2 or neither.
+        optimizer: of the model's parameters. Its tensors are saved; options like the learning rate are the program's.
+        progress: numbers and texts to keep beside them, e.g. ``step=100``; those of rank 0.
+
+    Raises:
+        ValueError: the folder exists, or progress holds something else; on every rank, before anything is written.
+    """
+    path = Path(folder).absolute()
+    temporary = path.with_name(f".{path.name}.part")
+    first = dist.get_rank() == 0
+    intent: str | Exception = f"save into {path}"
+    if first and path.exists():
+        intent = ValueError(f"{path} exists already: save into another folder, or remove it")
+    for name, value in progress.items():
+        if not isinstance(value, int | float | str):
+            intent = ValueError(f"progress is made of numbers and texts, got {name}={value!r}")
+    _together(model, ("save", str(path)), intent)
+    if first:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    dist.barrier()
+    writer = HuggingFaceStorageWriter(str(temporary), save_distributed=True)
+    save(_tensors(model, optimizer), storage_writer=writer)
+    if first:
+        sizes = {part.name: part.stat().st_size for part in sorted(temporary.glob("*.safetensors"))}
+        state = {"format": FORMAT, "version": VERSION, "ranks": dist.get_world_size(), "files": sizes}
+        (temporary / STATE).write_text(json.dumps(state | {"progress": progress}, indent=2) + "\n")
+        os.replace(temporary, path)
+    dist.barrier()
+
+
+def load_checkpoint(
+    folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer
+) -> dict[str, Number]:
+    """Read what :func:`save_checkpoint` wrote, on any number of ranks, sharded in any way.
+
+    A collective of the default process group.
+
+    Args:
+        folder: the checkpoint.
+        model: the same model, under DDP, FSDP2 or neither; its weights are replaced.
+        optimizer: the same kind of optimizer over its parameters; its tensors are replaced.
+
+    Returns:
+        The progress that was saved.
+
+    Raises:
+        FileNotFoundError: no such folder, or a file of it is missing.
+        ValueError: foreign or truncated files, or tensors that are not those of this model and optimizer; nothing is
+            changed.
+    """
+    path = Path(folder).absolute()
+    intent: str | Exception = f"load {path}"
+    progress: dict[str, Number] = {}
+    tensors = _tensors(model, optimizer)
+    reader = HuggingFaceStorageReader(str(path))
+    try:
+        progress = _progress(path)
+        _check_names(path, reader, tensors)
+    except (OSError, ValueError) as error:
+        intent = error
+    _together(model, ("load", str(path), os.stat(path).st_mtime_ns if path.exists() else 0), intent)
+    load(tensors, storage_reader=reader)
+    parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        parts[part][rest] = tensor
+    set_model_state_dict(model, parts["model"])
+    options: dict[str, Any] = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    set_optimizer_state_dict(model, optimizer, options | parts["optimizer"], options=_FLAT)
+    return progress
+
+
+def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Every tensor by its name. An optimizer that has done no step yet gets its tensors here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
+        state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
+    found: dict[str, Any] = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
+    found |= {f"optimizer.{name}": x for name, x in state.items() if isinstance(x, torch.Tensor)}
+    return found
+
+
+def _progress(path: Path) -> dict[str, Number]:
+    if not (path / STATE).is_file():
+        raise FileNotFoundError(f"{path} is no distributed checkpoint: it has no {STATE}")
+    try:
+        state = json.loads((path / STATE).read_text())
+        if state["format"] != FORMAT or state["version"] != VERSION:
+            raise KeyError("format")
+        files, progress = dict(state["files"]), dict(state["progress"])
+    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"{path / STATE} is foreign or damaged: it describes no checkpoint of version {VERSION}"
+        ) from None
+    for name, size in files.items():
+        part = path / Path(name).name
+        if not part.is_file():
+            raise FileNotFoundError(f"{path} is incomplete: it has no {part.name}")
+        if part.stat().st_size != size:
+            raise ValueError(f"{part} is damaged: it has {part.stat().st_size} bytes instead of {size}")
+    return progress
+
+
+def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another model before anything is read into this one."""
+    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    saved = {name: tuple(entry.size) for name, entry in entries.items()}
+    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(saved.keys() | wanted.keys()):
+        if saved.get(name) != wanted.get(name):
+            raise ValueError(
+                f"{path} is of another model or optimizer: it has {name} {saved.get(name, 'not at all')}, "
+                f"here it is {wanted.get(name, 'not')}"
+            )
+
+
+def _together(model: nn.Module, about: tuple[object, ...], intent: str | Exception) -> None:
+    device = next(model.parameters()).device
+    group = dist.group.WORLD
+    assert group is not None, "no process group: call torch.distributed.init_process_group"
+    agree(group, device, about, intent)
