@@ -1,8 +1,8 @@
 """Compile committed launches ahead of time, for GPUs that need not be here. Gates: no spills, shared memory fits.
 
 fp16 is compiled where bf16 is: it differs only in the type of its matrix instructions and conversions, so bf16 stands
-for both here. Every launch that a table of `launch` names is compiled, at block 128. All of them at all block sizes, with
-or without features: `python -m sparseflash.kernels.triton_report`.
+for both here. Every launch that a table of `launch` names is compiled, at block 128. All of them at all block sizes,
+with or without features: `python -m sparseflash.kernels.triton_report`.
 """
 
 from __future__ import annotations
