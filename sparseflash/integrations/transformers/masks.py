@@ -85,7 +85,9 @@ def describe(
 
     start = torch.full((batch_size, q_length), kv_offset, device=device)
     stop = start + kv_length
-    if q_length == kv_length:  # only whole sequences are packed; one begins where a query does not see its predecessor
+    # Only whole sequences are packed; one begins where a query does not see its predecessor. A window of one token shows
+    # no query its predecessor, and says nothing.
+    if q_length == kv_length and local_size != 1:
         begins = ~allowed(query[None] - 1)
         start = torch.where(begins, query, kv_offset).cummax(1).values
         after = torch.where(begins, query, kv_offset + kv_length).flip(1).cummin(1).values.flip(1)
