@@ -83,11 +83,11 @@ def model(family: str, attention: str = "block_sparse", **config: Any) -> Any:
     kind = getattr(transformers, KINDS.get(family, "AutoModelForCausalLM"))
     made = kind.from_config(settings, attn_implementation=attention).eval()
     # Initial weights are so small that attention is nearly uniform; these keep the size of what they are applied to.
-    for module in made.modules():
-        if isinstance(module, torch.nn.Embedding):
-            torch.nn.init.normal_(module.weight)
-        elif getattr(module, "weight", None) is not None and module.weight.dim() == 2:
-            torch.nn.init.normal_(module.weight, std=32**-0.5)
+    tables = {id(m.weight) for m in made.modules() if isinstance(m, torch.nn.Embedding)}
+    for name, weight in made.named_parameters():
+        if weight.dim() > 1:
+            given = "token" in name or "position" in name or id(weight) in tables
+            torch.nn.init.normal_(weight, std=1 if given else (weight.numel() / weight.shape[0]) ** -0.5)
     return made
 
 
