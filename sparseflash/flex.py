@@ -1,9 +1,9 @@
 """FlexAttention programs, by changing one import: ``from sparseflash.flex import create_block_mask, flex_attention``.
 
-The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod`` is
-asked once, when the block mask is made, and never compiled into a kernel; there is a backward pass on every device; and
-a mask costs the memory of what it stores. What differs is refused with a word on what to do: ``score_mod`` is code inside
-the kernel, of which :func:`flex_attention` takes the common cases as arguments.
+The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod``
+is asked once, when the block mask is made, and never compiled into a kernel; there is a backward pass on every device;
+and a mask costs the memory of what it stores. What differs is refused with a word on what to do: ``score_mod`` is code
+inside the kernel, of which :func:`flex_attention` takes the common cases as arguments.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -53,6 +53,27 @@ __all__ = [
 _converted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False,
+    return_lse: Literal[False] = False, kernel_options: dict[str, Any] | None = None, *, return_aux: None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False, *,
+    return_lse: Literal[True], kernel_options: dict[str, Any] | None = None, return_aux: None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False,
+    return_lse: Literal[False] = False, kernel_options: dict[str, Any] | None = None, *, return_aux: AuxRequest,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> tuple[Tensor, AuxOutput]: ...  # fmt: skip
 def flex_attention(
     query: Tensor,
     key: Tensor,
@@ -107,8 +128,8 @@ def flex_attention(
     if score_mod is not None:
         raise NotImplementedError(
             "score_mod is code inside the kernel, and kernels here read masks as data. Who sees whom belongs into the "
-            "block mask; flex_attention(..., softcap=c) caps scores, alibi_slopes=[Hq] biases them by distance, sinks=[Hq] "
-            "adds a logit to each row; torch's own flex_attention takes any other"
+            "block mask; flex_attention(..., softcap=c) caps scores, alibi_slopes=[Hq] biases them by distance, "
+            "sinks=[Hq] adds a logit to each row; torch's own flex_attention takes any other"
         )
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux ask for the same: give one of them")
@@ -116,7 +137,8 @@ def flex_attention(
         raise NotImplementedError("the largest scores are not kept; return_aux=AuxRequest(lse=True) gives log-sum-exps")
     if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
         raise ValueError(
-            f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share one"
+            f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share "
+            "a key head"
         )
     if key.shape[0] == value.shape[0] == 1 < query.shape[0]:
         key, value = (x.expand(query.shape[0], *x.shape[1:]) for x in (key, value))
@@ -155,9 +177,10 @@ def create_block_mask(
         Q_LEN: queries; the first has index 0.
         KV_LEN: keys.
         device: where the indices lie that mask_mod gets; default the accelerator, or the CPU if there is none.
-        BLOCK_SIZE: tokens a block side, or (queries, keys). Other multiples of 16 are cut into the largest of 16, 32, 64,
-            128, 256 that divides them.
-        _compile: no effect; nor have torch's further arguments.
+        BLOCK_SIZE: tokens a block side, or (queries, keys). Other multiples of 16 are cut into the largest of 16, 32,
+            64, 128, 256 that divides them.
+        _compile: no effect.
+        **unused: torch's further arguments, which say how its tables are laid out.
 
     Raises:
         TypeError: mask_mod is not callable or gives no booleans, lengths that are no ints.
@@ -202,11 +225,11 @@ def _ours(block_mask: Mask | FlexMask) -> Mask:
 
 
 def _depends(mask_mod: MaskMod, device: torch.device) -> tuple[bool, bool]:
-    """Whether a mask_mod looks at its sample and its head: whether its answer, mapped over them, is mapped over them."""
+    """Whether a mask_mod looks at its sample, and at its head: whether its answer is mapped where they are."""
     level = torch._C._functorch.maybe_get_level
     found = []
     for mapped in (0, 1):
-        seen = []
+        seen: list[bool] = []
 
         def ask(index: Tensor, q: Tensor, k: Tensor, mapped: int = mapped, seen: list[bool] = seen) -> Tensor:
             other = torch.zeros((), dtype=torch.long, device=device)
@@ -228,7 +251,7 @@ def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torc
 
     @functools.wraps(mask_mod)
     def allows(q: Ints, k: Ints) -> Bools:
-        ask = functools.partial(mask_mod, b, h)
+        ask: Callable[..., Tensor] = functools.partial(mask_mod, b, h)
         sides = list(zip(np.shape(q), np.shape(k), strict=True))
         for many_q, many_k in reversed(sides):  # the last one wrapped around is the first axis
             ask = torch.vmap(ask, in_dims=(None if many_q == 1 < many_k else 0, None if many_k == 1 < many_q else 0))

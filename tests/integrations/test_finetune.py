@@ -14,7 +14,6 @@ from torch import Tensor
 from sparseflash.integrations.transformers import compare, perplexity, train
 from tests.integrations.batches import ids, model, padded
 
-
 FAR = 4
 
 
@@ -54,7 +53,13 @@ def test_patterns_that_see_far_enough_keep_what_a_dense_model_learned() -> None:
     assert near.switched > 1.5 * measured
     assert isinstance(console.file, StringIO)
     printed = console.file.getvalue()
-    for word in ("local(4)", f"{far.trained:.2f}", "blocks read", "after 10 steps", f"the dense model has {measured:.2f}"):
+    for word in (
+        "local(4)",
+        f"{far.trained:.2f}",
+        "blocks read",
+        "after 10 steps",
+        f"the dense model has {measured:.2f}",
+    ):
         assert word in printed
 
 

@@ -110,7 +110,11 @@ REFUSED = {
         {"local_size": 8, "config": type("Config", (), {"attention_chunk_size": 8})()},
         "chunked attention",
     ),
-    "a mask function of the user's": (masking_utils.causal_mask_function, {"use_vmap": True}, "no extra mask functions"),
+    "a mask function of the user's": (
+        masking_utils.causal_mask_function,
+        {"use_vmap": True},
+        "no extra mask functions",
+    ),
     "the future only": (lambda b, h, q, k: k > q, {}, "asks for another mask"),
     "a window not named": (masking_utils.sliding_window_causal_mask_function(5), {}, "asks for another mask"),
     "a gap": (lambda b, h, q, k: (k <= q) & (k != 7), {}, "asks for another mask"),

@@ -13,7 +13,6 @@ sequences of a packed row) stays forbidden. Nothing here imports transformers be
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +70,7 @@ def register() -> None:
 
 
 def use_pattern(
-    model: Any, pattern: str | Pattern | Sequence[str | Pattern | None] | None = None, *, block: int = 128
+    model: Any, pattern: str | Pattern | list[str | Pattern | None] | None = None, *, block: int = 128
 ) -> Any:
     """Switch a model to block-sparse attention over a pattern; its weights stay.
 
@@ -94,13 +93,13 @@ def use_pattern(
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
-    texts = [_text(one) for one in pattern] if isinstance(pattern, list | tuple) else _text(pattern)
+    texts = [_text(one) for one in pattern] if isinstance(pattern, list) else _text(pattern)
     before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
     config.block_sparse_pattern, config.block_sparse_block = texts, block
     try:
         for layer, module in enumerate(layers(model)):
             if getattr(module, "layer_idx", None) is None:
-                module.layer_idx = layer
+                module.layer_idx = layer  # type: ignore[assignment]
             pattern_of(module)
     except (TypeError, ValueError):
         for name, value in before.items():

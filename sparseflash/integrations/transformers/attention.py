@@ -34,8 +34,8 @@ def block_sparse_attention(
         [B, N, Hq, Dv], and None for the weights, which are never made.
 
     Raises:
-        ValueError: what block-sparse attention cannot do: weights asked for, cross-attention, a position bias, a mask of
-            the user's own.
+        ValueError: what block-sparse attention cannot do: weights asked for, cross-attention, a position bias, a mask
+            of the user's own.
     """
     _refuse(module, attention_mask, kwargs)
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
@@ -57,7 +57,7 @@ def block_sparse_attention(
 def _refuse(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
     instead = 'use attn_implementation="eager"'
     if kwargs.get("output_attentions"):
-        raise ValueError(f"block_sparse never makes the attention weights that output_attentions=True asks for: {instead}")
+        raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
     if kwargs.get("position_bias") is not None:
         raise ValueError(f"block_sparse takes no position bias: {instead}")
     if getattr(module, "is_cross_attention", False):
@@ -114,7 +114,7 @@ def layers(model: Any) -> list[nn.Module]:
     for part in model.modules():
         kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
         kinds += [getattr(one, "target_class", one) for one in (kind if isinstance(kind, list | tuple) else [kind])]
-    attends = tuple({kind for kind in kinds if isinstance(kind, type)})
+    attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
     found = [m for m in model.modules() if isinstance(m, attends) and not getattr(m, "is_cross_attention", False)]
     if not found:
         raise ValueError(f"{type(model).__name__} does not say which of its modules attend; set its config by hand")

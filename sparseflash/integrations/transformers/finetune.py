@@ -46,7 +46,7 @@ class Row:
 
 @torch.no_grad()
 def perplexity(model: Any, batches: Iterable[Batch]) -> float:
-    """exp of the mean loss of predicting each token from those before it.
+    """The exponential of the mean loss of predicting each token from those before it.
 
     Args:
         model: a causal language model of Transformers.
@@ -132,8 +132,8 @@ def compare(
 ) -> list[Row]:
     """Fine-tune a dense model into a sparse one for each pattern, and print the perplexity of each.
 
-    Every pattern starts from the weights that the model has now, and the model keeps them. ``full()`` among the patterns
-    is the control: as many steps with dense attention.
+    Every pattern starts from the weights that the model has now, and the model keeps them. ``full()`` among the
+    patterns is the control: as many steps with dense attention.
 
     Args:
         model: a causal language model of Transformers.

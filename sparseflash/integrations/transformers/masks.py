@@ -73,7 +73,6 @@ def describe(
             'use attn_implementation="eager" or "sdpa"'
         )
     query = torch.arange(q_length, device=device) + q_offset
-    key = torch.arange(kv_length, device=device) + kv_offset
     sample = torch.arange(batch_size, device=device)[:, None]
     head = torch.zeros((1, 1), dtype=torch.long, device=device)
 
@@ -85,8 +84,8 @@ def describe(
 
     start = torch.full((batch_size, q_length), kv_offset, device=device)
     stop = start + kv_length
-    # Only whole sequences are packed; one begins where a query does not see its predecessor. A window of one token shows
-    # no query its predecessor, and says nothing.
+    # Only whole sequences are packed; one begins where a query does not see its predecessor. A window of one token
+    # shows no query its predecessor, and says nothing.
     if q_length == kv_length and local_size != 1:
         begins = ~allowed(query[None] - 1)
         start = torch.where(begins, query, kv_offset).cummax(1).values
@@ -126,8 +125,8 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     rows = mask.flatten(0, -2).numpy()
     if mask.dim() != 4 or rows.shape[1] < HEADER or rows[0, MAGIC] != MAGIC_NUMBER:
         raise ValueError(
-            f"block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), got a mask of shape "
-            f"{tuple(mask.shape)}; say who sees whom in the pattern"
+            "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), got a mask of "
+            f"shape {tuple(mask.shape)}; say who sees whom in the pattern"
         )
     if rows.shape[1] - HEADER != kv_len:
         raise ValueError(f"the mask is for {rows.shape[1] - HEADER} keys, the model has {kv_len}")
@@ -141,8 +140,9 @@ def _read(ints: bytes, samples: int, q_len: int) -> Description:
     causal, first, keys = bool(header[CAUSAL]), header[FIRST_QUERY], header[FIRST_QUERY] + q_len
     if not header[FAITHFUL]:
         raise ValueError(
-            "block_sparse knows causal, bidirectional and sliding-window models, padding and packed sequences, but this "
-            'model asks for another mask (blocks of image tokens, for example): use attn_implementation="eager" or "sdpa"'
+            "block_sparse knows causal, bidirectional and sliding-window models, padding and packed sequences, but "
+            "this model asks for another mask (blocks of image tokens, for example): "
+            'use attn_implementation="eager" or "sdpa"'
         )
     there = rows.shape[1] - HEADER
     if not causal and keys != there:

@@ -61,9 +61,9 @@ def model_attention(
     seed: Tensor | None = None,
 ) -> Tensor:
     """Attention [B, Hq, N, Dv] over a pattern within the sequences that a description speaks of."""
-    out, _ = torch.ops.sparseflash.model_attention(
+    out: Tensor = torch.ops.sparseflash.model_attention(
         q, k, v, sinks, mask, pattern, block, scale, softcap, dropout, seed if dropout else None
-    )
+    )[0]
     return out
 
 
@@ -131,9 +131,7 @@ def _decodes(told: Description, q: Tensor) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _table(
-    pattern: str, block: int, told: Description, shape: tuple[int, int], device: torch.device
-) -> LookupTable:
+def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], device: torch.device) -> LookupTable:
     whole = _allowed(pattern, told, shape[1])
     return lookup(whole.compile(shape, block, told.first_query), device)
 

@@ -95,7 +95,8 @@ class Holes(Pattern):
     def _inside(self, position: Ints) -> Bools:
         start, stop = np.array(self.holes, np.int64).T
         index = np.searchsorted(start, position, side="right") - 1
-        return (index >= 0) & (position < stop[index])
+        inside: Bools = (index >= 0) & (position < stop[index])
+        return inside
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_or(self._inside(q), self._inside(k))
@@ -103,12 +104,14 @@ class Holes(Pattern):
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
         touched_rows = self._touched(grid.q_start(grid.all_rows()), grid.bq)
         touched_cols = self._touched(np.arange(grid.cols) * grid.bk, grid.bk)
-        return np.where(touched_rows, grid.all_rows() + 1, 0)[rows] * (grid.cols + 1) + (
-            np.where(touched_cols, np.arange(grid.cols) + 1, 0)[cols]
+        return (
+            np.where(touched_rows, grid.all_rows() + 1, 0)[rows] * (grid.cols + 1)
+            + (np.where(touched_cols, np.arange(grid.cols) + 1, 0)[cols])
         )
 
     def _touched(self, first: Ints, size: int) -> Bools:
-        return self._inside(first[:, None] + np.arange(size)).any(1)
+        touched: Bools = self._inside(first[:, None] + np.arange(size)).any(axis=1)
+        return touched
 
 
 def shift_invariant(leaf: Pattern) -> bool:
@@ -135,8 +138,9 @@ def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
 class Restarted(Pattern):
     """A leaf whose positions are counted from each sequence's origin.
 
-    Shifted by no multiple of the block, a block of it overlaps up to four blocks of the leaf, and equal fours overlapped
-    in the same way make equal tiles: so of blocks that lie within one sequence, one of each kind is evaluated.
+    Shifted by no multiple of the block, a block of it overlaps up to four blocks of the leaf, and equal fours
+    overlapped in the same way make equal tiles: so of blocks that lie within one sequence, one of each kind is
+    evaluated.
     """
 
     leaf: Pattern
