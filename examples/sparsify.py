@@ -1,7 +1,7 @@
 """A dense language model made sparse: fine-tune it for each of some patterns, and print perplexity by pattern.
 
-The model is one saved on disk by Transformers, or without --model a small GPT-2 over bytes that is trained first, on the
-source of this project. Nothing is downloaded.
+The model is one saved on disk by Transformers, or without --model a small GPT-2 over bytes that is trained first, on
+the source of this project. Nothing is downloaded.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,7 +38,7 @@ def test_perplexity_is_that_of_the_loss_and_padding_does_not_count() -> None:
 
 
 def test_patterns_that_see_far_enough_keep_what_a_dense_model_learned() -> None:
-    off = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
+    off: dict[str, Any] = dict.fromkeys(("attn_pdrop", "resid_pdrop", "embd_pdrop"), 0.0)
     dense = model("gpt2", n_layer=1, vocab_size=11, **off)
     dense.apply(dense._init_weights)
     losses = train(dense, copies(60), steps=90, lr=1e-2)

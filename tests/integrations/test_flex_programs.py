@@ -117,7 +117,7 @@ def test_the_gradient_of_a_program_on_a_cpu() -> None:
     case = random_case(1, B, 2, 2, N, N, 16, 16, torch.float32)
     block_mask = ours.create_block_mask(everything_varies, B, H, N, N, device="cpu")
     q, k, v = case.leaves()
-    out, lse = ours.flex_attention(q, k, v, None, block_mask, case.scale, True, True)
+    out, lse = ours.flex_attention(q, k, v, None, block_mask, case.scale, True, return_lse=True)
     torch.autograd.backward((out, lse), (case.dout, case.dlse))
     token_mask = ours.create_mask(everything_varies, B, H, N, N, device="cpu")
     check(case, token_mask, [out.detach(), lse.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)])
@@ -167,10 +167,10 @@ def test_what_differs_is_refused() -> None:
     with pytest.raises(ValueError, match="query has 4 heads, key 2: set enable_gqa=True"):
         ours.flex_attention(q, q[:, :2], q[:, :2])
     with pytest.raises(ValueError, match="return_lse and return_aux"):
-        ours.flex_attention(q, q, q, return_lse=True, return_aux=ours.AuxRequest(lse=True))
+        ours.flex_attention(q, q, q, return_lse=True, return_aux=ours.AuxRequest(lse=True))  # type: ignore[call-overload]
     with pytest.raises(NotImplementedError, match="largest scores"):
         ours.flex_attention(q, q, q, return_aux=ours.AuxRequest(max_scores=True))
-    with pytest.raises(TypeError, match="mask_mod must give booleans, got torch.int64"):
+    with pytest.raises(TypeError, match=r"mask_mod must give booleans, got torch\.int64"):
         ours.create_block_mask(lambda b, h, q, k: q - k, None, None, 64, 64, device="cpu")
     with pytest.raises(TypeError, match="mask_mod must be callable"):
         ours.create_block_mask("causal", None, None, 64, 64)  # type: ignore[arg-type]

@@ -121,7 +121,7 @@ def test_inductor_takes_the_operator() -> None:
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 4, 40, 8).unbind(0))
     causal_mask_function = lambda b, h, q, k: k <= q  # noqa: E731
     mask = describe(2, 40, 40, mask_function=causal_mask_function, attention_mask=padded([3, 0], [0, 9]))
-    setting = {"pattern": "local(5)", "block": 16, "scale": 0.3}
+    setting: dict[str, Any] = {"pattern": "local(5)", "block": 16, "scale": 0.3}
     compiled = torch.compile(operators.model_attention, fullgraph=True)
     outs = [call(q, k, v, mask, **setting) for call in (compiled, operators.model_attention)]
     torch.testing.assert_close(*outs)

@@ -13,6 +13,7 @@ sequences of a packed row) stays forbidden. Nothing here imports transformers be
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -70,7 +71,7 @@ def register() -> None:
 
 
 def use_pattern(
-    model: Any, pattern: str | Pattern | list[str | Pattern | None] | None = None, *, block: int = 128
+    model: Any, pattern: str | Pattern | Sequence[str | Pattern | None] | None = None, *, block: int = 128
 ) -> Any:
     """Switch a model to block-sparse attention over a pattern; its weights stay.
 
@@ -93,7 +94,11 @@ def use_pattern(
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
-    texts = [_text(one) for one in pattern] if isinstance(pattern, list) else _text(pattern)
+    texts: str | list[str | None] | None
+    if pattern is None or isinstance(pattern, str | Pattern):
+        texts = _text(pattern)
+    else:
+        texts = [_text(one) for one in pattern]
     before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
     config.block_sparse_pattern, config.block_sparse_block = texts, block
     try:

@@ -95,8 +95,7 @@ class Holes(Pattern):
     def _inside(self, position: Ints) -> Bools:
         start, stop = np.array(self.holes, np.int64).T
         index = np.searchsorted(start, position, side="right") - 1
-        inside: Bools = (index >= 0) & (position < stop[index])
-        return inside
+        return np.asarray((index >= 0) & (position < stop[index]))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_or(self._inside(q), self._inside(k))
@@ -110,8 +109,7 @@ class Holes(Pattern):
         )
 
     def _touched(self, first: Ints, size: int) -> Bools:
-        touched: Bools = self._inside(first[:, None] + np.arange(size)).any(axis=1)
-        return touched
+        return np.asarray(self._inside(first[:, None] + np.arange(size)).any(axis=1))
 
 
 def shift_invariant(leaf: Pattern) -> bool:
