@@ -29,7 +29,10 @@ FAMILIES: dict[str, Any] = {
         vocab_size=VOCABULARY, n_embd=32, n_layer=2, n_head=4, n_positions=128, **NO_TOKENS
     ),
     "llama": lambda: transformers.LlamaConfig(**LLAMA, **NO_TOKENS),
-    "qwen": lambda: transformers.Qwen3Config(**LLAMA, **NO_TOKENS),
+    # One layer sees everything, the next one a window.
+    "qwen": lambda: transformers.Qwen3Config(
+        **LLAMA, use_sliding_window=True, sliding_window=9, max_window_layers=1, **NO_TOKENS
+    ),
     "mistral": lambda: transformers.MistralConfig(**LLAMA, sliding_window=9, **NO_TOKENS),
     "bert": lambda: transformers.BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=128),
     "vit": lambda: transformers.ViTConfig(

@@ -99,9 +99,8 @@ def test_a_pattern_of_another_length_for_each_length_has_no_cache() -> None:
 
 
 @inside_dynamo
-@pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_compiled_model_is_one_graph_for_all_paddings(family: str) -> None:
-    made = model(family, block_sparse_pattern="local(5)", num_hidden_layers=1)
+def test_a_compiled_model_is_one_graph_for_all_paddings() -> None:
+    made = model("llama", block_sparse_pattern="local(5)", num_hidden_layers=1)
     with recompiles() as graphs:
         compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
         for left in ([7, 0, 15], [0, 2, 3], [0, 0, 0]):
@@ -113,7 +112,12 @@ def test_a_compiled_model_is_one_graph_for_all_paddings(family: str) -> None:
                 found.append([logits, *(w.grad.clone() for w in made.parameters())])
                 made.zero_grad()
             torch.testing.assert_close(*found)
-    assert graphs == [1]
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+        for tokens in (44, 51, 60):  # a second graph is for any length
+            torch.testing.assert_close(
+                compiled(ids(2, tokens), use_cache=False).logits, made(ids(2, tokens), use_cache=False).logits
+            )
+    assert graphs[0] <= 3
 
 
 @inside_dynamo

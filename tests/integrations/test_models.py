@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sparseflash.integrations.transformers.attention import block_sparse_attention
 from tests.integrations.batches import DECODERS, FAMILIES, TOKENS, ids, like, model, packed, padded
 
 BATCHES: dict[str, dict[str, Tensor]] = {
@@ -154,6 +155,31 @@ def test_half_precision_runs_under_autocast() -> None:
         torch.testing.assert_close(half.float()[live], made(**given).logits[live], rtol=0.1, atol=0.3)
 
 
+def test_a_decoder_may_be_told_to_look_both_ways() -> None:
+    given = inputs("llama", "padded")
+    made = model("llama", is_causal=False)
+    live = given["attention_mask"].bool()
+    with torch.no_grad():
+        torch.testing.assert_close(
+            made(**given).logits[live], like(made, "eager")(**given).logits[live], rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_layer_without_a_mask_takes_the_models_word(causal: bool, window: int | None) -> None:
+    """As for models that draw no mask: `is_causal` and `sliding_window` say it all."""
+    layer = model("mistral").model.layers[0].self_attn
+    q, k, v = torch.randn(3, 2, 4, 30, 8).unbind(0)
+    for queries in (30, 1) if causal else (30,):
+        out, _ = block_sparse_attention(layer, q[:, :, -queries:], k, v, None, is_causal=causal, sliding_window=window)
+        i, j = torch.arange(30)[:, None], torch.arange(30)
+        reach = window or 30
+        allowed = ((j <= i) & (j > i - reach)) if causal else (i - j).abs() <= reach
+        want = torch.nn.functional.scaled_dot_product_attention(q, k, v, allowed)[:, :, -queries:]
+        torch.testing.assert_close(out, want.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
 def test_the_config_carries_the_pattern_through_a_file(tmp_path: Any) -> None:
     import transformers
 
@@ -187,3 +213,9 @@ def test_what_it_cannot_do_is_refused() -> None:
     crossed = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="block_sparse")
     with pytest.raises(ValueError, match="cross-attention"):
         crossed(ids(), encoder_hidden_states=torch.rand(3, 5, 32))
+    bart = transformers.BartConfig(
+        vocab_size=61, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
+        encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64, pad_token_id=0,
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="cross-attention"):
+        transformers.AutoModelForSeq2SeqLM.from_config(bart, attn_implementation="block_sparse")(ids())

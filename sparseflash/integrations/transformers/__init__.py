@@ -45,8 +45,7 @@ def register() -> None:
         ImportError: Transformers is missing or older than version 5.
 
     Example:
-        >>> import pytest
-        >>> transformers = pytest.importorskip("transformers")
+        >>> import torch, transformers
         >>> from sparseflash.integrations.transformers import register
         >>> register()
         >>> config = transformers.LlamaConfig(
@@ -54,7 +53,6 @@ def register() -> None:
         ...     block_sparse_pattern=["local(16)", "streaming(4, 16)"],
         ... )
         >>> model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="block_sparse")
-        >>> import torch
         >>> model(torch.arange(40)[None]).logits.shape
         torch.Size([1, 40, 64])
     """
@@ -94,13 +92,8 @@ def use_pattern(
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
-    texts: str | list[str | None] | None
-    if pattern is None or isinstance(pattern, str | Pattern):
-        texts = _text(pattern)
-    else:
-        texts = [_text(one) for one in pattern]
     before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
-    config.block_sparse_pattern, config.block_sparse_block = texts, block
+    config.block_sparse_pattern, config.block_sparse_block = _texts(pattern), block
     try:
         for layer, module in enumerate(layers(model)):
             if getattr(module, "layer_idx", None) is None:
@@ -114,5 +107,7 @@ def use_pattern(
     return model
 
 
-def _text(pattern: str | Pattern | None) -> str | None:
-    return None if pattern is None else str(pattern)
+def _texts(pattern: str | Pattern | Sequence[str | Pattern | None] | None) -> Any:
+    if pattern is None or isinstance(pattern, str | Pattern):
+        return None if pattern is None else str(pattern)
+    return [_texts(one) for one in pattern]

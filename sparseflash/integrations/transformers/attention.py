@@ -40,7 +40,7 @@ def block_sparse_attention(
     _refuse(module, attention_mask, kwargs)
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        attention_mask = _plain(query.shape[2], key.shape[2], bool(causal))
+        attention_mask = _plain(query.shape[2], key.shape[2], bool(causal), kwargs.get("sliding_window"))
     pattern, block = pattern_of(module)
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     if not q.dtype == k.dtype == v.dtype:  # autocast leaves rotated queries in float32
@@ -60,8 +60,8 @@ def _refuse(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> N
         raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
     if kwargs.get("position_bias") is not None:
         raise ValueError(f"block_sparse takes no position bias: {instead}")
-    if getattr(module, "is_cross_attention", False):
-        raise ValueError(f"a pattern is about the tokens of one sequence, this layer is cross-attention: {instead}")
+    if getattr(module, "is_cross_attention", False) or getattr(module.config, "is_encoder_decoder", False):
+        raise ValueError(f"a pattern is about the tokens of one sequence, this model has cross-attention: {instead}")
     if mask is not None and mask.dtype != torch.int32:
         raise ValueError(
             "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), got a "
@@ -69,12 +69,14 @@ def _refuse(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> N
         )
 
 
-def _plain(q_len: int, kv_len: int, causal: bool) -> Tensor:
+def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
     """The description of a batch without padding, the newest query at the newest key."""
-    return describe(
-        *(1, q_len, kv_len, kv_len - q_len if causal else 0),
-        mask_function=(lambda b, h, q, k: k <= q) if causal else (lambda b, h, q, k: q >= 0),
-    )
+    reach = kv_len if window is None else window
+
+    def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (k <= q) & (k > q - reach) if causal else (q - k).abs() <= reach
+
+    return describe(*(1, q_len, kv_len, kv_len - q_len if causal else 0), mask_function=allowed, local_size=window)
 
 
 def pattern_of(module: nn.Module) -> tuple[str, int]:

@@ -122,7 +122,7 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     Raises:
         ValueError: another kind of mask, one for other lengths, or one that the description does not do justice to.
     """
-    rows = mask.flatten(0, -2).numpy()
+    rows = mask.flatten(0, -2).cpu().numpy()  # hooks that spread a model over devices move masks too
     if mask.dim() != 4 or rows.shape[1] < HEADER or rows[0, MAGIC] != MAGIC_NUMBER:
         raise ValueError(
             "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), got a mask of "
