@@ -203,8 +203,8 @@ def create_block_mask(
     bq, bk = BLOCK_SIZE if isinstance(BLOCK_SIZE, tuple | list) else (BLOCK_SIZE, BLOCK_SIZE)
     block = largest_block(bq, (bq, bk)), largest_block(bk, (bq, bk))
     grid = make_grid((Q_LEN, KV_LEN), block, 0)
-    place = torch.accelerator.current_accelerator() if device is None else torch.device(device)
-    place = torch.device("cpu") if place is None else place
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    place = torch.device(device if device is not None else found or "cpu")
     by_sample, by_head = _depends(mask_mod, place)
     samples = B if B is not None and by_sample else 1
     heads = H if H is not None and by_head else 1

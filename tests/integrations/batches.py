@@ -34,18 +34,29 @@ FAMILIES: dict[str, Any] = {
         **LLAMA, use_sliding_window=True, sliding_window=9, max_window_layers=1, **NO_TOKENS
     ),
     "mistral": lambda: transformers.MistralConfig(**LLAMA, sliding_window=9, **NO_TOKENS),
+    # Its scores are capped.
+    "gemma": lambda: transformers.Gemma2Config(
+        **LLAMA, sliding_window=9, attn_logit_softcapping=3.0, query_pre_attn_scalar=8, **NO_TOKENS
+    ),
     "bert": lambda: transformers.BertConfig(**SIZES, intermediate_size=48, max_position_embeddings=128),
     "vit": lambda: transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=24, patch_size=4,
         num_channels=1, num_labels=5,
     ),
 }  # fmt: skip
-DECODERS = ("gpt2", "llama", "qwen", "mistral")
+DECODERS = ("gpt2", "llama", "qwen", "mistral", "gemma")
 KINDS = {"bert": "AutoModelForMaskedLM", "vit": "AutoModelForImageClassification"}
 
 
 def reference_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, **rest: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    **rest: Any,
 ) -> tuple[Tensor, None]:
     """Masked dense attention in the dtype of its operands, over the model's mask and the config's pattern.
 
@@ -61,8 +72,10 @@ def reference_attention(
         grid = Grid(n, m, 16, 16, m - n)
         inside = parse(pattern).at(grid).allows(np.arange(n)[:, None] + m - n, np.arange(m)[None])
         allowed = allowed & torch.from_numpy(np.array(inside))
-    scores = (query @ key.mT * scaling).masked_fill(~allowed, -torch.inf)
-    return (scores.softmax(-1).nan_to_num(0) @ value).transpose(1, 2).contiguous(), None
+    scores = query @ key.mT * scaling
+    scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    probabilities = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0)
+    return (probabilities @ value).transpose(1, 2).contiguous(), None
 
 
 def bool_mask(*args: Any, **kwargs: Any) -> Tensor | None:

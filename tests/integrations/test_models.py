@@ -9,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+import sparseflash as sf
+from sparseflash import patterns as P
 from sparseflash.integrations.transformers.attention import block_sparse_attention
 from tests.integrations.batches import DECODERS, FAMILIES, TOKENS, ids, like, model, packed, padded
 
@@ -178,6 +180,24 @@ def test_a_layer_without_a_mask_takes_the_models_word(causal: bool, window: int 
         allowed = ((j <= i) & (j > i - reach)) if causal else (i - j).abs() <= reach
         want = torch.nn.functional.scaled_dot_product_attention(q, k, v, allowed)[:, :, -queries:]
         torch.testing.assert_close(out, want.transpose(1, 2), rtol=1e-4, atol=1e-5)
+
+
+def test_sinks_caps_and_dropout_are_those_of_attention() -> None:
+    """Bit for bit, gradients too: what gpt-oss and Gemma ask of a layer."""
+    layer = model("llama").model.layers[0].self_attn
+    q, k, v, dout = torch.randn(4, 2, 4, 30, 8).unbind(0)
+    found = []
+    for ours in (True, False):
+        leaves = [x.clone().requires_grad_() for x in (q, k, v, torch.linspace(-1, 1, 4))]
+        *operands, sinks = leaves
+        torch.manual_seed(0)
+        if ours:
+            out, _ = block_sparse_attention(layer, *operands, None, dropout=0.3, softcap=2.0, s_aux=sinks)
+            out = out.transpose(1, 2)
+        else:
+            out = sf.attention(*operands, P.causal(), dropout_p=0.3, softcap=2.0, sinks=sinks)
+        found.append([out, *torch.autograd.grad(out, leaves, dout)])
+    assert all(map(torch.equal, *found))
 
 
 def test_the_config_carries_the_pattern_through_a_file(tmp_path: Any) -> None:

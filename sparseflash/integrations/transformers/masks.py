@@ -133,7 +133,7 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     return _read(rows.tobytes(), len(rows), q_len)
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # of few batches at a time; its keys are as long as they are
 def _read(ints: bytes, samples: int, q_len: int) -> Description:
     rows = np.frombuffer(ints, np.int32).reshape(samples, -1)
     header = rows[0, :HEADER].tolist()

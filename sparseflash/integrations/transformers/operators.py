@@ -120,8 +120,9 @@ def _backward(
         *(list(table.rows), list(table.columns), list(table.tiles), table.pattern_of, *table.block, backend),
         *(scale, softcap, None, 0, dropout, seed),
     )
-    room = k.shape[2] - keys
-    return dq, F.pad(dk, (0, 0, 0, room)), F.pad(dv, (0, 0, 0, room))
+    if room := k.shape[2] - keys:
+        dk, dv = (F.pad(x, (0, 0, 0, room)) for x in (dk, dv))
+    return dq, dk, dv
 
 
 def _decodes(told: Description, q: Tensor) -> bool:

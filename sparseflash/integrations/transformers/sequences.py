@@ -165,8 +165,9 @@ class Restarted(Pattern):
         return np.maximum(np.searchsorted(self._first, position, side="right") - 1, 0)
 
     def _inner(self, grid: Grid) -> BlockMask:
-        """The leaf on the longest of the sequences."""
-        length = max(stop - origin for _, stop, origin in self.sequences)
+        """The leaf on no less than the longest of the sequences; on few lengths, for batches of many."""
+        longest = max(stop - origin for _, stop, origin in self.sequences)
+        length = max(longest, min(1 << (longest - 1).bit_length(), grid.kv_len))
         return compile_pattern(self.leaf, Grid(length, length, grid.bq, grid.bk, 0))
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
