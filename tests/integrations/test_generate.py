@@ -102,7 +102,7 @@ def test_a_pattern_of_another_length_for_each_length_has_no_cache() -> None:
 def test_a_compiled_model_is_one_graph_for_all_paddings() -> None:
     made = model("llama", block_sparse_pattern="local(5)", num_hidden_layers=1)
     with recompiles() as graphs:
-        compiled = torch.compile(made, fullgraph=True, backend="aot_eager")
+        compiled: Any = torch.compile(made, fullgraph=True, backend="aot_eager")
         for left in ([7, 0, 15], [0, 2, 3], [0, 0, 0]):
             mask = padded(left, [0, 0, 0])
             found = []
@@ -123,7 +123,10 @@ def test_a_compiled_model_is_one_graph_for_all_paddings() -> None:
 @inside_dynamo
 def test_inductor_takes_the_operator() -> None:
     q, k, v = (x.requires_grad_() for x in torch.randn(3, 2, 4, 40, 8).unbind(0))
-    causal_mask_function = lambda b, h, q, k: k <= q  # noqa: E731
+
+    def causal_mask_function(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return k <= q
+
     mask = describe(2, 40, 40, mask_function=causal_mask_function, attention_mask=padded([3, 0], [0, 9]))
     setting: dict[str, Any] = {"pattern": "local(5)", "block": 16, "scale": 0.3}
     compiled = torch.compile(operators.model_attention, fullgraph=True)

@@ -189,13 +189,13 @@ def test_sinks_caps_and_dropout_are_those_of_attention() -> None:
     found = []
     for ours in (True, False):
         leaves = [x.clone().requires_grad_() for x in (q, k, v, torch.linspace(-1, 1, 4))]
-        *operands, sinks = leaves
+        query, key, value, sinks = leaves
         torch.manual_seed(0)
         if ours:
-            out, _ = block_sparse_attention(layer, *operands, None, dropout=0.3, softcap=2.0, s_aux=sinks)
+            out, _ = block_sparse_attention(layer, query, key, value, None, dropout=0.3, softcap=2.0, s_aux=sinks)
             out = out.transpose(1, 2)
         else:
-            out = sf.attention(*operands, P.causal(), dropout_p=0.3, softcap=2.0, sinks=sinks)
+            out = sf.attention(query, key, value, P.causal(), dropout_p=0.3, softcap=2.0, sinks=sinks)
         found.append([out, *torch.autograd.grad(out, leaves, dout)])
     assert all(map(torch.equal, *found))
 
