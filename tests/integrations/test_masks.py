@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.integrations.transformers.masks import describe, read
-from sparseflash.integrations.transformers.operators import _allowed
+from sparseflash.integrations.transformers.operators import compiled
 
 pytest.importorskip("transformers", reason="transformers is not installed")
 from transformers import masking_utils
@@ -23,7 +23,7 @@ def ours(arguments: dict[str, Any]) -> np.ndarray:
     q_len, kv_len = arguments["q_length"], arguments["kv_length"]
     told = read(describe(**arguments), q_len, kv_len)
     keys = told.first_query + q_len
-    mask = _allowed("full()", told, keys).compile((q_len, keys), 16, told.first_query)
+    mask = compiled("full()", told, (q_len, keys), 16, told.first_query)
     dense = mask.to_dense().reshape(-1, q_len, keys)
     return np.pad(dense, ((0, 0), (0, 0), (0, kv_len - keys)))
 
@@ -143,6 +143,6 @@ def test_other_masks_and_lengths_are_refused() -> None:
 
 def test_the_pattern_only_takes_away() -> None:
     told = read(describe(1, 30, 30, mask_function=masking_utils.causal_mask_function), 30, 30)
-    assert _allowed("local(3) | global_tokens(1)", told, 30).compile(30) == (
+    assert compiled("local(3) | global_tokens(1)", told, (30, 30), 128, 0) == (
         P.causal() & (P.local(3) | P.global_tokens(1))
     ).compile(30)

@@ -20,13 +20,15 @@ from sparseflash.decoding import BLOCK as DECODE_BLOCK
 from sparseflash.decoding import MOST_QUERIES, decode
 from sparseflash.functional import attention
 from sparseflash.integrations.transformers.masks import Description, read
-from sparseflash.integrations.transformers.sequences import within
+from sparseflash.integrations.transformers.sequences import Piece, within
 from sparseflash.kernels import sinks as sink_logits
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern, PerSample, holds, per_sample
+from sparseflash.patterns.pattern import Pattern, PerSample, holds
+from sparseflash.patterns.set_operations import stacked
 from sparseflash.tables import LookupTable, lookup
 
 # Rooms for a growing cache are powers of two from here on: each is compiled once.
@@ -133,8 +135,7 @@ def _decodes(told: Description, q: Tensor) -> bool:
 
 @lru_cache(maxsize=64)
 def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], device: torch.device) -> LookupTable:
-    whole = _allowed(pattern, told, shape[1])
-    return lookup(whole.compile(shape, block, told.first_query), device)
+    return lookup(compiled(pattern, told, shape, block, told.first_query), device)
 
 
 def _room(pattern: str, told: Description, tokens: int, device: torch.device) -> LookupTable:
@@ -151,11 +152,13 @@ def _room(pattern: str, told: Description, tokens: int, device: torch.device) ->
 
 @lru_cache(maxsize=64)
 def _cached_room(pattern: str, told: Description, room: int, device: torch.device) -> LookupTable:
-    return lookup(_allowed(pattern, told, room).compile(room, DECODE_BLOCK, 0), device)
+    return lookup(compiled(pattern, told, (room, room), DECODE_BLOCK, 0), device)
 
 
-def _allowed(text: str, told: Description, tokens: int) -> Pattern:
-    """Who sees whom among the tokens of each sample."""
+def compiled(
+    text: str, told: Description, shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
+) -> BlockMask:
+    """Who sees whom among the tokens of each sample: the pattern where the model allows it, for each sequence alone."""
     pattern = checked(text)
     if told.first_query and _depends_on_length(pattern):
         raise ValueError(
@@ -166,7 +169,15 @@ def _allowed(text: str, told: Description, tokens: int) -> Pattern:
         pattern = pattern & causal()
     if told.window is not None:
         pattern = pattern & local(told.window - told.causal)
-    return per_sample(*(within(pattern, pieces, tokens) for pieces in told.samples))
+    return stacked([_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples], axis=0)
+
+
+# Batches differ, but their samples are padded to lengths that come again and again.
+@lru_cache(maxsize=512)
+def _of_sample(
+    pattern: Pattern, pieces: tuple[Piece, ...], shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
+) -> BlockMask:
+    return within(pattern, pieces, shape[1]).compile(shape, block, q_offset)
 
 
 @lru_cache(maxsize=128)
