@@ -81,7 +81,7 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         model = small_model(chosen.tokens)
         train(model, training, steps=chosen.dense_steps, lr=lr, label="dense model", console=console)
-    compare(model, chosen.patterns, training, test, steps=chosen.steps, lr=lr, block=16, console=console)
+    compare(model, chosen.patterns, training, test[:16], steps=chosen.steps, lr=lr, block=16, console=console)
 
 
 if __name__ == "__main__":
