@@ -1,14 +1,55 @@
-"""sdist -> wheel carries the folders that are reached through links."""
+"""sdist -> wheel carries the folders that are reached through links; both install and import far from the checkout."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 import tarfile
+import venv
 import zipfile
+from email.message import Message
+from email.parser import Parser
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
+EXTRAS = {"dev", "plot", "train", "transformers"}
+
+# Run by the Python of an environment that has the package and its dependencies, and neither this folder nor the
+# optional packages in reach.
+PROBE = """
+import importlib, pkgutil, sys
+sys.modules["transformers"] = sys.modules["peft"] = None  # as if they were not there
+import sparseflash
+print(sparseflash.__file__)
+for module in pkgutil.walk_packages(sparseflash.__path__, "sparseflash."):
+    if not module.name.endswith("__main__"):
+        importlib.import_module(module.name)
+import torch
+import sparseflash.kernels.cpu  # a folder without __init__.py, through a link in the checkout
+q = torch.randn(1, 2, 40, 16)
+print(tuple(sparseflash.attention(q, q, q, sparseflash.parse("causal() & local(9)")).shape))
+try:
+    sparseflash.integrations.transformers.register()
+except ImportError as error:
+    print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The wheel, built from the sdist, and the sdist."""
+    folder = tmp_path_factory.mktemp("dist")
+    run([sys.executable, "-m", "build", "--no-isolation", "--outdir", str(folder), str(ROOT)])
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return wheel, sdist
+
+
+def run(command: list[str], cwd: Path | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
 
 
 def test_links_are_tracked_links() -> None:
@@ -18,16 +59,15 @@ def test_links_are_tracked_links() -> None:
         assert link.readlink() == Path("..") / name
 
 
-def test_sdist_to_wheel_carries_everything(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (wheel,), (sdist,) = tmp_path.glob("*.whl"), tmp_path.glob("*.tar.gz")
+def test_sdist_to_wheel_carries_everything(built: tuple[Path, Path]) -> None:
+    wheel, sdist = built
     packed = set(zipfile.ZipFile(wheel).namelist())
+    sources = {str(p.relative_to(ROOT)) for p in (ROOT / "sparseflash").rglob("*.py")}
     for folder in ("patterns", "kernels"):
-        sources = {f"sparseflash/{folder}/{p.relative_to(ROOT / folder)}" for p in (ROOT / folder).rglob("*.py")}
-        assert sources, folder
-        assert sources <= packed
+        behind_link = {f"sparseflash/{folder}/{p.relative_to(ROOT / folder)}" for p in (ROOT / folder).rglob("*.py")}
+        assert behind_link, folder
+        sources |= behind_link
+    assert sources <= packed
     page = {f"sparseflash/patterns/page/{p.name}" for p in (ROOT / "patterns" / "page").iterdir()}
     assert "sparseflash/patterns/page/page.html" in page
     assert page <= packed
@@ -36,3 +76,40 @@ def test_sdist_to_wheel_carries_everything(tmp_path: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert {"pyproject.toml", "LICENSE", "README.md", "sparseflash/patterns/local.py"} <= names
+
+
+@pytest.mark.parametrize("which", ["wheel", "sdist"])
+def test_it_installs_and_imports_in_an_empty_environment(built: tuple[Path, Path], which: str, tmp_path: Path) -> None:
+    """No index is asked: dependencies are lent by this environment, and this checkout is out of reach."""
+    venv.create(tmp_path / "env", with_pip=False, symlinks=True)
+    python = tmp_path / "env" / "bin" / "python"
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    lent = [p for p in sys.path if Path(p).name in ("site-packages", "dist-packages")]
+    # A .pth file adds folders without reading the .pth files in them, of which an editable install is one.
+    (site / "lent.pth").write_text("\n".join(lent))
+    run([
+        *(sys.executable, "-m", "pip", "--python", str(python), "install", "--quiet", "--no-index", "--no-deps"),
+        *("--no-build-isolation", "--ignore-installed", str(built[0 if which == "wheel" else 1])),
+    ])  # fmt: skip
+    where, shape, refusal = run([str(python), "-I", "-W", "error", "-c", PROBE], tmp_path).splitlines()
+    assert Path(where).is_relative_to(tmp_path), where
+    assert shape == "(1, 2, 40, 16)"
+    assert 'pip install "sparseflash[transformers]"' in refusal
+    if which == "wheel":  # built from the sdist, so one command speaks for both
+        command = tmp_path / "env" / "bin" / "sparseflash"
+        assert "causal" in run([str(command), "show", "causal() & local(100)", "--seq-len", "1000"], tmp_path)
+
+
+def test_extras_are_declared_and_those_of_the_command_line_ask_for_nothing_new(built: tuple[Path, Path]) -> None:
+    """`pip install sparseflash` runs `sparseflash demo` and `train`: what those extras name is there without them."""
+    with zipfile.ZipFile(built[0]) as archive:
+        (name,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        told: Message = Parser().parsestr(archive.read(name).decode())
+    assert set(told.get_all("Provides-Extra", [])) == EXTRAS
+    needs = [str(line).partition(";") for line in told.get_all("Requires-Dist", [])]
+    always = {what.strip() for what, _, when in needs if "extra" not in when}
+    for extra in ("plot", "train"):
+        named = {what.strip() for what, _, when in needs if f"extra == '{extra}'" in when}
+        assert named
+        assert named <= always, extra
+    assert "Typing :: Typed" in told.get_all("Classifier", [])

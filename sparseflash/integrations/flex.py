@@ -61,7 +61,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask
         raise TypeError(f"from_flex takes a BlockMask of torch.nn.attention.flex_attention, got {block_mask!r}")
     side = (int(block_mask.BLOCK_SIZE[0]), int(block_mask.BLOCK_SIZE[1]))
     lengths = (int(block_mask.seq_lengths[0]), int(block_mask.seq_lengths[1]))
-    grid = make_grid(lengths, (_largest_block(side[0], side), _largest_block(side[1], side)), q_offset)
+    grid = make_grid(lengths, (largest_block(side[0], side), largest_block(side[1], side)), q_offset)
     tables = [_four_dims(block_mask.kv_num_blocks, block_mask.kv_indices)]
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
@@ -81,7 +81,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask
     return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
 
 
-def _largest_block(size: int, side: tuple[int, int]) -> int:
+def largest_block(size: int, side: tuple[int, int]) -> int:
     found = [block for block in BLOCK_SIZES if size % block == 0]
     if not found:
         raise ValueError(f"block sides must be multiples of {BLOCK_SIZES[0]} tokens, got BLOCK_SIZE={side}")

@@ -1,0 +1,237 @@
+"""Attention of a model's layer as one operator: it reads the batch's description, finds the table, and walks it.
+
+Tables are made on the host from what a batch holds, which no graph can foresee; inside an operator that is no business
+of the compiler's. So eager, compiled and checkpointed models take one path, and new lengths compile nothing.
+
+Shape legend: B samples, Hq query heads, N new queries, M keys (those a cache has room for), D, Dv head dims.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseflash.decoding import BLOCK as DECODE_BLOCK
+from sparseflash.decoding import MOST_QUERIES, decode
+from sparseflash.functional import attention
+from sparseflash.integrations.transformers.masks import Description, read
+from sparseflash.integrations.transformers.sequences import Piece, within
+from sparseflash.kernels import sinks as sink_logits
+from sparseflash.ops import MaskArguments
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.causal import causal
+from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.local import local
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern, PerSample, holds
+from sparseflash.patterns.set_operations import stacked
+from sparseflash.tables import LookupTable, lookup
+
+# Rooms for a growing cache are powers of two from here on: each is compiled once.
+SMALLEST_ROOM = 256
+
+_library = torch.library.Library("sparseflash", "FRAGMENT")
+_SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
+# Making a table reads the host's memory, which a recorded CUDA graph would not do again.
+_TAGS = (torch.Tag.cudagraph_unsafe,)
+_library.define(
+    f"model_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_SETTING}) -> (Tensor out, Tensor lse)", tags=_TAGS
+)
+_library.define(
+    "model_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_SETTING}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    tags=_TAGS,
+)
+
+
+def model_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor,
+    *,
+    pattern: str,
+    block: int,
+    scale: float,
+    sinks: Tensor | None = None,
+    softcap: float | None = None,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
+) -> Tensor:
+    """Attention [B, Hq, N, Dv] over a pattern within the sequences that a description speaks of."""
+    out: Tensor = torch.ops.sparseflash.model_attention(
+        q, k, v, sinks, mask, pattern, block, scale, softcap, dropout, seed if dropout else None
+    )[0]
+    return out
+
+
+def _forward(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    sinks: Tensor | None,
+    mask: Tensor,
+    pattern: str,
+    block: int,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    told = read(mask, q.shape[2], k.shape[2])
+    keys = told.first_query + q.shape[2]
+    if _decodes(told, q) and not dropout:
+        table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
+        # Keys at or past `keys` are not read: the table may speak of more than there is memory for.
+        fitting = dataclasses.replace(table, shape=(k.shape[2], k.shape[2]))
+        with torch.no_grad():  # the operator has a gradient of its own
+            return decode(*(q, k, v, fitting), lengths=keys, scale=scale, softcap=softcap, sinks=sinks, return_lse=True)
+    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
+    with torch.no_grad():
+        return attention(
+            *(q, k[:, :, :keys], v[:, :, :keys], table),
+            scale=scale, softcap=softcap, sinks=sinks, dropout_p=dropout, seed=seed, return_lse=True,
+        )  # fmt: skip
+
+
+def _backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: Tensor,
+    pattern: str,
+    block: int,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    told = read(mask, q.shape[2], k.shape[2])
+    keys = told.first_query + q.shape[2]
+    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
+    backend = "cpu" if q.device.type == "cpu" else "triton"
+    dq, dk, dv = torch.ops.sparseflash.attention_backward(
+        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse),
+        *(*MaskArguments.of(table), backend),
+        *(scale, softcap, None, 0, dropout, seed),
+    )
+    if room := k.shape[2] - keys:
+        dk, dv = (F.pad(x, (0, 0, 0, room)) for x in (dk, dv))
+    return dq, dk, dv
+
+
+def _decodes(told: Description, q: Tensor) -> bool:
+    """Few new queries against a cache, of which all samples end with the newest token."""
+    keys = told.first_query + q.shape[2]
+    return q.shape[2] <= MOST_QUERIES and told.first_query > 0 and all(p and p[-1][1] == keys for p in told.samples)
+
+
+@lru_cache(maxsize=64)
+def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], device: torch.device) -> LookupTable:
+    return lookup(compiled(pattern, told, shape, block, told.first_query), device)
+
+
+def _room(pattern: str, told: Description, tokens: int, device: torch.device) -> LookupTable:
+    """The table of a whole cache, for decoding: sequences go on to the end of a room that is made in a few sizes."""
+    room = 1 << (tokens - 1).bit_length()
+    keys = max(pieces[-1][1] for pieces in told.samples)
+    samples = tuple(
+        tuple((start, room if stop == keys else stop, origin) for start, stop, origin in pieces)
+        for pieces in told.samples
+    )
+    # Only that there is a first query: its place counts up with every token and says nothing of the room.
+    return _cached_room(pattern, dataclasses.replace(told, first_query=1, samples=samples), room, device)
+
+
+@lru_cache(maxsize=64)
+def _cached_room(pattern: str, told: Description, room: int, device: torch.device) -> LookupTable:
+    return lookup(compiled(pattern, told, (room, room), DECODE_BLOCK, 0), device)
+
+
+def compiled(
+    text: str, told: Description, shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
+) -> BlockMask:
+    """Who sees whom among the tokens of each sample: the pattern where the model allows it, for each sequence alone."""
+    pattern = checked(text)
+    if told.first_query and _depends_on_length(pattern):
+        raise ValueError(
+            f"the pattern {text} is another one for every length, so a growing cache has none to go by; "
+            "call the model with use_cache=False, or take a pattern without random_blocks"
+        )
+    if told.causal:
+        pattern = pattern & causal()
+    if told.window is not None:
+        pattern = pattern & local(told.window - told.causal)
+    return stacked([_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples], axis=0)
+
+
+# Batches differ, but their samples are padded to lengths that come again and again.
+@lru_cache(maxsize=512)
+def _of_sample(
+    pattern: Pattern, pieces: tuple[Piece, ...], shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
+) -> BlockMask:
+    return within(pattern, pieces, shape[1]).compile(shape, block, q_offset)
+
+
+@lru_cache(maxsize=128)
+def checked(text: str) -> Pattern:
+    """The pattern of a text; the batch has its own word on what differs from sample to sample.
+
+    Raises:
+        TypeError: no text.
+        ValueError: a text that is no pattern, or one per sample.
+    """
+    pattern = parse(text)
+    if holds(pattern, PerSample):
+        raise ValueError(f"{text}: a model's pattern serves every batch, it cannot be per sample")
+    return pattern
+
+
+def _depends_on_length(pattern: Pattern) -> bool:
+    short, long = (Grid(n, n, 128, 128, 0) for n in (1 << 10, 1 << 14))
+    return pattern.at(short) != pattern.at(long)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    q, k, v, sinks, mask, *ctx.setting, seed = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(q, k, v, *output, sinks, mask, seed)
+
+
+def _autograd(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+    q, k, v, out, lse, sinks, mask, seed = ctx.saved_tensors
+    dsinks = None
+    if dout is None:
+        return (None,) * 11
+    if sinks is not None:
+        dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+    dq, dk, dv = torch.ops.sparseflash.model_attention_backward(dout, q, k, v, out, lse, mask, *ctx.setting, seed)
+    return dq, dk, dv, dsinks, *(None,) * 7
+
+
+def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    lse = q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+    return q.new_empty(*q.shape[:-1], v.shape[-1]), lse
+
+
+def _backward_fake(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+for _name, _function, _fake in (
+    ("model_attention", _forward, _forward_fake),
+    ("model_attention_backward", _backward, _backward_fake),
+):
+    for _key in ("CPU", "CUDA"):
+        _library.impl(_name, _function, _key)
+    torch.library.register_fake(f"sparseflash::{_name}", _fake, lib=_library)
+torch.library.register_autograd("sparseflash::model_attention", _autograd, setup_context=_setup_context, lib=_library)

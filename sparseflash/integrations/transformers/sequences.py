@@ -1,0 +1,206 @@
+"""A pattern for the sequences that lie in one row of a batch: padded at either end, packed behind each other, or both.
+
+The law: each sequence gets what it would get alone. A pattern therefore counts positions from the first token of the
+sequence a query belongs to, and tokens that belong to none (padding) see nothing and are seen by nobody.
+
+Shape legend: a row of tokens 0, 1, 2, ...; a piece (start, stop, origin) of it says that tokens start to stop - 1
+belong to the sequence whose position 0 stands, or would stand, at origin.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby, pairwise
+from typing import TypeAlias
+
+import numpy as np
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.composed import Composed
+from sparseflash.patterns.dilated import Offsets
+from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.interval import Band, Interval
+from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, Stacked
+from sparseflash.patterns.runs import distinct
+
+Piece: TypeAlias = tuple[int, int, int]
+
+
+def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
+    """The pattern inside each sequence of a row, and nothing anywhere else.
+
+    Args:
+        pattern: who sees whom in one sequence; may be per head.
+        pieces: sorted and disjoint. Gaps between pieces of one origin are holes in that sequence.
+        tokens: of the row.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> packed = within(P.streaming(sinks=1, window=1), ((0, 3, 0), (3, 5, 3)), tokens=6)
+        >>> packed.compile(6, block=16).to_dense().astype(int)
+        array([[1, 0, 0, 0, 0, 0],
+               [1, 1, 0, 0, 0, 0],
+               [1, 0, 1, 0, 0, 0],
+               [0, 0, 0, 1, 0, 0],
+               [0, 0, 0, 1, 1, 0],
+               [0, 0, 0, 0, 0, 0]])
+    """
+    sequences, holes = _sequences(pieces)
+    if any(origin for _, _, origin in sequences):
+        pattern = restarted(pattern, sequences)
+    if [(start, stop) for start, stop, _ in sequences] != [(0, tokens)]:
+        pattern = pattern & SameSequence(tuple((start, stop) for start, stop, _ in sequences))
+    return pattern & ~Holes(holes) if holes else pattern
+
+
+def _sequences(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[tuple[int, int], ...]]:
+    """(first token, one past the last, origin) of each sequence, and the holes in them."""
+    sequences, holes = [], []
+    for origin, group in groupby(pieces, key=lambda piece: piece[2]):
+        parts = list(group)
+        sequences.append((parts[0][0], parts[-1][1], origin))
+        holes += [(before[1], after[0]) for before, after in pairwise(parts)]
+    return tuple(sequences), tuple(holes)
+
+
+@dataclass(frozen=True, repr=False)
+class SameSequence(Interval):
+    """Query and key lie in the same of some stretches of tokens; tokens in none see nothing."""
+
+    stretches: tuple[tuple[int, int], ...]
+    name = "same_sequence"
+
+    @cached_property
+    def _edges(self) -> tuple[Ints, Ints]:
+        # One stretch of nothing before all others serves the tokens there.
+        edges = np.array(((0, 0), *self.stretches), np.int64)
+        edges[0] = min(0, edges[:, 0].min())
+        return edges[:, 0], edges[:, 1]
+
+    def bounds(self, q: Ints) -> tuple[Ints, Ints]:
+        start, stop = self._edges
+        index = np.maximum(np.searchsorted(start, q, side="right") - 1, 0)
+        return np.where(q < stop[index], start[index], stop[index]), stop[index]
+
+
+@dataclass(frozen=True, repr=False)
+class Holes(Pattern):
+    """Query or key is one of the tokens [start, stop) that belong to no sequence."""
+
+    holes: tuple[tuple[int, int], ...]
+    name = "holes"
+
+    def _inside(self, position: Ints) -> Bools:
+        start, stop = np.array(self.holes, np.int64).T
+        index = np.searchsorted(start, position, side="right") - 1
+        return np.asarray((index >= 0) & (position < stop[index]))
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        return np.logical_or(self._inside(q), self._inside(k))
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        touched_rows = self._touched(grid.q_start(grid.all_rows()), grid.bq)
+        touched_cols = self._touched(np.arange(grid.cols) * grid.bk, grid.bk)
+        return (
+            np.where(touched_rows, grid.all_rows() + 1, 0)[rows] * (grid.cols + 1)
+            + (np.where(touched_cols, np.arange(grid.cols) + 1, 0)[cols])
+        )
+
+    def _touched(self, first: Ints, size: int) -> Bools:
+        return np.asarray(self._inside(first[:, None] + np.arange(size)).any(axis=1))
+
+
+def shift_invariant(leaf: Pattern) -> bool:
+    """Whether a leaf looks at k - q alone, so that counting from elsewhere changes nothing."""
+    return isinstance(leaf, Band | Offsets)
+
+
+def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
+    """The pattern with positions counted from each sequence's origin; says nothing of pairs across sequences."""
+    match pattern:
+        case Binary(left, right):
+            return type(pattern)(restarted(left, sequences), restarted(right, sequences))
+        case Not(inner):
+            return Not(restarted(inner, sequences))
+        case Stacked(parts):
+            return type(pattern)(tuple(restarted(part, sequences) for part in parts))
+        case Composed():
+            return restarted(pattern.expression(), sequences)
+        case _:
+            return pattern if shift_invariant(pattern) else Restarted(pattern, sequences)
+
+
+@dataclass(frozen=True, repr=False)
+class Restarted(Pattern):
+    """A leaf whose positions are counted from each sequence's origin.
+
+    Shifted by no multiple of the block, a block of it overlaps up to four blocks of the leaf, and equal fours
+    overlapped in the same way make equal tiles: so of blocks that lie within one sequence, one of each kind is
+    evaluated.
+    """
+
+    leaf: Pattern
+    sequences: tuple[Piece, ...]  # (first token, one past the last, origin), sorted
+    name = "restarted"
+
+    def at(self, grid: Grid) -> Pattern:
+        return Restarted(self.leaf.at(grid), self.sequences)
+
+    def allows(self, q: Ints, k: Ints) -> Bools:
+        origin = self._origin[self._index(q)]
+        return self.leaf.allows(q - origin, k - origin)
+
+    @cached_property
+    def _first(self) -> Ints:
+        return np.array([start for start, _, _ in self.sequences], np.int64)
+
+    @cached_property
+    def _origin(self) -> Ints:
+        return np.array([origin for _, _, origin in self.sequences], np.int64)
+
+    def _index(self, position: Ints) -> Ints:
+        """Sequence of each token; padding counts to the one before it."""
+        return np.maximum(np.searchsorted(self._first, position, side="right") - 1, 0)
+
+    def _inner(self, grid: Grid) -> BlockMask:
+        """The leaf on no less than the longest of the sequences; on few lengths, for batches of many."""
+        longest = max(stop - origin for _, stop, origin in self.sequences)
+        length = max(longest, min(1 << (longest - 1).bit_length(), grid.kv_len))
+        return compile_pattern(self.leaf, Grid(length, length, grid.bq, grid.bk, 0))
+
+    def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
+        inner = self._inner(grid)
+        rows, starts, stops = [], [], []
+        for first, last, origin in self.sequences:
+            runs = inner.runs
+            row = runs.row
+            # Positions of the queries and keys of each run of blocks, and where they stand in the row of tokens.
+            q = row * grid.bq + origin
+            low = (runs.start - row * runs.shape[1]) * grid.bk + origin
+            high = low + runs.length * grid.bk
+            here = (q + grid.bq > first) & (q < last) & (low < last) & (high > first)
+            q, low, high = q[here], np.maximum(low[here], first), np.minimum(high[here], last)
+            for top in (q, q + grid.bq - 1):
+                rows.append((top - grid.q_offset) // grid.bq)
+                starts.append(low // grid.bk)
+                stops.append(-(-high // grid.bk))
+        row, start, stop = (np.concatenate(part) for part in (rows, starts, stops))
+        exists = (row >= 0) & (row < grid.rows)
+        return grid.expand(row[exists], start[exists], stop[exists])
+
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        inner = self._inner(grid)
+        q, k = grid.q_start(rows), grid.k_start(cols)
+        sequence = self._index(q)
+        origin, last = self._origin[sequence], np.array([stop for _, stop, _ in self.sequences])[sequence]
+        inside = (np.minimum(q, k) >= self._first[sequence]) & (np.maximum(q + grid.bq, k + grid.bk) <= last)
+        (i, past_q), (j, past_k) = np.divmod(q - origin, grid.bq), np.divmod(k - origin, grid.bk)
+        kind = past_q * grid.bk + past_k
+        height, width = inner.grid_shape
+        for row, col in ((i, j), (i, j + 1), (i + 1, j), (i + 1, j + 1)):
+            exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
+            letter = np.where(exists, inner.runs.letter_at(np.where(exists, row * width + col, 0)), 0)
+            kind = distinct(kind * (len(inner.tiles) + 2) + letter)[1]
+        return np.where(inside, kind, kind.max(initial=0) + 1 + np.arange(kind.size))

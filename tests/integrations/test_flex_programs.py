@@ -1,0 +1,199 @@
+"""FlexAttention programs run by changing one import, and give what torch's own gives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import flex_attention as theirs
+
+from sparseflash import flex as ours
+from sparseflash import patterns as P
+from sparseflash.patterns.structure import SlowScan
+from tests.oracle import check, random_case
+
+# Said by FlexAttention once a process when it is not compiled; its plain implementation is what we compare with.
+pytestmark = pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile:UserWarning")
+B, H, N = 2, 4, 300
+
+DOCUMENT = torch.tensor([0] * 70 + [1] * 130 + [2] * 100)
+OF_SAMPLE = torch.stack([DOCUMENT, DOCUMENT.flip(0)])
+PREFIX = torch.tensor([40, 150])
+WINDOW = torch.tensor([0, 10, 100, 300])
+TABLE = torch.rand(H, 30, 30, generator=torch.Generator().manual_seed(0)) < 0.3
+
+
+def causal(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return q >= k
+
+
+def sliding_window(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (q >= k) & (q - k <= 77)
+
+
+def documents(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return DOCUMENT[q] == DOCUMENT[k]
+
+
+def documents_of_each_sample(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return OF_SAMPLE[b, q] == OF_SAMPLE[b, k]
+
+
+def prefix(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (q >= k) | (k < PREFIX[b])
+
+
+def window_of_each_head(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return (q - k).abs() <= WINDOW[h]
+
+
+def table_of_each_head(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return TABLE[h, q // 10, k // 10]
+
+
+def everything_varies(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return ((q - k).abs() <= WINDOW[h]) & (OF_SAMPLE[b, q] == OF_SAMPLE[b, k])
+
+
+def nothing(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+    return q < 0
+
+
+# With the number of samples and heads over which the answer really differs.
+PROGRAMS: dict[str, tuple[Callable[..., Tensor], tuple[int, int]]] = {
+    f.__name__: (f, shape)
+    for f, shape in (
+        (causal, (1, 1)),
+        (sliding_window, (1, 1)),
+        (documents, (1, 1)),
+        (documents_of_each_sample, (B, 1)),
+        (prefix, (B, 1)),
+        (window_of_each_head, (1, H)),
+        (table_of_each_head, (1, H)),
+        (everything_varies, (B, H)),
+        (nothing, (1, 1)),
+    )
+}
+
+
+def program(flex: Any, mask_mod: Callable[..., Tensor], q_len: int, groups: int, **more: Any) -> list[Tensor]:
+    """What a user wrote, with torch's module or ours; gradients where they exist on a CPU."""
+    case = random_case(0, B, H // groups, groups, q_len, N, 16, 16, torch.float64)
+    mask_mod = flex.and_masks(mask_mod, flex.or_masks(flex.noop_mask, flex.noop_mask))
+    block_mask = flex.create_block_mask(mask_mod, B, H, q_len, N, device="cpu", BLOCK_SIZE=64)
+    out, aux = flex.flex_attention(
+        case.q, case.k, case.v, block_mask=block_mask, scale=0.3, enable_gqa=groups > 1,
+        return_aux=flex.AuxRequest(lse=True), **more,
+    )  # fmt: skip
+    return [out, aux.lse]
+
+
+@pytest.mark.parametrize(("q_len", "groups"), [(N, 1), (130, 2)], ids=["square", "fewer queries, grouped"])
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_one_import_changed(name: str, q_len: int, groups: int) -> None:
+    mask_mod, _ = PROGRAMS[name]
+    (out, lse), (their_out, their_lse) = (program(flex, mask_mod, q_len, groups) for flex in (ours, theirs))
+    torch.testing.assert_close(out, their_out, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(lse.to(their_lse.dtype), their_lse, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_masks_hold_what_the_mask_mod_says_and_no_sample_or_head_twice(name: str) -> None:
+    mask_mod, shape = PROGRAMS[name]
+    mask = ours.create_block_mask(mask_mod, B, H, N, 200, device="cpu", BLOCK_SIZE=64)
+    dense = ours.create_mask(mask_mod, B, H, N, 200, device="cpu")
+    assert mask.pattern_of.shape == shape
+    found = torch.from_numpy(mask.to_dense()).reshape(*shape, N, 200)
+    assert torch.equal(found.expand(B, H, N, 200), dense)
+    one = ours.create_block_mask(mask_mod, None, None, N, 200, device="cpu", BLOCK_SIZE=64)
+    assert torch.equal(torch.from_numpy(one.to_dense()), dense[0, 0])
+
+
+def test_the_gradient_of_a_program_on_a_cpu() -> None:
+    """Where FlexAttention has none."""
+    case = random_case(1, B, 2, 2, N, N, 16, 16, torch.float32)
+    block_mask = ours.create_block_mask(everything_varies, B, H, N, N, device="cpu")
+    q, k, v = case.leaves()
+    out, lse = ours.flex_attention(q, k, v, None, block_mask, case.scale, True, return_lse=True)
+    torch.autograd.backward((out, lse), (case.dout, case.dlse))
+    token_mask = ours.create_mask(everything_varies, B, H, N, N, device="cpu")
+    check(case, token_mask, [out.detach(), lse.detach(), *(x.grad for x in (q, k, v) if x.grad is not None)])
+
+
+def test_torchs_block_masks_and_patterns_are_taken_too() -> None:
+    case = random_case(2, B, H, 1, N, N, 16, 16, torch.float64)
+    torchs = theirs.create_block_mask(sliding_window, None, None, N, N, device="cpu")
+    mine = ours.create_block_mask(sliding_window, None, None, N, N, device="cpu")
+    outs = [
+        ours.flex_attention(case.q, case.k, case.v, block_mask=mask)
+        for mask in (torchs, torchs, mine, P.causal() & P.local(77))
+    ]
+    assert all(torch.equal(out, outs[0]) for out in outs)
+    full = ours.flex_attention(case.q, case.k[:1], case.v[:1])
+    key, value = (x[:1].expand(B, -1, -1, -1) for x in (case.k, case.v))
+    torch.testing.assert_close(full, theirs.flex_attention(case.q, key, value))
+
+
+def test_a_mask_is_what_the_mask_mod_said_when_it_was_made() -> None:
+    document = DOCUMENT.clone()
+    mask_mod = lambda b, h, q, k: document[q] == document[k]  # noqa: E731
+    before = ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
+    document[:100] = 5
+    after = ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
+    assert before == P.documents([70, 130, 100]).compile(N, q_offset=0)
+    assert after == P.documents([100, 100, 100]).compile(N, q_offset=0)
+
+
+def test_scores_that_torch_changes_by_code_are_arguments() -> None:
+    case = random_case(3, B, H, 1, N, N, 16, 16, torch.float64)
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])
+    block_mask = theirs.create_block_mask(causal, None, None, N, N, device="cpu")
+
+    def score_mod(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return 2 * torch.tanh(score / 2) - slopes[h] * (q - k).abs()
+
+    want = theirs.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+    got = ours.flex_attention(case.q, case.k, case.v, block_mask=block_mask, softcap=2.0, alibi_slopes=slopes)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    with pytest.raises(NotImplementedError, match=r"softcap=c.*alibi_slopes"):
+        ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+
+
+def test_what_differs_is_refused() -> None:
+    q = torch.rand(1, 4, 64, 16)
+    with pytest.raises(ValueError, match="query has 4 heads, key 2: set enable_gqa=True"):
+        ours.flex_attention(q, q[:, :2], q[:, :2])
+    with pytest.raises(ValueError, match="return_lse and return_aux"):
+        ours.flex_attention(q, q, q, return_lse=True, return_aux=ours.AuxRequest(lse=True))  # type: ignore[call-overload]
+    with pytest.raises(NotImplementedError, match="largest scores"):
+        ours.flex_attention(q, q, q, return_aux=ours.AuxRequest(max_scores=True))
+    with pytest.raises(TypeError, match=r"mask_mod must give booleans, got torch\.int64"):
+        ours.create_block_mask(lambda b, h, q, k: q - k, None, None, 64, 64, device="cpu")
+    with pytest.raises(TypeError, match="mask_mod must be callable"):
+        ours.create_block_mask("causal", None, None, 64, 64)  # type: ignore[arg-type]
+    for size in (0, True, 2.0):
+        with pytest.raises(ValueError, match="H must be an int from 1 on or None"):
+            ours.create_block_mask(causal, None, size, 64, 64, device="cpu")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="multiples of 16"):
+        ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=40)
+    assert ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=384).block == (128, 128)
+
+
+def test_a_long_scan_names_the_structure_that_it_found() -> None:
+    from sparseflash.patterns import structure
+
+    tokens = 16 * int(structure.MANY_BLOCKS**0.5) + 16
+    with pytest.warns(SlowScan, match=r"sliding_window.*O\(N\^2\).*depends on q - k alone"):
+        ours.create_block_mask(sliding_window, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=16)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+def test_a_compiled_program() -> None:
+    case = random_case(4, B, H, 1, N, N, 16, 16, torch.float32)
+    block_mask = ours.create_block_mask(sliding_window, None, None, N, N, device="cpu")
+    compiled = torch.compile(ours.flex_attention, fullgraph=True, backend="aot_eager")
+    out = compiled(case.q, case.k, case.v, block_mask=block_mask)
+    torch.testing.assert_close(out, ours.flex_attention(case.q, case.k, case.v, block_mask=block_mask))
