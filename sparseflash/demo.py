@@ -14,7 +14,7 @@ from sparseflash import parse, reference
 from sparseflash.cli.show import figures, show
 from sparseflash.functional import attention
 from sparseflash.pathfinder import marker_distance_baseline
-from sparseflash.train import evaluate, fresh_images, recipe, train
+from sparseflash.train import evaluate, held_out, recipe, train
 from sparseflash.train.pictures import draw_answers
 
 PATTERN = "local(512) | butterfly(unit=256)"
@@ -159,11 +159,11 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
     if result.interrupted:
         raise KeyboardInterrupt
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
-    score = evaluate(result.model, fresh_images(stage, FRESH, seed))
-    draw_answers(result.model, stage, picture, seed)
+    score = evaluate(result.model, held_out(stage, FRESH))
+    draw_answers(result.model, stage, picture)
     verdict = "[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]"
     console.print(
-        f"Fresh images: {score}.\n"
+        f"Test images: {score}.\n"
         f"A rule that looks only at the distance between the discs: {baseline:.1%}. Goal {GOAL:.0%}: {verdict}."
     )
 
