@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -169,7 +170,11 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
 
 
 def _long(console: Console, folder: Path, seed: int) -> None:
-    config = recipe("path256", pattern=PATTERN, seed=seed)
+    config = recipe(
+        "path256", pattern=PATTERN, order="morton", width=64, heads=2, layers=4, block=(128, 128), ema=0.0, seed=seed
+    )
+    # What this part shows is the last stage of the curriculum, not learning.
+    config = replace(config, stages=config.stages[-1:])
     console.print(
         f"{config.model.layers} layers of width {config.model.width} through {PATTERN}, batch {config.batch}, on "
         f"{torch.get_num_threads()} threads: {LONG_STEPS} true training steps. (Learning Path-256 itself takes a GPU.)"

@@ -150,7 +150,7 @@ def train(
     order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
     block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
     tokens: Annotated[
-        str | None, typer.Option(help="all pixels, or those of lit tiles alone: all or lit.")
+        str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
     save_memory: Annotated[
@@ -224,7 +224,7 @@ def evaluate(
     stage: Annotated[
         int | None, typer.Option(help="Which stage's fixed set, from 1. Default: a run's own, else the last.")
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="all or lit pixels. Default: as trained.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="all, lit_tiles or lit_pixels. Default: as trained.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a forward pass.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,

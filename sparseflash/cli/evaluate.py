@@ -57,10 +57,13 @@ def run(
     folds = ("all", "s4", "contiguous") if data is not None else ("test", "val")
     split = folds[0] if split is None else split
     if split not in folds:
-        raise ValueError(f"--split must be {', '.join(folds[:-1])} or {folds[-1]} here; got {split!r}")
+        raise ValueError(f"--split must be {', '.join(folds[:-1])} or {folds[-1]}; got {split!r}")
     device = resolve_device(device_name)
     folder = resolve(checkpoint)
+    model = PixelTransformer.from_pretrained(folder, device)
     if data is not None:
+        if (folder / STATE).is_file():
+            load_checkpoint(folder)  # verifies
         if task is not None or stage is not None:
             raise ValueError("--task and --stage name a fixed set; leave them out with --data")
         found = _folder(data, level, size, split, limit, batch)
@@ -68,7 +71,6 @@ def run(
         if level is not None or size is not None:
             raise ValueError("--level and --size are for --data; name a fixed set by --task and --stage")
         found = _fixed(folder, task, stage, split, limit, batch, workers)
-    model = PixelTransformer.from_pretrained(folder, device)
     # A size that the pattern or the order cannot take shows before any image is read.
     model.masks((found.side, found.side))
     tokens = found.tokens if tokens is None else tokens

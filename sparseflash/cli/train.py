@@ -86,7 +86,7 @@ def run(
 def describe(config: TrainConfig, device: str) -> str:
     """A line that says what is trained on what."""
     size = config.stages[-1].geometry.size
-    which = "" if config.model.tokens == "all" else ", those of lit tiles"
+    which = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}[config.model.tokens]
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
     loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
     return (

@@ -14,7 +14,7 @@ from sparseflash.patterns import Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
-TOKENS = ("all", "lit")
+TOKENS = ("all", "lit_tiles", "lit_pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +25,11 @@ class PixelTransformerConfig:
         pattern: the textual form of the attention pattern, one for all layers or one for each of them.
         unit: what a pattern's positions are: ``"pixel"``, or ``"tile"``: whole tiles see each other. ``{shape}`` in a
             pattern is the image's (height, width) in this unit.
-        tokens: ``"all"`` pixels, or ``"lit"``: only the pixels of tiles that hold a lit one. The pattern then says
-            which of these tiles see each other, in a table that is made from the images: content-based attention.
-        block: (BQ, BK) at which patterns over all pixels are compiled; with lit tokens a block is a tile.
+        tokens: ``"all"`` pixels, or content-based attention through tables that are made from the images:
+            ``"lit_tiles"``, the pixels of tiles that hold a lit one, where the pattern says which of these tiles see
+            each other; or ``"lit_pixels"``, in blocks along the token order, where a block sees the blocks that a
+            ``neighborhood`` (or ``full()``) reaches from the box around its own pixels.
+        block: (BQ, BK) at which patterns over all pixels are compiled; with lit tiles a block is a tile.
         order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` where
             tiles matter.
         tile: height and width of a tile in pixels.
@@ -108,12 +110,16 @@ class PixelTransformerConfig:
         self.patterns((64, 64) if self.unit == "pixel" else (4 * self.tile[0], 4 * self.tile[1]))
 
     def _check_tiles(self) -> None:
-        if (self.unit, self.tokens) == ("pixel", "all"):
+        if self.tokens == "lit_tiles" and self.unit != "tile":
+            raise ValueError(f'tokens "lit_tiles" need unit "tile": whole tiles see each other; got {self.unit!r}')
+        if self.tokens == "lit_pixels" and (self.unit != "pixel" or self.block[0] != self.block[1]):
+            raise ValueError(
+                f'tokens "lit_pixels" need unit "pixel" and a square block; got {self.unit!r} and {self.block!r}'
+            )
+        if self.unit == "pixel":
             return
         if self.order != "tile":
-            raise ValueError(f'unit "tile" and tokens "lit" need order "tile"; got {self.order!r}')
-        if self.tokens == "lit" and self.unit != "tile":
-            raise ValueError(f'tokens "lit" are seen by whole tiles: they need unit "tile"; got {self.unit!r}')
+            raise ValueError(f'unit "tile" needs order "tile"; got {self.order!r}')
         if self.tile_tokens not in BLOCK_SIZES:
             raise ValueError(
                 f"a tile that is a block must have {', '.join(map(str, BLOCK_SIZES))} pixels; got a tile of "

@@ -148,8 +148,10 @@ class PixelTransformer(nn.Module):
             images: uint8 [B, height, width].
             masks: what each layer attends through, instead of the config's patterns: anything that
                 `sparseflash.attention` takes, in token order.
-            tokens: which pixels are tokens, ``"all"`` or ``"lit"``, instead of what the config says.
-            tokens: which pixels are tokens, ``"all"`` or ``"lit"``, instead of what the config says.
+            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
+                the config says.
+            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
+                the config says.
 
         Returns:
             Logits of the images and, with a dense head, of their lit pixels.
@@ -189,9 +191,11 @@ class PixelTransformer(nn.Module):
         key = shape, images.device
         if key not in self._canvases:
             self._canvases[key] = Canvas(self.config, shape, images.device)
-        if (self.config.tokens if which is None else which) == "lit":
-            return self._canvases[key].lit_tiles(images.flatten(1) > self.config.lit_above)
-        return self._canvases[key].all_pixels(len(images))
+        canvas, which = self._canvases[key], self.config.tokens if which is None else which
+        if which == "all":
+            return canvas.all_pixels(len(images))
+        lit = images.flatten(1) > self.config.lit_above
+        return canvas.lit_tiles(lit) if which == "lit_tiles" else canvas.lit_pixels(lit)
 
     def _read(self, images: Tensor) -> Tensor:
         """The pixels [B, height, width] that the readout is the mean of."""

@@ -1,7 +1,8 @@
-"""Which pixels are tokens, where each lies, and who sees whom: for all pixels, or for those of tiles that hold a lit one.
+"""Which pixels are tokens, where each lies, and who sees whom: for all pixels, or for lit ones and what is around them.
 
 Shape legend: B images of height x width pixels, P = height * width, S sequences of N tokens, D head dim, G tiles of t
-pixels an image, T tiles that are kept in the whole batch, K tiles that a tile may see at most.
+pixels an image, T blocks (tiles, or t lit pixels) that are kept in the whole batch, M most blocks of an image, K blocks
+that a block may see at most.
 """
 
 from collections.abc import Sequence
@@ -17,6 +18,8 @@ from sparseflash.functional import Mask
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.ordering import token_order
 from sparseflash.patterns import BlockMask, Pattern, from_blocks
+from sparseflash.patterns.full import Full
+from sparseflash.patterns.image import Neighborhood
 from sparseflash.rotary import rotary_table_2d
 from sparseflash.tables import LookupTable
 
@@ -90,6 +93,51 @@ class Canvas:
         cos, sin = (table.unflatten(0, (-1, size))[tile].flatten(0, 1) for table in (self.cos, self.sin))
         return Tokens(place.view(1, -1), cos, sin, [tables[pattern] for pattern in patterns])
 
+    def lit_pixels(self, lit: Tensor) -> Tokens:
+        """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device: N is counted.
+
+        An image's last block is filled up with its last dark pixels, which are tokens like others.
+
+        Args:
+            lit: bool [B, P] in raster order.
+
+        Raises:
+            ValueError: the config's patterns are of another kind, or the pixels are no whole number of blocks.
+        """
+        size, pixels = self._config.block[0], len(self.pixels)
+        if pixels % size:
+            raise ValueError(f"{pixels} pixels are no whole number of blocks of {size} tokens")
+        lit = lit[:, self.pixels]
+        blocks = (lit.sum(1).clamp(min=1) + size - 1) // size  # [B]
+        dark_after = (~lit).flip(1).cumsum(1).flip(1)
+        chosen = lit | (dark_after <= (blocks * size - lit.sum(1))[:, None])
+        image, position = chosen.nonzero(as_tuple=True)
+        place = image * pixels + self.pixels[position]  # [T * t]
+        y, x = (axis.view(-1, size) for axis in _divided(self.pixels[position], self._shape[1]))
+        bright = lit[image, position].view(-1, size)  # [T, t]
+        image = image[::size]  # [T]
+        boxes = torch.stack([-_least(y, bright), _most(y, bright), -_least(x, bright), _most(x, bright)])
+
+        # Blocks are compared with those of their own image alone: [4, B, M].
+        first = blocks.cumsum(0) - blocks
+        rank = torch.arange(len(image), device=lit.device) - first[image]
+        by_image = boxes.new_full((4, len(blocks), int(blocks.max())), -_FAR)
+        by_image[:, image, rank] = boxes
+        tables: dict[Pattern, LookupTable] = {}
+        patterns = self._config.patterns(self._shape)
+        for pattern in set(patterns):
+            reach = torch.tensor(_reach(pattern), device=lit.device).repeat_interleave(2)[:, None, None]
+            others = by_image[:, image]  # [4, T, M]; a box is -first and last row, -first and last column
+            near = (others[[1, 0, 3, 2]] + boxes[:, :, None] + reach >= 0).all(0)
+            count = near.sum(1)
+            seen = near.int().sort(dim=1, descending=True, stable=True).indices[:, : int(count.max())]
+            seen = seen + first[image][:, None]
+            tables[pattern] = LookupTable.from_indices(
+                seen[None, None], count[None, None], shape=len(place), block=size
+            )
+        tokens = self.cos[position], self.sin[position]
+        return Tokens(place[None], *tokens, [tables[pattern] for pattern in patterns])
+
     def _near(self, pattern: Pattern) -> Tensor:
         """Tiles that each tile may see, int64 [G, K]; -1 where there are fewer than K."""
         if pattern not in self._neighbours:
@@ -100,6 +148,33 @@ class Canvas:
             near[rows, np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)] = cols
             self._neighbours[pattern] = torch.from_numpy(near).to(self._device)
         return self._neighbours[pattern]
+
+
+_FAR = 1 << 20
+
+
+def _divided(pixels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of raster indices."""
+    return pixels // width, pixels % width
+
+
+def _least(axis: Tensor, counted: Tensor) -> Tensor:
+    """The least of those that are counted in each row; of all where none is."""
+    none = ~counted.any(1, keepdim=True)
+    return axis.masked_fill(~(counted | none), _FAR).amin(1)
+
+
+def _most(axis: Tensor, counted: Tensor) -> Tensor:
+    return -_least(-axis, counted)
+
+
+def _reach(pattern: Pattern) -> tuple[int, int]:
+    """How far a pattern reaches in y and in x."""
+    if isinstance(pattern, Full):
+        return _FAR // 4, _FAR // 4
+    if isinstance(pattern, Neighborhood):
+        return (pattern.radius, pattern.radius) if isinstance(pattern.radius, int) else pattern.radius
+    raise ValueError(f'lit pixels see what a neighborhood(...) or full() reaches; got "{pattern}"')
 
 
 @lru_cache(maxsize=64)

@@ -118,7 +118,7 @@ def config_of(**changes: object) -> TrainConfig:
         ({"ema": 1.0}, "ema must be in 0..1"),
         ({"review": 1}, "review must be 0, or at least 2"),
         ({"stages": ()}, "at least one stage"),
-        ({"stages": (Stage(EASY, tokens="lit"),)}, 'need unit "tile"'),
+        ({"stages": (Stage(EASY, tokens="lit_tiles"),)}, 'need unit "tile"'),
     ],
 )
 def test_bad_recipes_are_refused(changes: dict[str, object], words: str) -> None:

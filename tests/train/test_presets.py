@@ -44,7 +44,7 @@ def test_recipes_by_name() -> None:
     assert recipe("path256", pattern="local(512)").model.unit == "pixel"
     assert recipe("path256", device="cuda").batch > 1
     assert (recipe("path256").precision, recipe("path256", device="cuda").precision) == ("fp32", "bf16")
-    assert recipe("path256", preset="path256-lit").model.tokens == "lit"
+    assert recipe("path256", preset="path256-lit").model.tokens == "lit_tiles"
     assert recipe("demo", dense_weight=0.0).model.dense_classes == 0
     assert recipe("path32", dense_weight=0.5).model.dense_classes == 3
     assert recipe("path32", layers=2).model.layers == 2

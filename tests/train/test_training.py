@@ -60,6 +60,90 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert [json.loads(line)["loss"] for line in logs[0].splitlines()] == whole.losses
 
 
+LADDER = replace(
+    SMALL,
+    stages=(Stage(EASY, baseline=0.5), Stage(replace(EASY, num_distractors=1), baseline=0.5)),
+    model=replace(SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"),
+    schedule_steps=2,
+    batch=2,
+    accumulate=2,
+    ema=0.9,
+    augment=True,
+    data="fixed",
+    promote_at=0.6,
+)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running accuracy over so few images that guessing is promoted within steps."""
+    monkeypatch.setattr("sparseflash.train.curriculum.IMAGES", 4)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_curriculum_with_averaged_weights_resumes_bit_for_bit_across_a_promotion(tmp_path: Path) -> None:
+    lines: list[str] = []
+    whole = train(LADDER, tmp_path / "whole", steps=40, save_every=100, line=lines.append)
+    assert whole.progress.stage == 1
+    assert 0 < whole.progress.since < 40
+    assert "stage 1 of 2: 24 px, 2 dashes; the distance between the discs alone gives 50.0%" in lines[0]
+    assert any("stage 2 of 2" in line for line in lines)
+    since = whole.progress.since
+    losses: list[float] = []
+    for steps in (1, since - 1, since, since + 1, 40):
+        part = run(tmp_path / "parts", steps, LADDER, resume=steps > 1)
+        losses += part.losses
+    assert losses == whole.losses
+    assert part.progress == whole.progress
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(part).items())
+    logs = [(tmp_path / name / "steps.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    # What people load is the average, what training goes on from is not.
+    found = load_checkpoint(tmp_path / "whole")
+    assert torch.equal(found.weights["norm.weight"], whole.model.norm.weight)
+    assert not torch.equal(found.weights["norm.weight"], found.optimizer["weights/norm.weight"])
+
+
+@pytest.mark.usefixtures("hasty")
+def test_without_steps_training_ends_with_the_schedule_of_the_last_stage(tmp_path: Path) -> None:
+    result = train(LADDER, tmp_path, line=quiet)
+    assert result.step == result.progress.since + LADDER.schedule_steps
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert rates[-1] == pytest.approx(LADDER.lr * (LADDER.final_lr + (1 - LADDER.final_lr) / 2))
+    assert rates[LADDER.warmup : -1] == [LADDER.lr] * (len(rates) - LADDER.warmup - 1)
+
+
+def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    stopped = train(SMALL, tmp_path / "parts", minutes=0.001, line=quiet)
+    assert stopped.out_of_time
+    assert not stopped.interrupted
+    assert stopped.step == 1
+    resumed = run(tmp_path / "parts", 3, resume=True)
+    assert not resumed.out_of_time
+    assert stopped.losses + resumed.losses == run(tmp_path / "whole", 3).losses
+
+
+def test_progress_counts_images_of_its_stage_alone() -> None:
+    config = replace(LADDER, promote_at=0.9)
+    assert Progress(0, 0, 999, 0.99).promoted(config, 7).stage == 0
+    assert Progress(0, 0, 1000, 0.89).promoted(config, 7).stage == 0
+    assert Progress(0, 0, 1000, 0.91).promoted(config, 7) == Progress(1, since=7)
+    assert Progress(1, 0, 1000, 0.91).promoted(config, 7) == Progress(1, 0, 1000, 0.91)
+    found = Progress()
+    for _ in range(100):
+        found = found.after(0.9, 50)
+    assert found.images == 5000
+    assert found.accuracy == pytest.approx(0.9, abs=0.01)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    train(replace(LADDER, stages=LADDER.stages[:1]), tmp_path, steps=1, pictures=True, line=quiet)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["step-00000001-attention.png", "step-00000001-mistakes.png"]
+    for name in names:
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", 5)
     run(tmp_path / "killed", 5, save_every=2)
