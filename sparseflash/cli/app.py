@@ -149,9 +149,7 @@ def train(
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
     block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")
-    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
     save_memory: Annotated[
         bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
@@ -165,7 +163,8 @@ def train(
 ) -> None:
     """Train a transformer over pixels: one pixel, one token, attention through a pattern.
 
-    Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU with the same losses bit for bit.
+    Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU
+    with the same losses bit for bit.
     Several processes: torchrun --nproc-per-node 4 -m sparseflash train path256
 
     [bold]Examples[/bold]

@@ -51,7 +51,12 @@ def run(
     workers: int,
 ) -> None:
     """Load, score, print."""
-    for name, value, least in (("--limit", limit, 1), ("--batch", batch, 1), ("--stage", stage, 1), ("--workers", workers, 0)):
+    for name, value, least in (
+        ("--limit", limit, 1),
+        ("--batch", batch, 1),
+        ("--stage", stage, 1),
+        ("--workers", workers, 0),
+    ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
     folds = ("all", "s4", "contiguous") if data is not None else ("test", "val")

@@ -52,7 +52,7 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
     finally:
         for hook in hooks:
             hook.remove()
-    found = torch.zeros(len(inputs), model.config.heads, height * width)
+    found: Tensor = torch.zeros(len(inputs), model.config.heads, height * width)
     for weights, (layer, (x, mask, cos, sin)) in zip(found, inputs, strict=True):
         with torch.no_grad():
             q, k, v = layer.project(x, cos, sin)
@@ -61,4 +61,4 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
         seen = attention(q, k, v, mask)[0, :, at[0, 0], 0].sum()
         (by_value,) = torch.autograd.grad(seen, v)
         weights[:, place.cpu()] = by_value[0, :, :, 0].float().cpu()
-    return found.unflatten(-1, (height, width))
+    return found.view(*found.shape[:2], height, width)

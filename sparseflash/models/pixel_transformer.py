@@ -5,7 +5,7 @@ images), C = width of the residual stream, H heads of size D, L lit pixels in th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
@@ -66,12 +66,19 @@ class GreyEmbedding(nn.Module):
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP, each added to the residual stream.
+
+    Attributes:
+        attend: `sparseflash.attention`, or what a comparison puts in its place: (q, k, v, mask) -> out.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 
     def __init__(self, config: PixelTransformerConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
+        self.attend = attention
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -93,7 +100,7 @@ class Layer(nn.Module):
         q, k, v = self.project(x, cos, sin)
         # The CPU backend computes half precision in float32 inside; autocast would round its products again.
         with torch.autocast(x.device.type, enabled=False):
-            seen = attention(q, k, v, mask)
+            seen = self.attend(q, k, v, mask)
         x = x + self.attention_out(rearrange(seen, "s h n d -> s n (h d)"))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
         return x
@@ -139,9 +146,7 @@ class PixelTransformer(nn.Module):
         """
         return compiled(self.config, shape)
 
-    def forward(
-        self, images: Tensor, masks: Sequence[Mask] | None = None, tokens: str | None = None
-    ) -> PixelOutput:
+    def forward(self, images: Tensor, masks: Sequence[Mask] | None = None, tokens: str | None = None) -> PixelOutput:
         """Classify images.
 
         Args:

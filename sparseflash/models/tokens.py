@@ -94,7 +94,7 @@ class Canvas:
         return Tokens(place.view(1, -1), cos, sin, [tables[pattern] for pattern in patterns])
 
     def lit_pixels(self, lit: Tensor) -> Tokens:
-        """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device: N is counted.
+        """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device to count N.
 
         An image's last block is filled up with its last dark pixels, which are tokens like others.
 

@@ -5,7 +5,7 @@ A run folder holds ``checkpoints/step-00000120/`` with
 - ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, and a SHA-256 of each of the other files and of itself.
+- ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
 """
 
 import hashlib
@@ -147,7 +147,9 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    return Checkpoint(path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER))
+    return Checkpoint(
+        path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    )
 
 
 def resolve(path: Path) -> Path:

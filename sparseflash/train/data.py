@@ -8,7 +8,7 @@ import multiprocessing
 from collections import deque
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import lru_cache
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import drawn_from
 
 SYMMETRIES = 8
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 class Batch(NamedTuple):
@@ -69,7 +70,7 @@ def draw(
     )
 
 
-def turned(images: NDArray[np.uint8], symmetries: NDArray[np.int64]) -> NDArray[np.uint8]:
+def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pixel]:
     """Square images [B, H, H], each mirrored and transposed as its number in 0 to 7 says."""
     result = np.empty_like(images)
     for image, number, place in zip(images, symmetries.tolist(), result, strict=True):

@@ -1,8 +1,9 @@
 """The tasks that ``sparseflash train`` knows by name, and the presets, one file each, in ``recipes/``.
 
-A preset is TOML: fields of `TrainConfig`, a ``[model]`` with fields of `PixelTransformerConfig`, and a ``[[stages]]`` for
-each stage, whose images are named by ``size`` and ``length`` (in dashes): the published task where they are a published
-one's and nothing else is said, else the dashes of the ``base`` task on that canvas.
+A preset is TOML: fields of `TrainConfig`, a ``[model]`` with fields of `PixelTransformerConfig`, and a ``[[stages]]``
+for each stage, whose images are named by ``size`` and ``length`` (in dashes): the published task where they are a
+published one's and nothing else is said, else the dashes of the ``base`` task on that canvas. ``geometry`` changes
+single fields of the images.
 """
 
 import dataclasses
@@ -80,7 +81,9 @@ def _stage(fields: Mapping[str, Any]) -> Stage:
         geometry = Geometry.curriculum(size, length, fields.get("base", 256))
     if changes:
         geometry = replace(geometry, **changes)
-    return Stage(geometry, **{name: fields[name] for name in ("match_distance", "tokens", "baseline") if name in fields})
+    return Stage(
+        geometry, **{name: fields[name] for name in ("match_distance", "tokens", "baseline") if name in fields}
+    )
 
 
 def recipe(

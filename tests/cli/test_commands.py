@@ -207,7 +207,20 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
 
 def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    start = ["train", "path256", "--preset", "path256-cpu", "--out", run, "--layers", 1, "--batch", 2, "--data", "fresh"]
+    start = [
+        "train",
+        "path256",
+        "--preset",
+        "path256-cpu",
+        "--out",
+        run,
+        "--layers",
+        1,
+        "--batch",
+        2,
+        "--data",
+        "fresh",
+    ]
     first = invoke(*start, "--minutes", 0.001, "--pictures", "--device", "cpu")
     assert first.exit_code == 0, first.output
     assert "the lit ones, through neighborhood({shape}, 12)" in first.stderr

@@ -73,7 +73,9 @@ def test_workers_draw_the_same_images_also_when_a_stage_gives_way() -> None:
             a, b = here.take(part, stage), ahead.take(part, stage)
             assert a.targets is not None
             assert b.targets is not None
-            assert all(torch.equal(x, y) for x, y in ((a.images, b.images), (a.labels, b.labels), (a.targets, b.targets)))
+            assert all(
+                torch.equal(x, y) for x, y in ((a.images, b.images), (a.labels, b.labels), (a.targets, b.targets))
+            )
     finally:
         ahead.close()
 
@@ -103,7 +105,7 @@ def test_held_out_images_are_the_generators_test_images() -> None:
     assert torch.cat([labels for _, labels in held_out(stage, 5, batch=2)]).tolist() == labels.tolist()
     for words, arguments in (("test set has 20,000", (20_001,)), ("split must be one of", (1, "dev"))):
         with pytest.raises(ValueError, match=words):
-            next(held_out(stage, *arguments))  # type: ignore[arg-type]
+            next(held_out(stage, *arguments))
 
 
 def config_of(**changes: object) -> TrainConfig:

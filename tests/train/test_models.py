@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
+from sparseflash.models.pixel_transformer import Layer
 from sparseflash.rotary import rotary_table_2d, rotate
 
 SMALL = PixelTransformerConfig(
@@ -236,7 +237,11 @@ def test_the_readout_can_be_the_insides_of_discs() -> None:
     assert sorted(output.dense_pixels.tolist()) == [y * 16 + x for y in range(3, 6) for x in range(3, 6)]
 
 
-@pytest.mark.parametrize("config", [SMALL, LIT, replace(SMALL, tokens="lit_pixels", pattern="neighborhood({shape}, 5)")], ids=["all", "tiles", "pixels"])
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, LIT, replace(SMALL, tokens="lit_pixels", pattern="neighborhood({shape}, 5)")],
+    ids=["all", "tiles", "pixels"],
+)
 def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> None:
     model = model_of(config)
     picture = sparse_images(1, 16)[0]
@@ -246,7 +251,9 @@ def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> N
     torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 2))
     tokens = model.tokens(picture[None])
     x = model.embedding(picture.flatten()[tokens.place])
-    q, k, _ = model.layers[0].project(x, tokens.cos, tokens.sin)
+    (layer, *_) = model.layers
+    assert isinstance(layer, Layer)
+    q, k, _ = layer.project(x, tokens.cos, tokens.sin)
     at = int((tokens.place[0] == 5 * 16 + 6).nonzero())
     scores = (q[0, :, at, None] * k[0]).sum(-1) / config.head_dim**0.5
     seen = weights[0].flatten(1)[:, tokens.place[0]]
@@ -302,7 +309,7 @@ def test_config_round_trips_through_json(pattern: str | tuple[str, ...]) -> None
         ({"width": "wide"}, "wrong type"),
         ({"unit": "patch"}, "unit must be one of pixel, tile"),
         ({"tokens": "some"}, "tokens must be one of all, lit_tiles, lit_pixels"),
-        ({"unit": "tile"}, 'needs order "tile"; got \'morton\''),
+        ({"unit": "tile"}, "needs order \"tile\"; got 'morton'"),
         ({"tokens": "lit_tiles", "order": "tile"}, 'need unit "tile"'),
         ({"unit": "tile", "order": "tile", "tile": (3, 3)}, "a tile of 3 x 3"),
         ({"readout_reach": -1}, "readout_reach must be 0 or more"),

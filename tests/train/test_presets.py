@@ -62,7 +62,7 @@ def test_a_preset_of_your_own(tmp_path: Path) -> None:
     )
     with pytest.raises(FileNotFoundError, match="no file"):
         load_preset(tmp_path / "other.toml")
-    with pytest.raises(ValueError, match="preset must be one of .*path256-lit"):
+    with pytest.raises(ValueError, match=r"preset must be one of .*path256-lit"):
         load_preset("path257")
 
 

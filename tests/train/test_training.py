@@ -63,7 +63,9 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
 LADDER = replace(
     SMALL,
     stages=(Stage(EASY, baseline=0.5), Stage(replace(EASY, num_distractors=1), baseline=0.5)),
-    model=replace(SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"),
+    model=replace(
+        SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"
+    ),
     schedule_steps=2,
     batch=2,
     accumulate=2,
