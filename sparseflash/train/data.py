@@ -6,6 +6,7 @@ neither on the number of workers nor on when it was stopped and resumed.
 
 import multiprocessing
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
@@ -124,23 +125,34 @@ def planned(config: TrainConfig, part: int, stage: int, rank: int = 0, world: in
     first = (part * world + rank) * config.batch
     order = np.arange(first, first + config.batch)
     if config.data == "fixed":
-        size = len(splits.SPLITS["train"])
-        indices = np.concatenate([_shuffled(config.seed, size, r)[order[order // size == r] % size] for r in
-                                  range(order[0] // size, order[-1] // size + 1)])  # fmt: skip
-        seed = splits.SEED
+        indices, seed = _of_rounds(_shuffled, config.seed, order), splits.SEED
     else:
         indices, seed = splits.FRESH + order, config.seed
         if indices[-1] >= splits.END:
             raise ValueError(f"part {part} would need images past index 2**32; use another seed")
-    symmetries = None
-    if config.augment:
-        symmetries = np.random.default_rng((config.seed, 1, first)).integers(SYMMETRIES, size=config.batch)
+    symmetries = _of_rounds(_symmetries, config.seed, order) if config.augment else None
     return config.stages[drawn_from(config, part, stage)], seed, indices, config.dense_weight > 0, symmetries
 
 
+ROUND = len(splits.SPLITS["train"])
+
+
+def _of_rounds(
+    numbers: Callable[[int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What stands at places of an endless list that is made round by round, ROUND numbers each."""
+    rounds = range(order[0] // ROUND, order[-1] // ROUND + 1)
+    return np.concatenate([numbers(seed, number)[order[order // ROUND == number] % ROUND] for number in rounds])
+
+
 @lru_cache(maxsize=2)
-def _shuffled(seed: int, size: int, round_: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 0, round_)).permutation(size)
+def _shuffled(seed: int, number: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 0, number)).permutation(ROUND)
+
+
+@lru_cache(maxsize=2)
+def _symmetries(seed: int, number: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=ROUND)
 
 
 def _prepare_worker() -> None:

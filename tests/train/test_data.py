@@ -51,10 +51,11 @@ def test_fresh_images_are_in_no_set_and_never_come_twice() -> None:
 
 
 def test_images_depend_on_seed_and_part_alone_and_processes_share_them() -> None:
-    stream = Stream(CONFIG)
+    config = replace(CONFIG, augment=True)
+    stream = Stream(config)
     images = [stream.take(part, 0).images for part in range(3)]
-    assert torch.equal(Stream(CONFIG).take(2, 0).images, images[2])
-    halves = [Stream(replace(CONFIG, batch=2), rank, 2).take(1, 0).images for rank in range(2)]
+    assert torch.equal(Stream(config).take(2, 0).images, images[2])
+    halves = [Stream(replace(config, batch=2), rank, 2).take(1, 0).images for rank in range(2)]
     assert torch.equal(torch.cat(halves), images[1])
 
 
