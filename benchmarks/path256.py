@@ -51,7 +51,7 @@ def contenders(model: PixelTransformerConfig) -> list[Contender]:
     """The same weights through tiles around each tile, a fixed butterfly, everything, and what the image holds."""
     pixels = replace(model, unit="pixel", tokens="all", order="raster", block=(128, 128))
     lit_pixels = replace(
-        pixels, tokens="lit_pixels", order="morton", pattern="neighborhood({shape}, 16)", block=(64, 64)
+        pixels, tokens="lit_pixels", order="morton", pattern="neighborhood({shape}, 16, {order})", block=(64, 64)
     )
     return [
         Contender("tiles, 5 x 3 of 8 x 16", replace(model, **_tiles((8, 16), "(2, 1)"), tokens="all")),

@@ -143,6 +143,10 @@ def train(
     ] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this run, checkpoint or saved model.")
+    ] = None,
+    first_stage: Annotated[int | None, typer.Option(help="Begin with this stage, from 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
@@ -186,6 +190,8 @@ def train(
         "lr": lr,
         "schedule_steps": schedule_steps,
         "dense_weight": dense_weight,
+        "init": None if init is None else str(init),
+        "first_stage": None if first_stage is None else first_stage - 1,
         "seed": seed,
         "layers": layers,
         "width": width,

@@ -27,8 +27,8 @@ class PixelTransformerConfig:
             pattern is the image's (height, width) in this unit.
         tokens: ``"all"`` pixels, or content-based attention through tables that are made from the images:
             ``"lit_tiles"``, the pixels of tiles that hold a lit one, where the pattern says which of these tiles see
-            each other; or ``"lit_pixels"``, in blocks along the token order, where a block sees the blocks that a
-            ``neighborhood`` (or ``full()``) reaches from the box around its own pixels.
+            each other; or ``"lit_pixels"``, lit pixels alone, which see each other as the pattern says: a
+            ``neighborhood`` or ``full()``.
         block: (BQ, BK) at which patterns over all pixels are compiled; with lit tiles a block is a tile.
         order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` where
             tiles matter.

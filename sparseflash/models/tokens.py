@@ -16,6 +16,7 @@ from torch import Tensor
 
 from sparseflash.functional import Mask
 from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.token_tables import with_tiles
 from sparseflash.ordering import token_order
 from sparseflash.patterns import BlockMask, Pattern, from_blocks
 from sparseflash.patterns.full import Full
@@ -96,7 +97,8 @@ class Canvas:
     def lit_pixels(self, lit: Tensor) -> Tokens:
         """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device to count N.
 
-        An image's last block is filled up with its last dark pixels, which are tokens like others.
+        Two see each other if the pattern says so; the table is exact to the token. An image's last block is filled up
+        with dark pixels, which see nothing and are not seen.
 
         Args:
             lit: bool [B, P] in raster order.
@@ -126,15 +128,18 @@ class Canvas:
         tables: dict[Pattern, LookupTable] = {}
         patterns = self._config.patterns(self._shape)
         for pattern in set(patterns):
-            reach = torch.tensor(_reach(pattern), device=lit.device).repeat_interleave(2)[:, None, None]
+            reach = torch.tensor(_reach(pattern, self._config.order), device=lit.device)
             others = by_image[:, image]  # [4, T, M]; a box is -first and last row, -first and last column
-            near = (others[[1, 0, 3, 2]] + boxes[:, :, None] + reach >= 0).all(0)
+            near = (others[[1, 0, 3, 2]] + boxes[:, :, None] + reach.repeat_interleave(2)[:, None, None] >= 0).all(0)
             count = near.sum(1)
             seen = near.int().sort(dim=1, descending=True, stable=True).indices[:, : int(count.max())]
             seen = seen + first[image][:, None]
-            tables[pattern] = LookupTable.from_indices(
-                seen[None, None], count[None, None], shape=len(place), block=size
-            )
+            table = LookupTable.from_indices(seen[None, None], count[None, None], shape=len(place), block=size)
+            key = table.rows.full[: seen.numel()].view(seen.shape).long()  # [T, K], each row in the table's order
+            apart = torch.stack([axis[:, None, :, None] - axis[key][:, :, None, :] for axis in (y, x)])
+            bits = (apart.abs() <= reach.view(2, 1, 1, 1, 1)).all(0)
+            bits &= bright[:, None, :, None] & bright[key][:, :, None, :]
+            tables[pattern] = with_tiles(table, bits.flatten(0, 1))
         tokens = self.cos[position], self.sin[position]
         return Tokens(place[None], *tokens, [tables[pattern] for pattern in patterns])
 
@@ -168,13 +173,13 @@ def _most(axis: Tensor, counted: Tensor) -> Tensor:
     return -_least(-axis, counted)
 
 
-def _reach(pattern: Pattern) -> tuple[int, int]:
-    """How far a pattern reaches in y and in x."""
+def _reach(pattern: Pattern, order: str) -> tuple[int, int]:
+    """How far a pattern over pixels in some order reaches in y and in x."""
     if isinstance(pattern, Full):
         return _FAR // 4, _FAR // 4
-    if isinstance(pattern, Neighborhood):
+    if isinstance(pattern, Neighborhood) and pattern.order == order:
         return (pattern.radius, pattern.radius) if isinstance(pattern.radius, int) else pattern.radius
-    raise ValueError(f'lit pixels see what a neighborhood(...) or full() reaches; got "{pattern}"')
+    raise ValueError(f'lit pixels see what a neighborhood(..., {order!r}) or full() reaches; got "{pattern}"')
 
 
 @lru_cache(maxsize=64)

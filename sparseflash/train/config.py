@@ -61,6 +61,9 @@ class TrainConfig:
         ema: decay of the moving average of the weights, which is what a checkpoint's model then is; 0 for none.
         dense_weight: weight of the dense loss (every lit pixel predicts how many markers lie on its curve, from the
             generator's ground truth); 0 trains from labels alone.
+        init: a folder with the weights to begin with, of a model of the same shape; empty for random ones. A checkpoint
+            carries its weights, so resuming does not need the folder.
+        first_stage: number of the stage to begin with, from 0.
         seed: of the weights, of the order of images and of fresh ones.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         activation_checkpointing: recompute activations in the backward, for less memory and more time.
@@ -86,6 +89,8 @@ class TrainConfig:
     clip: float = 1.0
     ema: float = 0.0
     dense_weight: float = 0.0
+    init: str = ""
+    first_stage: int = 0
     seed: int = 0
     precision: str = "fp32"
     activation_checkpointing: bool = False
@@ -114,6 +119,10 @@ class TrainConfig:
             raise ValueError(f"review must be 0, or at least 2; got {self.review!r}")
         if not self.stages:
             raise ValueError("stages must have at least one stage; got none")
+        if not 0 <= self.first_stage < len(self.stages):
+            raise ValueError(
+                f"first_stage must be one of the {len(self.stages)} stages, from 0; got {self.first_stage!r}"
+            )
         for stage in self.stages:
             if stage.tokens is not None:
                 dataclasses.replace(self.model, tokens=stage.tokens)

@@ -16,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.models import PixelTransformer
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import checkpoints, load_checkpoint, restore, save_checkpoint
+from sparseflash.train.checkpoint import begin_with, checkpoints, load_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
 from sparseflash.train.data import Stream
@@ -111,13 +111,15 @@ def train(
     rank, world, device = _join_processes(torch.device(device))
     torch.manual_seed(config.seed)
     model = PixelTransformer(config.model)
+    if config.init and not resume:
+        begin_with(model, resolve(Path(config.init)))
     model.activation_checkpointing = config.activation_checkpointing
     model.to(device).train()
     optimizer = _optimizer(model, config)
     # The first update copies the weights.
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
     averaged = None if average is None else average.module
-    step, progress, saved = 0, Progress(), None
+    step, progress, saved = 0, Progress(config.first_stage), None
     if resume:
         checkpoint = load_checkpoint(run)
         if different := config.differences(checkpoint.config):

@@ -167,36 +167,35 @@ def test_lit_tiles_of_one_image_do_not_see_those_of_another() -> None:
 
 
 PIXELS = replace(
-    TILES, pattern=("neighborhood({shape}, 3)", "full()"), unit="pixel", order="morton", tokens="lit_pixels"
+    TILES, pattern=("neighborhood({shape}, 3, {order})", "full()"), unit="pixel", order="morton", tokens="lit_pixels"
 )
 
 
-def test_lit_pixels_are_all_pixels_through_a_mask_made_from_the_image() -> None:
-    picture = images(3, 24)  # half of the pixels are lit
-    picture[2] = 0
-    model = model_of(PIXELS)
+@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("order", ["morton", "raster"])
+def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left_out(order: str, block: int) -> None:
+    picture = torch.cat([images(2, 24), sparse_images(1), torch.zeros(1, 24, 24, dtype=torch.uint8)])
+    model = model_of(replace(PIXELS, order=order, block=(block, block)))
     found = model(picture)
-    order = model.tokens(picture[:1], "all").place[0]
-    y, x = (order // 24).numpy(), (order % 24).numpy()
+    place = model.tokens(picture[:1], "all").place[0]
     for image, logits in zip(picture, found.logits, strict=True):
-        lit = image.flatten()[order].numpy() > 31
-        count = max(16, -(-lit.sum() // 16) * 16)
-        dark = np.flatnonzero(~lit)
-        blocks = np.sort(np.concatenate([np.flatnonzero(lit), dark[len(dark) - (count - lit.sum()) :]])).reshape(-1, 16)
-        near, everything = np.zeros((2, 576, 576), bool)
-        for a in blocks:
-            for b in blocks:
-                everything[np.ix_(a, b)] = True
-                p, q = (block[lit[block]] if lit[block].any() else block for block in (a, b))
-                gaps = [max(v[p].min() - v[q].max(), v[q].min() - v[p].max()) for v in (y, x)]
-                near[np.ix_(a, b)] = max(gaps) <= 3
-        assert near.sum() < everything.sum() or len(blocks) == 1
-        masks = [P.from_blocks(mask, unit=1).compile(576, block=16) for mask in (near, everything)]
+        lit = (image.flatten()[place] > 31).numpy()
+        masks = [
+            P.from_blocks(mask.to_dense() & lit & lit[:, None], unit=1).compile(576, block=16)
+            for mask in model.masks((24, 24))
+        ]
         torch.testing.assert_close(model(image[None], masks, tokens="all").logits[0], logits, atol=1e-5, rtol=1e-4)
+    found.logits.sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if "dense" not in name}
+    model.zero_grad()
+    sum(model(image[None]).logits.sum() for image in picture).backward()  # type: ignore[union-attr]
+    for name, p in model.named_parameters():
+        if "dense" not in name:
+            torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)
 
 
 def test_lit_pixels_want_patterns_that_reach_a_distance() -> None:
-    with pytest.raises(ValueError, match=r'reaches; got "local\(3\)"'):
+    with pytest.raises(ValueError, match=r'got "local\(3\)"'):
         model_of(replace(PIXELS, pattern="local(3)"))(sparse_images())
     with pytest.raises(ValueError, match="81 pixels are no whole number of blocks of 16"):
         model_of(PIXELS)(torch.zeros(1, 9, 9, dtype=torch.uint8))
@@ -239,7 +238,7 @@ def test_the_readout_can_be_the_insides_of_discs() -> None:
 
 @pytest.mark.parametrize(
     "config",
-    [SMALL, LIT, replace(SMALL, tokens="lit_pixels", pattern="neighborhood({shape}, 5)")],
+    [SMALL, LIT, replace(SMALL, tokens="lit_pixels", pattern="neighborhood({shape}, 5, {order})")],
     ids=["all", "tiles", "pixels"],
 )
 def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> None:

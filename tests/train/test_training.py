@@ -125,6 +125,26 @@ def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
     assert stopped.losses + resumed.losses == run(tmp_path / "whole", 3).losses
 
 
+def test_a_run_may_begin_with_the_weights_of_another_and_at_a_later_stage(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", 2, replace(LADDER, ema=0.0))
+    config = replace(LADDER, ema=0.0, init=str(tmp_path / "first"), first_stage=1, lr=1e-12, weight_decay=0.0)
+    config = replace(config, model=replace(config.model, tokens="all"))
+    second = run(tmp_path / "second", 1, config)
+    assert second.progress.stage == 1
+    for name, value in weights(second).items():
+        torch.testing.assert_close(value, weights(first)[name])
+    shutil.rmtree(tmp_path / "first")
+    assert run(tmp_path / "second", 2, config, resume=True).step == 2
+    for model, words in ((config.model, "no folder"), (replace(config.model, mlp_width=32), "another shape")):
+        if words == "another shape":
+            run(tmp_path / "first", 1, replace(LADDER, ema=0.0))
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            run(tmp_path / "third", 1, replace(config, model=model))
+        assert not (tmp_path / "third").exists()
+    with pytest.raises(ValueError, match="first_stage must be one of the 2 stages, from 0; got 2"):
+        replace(LADDER, first_stage=2)
+
+
 def test_progress_counts_images_of_its_stage_alone() -> None:
     config = replace(LADDER, promote_at=0.9)
     assert Progress(0, 0, 999, 0.99).promoted(config, 7).stage == 0
