@@ -122,7 +122,10 @@ def train(
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A recipe by name, such as path256-lit, or a .toml file.")
     ] = None,
-    pattern: Annotated[str | None, typer.Option(help="Attention pattern, in quotes. Default: the preset's.")] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Attention pattern, in quotes; {shape}, {order}: the image's. Default: the preset's."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Stop after this many steps in all. Default: the schedule's.")
     ] = None,

@@ -37,7 +37,7 @@ def run(
     out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
     device = resolve_device(device_name)
     options = {name: value for name, value in options.items() if value is not None}
-    if "pattern" in options:
+    if "{" not in options.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
         options["pattern"] = str(parse(options["pattern"]))
     if "block" in options:
         size = block_size(options["block"])

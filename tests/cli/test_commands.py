@@ -207,23 +207,11 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
 
 def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    start = [
-        "train",
-        "path256",
-        "--preset",
-        "path256-cpu",
-        "--out",
-        run,
-        "--layers",
-        1,
-        "--batch",
-        2,
-        "--data",
-        "fresh",
-    ]
+    start = ["train", "path256", "--preset", "path256-cpu", "--out", run, "--layers", 1, "--batch", 2]
+    start += ["--data", "fresh", "--pattern", "neighborhood({shape}, 16, {order})"]
     first = invoke(*start, "--minutes", 0.001, "--pictures", "--device", "cpu")
     assert first.exit_code == 0, first.output
-    assert "the lit ones, through neighborhood({shape}, 12, {order})" in first.stderr
+    assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr
     assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
     assert "52.3% by the marker distance alone" in first.stdout
