@@ -4,6 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from sparseflash import parse, reference
 from sparseflash.cli.show import figures, show
 from sparseflash.functional import attention
 from sparseflash.pathfinder import marker_distance_baseline
-from sparseflash.train import evaluate, fresh_images, recipe, train
+from sparseflash.train import evaluate, held_out, recipe, train
 from sparseflash.train.pictures import draw_answers
 
 PATTERN = "local(512) | butterfly(unit=256)"
@@ -159,17 +160,21 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
     if result.interrupted:
         raise KeyboardInterrupt
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
-    score = evaluate(result.model, fresh_images(stage, FRESH, seed))
-    draw_answers(result.model, stage, picture, seed)
+    score = evaluate(result.model, held_out(stage, FRESH))
+    draw_answers(result.model, stage, picture)
     verdict = "[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]"
     console.print(
-        f"Fresh images: {score}.\n"
+        f"Test images: {score}.\n"
         f"A rule that looks only at the distance between the discs: {baseline:.1%}. Goal {GOAL:.0%}: {verdict}."
     )
 
 
 def _long(console: Console, folder: Path, seed: int) -> None:
-    config = recipe("path256", pattern=PATTERN, seed=seed)
+    config = recipe(
+        "path256", pattern=PATTERN, order="morton", width=64, heads=2, layers=4, block=(128, 128), ema=0.0, seed=seed
+    )
+    # What this part shows is the last stage of the curriculum, not learning.
+    config = replace(config, stages=config.stages[-1:])
     console.print(
         f"{config.model.layers} layers of width {config.model.width} through {PATTERN}, batch {config.batch}, on "
         f"{torch.get_num_threads()} threads: {LONG_STEPS} true training steps. (Learning Path-256 itself takes a GPU.)"

@@ -119,11 +119,18 @@ def bench(
 @plain_errors
 def train(
     task: Annotated[str, typer.Argument(metavar="TASK", help="path32, path64, pathx, path256 or demo.")],
-    pattern: Annotated[str | None, typer.Option(help="Attention pattern, in quotes. Default: the task's.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(metavar="NAME", help="A recipe by name, such as path256-lit, or a .toml file.")
+    ] = None,
+    pattern: Annotated[
+        str | None,
+        typer.Option(help="Attention pattern, in quotes; {shape}, {order}: the image's. Default: the preset's."),
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(help="Stop after this many steps in all. Default: the schedule's.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/TASK.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     device: Device = None,
     batch: Annotated[
@@ -131,25 +138,40 @@ def train(
     ] = None,
     accumulate: Annotated[int | None, typer.Option(help="Forward passes a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    schedule_steps: Annotated[int | None, typer.Option(help="Steps over which the learning rate falls.")] = None,
+    schedule_steps: Annotated[
+        int | None, typer.Option(help="Steps of the last stage, over which the learning rate falls.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="fixed: 160,000 training images a stage; fresh: images without end.")
+    ] = None,
+    ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
+    init: Annotated[
+        Path | None, typer.Option(help="Begin with the weights of this run, checkpoint or saved model.")
+    ] = None,
+    first_stage: Annotated[int | None, typer.Option(help="Begin with this stage, from 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
     block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: bf16 on a GPU.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
     save_memory: Annotated[
         bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that draw images ahead. Default: 0 on a CPU.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay.")] = 3,
+    pictures: Annotated[
+        bool, typer.Option("--pictures", help="Draw mistakes and attention at the end of each stage.")
+    ] = False,
 ) -> None:
     """Train a transformer over pixels: one pixel, one token, attention through a pattern.
 
-    Images are drawn on the fly. Ctrl-C saves and stops; --resume goes on, on a CPU with the same losses bit for bit.
+    Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU
+    with the same losses bit for bit.
     Several processes: torchrun --nproc-per-node 4 -m sparseflash train path256
 
     [bold]Examples[/bold]
@@ -158,7 +180,9 @@ def train(
 
         sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --steps 100
 
-        sparseflash train path256 --steps 200 --resume
+        sparseflash train path256 --preset path256-lit --minutes 25
+
+        sparseflash train path256 --out runs/path256-lit --resume --minutes 25
     """
     from sparseflash.cli.train import run
 
@@ -169,44 +193,68 @@ def train(
         "lr": lr,
         "schedule_steps": schedule_steps,
         "dense_weight": dense_weight,
+        "init": None if init is None else str(init),
+        "first_stage": None if first_stage is None else first_stage - 1,
         "seed": seed,
         "layers": layers,
         "width": width,
         "heads": heads,
         "order": order,
+        "tokens": tokens,
+        "data": data,
+        "ema": ema,
         "block": block,
         "precision": precision,
         "activation_checkpointing": save_memory,
     }
-    run(task, out, steps, resume, device, options, workers, save_every, keep)
+    run(task, preset, out, steps, minutes, resume, device, options, workers, save_every, keep, pictures)
 
 
 @app.command()
 @plain_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a saved model.")],
-    data: Annotated[Path, typer.Option(help="Folder in the layout of the Long Range Arena release.")],
+    data: Annotated[
+        Path | None,
+        typer.Option(help="Folder in the layout of the Long Range Arena release. Default: the task's fixed test set."),
+    ] = None,
     level: Annotated[
         str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what is there.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE}, where there are several.")] = None,
-    split: Annotated[str, typer.Option(help="all, s4 or contiguous: the test part of that split.")] = "all",
+    split: Annotated[
+        str | None,
+        typer.Option(help="With --data all, s4 or contiguous: the test part of that split. Without: test or val."),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(help="Whose fixed set. Default: what the checkpoint was trained for.")
+    ] = None,
+    stage: Annotated[
+        int | None, typer.Option(help="Which stage's fixed set, from 1. Default: a run's own, else the last.")
+    ] = None,
+    tokens: Annotated[str | None, typer.Option(help="all, lit_tiles or lit_pixels. Default: as trained.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a forward pass.")] = None,
+    workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Accuracy on a folder of images, with its 95 % interval, beside what the marker distance alone would give.
+    """Accuracy on images never trained on, with its 95 % interval, beside what the marker distance alone would give.
 
     [bold]Examples[/bold]
 
-        sparseflash evaluate runs/path256 --data lra_release --split s4
+        sparseflash evaluate runs/path256
 
-        sparseflash evaluate demo-out/run --data images --json
+        sparseflash evaluate weights/path256 --task path256 --limit 500
+
+        sparseflash evaluate runs/path256 --data lra_release --split s4 --json
     """
     from sparseflash.cli.evaluate import run
 
-    run(checkpoint, data, level, size, split, limit, batch, device, json)
+    run(
+        checkpoint, data, device, json, level=level, size=size, split=split, task=task, stage=stage, tokens=tokens,
+        limit=limit, batch=batch, workers=workers,
+    )  # fmt: skip
 
 
 @app.command()

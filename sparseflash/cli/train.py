@@ -12,28 +12,32 @@ from sparseflash.cli.errors import block_size
 from sparseflash.models import PixelTransformerConfig
 from sparseflash.patterns import parse
 from sparseflash.train import TASKS, TrainConfig, recipe, train
+from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import load_checkpoint
 from sparseflash.train.devices import resolve_device
 
 
 def run(
     task: str,
+    preset: str | None,
     out: Path | None,
     steps: int | None,
+    minutes: float | None,
     resume: bool,
     device_name: str | None,
     options: dict[str, Any],
     workers: int | None,
     save_every: int,
     keep: int,
+    pictures: bool,
 ) -> None:
     """Train, and say where the checkpoint is and how to go on."""
     if task not in TASKS:
         raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {task!r}")
-    out = Path("runs") / task if out is None else out
+    out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
     device = resolve_device(device_name)
     options = {name: value for name, value in options.items() if value is not None}
-    if "pattern" in options:
+    if "{" not in options.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
         options["pattern"] = str(parse(options["pattern"]))
     if "block" in options:
         size = block_size(options["block"])
@@ -42,8 +46,7 @@ def run(
         config = load_checkpoint(out).config
         _refuse_changes(task, options, config, out)
     else:
-        options.setdefault("precision", "bf16" if device.type == "cuda" else "fp32")
-        config = recipe(task, device=device.type, **options)
+        config = recipe(task, preset=preset, device=device.type, **options)
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
@@ -54,32 +57,42 @@ def run(
         config,
         out,
         steps=steps,
+        minutes=minutes,
         resume=resume,
         device=device,
         workers=workers,
         save_every=save_every,
         keep=keep,
+        pictures=pictures,
     )
     if not first:
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    stage = config.stages[result.progress.stage]
+    how = f"{result.progress.accuracy:.1%} running accuracy, {stage_baseline(stage):.1%} by the marker distance alone"
+    where = f"in stage {result.progress.stage + 1} of {len(config.stages)} ({stage}): {how}"
     if result.interrupted:
         saved = f"saved {result.checkpoint}" if result.checkpoint else "nothing was completed, so nothing is saved"
         typer.echo(
             f"stopped after step {result.step}; {saved}" + (f"; go on with: {again}" if result.checkpoint else "")
         )
         raise typer.Exit(130)
-    typer.echo(f"step {result.step} done; checkpoint {result.checkpoint}; go on with: {again} --steps N")
+    if result.out_of_time:
+        typer.echo(f"time is up after step {result.step}, {where}; saved {result.checkpoint}; go on with: {again}")
+        return
+    typer.echo(f"step {result.step} done, {where}; checkpoint {result.checkpoint}; go on with: {again} --steps N")
 
 
 def describe(config: TrainConfig, device: str) -> str:
     """A line that says what is trained on what."""
     size = config.stages[-1].geometry.size
+    which = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}[config.model.tokens]
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
     loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
     return (
-        f"{config.task}: {size * size:,} tokens through {pattern}, {config.model.layers} layers of width "
-        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.precision} on {device}"
+        f"{config.task}: {size * size:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
+        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} images, "
+        f"{config.precision} on {device}"
     )
 
 

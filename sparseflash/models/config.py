@@ -1,4 +1,8 @@
-"""What a pixel transformer is made of, as data: round-trips through JSON, with the pattern expressions in it."""
+"""What a pixel transformer is made of, as data: round-trips through JSON, with the pattern expressions in it.
+
+A config names no image size. Patterns of images do (``neighborhood((64, 64), 12)``), so a pattern's text may hold
+``{shape}`` and ``{order}``, which the model fills in for the images it is given.
+"""
 
 import dataclasses
 import json
@@ -7,6 +11,10 @@ from typing import Any
 
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
+from sparseflash.patterns.grid import BLOCK_SIZES
+
+UNITS = ("pixel", "tile")
+TOKENS = ("all", "lit_tiles", "lit_pixels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,18 +23,28 @@ class PixelTransformerConfig:
 
     Attributes:
         pattern: the textual form of the attention pattern, one for all layers or one for each of them.
-        block: (BQ, BK) at which patterns are compiled.
-        order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`.
-        tile: height and width of a tile in pixels; used by order ``"tile"`` alone.
+        unit: what a pattern's positions are: ``"pixel"``, or ``"tile"``: whole tiles see each other. ``{shape}`` in a
+            pattern is the image's (height, width) in this unit.
+        tokens: ``"all"`` pixels, or content-based attention through tables that are made from the images:
+            ``"lit_tiles"``, the pixels of tiles that hold a lit one, where the pattern says which of these tiles see
+            each other; or ``"lit_pixels"``, lit pixels alone, which see each other as the pattern says: a
+            ``neighborhood`` or ``full()``.
+        block: (BQ, BK) at which patterns over all pixels are compiled; with lit tiles a block is a tile.
+        order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` where
+            tiles matter.
+        tile: height and width of a tile in pixels.
         width: size of the residual stream.
         heads: attention heads; the head dim ``width / heads`` must be a multiple of 4 (two axes, pairs of numbers).
-        layers: how many layers, each with its own weights.
+        layers: how many layers.
+        tied: all layers share one set of weights.
         mlp_width: hidden size of the MLP.
         classes: outputs of the classification head.
         dense_classes: outputs of the dense head, for each lit pixel; 0 leaves the head out.
         wavelengths: shortest and longest wavelength of the rotary positions, in pixels.
         grey_levels: anchors of the grey-value embedding; values between two anchors are interpolated.
         lit_above: a pixel is lit if its grey value (0..255) is above this one.
+        readout_reach: the readout is the mean over lit pixels; with r > 0 over those alone whose square of side
+            2 r + 1 is all lit: on Pathfinder images the insides of the two discs, for dashes are thinner.
 
     Raises:
         ValueError: a field out of range, or a pattern that does not parse.
@@ -38,18 +56,22 @@ class PixelTransformerConfig:
     """
 
     pattern: str | tuple[str, ...] = "full()"
+    unit: str = "pixel"
+    tokens: str = "all"
     block: tuple[int, int] = (128, 128)
     order: str = "morton"
     tile: tuple[int, int] = (8, 8)
     width: int = 64
     heads: int = 2
     layers: int = 4
+    tied: bool = False
     mlp_width: int = 256
     classes: int = 2
     dense_classes: int = 0
     wavelengths: tuple[float, float] = (4.0, 80.0)
     grey_levels: int = 9
     lit_above: int = 31
+    readout_reach: int = 0
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
@@ -62,14 +84,17 @@ class PixelTransformerConfig:
         for name in ("width", "heads", "layers", "mlp_width", "classes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-        if self.dense_classes < 0:
-            raise ValueError(f"dense_classes must be 0 or more; got {self.dense_classes!r}")
+        for name in ("dense_classes", "readout_reach"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width / heads must be a multiple of 4; got width={self.width!r} and heads={self.heads!r}"
             )
-        if self.order not in ORDERS:
-            raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
+        for name, known in (("order", ORDERS), ("unit", UNITS), ("tokens", TOKENS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
+        self._check_tiles()
         shortest, longest = self.wavelengths
         if not 0 < shortest <= longest:
             raise ValueError(f"wavelengths must be 0 < shortest <= longest; got {self.wavelengths!r}")
@@ -81,17 +106,56 @@ class PixelTransformerConfig:
             raise ValueError(
                 f"pattern must be one expression or one for each of the {self.layers} layers; got {len(self.pattern)}"
             )
-        self.patterns()
+        # Any size will do to see that they parse.
+        self.patterns((64, 64) if self.unit == "pixel" else (4 * self.tile[0], 4 * self.tile[1]))
+
+    def _check_tiles(self) -> None:
+        if self.tokens == "lit_tiles" and self.unit != "tile":
+            raise ValueError(f'tokens "lit_tiles" need unit "tile": whole tiles see each other; got {self.unit!r}')
+        if self.tokens == "lit_pixels" and (self.unit != "pixel" or self.block[0] != self.block[1]):
+            raise ValueError(
+                f'tokens "lit_pixels" need unit "pixel" and a square block; got {self.unit!r} and {self.block!r}'
+            )
+        if self.unit == "pixel":
+            return
+        if self.order != "tile":
+            raise ValueError(f'unit "tile" needs order "tile"; got {self.order!r}')
+        if self.tile_tokens not in BLOCK_SIZES:
+            raise ValueError(
+                f"a tile that is a block must have {', '.join(map(str, BLOCK_SIZES))} pixels; got a tile of "
+                f"{self.tile[0]} x {self.tile[1]}"
+            )
 
     @property
     def head_dim(self) -> int:
         """Size of one head."""
         return self.width // self.heads
 
-    def patterns(self) -> tuple[Pattern, ...]:
-        """The parsed pattern of each layer."""
+    @property
+    def tile_tokens(self) -> int:
+        """Pixels of a tile."""
+        return self.tile[0] * self.tile[1]
+
+    def grid(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """Height and width of an image in the unit of the patterns.
+
+        Raises:
+            ValueError: tiles do not cover the image.
+        """
+        if self.unit == "pixel":
+            return shape
+        if shape[0] % self.tile[0] or shape[1] % self.tile[1]:
+            raise ValueError(
+                f"an image of {shape[0]} x {shape[1]} pixels is not made of tiles of {self.tile[0]} x {self.tile[1]}"
+            )
+        return shape[0] // self.tile[0], shape[1] // self.tile[1]
+
+    def patterns(self, shape: tuple[int, int]) -> tuple[Pattern, ...]:
+        """The parsed pattern of each layer for images of (height, width) pixels."""
+        order = "raster" if self.unit == "tile" else self.order
         texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
-        return tuple(parse(text) for text in texts)
+        parsed = {text: parse(_filled(text, self.grid(shape), order)) for text in set(texts)}
+        return tuple(parsed[text] for text in texts)
 
     def to_json(self) -> str:
         """The config as indented JSON."""
@@ -122,3 +186,7 @@ class PixelTransformerConfig:
             return cls(**fields)
         except TypeError as error:
             raise ValueError(f"a model config field has the wrong type: {error}") from None
+
+
+def _filled(text: str, shape: tuple[int, int], order: str) -> str:
+    return text.replace("{shape}", f"({shape[0]}, {shape[1]})").replace("{order}", repr(order))

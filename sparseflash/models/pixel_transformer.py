@@ -1,15 +1,14 @@
 """A small transformer over pixels: one pixel is one token, and attention is a pattern.
 
-Shape legend: B images, N = height * width tokens in token order, C = width of the residual stream, H heads of size D,
-L lit pixels in the whole batch, K classes.
+Shape legend: B images, S sequences of N tokens (one of all pixels for each image, or one of the lit tiles of all
+images), C = width of the residual stream, H heads of size D, L lit pixels in the whole batch, K classes.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -19,9 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from sparseflash.functional import Mask, attention
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import load_model, save_model
-from sparseflash.ordering import token_order
+from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
-from sparseflash.rotary import rotary_table_2d, rotate
+from sparseflash.rotary import rotate
 
 
 class PixelOutput(NamedTuple):
@@ -36,14 +35,6 @@ class PixelOutput(NamedTuple):
     logits: Tensor
     dense_logits: Tensor | None
     dense_pixels: Tensor | None
-
-
-class _Layout(NamedTuple):
-    """The tokens of one image size, on a device."""
-
-    pixels: Tensor  # [N] raster index of each token
-    cos: Tensor  # [N, D / 2]
-    sin: Tensor  # [N, D / 2]
 
 
 class GreyEmbedding(nn.Module):
@@ -68,19 +59,26 @@ class GreyEmbedding(nn.Module):
         self.anchors = nn.Parameter(torch.randn(levels + 1, width))
 
     def forward(self, grey: Tensor) -> Tensor:
-        """Uint8 [B, N] -> float32 [B, N, C]."""
+        """Uint8 [S, N] -> float32 [S, N, C]."""
         # Elementwise, so that autocast leaves the residual stream in float32.
         table = torch.lerp(self.anchors[self.lower], self.anchors[self.upper], self.share)
         return F.embedding(grey.int(), table)
 
 
 class Layer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream."""
+    """Pre-norm attention and MLP, each added to the residual stream.
+
+    Attributes:
+        attend: `sparseflash.attention`, or what a comparison puts in its place: (q, k, v, mask) -> out.
+    """
+
+    attend: Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 
     def __init__(self, config: PixelTransformerConfig) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
+        self.attend = attention
         self.attention_norm = nn.RMSNorm(width, eps=1e-6)
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.attention_out = nn.Linear(width, width, bias=False)
@@ -92,13 +90,18 @@ class Layer(nn.Module):
             nn.init.normal_(linear.weight, std=1 / math.sqrt(2 * config.layers * linear.in_features))
         nn.init.zeros_(self.mlp_out.bias)
 
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [S, H, N, D] each, of tokens [S, N, C]."""
+        q, k, v = rearrange(self.qkv(self.attention_norm(x)), "s n (three h d) -> three s h n d", three=3, h=self.heads)
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
     def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor) -> Tensor:
-        """[B, N, C] -> [B, N, C]."""
-        q, k, v = rearrange(self.qkv(self.attention_norm(x)), "b n (three h d) -> three b h n d", three=3, h=self.heads)
+        """[S, N, C] -> [S, N, C]."""
+        q, k, v = self.project(x, cos, sin)
         # The CPU backend computes half precision in float32 inside; autocast would round its products again.
         with torch.autocast(x.device.type, enabled=False):
-            seen = attention(rotate(q, cos, sin), rotate(k, cos, sin), v, mask)
-        x = x + self.attention_out(rearrange(seen, "b h n d -> b n (h d)"))
+            seen = self.attend(q, k, v, mask)
+        x = x + self.attention_out(rearrange(seen, "s h n d -> s n (h d)"))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
         return x
 
@@ -107,7 +110,8 @@ class PixelTransformer(nn.Module):
     """Classifies grey images by attention alone, with one token for each pixel and no convolution.
 
     The readout is the mean over lit pixels: in a 256 x 256 Pathfinder image 1.7 % of the pixels are lit, and a mean
-    over all of them dilutes the signal 60-fold. The weights know nothing of the image size.
+    over all of them dilutes the signal 60-fold. The weights know nothing of the image size, of the token order or of
+    the pattern: what is learned on small canvases, or on lit tiles, goes on with large ones, or with all pixels.
 
     Args:
         config: the shape of the model.
@@ -128,28 +132,31 @@ class PixelTransformer(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         self.embedding = GreyEmbedding(config.grey_levels, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.layers))
+        self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.tied else config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, config.classes)
         self.dense_head = nn.Linear(config.width, config.dense_classes) if config.dense_classes else None
-        self._patterns = config.patterns()
-        self._masks: dict[int, tuple[BlockMask, ...]] = {}
-        self._layouts: dict[tuple[int, int, torch.device], _Layout] = {}
+        self._canvases: dict[tuple[tuple[int, int], torch.device], Canvas] = {}
 
-    def masks(self, seq_len: int) -> tuple[BlockMask, ...]:
-        """The compiled mask of each layer for so many tokens; layers with equal patterns share one."""
-        if seq_len not in self._masks:
-            compiled = {pattern: pattern.compile(seq_len, block=self.config.block) for pattern in set(self._patterns)}
-            self._masks[seq_len] = tuple(compiled[pattern] for pattern in self._patterns)
-        return self._masks[seq_len]
+    def masks(self, shape: tuple[int, int]) -> tuple[BlockMask, ...]:
+        """The compiled mask of each layer over all pixels of (height, width) images.
 
-    def forward(self, images: Tensor, masks: Sequence[Mask] | None = None) -> PixelOutput:
+        Raises:
+            ValueError: an image that the order, the tiles or a pattern cannot take.
+        """
+        return compiled(self.config, shape)
+
+    def forward(self, images: Tensor, masks: Sequence[Mask] | None = None, tokens: str | None = None) -> PixelOutput:
         """Classify images.
 
         Args:
             images: uint8 [B, height, width].
             masks: what each layer attends through, instead of the config's patterns: anything that
                 `sparseflash.attention` takes, in token order.
+            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
+                the config says.
+            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
+                the config says.
 
         Returns:
             Logits of the images and, with a dense head, of their lit pixels.
@@ -159,37 +166,49 @@ class PixelTransformer(nn.Module):
         """
         if images.ndim != 3 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 [B, height, width]; got {images.dtype} {list(images.shape)}")
-        height, width = images.shape[1:]
-        layout = self._layout(height, width, images.device)
-        masks = self.masks(height * width) if masks is None else masks
-        if len(masks) != len(self.layers):
-            raise ValueError(f"masks must be one for each of the {len(self.layers)} layers; got {len(masks)}")
+        chosen = self.tokens(images, tokens)
+        masks = chosen.masks if masks is None else masks
+        if len(masks) != self.config.layers:
+            raise ValueError(f"masks must be one for each of the {self.config.layers} layers; got {len(masks)}")
 
-        grey = images.flatten(1)[:, layout.pixels]  # [B, N]
-        x = self.embedding(grey)
-        for layer, mask in zip(self.layers, masks, strict=True):
+        x = self.embedding(images.flatten()[chosen.place])
+        for number, mask in enumerate(masks):
+            layer = self.layers[0 if self.config.tied else number]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, mask, layout.cos, layout.sin, use_reentrant=False))
+                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, use_reentrant=False))
             else:
-                x = layer(x, mask, layout.cos, layout.sin)
+                x = layer(x, mask, chosen.cos, chosen.sin)
 
-        batch, token = (grey > self.config.lit_above).nonzero(as_tuple=True)  # [L]
-        lit = self.norm(x[batch, token])  # [L, C]
-        total = lit.new_zeros(len(images), lit.shape[1]).index_add(0, batch, lit)
-        count = torch.bincount(batch, minlength=len(images)).clamp(min=1)
+        read = self._read(images).flatten()[chosen.place]  # [S, N]
+        lit = self.norm(x[read])  # [L, C]
+        pixels = chosen.place[read]  # [L]
+        image = pixels // images[0].numel()
+        total = lit.new_zeros(len(images), lit.shape[1]).index_add(0, image, lit)
+        count = torch.bincount(image, minlength=len(images)).clamp(min=1)
         logits = self.head(total / count[:, None])
         if self.dense_head is None:
             return PixelOutput(logits, None, None)
-        return PixelOutput(logits, self.dense_head(lit), batch * (height * width) + layout.pixels[token])
+        return PixelOutput(logits, self.dense_head(lit), pixels)
 
-    def _layout(self, height: int, width: int, device: torch.device) -> _Layout:
-        key = (height, width, device)
-        if key not in self._layouts:
-            config = self.config
-            pixels, _ = token_order((height, width), config.order, tile=config.tile)
-            cos, sin = rotary_table_2d(pixels, width, config.head_dim, config.wavelengths)
-            self._layouts[key] = _Layout(torch.from_numpy(np.array(pixels)).to(device), cos.to(device), sin.to(device))
-        return self._layouts[key]
+    def tokens(self, images: Tensor, which: str | None = None) -> Tokens:
+        """The tokens of images uint8 [B, height, width]; see `forward`."""
+        shape = (images.shape[1], images.shape[2])
+        key = shape, images.device
+        if key not in self._canvases:
+            self._canvases[key] = Canvas(self.config, shape, images.device)
+        canvas, which = self._canvases[key], self.config.tokens if which is None else which
+        if which == "all":
+            return canvas.all_pixels(len(images))
+        lit = images.flatten(1) > self.config.lit_above
+        return canvas.lit_tiles(lit) if which == "lit_tiles" else canvas.lit_pixels(lit)
+
+    def _read(self, images: Tensor) -> Tensor:
+        """The pixels [B, height, width] that the readout is the mean of."""
+        lit = images > self.config.lit_above
+        if not (reach := self.config.readout_reach):
+            return lit
+        dark = F.max_pool2d((~lit)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
+        return dark[:, 0] == 0
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be."""

@@ -16,14 +16,16 @@ it is implemented, in ``strokes`` (kernels), ``tables`` (positions, seeds), ``co
 
 from sparseflash.pathfinder.distance import marker_distance_baseline
 from sparseflash.pathfinder.geometry import LADDER, Geometry
-from sparseflash.pathfinder.images import generate, generate_with_truth
+from sparseflash.pathfinder.images import draw, generate, generate_with_truth
 from sparseflash.pathfinder.lra import WriteReport, write
 from sparseflash.pathfinder.reader import Dataset, Splits, read, to_floats, to_tokens
 from sparseflash.pathfinder.render import contour_strokes, curve_targets
 from sparseflash.pathfinder.scene import Contour, Truth
+from sparseflash.pathfinder.splits import SPLITS
 
 __all__ = [
     "LADDER",
+    "SPLITS",
     "Contour",
     "Dataset",
     "Geometry",
@@ -32,6 +34,7 @@ __all__ = [
     "WriteReport",
     "contour_strokes",
     "curve_targets",
+    "draw",
     "generate",
     "generate_with_truth",
     "marker_distance_baseline",

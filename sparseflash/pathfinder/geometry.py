@@ -133,29 +133,34 @@ class Geometry:
         return cls(size=size, contour_length=length, distractor_length=short, num_distractors=budget // short, **common)
 
     @classmethod
-    def curriculum(cls, size: int, length: int) -> Geometry:
-        """Dashes of the 256 task on a canvas of side ``size`` with contours of ``length`` dashes.
+    def curriculum(cls, size: int, length: int, base: int = 256) -> Geometry:
+        """Dashes of the ``base`` task on a canvas of side ``size`` with contours of ``length`` dashes.
 
-        Local features (dash, gap, bend, disc) carry over to 256; canvas and length grow. Measured rows exist for
-        64/3, 64/4, 96/4, 96/6, 128/6, 128/9, 160/9, 160/14, 192/9, 192/14 and 256/6, 9, 14. Other combinations get
-        ``seed_distance = min(27, (size - 16) // 4)`` and about one distractor dash in 1,800 pixels. Pairs stay cheap
-        while ``size >= 12 * length + 16``.
+        Local features (dash, gap, bend, disc) carry over to the task; canvas and length grow. For base 256 measured
+        rows exist for 64/3, 64/4, 96/4, 96/6, 128/6, 128/9, 160/9, 160/14, 192/9, 192/14 and 256/6, 9, 14. Other
+        combinations get ``seed_distance = min(the task's, (size - 16) // 4)`` and as many distractor dashes a pixel as
+        the task has (base 256: about one in 1,800). Pairs stay cheap while ``size >= 12 * length + 16`` at base 256.
 
         Raises:
             TypeError: not whole numbers.
-            ValueError: ``size`` below 44 (no room for a first seed) or ``length`` below 2.
+            ValueError: a canvas with no room for a first seed (below 44 at base 256), ``length`` below 2, or a base
+                that is no LRA size.
 
         Example:
             >>> Geometry.curriculum(96, 6).seed_distance
             14
         """
-        size, length = whole("size", size, 44), whole("length", length, 2)
-        short = max(1, length // 3)
-        seed_distance, count = _CURRICULUM.get(
-            (size, length), (min(27, (size - 16) // 4), max(1, round(size * size / 1800 / short)))
-        )
-        common = dict(_LRA[256][0])
-        common["padding"] = 1 if size <= 160 else 8 if size < 256 else 22
+        size, length = whole("size", size, 16), whole("length", length, 2)
+        if base not in LRA_SIZES:
+            raise ValueError(f"LRA sizes are 32, 64, 128 and 256, got base {base!r}")
+        row, budget = _LRA[base]
+        short, area = max(1, length // 3), size * size
+        dashes = area / 1800 if base == 256 else area * budget / (base * base)
+        rule = min(row["seed_distance"], (size - 16) // 4), max(1, round(dashes / short))
+        seed_distance, count = _CURRICULUM.get((size, length), rule) if base == 256 else rule
+        common = dict(row)
+        if base == 256:
+            common["padding"] = 1 if size <= 160 else 8 if size < 256 else 22
         common["seed_distance"] = seed_distance
         return cls(size=size, contour_length=length, distractor_length=short, num_distractors=count, **common)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -110,6 +111,27 @@ def generate_with_truth(
     return _collect(chosen, count, seed, start, match_distance, workers)
 
 
+def draw(
+    geometry: Geometry, seed: int, indices: Sequence[int] | Ints, match_distance: bool = False
+) -> tuple[Bytes, Ints, list[Truth]]:
+    """As :func:`generate_with_truth`, for any indices in any order, in this process.
+
+    Args:
+        geometry: the distribution.
+        seed: below 2**32.
+        indices: of the images, at least one, each below 2**32.
+        match_distance: as for :func:`generate`.
+
+    Example:
+        >>> from sparseflash.pathfinder import Geometry
+        >>> images, labels, truths = draw(Geometry.lra(32), 0, [7, 3])
+        >>> images.shape, (images[0] == generate(32, 1, start=7)[0][0]).all().item()
+        ((2, 32, 32), True)
+    """
+    images, truths = _some(geometry, seed_word("seed", seed), prepare(geometry, match_distance), indices)
+    return images, np.array([truth.label for truth in truths], np.int64), truths
+
+
 def prepare(geometry: Geometry, match_distance: bool) -> DistanceMatch | None:
     """Everything that can fail about a geometry, before any work is handed out."""
     for margin in geometry.paddle_margins:
@@ -135,7 +157,7 @@ def _collect(
     truths: list[Truth] = []
     step = max(1, min(_TASK, -(-len(indices) // workers)))
     tasks = [indices[at : at + step] for at in range(0, len(indices), step)]
-    for part, found in run_tasks(partial(_range, geometry, seed, match), tasks, workers):
+    for part, found in run_tasks(partial(_some, geometry, seed, match), tasks, workers):
         here = slice(len(truths), len(truths) + len(found))
         images[here] = part
         labels[here] = [truth.label for truth in found]
@@ -143,6 +165,8 @@ def _collect(
     return images, labels, truths
 
 
-def _range(geometry: Geometry, seed: int, match: DistanceMatch | None, indices: range) -> tuple[Bytes, list[Truth]]:
-    truths = [make(geometry, seed, index, match) for index in indices]
+def _some(
+    geometry: Geometry, seed: int, match: DistanceMatch | None, indices: Sequence[int] | Ints
+) -> tuple[Bytes, list[Truth]]:
+    truths = [make(geometry, seed, int(index), match) for index in indices]
     return np.stack([render(truth) for truth in truths]), truths

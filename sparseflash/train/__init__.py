@@ -1,22 +1,26 @@
 """Training on Pathfinder images drawn on the fly."""
 
 from sparseflash.train.config import Stage, TrainConfig
-from sparseflash.train.data import stream
-from sparseflash.train.evaluate import Score, evaluate, fresh_images, stored_images
+from sparseflash.train.curriculum import Progress
+from sparseflash.train.data import Stream
+from sparseflash.train.evaluate import Score, evaluate, held_out, stored_images
 from sparseflash.train.loop import TrainResult, train
-from sparseflash.train.tasks import TASKS, Task, recipe
+from sparseflash.train.tasks import PRESETS, TASKS, Preset, load_preset, recipe
 
 __all__ = [
+    "PRESETS",
     "TASKS",
+    "Preset",
+    "Progress",
     "Score",
     "Stage",
-    "Task",
+    "Stream",
     "TrainConfig",
     "TrainResult",
     "evaluate",
-    "fresh_images",
+    "held_out",
+    "load_preset",
     "recipe",
     "stored_images",
-    "stream",
     "train",
 ]

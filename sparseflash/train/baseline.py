@@ -1,4 +1,4 @@
-"""What the distance between the markers alone gives on a folder of images."""
+"""What the distance between the markers alone gives, on a stage's images or on a folder of them."""
 
 import json
 import re
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
+from sparseflash.train.config import Stage
 
 # Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
 KNOWN: Final = {(32, "hard"): 0.543, (64, "hard"): 0.556, (128, "hard"): 0.526, (256, "hard"): 0.626}
@@ -28,7 +29,14 @@ def folder_baseline(folder: Path) -> float | None:
     except (OSError, ValueError, KeyError, TypeError):
         size, level = re.fullmatch(r"pathfinder(\d+)", folder.parent.name), _LEVEL_OF.get(folder.name)
         return KNOWN.get((int(size[1]), level)) if size and level else None
-    for (size_, level_), baseline in KNOWN.items():
-        if geometry == Geometry.lra(size_, level_) and not match_distance:
+    return stage_baseline(Stage(geometry, match_distance))
+
+
+def stage_baseline(stage: Stage) -> float:
+    """The marker-distance baseline of a stage: as its recipe says, as is known of a published task, or measured now."""
+    if stage.baseline is not None:
+        return stage.baseline
+    for (size, level), baseline in KNOWN.items():
+        if stage.geometry == Geometry.lra(size, level) and not stage.match_distance:
             return baseline
-    return marker_distance_baseline(geometry=geometry, match_distance=match_distance, pairs=1000)
+    return marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance, pairs=1000)

@@ -3,8 +3,9 @@
 A run folder holds ``checkpoints/step-00000120/`` with
 
 - ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
-- ``optimizer.safetensors``: AdamW's moments and the random number generators;
-- ``state.json``: step, training config, and a SHA-256 of each of the other files and of itself.
+- ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
+  the weights it is an average of;
+- ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ import json
 import os
 import re
 import shutil
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,13 @@ from torch import Tensor, nn
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
+from sparseflash.train.curriculum import Progress
 
 FORMAT = "sparseflash-checkpoint"
-VERSION = 1
+VERSION = 2
 STATE = "state.json"
 OPTIMIZER = "optimizer.safetensors"
+RAW = "weights/"
 _NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -36,6 +39,7 @@ class Checkpoint:
 
     path: Path
     step: int
+    progress: Progress
     config: TrainConfig
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
@@ -51,9 +55,26 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def save_checkpoint(
-    run: Path, step: int, config: TrainConfig, model: PixelTransformer, optimizer: torch.optim.Optimizer, keep: int = 3
+    run: Path,
+    step: int,
+    progress: Progress,
+    config: TrainConfig,
+    model: PixelTransformer,
+    optimizer: torch.optim.Optimizer,
+    averaged: nn.Module | None = None,
+    keep: int = 3,
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
+
+    Args:
+        run: the run folder.
+        step: steps done.
+        progress: the place in the curriculum.
+        config: the recipe.
+        model: what is trained.
+        optimizer: with its moments.
+        averaged: the moving average of the model, which people then load; None where there is none.
+        keep: how many checkpoints stay.
 
     Returns:
         The checkpoint's folder.
@@ -64,12 +85,15 @@ def save_checkpoint(
         return final
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
     try:
-        save_model(temporary, model.config.to_json(), model.state_dict())
-        write_tensors(temporary / OPTIMIZER, _optimizer_tensors(model, optimizer))
+        shown = model if averaged is None else averaged
+        save_model(temporary, model.config.to_json(), shown.state_dict())
+        raw = {} if averaged is None else {f"{RAW}{name}": value for name, value in model.state_dict().items()}
+        write_tensors(temporary / OPTIMIZER, raw | _optimizer_tensors(model, optimizer))
         state: dict[str, Any] = {
             "format": FORMAT,
             "version": VERSION,
             "step": step,
+            "progress": asdict(progress),
             "config": config.to_dict(),
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
@@ -117,9 +141,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
             advice = f"; remove {path} to go on from {older[-1]}" if older else ""
             raise ValueError(f"{path / name} is damaged: its checksum does not fit{advice}")
     config = TrainConfig.from_dict(state["config"])
+    try:
+        progress = Progress(**state["progress"])
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    return Checkpoint(path, state["step"], config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER))
+    return Checkpoint(
+        path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    )
 
 
 def resolve(path: Path) -> Path:
@@ -139,8 +169,23 @@ def resolve(path: Path) -> Path:
     )
 
 
-def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Put weights, optimizer state and random number generators back.
+def begin_with(model: nn.Module, folder: Path) -> None:
+    """Take the weights of a saved model of the same shape, whatever pattern or tokens that one had.
+
+    Raises:
+        FileNotFoundError: no weights there.
+        ValueError: weights of another shape.
+    """
+    try:
+        model.load_state_dict(read_tensors(folder / WEIGHTS))
+    except RuntimeError as error:
+        raise ValueError(f"the weights in {folder} are of a model of another shape: {error}") from None
+
+
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> None:
+    """Put weights, optimizer state, random number generators and the moving average of the weights back.
 
     Raises:
         ValueError: tensors that are not of this model.
@@ -161,10 +206,13 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Opt
             for key, moment in moments.items()
             if moment is not None
         }
+    raw = {name.removeprefix(RAW): tensors.pop(name) for name in list(tensors) if name.startswith(RAW)}
     if tensors:
         raise ValueError(f"{checkpoint.path / OPTIMIZER} is not of this model: it also holds {sorted(tensors)[0]!r}")
     try:
-        model.load_state_dict(checkpoint.weights)
+        if averaged is not None:
+            averaged.load_state_dict(checkpoint.weights)
+        model.load_state_dict(checkpoint.weights if averaged is None else raw)
     except RuntimeError as error:
         raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {error}") from None
 

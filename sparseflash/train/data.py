@@ -1,20 +1,28 @@
-"""Training images straight from the generator: (seed, index) decides an image, so the step number decides a batch."""
+"""Training images straight from the generator, without a file.
+
+(seed, geometry, index) decides an image, and the number of a part decides the indices: the batches of a run depend
+neither on the number of workers nor on when it was stopped and resumed.
+"""
 
 import multiprocessing
 from collections import deque
-from collections.abc import Generator, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseflash import pathfinder
+from sparseflash.pathfinder import splits
 from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.curriculum import drawn_from
 
-# Fresh images for a score come from indices that no training run reaches.
-TEST_INDEX = 1 << 31
+SYMMETRIES = 8
+Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 class Batch(NamedTuple):
@@ -30,25 +38,32 @@ class Batch(NamedTuple):
         return Batch(self.images.to(device), self.labels.to(device), targets)
 
 
-def draw(stage: Stage, seed: int, start: int, count: int, dense: bool = False) -> Batch:
-    """Images ``start .. start + count - 1`` of a stage.
+def draw(
+    stage: Stage,
+    seed: int,
+    indices: NDArray[np.int64] | range,
+    dense: bool = False,
+    symmetries: NDArray[np.int64] | None = None,
+) -> Batch:
+    """Images of a stage.
 
     Args:
         stage: the distribution.
         seed: of the image stream.
-        start: index of the first image.
-        count: how many.
+        indices: of the images.
         dense: with the ground truth for a dense loss.
+        symmetries: for each image how it is turned, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
 
     Example:
         >>> from sparseflash.pathfinder import Geometry
-        >>> draw(Stage(Geometry.lra(32)), seed=0, start=7, count=2, dense=True).targets.shape
+        >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """
-    images, labels, truths = pathfinder.generate_with_truth(
-        count=count, seed=seed, start=start, geometry=stage.geometry, match_distance=stage.match_distance
-    )
+    images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
     targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
+    if symmetries is not None:
+        images = turned(images, symmetries)
+        targets = None if targets is None else turned(targets, symmetries)
     return Batch(
         torch.from_numpy(images),
         torch.from_numpy(labels),
@@ -56,52 +71,88 @@ def draw(stage: Stage, seed: int, start: int, count: int, dense: bool = False) -
     )
 
 
-Draw = tuple[Stage, int, int, int, bool]
+def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pixel]:
+    """Square images [B, H, H], each mirrored and transposed as its number in 0 to 7 says."""
+    result = np.empty_like(images)
+    for image, number, place in zip(images, symmetries.tolist(), result, strict=True):
+        seen = image[:: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
+        place[:] = seen.T if number & 4 else seen
+    return result
 
 
-def stream(
-    config: TrainConfig, start_step: int = 0, rank: int = 0, world: int = 1, workers: int = 0
-) -> Generator[list[Batch], None, None]:
-    """The batches of each optimizer step from ``start_step`` on, ``accumulate`` of them at a time, without end.
+Draw = tuple[Stage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
+
+
+class Stream:
+    """The batches of a run: `take` them in the order of their parts.
 
     Args:
-        config: stages, batch size, seed.
-        start_step: the first step.
+        config: stages, batch size, data, seed.
         rank: number of this process.
         world: how many processes share the images of a step.
         workers: processes that draw ahead; 0 draws when asked. The images are the same.
     """
-    draws = _draws(config, start_step, rank, world)
-    batches = _drawn_ahead(draws, workers) if workers else (draw(*each) for each in draws)
-    try:
-        while True:
-            yield [next(batches) for _ in range(config.accumulate)]
-    finally:
-        batches.close()
+
+    def __init__(self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+        self._config, self._rank, self._world, self._workers = config, rank, world, workers
+        self._ahead: deque[tuple[int, int, Future[Batch]]] = deque()  # part, stage it was drawn for, batch
+        # Fresh processes: forking one that has started threads can deadlock.
+        spawn = multiprocessing.get_context("spawn")
+        self._pool = ProcessPoolExecutor(workers, spawn, initializer=_prepare_worker) if workers else None
+
+    def take(self, part: int, stage: int) -> Batch:
+        """The batch of a part, a run standing in a stage. Past images that were drawn for another stage."""
+        if self._pool is None:
+            return draw(*planned(self._config, part, stage, self._rank, self._world))
+        if self._ahead and self._ahead[0][:2] != (part, stage):
+            for _, _, waiting in self._ahead:
+                waiting.cancel()
+            self._ahead.clear()
+        following = self._ahead[-1][0] + 1 if self._ahead else part
+        for number in range(following, part + 2 * self._workers + 1):
+            wanted = planned(self._config, number, stage, self._rank, self._world)
+            self._ahead.append((number, stage, self._pool.submit(draw, *wanted)))
+        return self._ahead.popleft()[2].result()
+
+    def close(self) -> None:
+        """End the workers."""
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _draws(config: TrainConfig, start_step: int, rank: int, world: int) -> Iterator[Draw]:
-    """Arguments of `draw`, in the order of training."""
-    part = start_step * config.accumulate
-    while True:
-        start = (part * world + rank) * config.batch
-        if start + config.batch > TEST_INDEX:
-            raise ValueError(f"step {part // config.accumulate} would train on the images kept for tests")
-        yield config.stage(part // config.accumulate), config.seed, start, config.batch, config.dense_weight > 0
-        part += 1
+def planned(config: TrainConfig, part: int, stage: int, rank: int = 0, world: int = 1) -> Draw:
+    """The arguments of `draw` for a part."""
+    first = (part * world + rank) * config.batch
+    order = np.arange(first, first + config.batch)
+    if config.data == "fixed":
+        indices, seed = _of_rounds(_shuffled, config.seed, order), splits.SEED
+    else:
+        indices, seed = splits.FRESH + order, config.seed
+        if indices[-1] >= splits.END:
+            raise ValueError(f"part {part} would need images past index 2**32; use another seed")
+    symmetries = _of_rounds(_symmetries, config.seed, order) if config.augment else None
+    return config.stages[drawn_from(config, part, stage)], seed, indices, config.dense_weight > 0, symmetries
 
 
-def _drawn_ahead(draws: Iterator[Draw], workers: int) -> Generator[Batch, None, None]:
-    # Fresh processes: forking one that has started threads can deadlock.
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_prepare_worker)
-    try:
-        waiting = deque(pool.submit(draw, *next(draws)) for _ in range(2 * workers))
-        while True:
-            batch = waiting.popleft().result()
-            waiting.append(pool.submit(draw, *next(draws)))
-            yield batch
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+ROUND = len(splits.SPLITS["train"])
+
+
+def _of_rounds(
+    numbers: Callable[[int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """What stands at places of an endless list that is made round by round, ROUND numbers each."""
+    rounds = range(order[0] // ROUND, order[-1] // ROUND + 1)
+    return np.concatenate([numbers(seed, number)[order[order // ROUND == number] % ROUND] for number in rounds])
+
+
+@lru_cache(maxsize=2)
+def _shuffled(seed: int, number: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 0, number)).permutation(ROUND)
+
+
+@lru_cache(maxsize=2)
+def _symmetries(seed: int, number: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=ROUND)
 
 
 def _prepare_worker() -> None:

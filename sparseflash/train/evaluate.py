@@ -3,14 +3,16 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseflash.pathfinder import Dataset
+from sparseflash.pathfinder import SPLITS, Dataset, splits
+from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.train.config import Stage
-from sparseflash.train.data import TEST_INDEX, draw
+from sparseflash.train.data import draw
 
 
 @dataclass(frozen=True)
@@ -49,14 +51,16 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     device: str | torch.device = "cpu",
     advance: Callable[[int], None] = lambda done: None,
+    tokens: str | None = None,
 ) -> Score:
-    """Score a model that returns logits, such as `PixelTransformer`.
+    """Score a `PixelTransformer`.
 
     Args:
         model: left in the mode it came in.
         batches: images uint8 [B, H, H] and labels int64 [B].
         device: where the model is.
         advance: told how many images each batch had.
+        tokens: which pixels are tokens, instead of what the model's config says.
 
     Raises:
         ValueError: no images.
@@ -66,7 +70,7 @@ def evaluate(
     try:
         with torch.no_grad():
             for images, labels in batches:
-                answers = model(images.to(device)).logits.argmax(-1).cpu()
+                answers = model(images.to(device), tokens=tokens).logits.argmax(-1).cpu()
                 right, count = right + int((answers == labels).sum()), count + len(labels)
                 advance(len(labels))
     finally:
@@ -76,10 +80,29 @@ def evaluate(
     return Score(right, count)
 
 
-def fresh_images(stage: Stage, count: int, seed: int = 0, batch: int = 50) -> Iterator[tuple[Tensor, Tensor]]:
-    """Images of a stage that no training run has seen."""
-    for start in range(0, count, batch):
-        images, labels, _ = draw(stage, seed, TEST_INDEX + start, min(batch, count - start))
+def held_out(
+    stage: Stage, count: int | None = None, split: str = "test", batch: int = 50, workers: int = 0
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The first images of a fixed set of a stage; no training run has seen those of "val" and "test".
+
+    Args:
+        stage: where the images come from.
+        count: how many; default all, 20,000.
+        split: a name in `sparseflash.pathfinder.SPLITS`.
+        batch: images at a time.
+        workers: processes that draw ahead; 0 draws when asked. The images are the same.
+
+    Raises:
+        ValueError: an unknown split, or a count that is not in 1 to its size.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
+    indices = SPLITS[split]
+    count = len(indices) if count is None else count
+    if not 1 <= count <= len(indices):
+        raise ValueError(f"the {split} set has {len(indices):,} images; got a count of {count!r}")
+    parts = [indices[start : min(start + batch, count)] for start in range(0, count, batch)]
+    for images, labels, _ in run_tasks(partial(draw, stage, splits.SEED), parts, max(1, workers)):
         yield images, labels
 
 

@@ -5,11 +5,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
+
+from sparseflash.train.curriculum import CHANCE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 STEPS = "steps.jsonl"
 # Single steps are noisy: what people see is a mean over this many.
@@ -26,7 +31,6 @@ class Reporter:
     Args:
         run: the run folder.
         step: steps done before.
-        steps: steps in all.
         images: images a step.
         quiet: show and record nothing (other processes than the first).
         line: takes lines instead of the terminal.
@@ -36,15 +40,17 @@ class Reporter:
         self,
         run: Path,
         step: int,
-        steps: int,
         images: int,
         quiet: bool = False,
         line: Callable[[str], None] | None = None,
     ) -> None:
-        self._run, self._first, self._steps, self._images = run, step, steps, images
+        self._run, self._first, self._images = run, step, images
         self._quiet, self._line = quiet, line
         self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
+        self._times: deque[float] = deque(maxlen=WINDOW + 1)
         self._progress: Progress | None = None
+        self._until: int | None = None
+        self._baseline = CHANCE
 
     def __enter__(self) -> Self:
         if self._quiet:
@@ -59,15 +65,16 @@ class Reporter:
         console = Console(stderr=True)
         if self._line is None and console.is_terminal:
             self._progress = Progress(
-                TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+                TextColumn("{task.completed}", table_column=Column(no_wrap=True)),
                 BarColumn(bar_width=8),
                 TextColumn("{task.fields[figures]}", table_column=Column(no_wrap=True)),
                 TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True)),
                 console=console,
             )
-            self._bar = self._progress.add_task("", total=self._steps, completed=self._first, figures="")
+            self._bar = self._progress.add_task("", total=None, completed=self._first, figures="")
             self._progress.start()
-        self._started = self._told = time.perf_counter()
+        self._told = time.perf_counter()
+        self._times.append(self._told)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -78,6 +85,24 @@ class Reporter:
         self._file.close()
         self._board.close()
 
+    def stage(self, step: int, name: str, baseline: Callable[[], float], until: int | None) -> None:
+        """Report that a stage begins.
+
+        Args:
+            step: steps done.
+            name: of the stage, for people.
+            baseline: gives the accuracy that the marker distance alone allows; may take seconds.
+            until: the step at which training ends, if known.
+        """
+        if self._quiet:
+            return
+        self._until, self._baseline = until, baseline()
+        self._recent.clear()
+        self._board.add_scalar("marker_distance_baseline", self._baseline, step)
+        self._say(f"{name}; the distance between the discs alone gives {self._baseline:.1%}")
+        if self._progress is not None:
+            self._progress.update(self._bar, total=until)
+
     def step(self, step: int, figures: dict[str, float]) -> None:
         """Report a completed step; ``figures`` has at least loss and accuracy."""
         if self._quiet:
@@ -85,20 +110,38 @@ class Reporter:
         self._recent.append(figures)
         self._file.write(json.dumps({"step": step, **figures}) + "\n")
         self._file.flush()
-        for name, value in figures.items():
-            self._board.add_scalar(name, value, step)
         now = time.perf_counter()
-        rate = (step - self._first) * self._images / max(now - self._started, 1e-9)
-        self._board.add_scalar("images_per_second", rate, step)
+        self._times.append(now)
+        rate = (len(self._times) - 1) * self._images / max(now - self._times[0], 1e-9)
+        for name, value in {**figures, "images_per_second": rate}.items():
+            self._board.add_scalar(name, value, step)
         shown = [f"{name.removesuffix('_accuracy')} {self._mean(name):.3f}" for name in figures if "accuracy" in name]
-        text = ", ".join([f"loss {self._mean('loss'):.3f}", *shown, f"{rate:.3g} images/s"])
+        text = ", ".join([f"loss {self._mean('loss'):.3f}", *shown, f"baseline {self._baseline:.3f}"])
+        text += f", {rate:.3g} images/s"
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, figures=text)
-        elif now - self._told >= SECONDS_BETWEEN_LINES or step == self._steps:
+        elif now - self._told >= SECONDS_BETWEEN_LINES or step == self._until:
             self._told = now
-            left = (self._steps - step) * (now - self._started) / (step - self._first)
-            say = self._line or (lambda line: Console(stderr=True).print(line, highlight=False, soft_wrap=True))
-            say(f"step {step}/{self._steps}: {text}, {left:.0f} s left")
+            if self._until is None:
+                self._say(f"step {step}: {text}")
+            else:
+                left = (self._until - step) * self._images / rate
+                self._say(f"step {step}/{self._until}: {text}, {left:.0f} s left")
+
+    def figure(self, name: str, figure: "Figure", step: int) -> None:
+        """Keep a matplotlib figure in ``pictures/`` and show it in TensorBoard."""
+        if not self._quiet:
+            folder = self._run / "pictures"
+            folder.mkdir(exist_ok=True)
+            figure.savefig(folder / f"step-{step:08d}-{name}.png", dpi=100)
+            self._board.add_figure(name, figure, step)
+
+    def _say(self, text: str) -> None:
+        if self._line is not None:
+            self._line(text)
+        else:
+            console = Console(stderr=True) if self._progress is None else self._progress.console
+            console.print(text, highlight=False, soft_wrap=True)
 
     def _mean(self, name: str) -> float:
         return sum(figures[name] for figures in self._recent) / len(self._recent)

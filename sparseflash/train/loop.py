@@ -1,6 +1,8 @@
 """The training loop, top to bottom."""
 
+import math
 import os
+import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -8,16 +10,20 @@ from pathlib import Path
 
 import torch
 import torch.distributed as distributed
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.models import PixelTransformer
-from sparseflash.train.checkpoint import checkpoints, load_checkpoint, restore, save_checkpoint
-from sparseflash.train.config import TrainConfig
-from sparseflash.train.data import Batch, stream
+from sparseflash.train.baseline import stage_baseline
+from sparseflash.train.checkpoint import begin_with, checkpoints, load_checkpoint, resolve, restore, save_checkpoint
+from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
+from sparseflash.train.data import Stream
 from sparseflash.train.interrupt import Interrupt
 from sparseflash.train.logs import Reporter
+from sparseflash.train.losses import loss_of
+from sparseflash.train.pictures import attention, mistakes
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,13 @@ class TrainResult:
     """What `train` returns.
 
     Attributes:
-        model: the trained model, on its device.
+        model: the trained model, on its device: the moving average of the weights where the recipe keeps one.
         step: optimizer steps done in all.
         losses: loss of each step done by this call.
         checkpoint: the last one; None if not even one step was completed.
         interrupted: Ctrl-C or SIGTERM ended the run early.
+        progress: where the run stands in its curriculum.
+        out_of_time: the time budget ended the run early.
     """
 
     model: PixelTransformer = field(repr=False)
@@ -37,6 +45,8 @@ class TrainResult:
     losses: list[float] = field(repr=False)
     checkpoint: Path | None
     interrupted: bool
+    progress: Progress
+    out_of_time: bool
 
 
 def train(
@@ -44,11 +54,13 @@ def train(
     out: str | Path,
     *,
     steps: int | None = None,
+    minutes: float | None = None,
     resume: bool = False,
     device: str | torch.device = "cpu",
     workers: int = 0,
     save_every: int = 500,
     keep: int = 3,
+    pictures: bool = False,
     line: Callable[[str], None] | None = None,
 ) -> TrainResult:
     """Train a model, or go on training it.
@@ -58,18 +70,21 @@ def train(
 
     Args:
         config: the recipe.
-        out: run folder: ``checkpoints/``, ``tensorboard/`` and ``steps.jsonl`` go there.
-        steps: optimizer steps in all, those before a resume included; default ``config.schedule_steps``.
+        out: run folder: ``checkpoints/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl`` go there.
+        steps: optimizer steps in all, those before a resume included; default: until the last stage has had
+            ``config.schedule_steps``.
+        minutes: stop after so much time, with a checkpoint; None for no limit.
         resume: go on from the latest checkpoint in ``out``.
         device: where to train.
         workers: processes that draw images ahead; 0 draws them in this one.
         save_every: steps between checkpoints; one more is written at the end.
         keep: how many checkpoints stay.
+        pictures: draw mistakes and attention at the end of each stage and of the run.
         line: takes a line of progress at a time, instead of the terminal.
 
     Raises:
         ValueError: ``out`` holds a run already and ``resume`` is off, its checkpoint is damaged or was made with
-            another config, or steps, save_every or keep are below 1.
+            another config, or steps, minutes, save_every or keep are too small.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
 
@@ -81,10 +96,12 @@ def train(
         >>> result.step, len(result.losses)
         (2, 2)
     """
-    steps = config.schedule_steps if steps is None else steps
+    started = time.monotonic()
     for name, value in (("steps", steps), ("save_every", save_every), ("keep", keep)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1; got {value!r}")
+    if minutes is not None and not (math.isfinite(minutes) and minutes > 0):
+        raise ValueError(f"minutes must be a positive number; got {minutes!r}")
     run = Path(out)
     if run.exists() and not run.is_dir():
         raise ValueError(f"out must be a folder, but {out!r} is a file")
@@ -94,40 +111,63 @@ def train(
     rank, world, device = _join_processes(torch.device(device))
     torch.manual_seed(config.seed)
     model = PixelTransformer(config.model)
+    if config.init and not resume:
+        begin_with(model, resolve(Path(config.init)))
     model.activation_checkpointing = config.activation_checkpointing
     model.to(device).train()
     optimizer = _optimizer(model, config)
-    step, saved = 0, None
+    # The first update copies the weights.
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+    averaged = None if average is None else average.module
+    step, progress, saved = 0, Progress(config.first_stage), None
     if resume:
         checkpoint = load_checkpoint(run)
         if different := config.differences(checkpoint.config):
             raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
-        restore(checkpoint, model, optimizer)
-        step, saved = checkpoint.step, checkpoint.path
+        restore(checkpoint, model, optimizer, averaged)
+        step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
+        if average is not None:
+            average.n_averaged.fill_(step)
     trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
     losses: list[float] = []
+    out_of_time = False
+
+    shown = model if averaged is None else averaged
+    assert isinstance(shown, PixelTransformer)
+
+    def save() -> Path:
+        return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
+
+    def show(stage: Stage) -> None:
+        if pictures and rank == 0:
+            for name, draw in (("mistakes", mistakes), ("attention", attention)):
+                reporter.figure(name, draw(shown, stage), step)
 
     with ExitStack() as stack:
         interrupt = stack.enter_context(Interrupt(at_once=world == 1))
         images = config.batch * config.accumulate * world
-        reporter = stack.enter_context(Reporter(run, step, steps, images, quiet=rank > 0, line=line))
-        batches = stream(config, step, rank, world, workers)
-        stack.callback(batches.close)
+        reporter = stack.enter_context(Reporter(run, step, images, quiet=rank > 0, line=line))
+        stream = Stream(config, rank, world, workers)
+        stack.callback(stream.close)
         try:
-            while step < steps:
+            _enter(reporter, config, progress, step, steps)
+            while (stop_at := _last_step(config, progress, steps)) is None or step < stop_at:
                 for group in optimizer.param_groups:
-                    group["lr"] = config.learning_rate(step)
+                    group["lr"] = config.learning_rate(step, last_stage_since(config, progress))
                 optimizer.zero_grad(set_to_none=True)
                 parts: list[Tensor] = []
-                for part, batch in enumerate(next(batches)):
+                for part in range(step * config.accumulate, (step + 1) * config.accumulate):
+                    stage = config.stages[drawn_from(config, part, progress.stage)]
+                    batch = stream.take(part, progress.stage).to(device)
                     # Processes exchange gradients once a step, with the last part.
-                    alone = world > 1 and part < config.accumulate - 1
+                    alone = world > 1 and (part + 1) % config.accumulate
                     with trained.no_sync() if alone else nullcontext():  # type: ignore[operator]
-                        loss, figures = _loss(trained, batch.to(device), config)
+                        loss, figures = loss_of(trained, batch, config, stage)
                         (loss / config.accumulate).backward()
                     parts.append(figures)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                mean = _mean_over_processes(torch.stack(parts).mean(0), world)
+                each = _mean_over_processes(torch.stack(parts), world)
+                mean = each.mean(0)
                 loss_value, *accuracies = mean.tolist()
                 if not (torch.isfinite(mean).all() and torch.isfinite(norm)):
                     raise FloatingPointError(
@@ -138,40 +178,59 @@ def train(
                 # From here to the end of the step, weights, optimizer, step number and logs change together.
                 with interrupt.shield():
                     optimizer.step()
+                    if average is not None:
+                        average.update_parameters(model)
+                    lr = optimizer.param_groups[0]["lr"]
+                    progress = _counted(config, progress, step, each[:, 1].tolist(), config.batch * world)
                     step += 1
                     losses.append(loss_value)
                     logged = {"loss": loss_value, **dict(zip(("accuracy", "dense_accuracy"), accuracies, strict=False))}
-                    reporter.step(step, {**logged, "lr": config.learning_rate(step - 1), "gradient_norm": norm.item()})
-                    stop = _in_any_process(interrupt.asked, world, device)
-                    if rank == 0 and (step % save_every == 0 or step >= steps or stop):
-                        saved = save_checkpoint(run, step, config, model, optimizer, keep)
+                    logged |= {"stage": progress.stage, "running_accuracy": progress.accuracy}
+                    reporter.step(step, {**logged, "lr": lr, "gradient_norm": norm.item()})
+                    out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
+                    stop = _in_any_process(interrupt.asked or out_of_time, world, device)
+                    following = progress.promoted(config, step)
+                    promoted, progress = following != progress, following
+                    last = step == _last_step(config, progress, steps)
+                    if rank == 0 and (step % save_every == 0 or promoted or last or stop):
+                        saved = save()
+                    if promoted:
+                        show(config.stages[progress.stage - 1])
+                        _enter(reporter, config, progress, step, steps)
                 if stop:
                     break
+            if not interrupt.asked:
+                show(current(config, progress))
         except KeyboardInterrupt:
             # Raised between updates only: the step under way is dropped, the completed ones are saved.
             interrupt.hold()
             if losses:
-                saved = save_checkpoint(run, step, config, model, optimizer, keep)
+                saved = save()
     if world > 1:
         distributed.destroy_process_group()
-    return TrainResult(model, step, losses, saved, interrupted=interrupt.asked)
+    return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)
 
 
-def _loss(model: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Tensor, Tensor]:
-    """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels."""
-    half = config.precision == "bf16"
-    with torch.autocast(batch.images.device.type, torch.bfloat16) if half else nullcontext():
-        output = model(batch.images)
-        loss = F.cross_entropy(output.logits, batch.labels)
-    right = (output.logits.argmax(-1) == batch.labels).float().mean()
-    if batch.targets is None:
-        return loss, torch.stack([loss.detach(), right])
-    wanted = batch.targets.flatten()[output.dense_pixels]
-    asked = wanted >= 0
-    dense = F.cross_entropy(output.dense_logits.float()[asked], wanted[asked])
-    loss = loss + config.dense_weight * dense
-    dense_right = (output.dense_logits.argmax(-1)[asked] == wanted[asked]).float().mean()
-    return loss, torch.stack([loss.detach(), right, dense_right])
+def _last_step(config: TrainConfig, progress: Progress, steps: int | None) -> int | None:
+    """The step at which training ends, as far as it is known."""
+    if steps is not None:
+        return steps
+    since = last_stage_since(config, progress)
+    return None if since is None else since + config.schedule_steps
+
+
+def _counted(config: TrainConfig, progress: Progress, step: int, accuracies: list[float], images: int) -> Progress:
+    """The progress after the parts of a step; reviews of the stage before do not count."""
+    for number, accuracy in enumerate(accuracies, start=step * config.accumulate):
+        if drawn_from(config, number, progress.stage) == progress.stage:
+            progress = progress.after(accuracy, images)
+    return progress
+
+
+def _enter(reporter: Reporter, config: TrainConfig, progress: Progress, step: int, steps: int | None) -> None:
+    stage = current(config, progress)
+    number = f"stage {progress.stage + 1} of {len(config.stages)}: " if len(config.stages) > 1 else ""
+    reporter.stage(step, f"{number}{stage}", lambda: stage_baseline(stage), _last_step(config, progress, steps))
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

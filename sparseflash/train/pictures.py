@@ -1,43 +1,113 @@
-"""Pictures of what a model answers."""
+"""Pictures of what a model answers, of what it gets wrong, and of where it looks."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from sparseflash.models import PixelTransformer
+from sparseflash.models.looking import looks
 from sparseflash.train.config import Stage
-from sparseflash.train.evaluate import fresh_images
+from sparseflash.train.evaluate import held_out
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COLUMNS = 8
+# Pixels that are answered to find mistakes among: 128 images of 256 x 256.
+SEARCHED = 1 << 23
 
 
-def draw_answers(model: PixelTransformer, stage: Stage, path: str | Path, seed: int = 0, count: int = 16) -> None:
-    """Draw fresh images with the model's probability that both discs lie on one curve; wrong answers in red.
+def draw_answers(model: PixelTransformer, stage: Stage, path: str | Path, count: int = 16) -> None:
+    """Draw test images with the model's probability that both discs lie on one curve; wrong answers in red.
 
     Args:
         model: on the CPU or a GPU.
         stage: where the images come from.
         path: the picture; its suffix decides the format.
-        seed: of the image stream.
         count: how many images.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    images, labels = next(held_out(stage, count, batch=count))
+    _answers(images, labels, _chances(model, stage, images)).savefig(path, dpi=120)
 
-    images, labels = next(fresh_images(stage, count, seed, batch=count))
+
+def mistakes(model: PixelTransformer, stage: Stage, count: int = 16) -> Figure:
+    """The answers that are wrong, the surest first, among some validation images.
+
+    Args:
+        model: on the CPU or a GPU.
+        stage: where the images come from.
+        count: how many to draw at most.
+    """
+    searched = max(count, min(512, SEARCHED // stage.geometry.size**2))
+    found: list[tuple[float, Tensor, int, float]] = []
+    for images, labels in held_out(stage, searched, "val", batch=8):
+        for image, label, chance in zip(images, labels.tolist(), _chances(model, stage, images), strict=True):
+            if (chance > 0.5) != bool(label):
+                found.append((abs(chance - 0.5), image, label, chance))
+    found.sort(key=lambda mistake: -mistake[0])
+    chosen = found[:count]
+    figure = _answers([m[1] for m in chosen], torch.tensor([m[2] for m in chosen]), [m[3] for m in chosen])
+    figure.suptitle(f"{len(found)} wrong of {searched} ({stage}); the surest first", fontsize=9)
+    return figure
+
+
+def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
+    """Where each layer looks from a disc, in one validation image.
+
+    Args:
+        model: on the CPU or a GPU.
+        stage: where the image comes from.
+        index: of the image in the validation set.
+    """
+    from sparseflash.pathfinder import SPLITS, splits
+    from sparseflash.pathfinder import draw as drawn
+
+    images, labels, truths = drawn(stage.geometry, splits.SEED, [SPLITS["val"][index]], stage.match_distance)
+    image = torch.from_numpy(images[0])
+    weights = looks(model, image, truths[0].markers[0], tokens=stage.tokens).mean(1)  # [layers, height, width]
+    figure = _canvas(min(COLUMNS, len(weights) + 1), -(-(len(weights) + 1) // COLUMNS))
+    panels = [axes for axes in figure.axes if axes.axison is False]
+    panels[0].imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
+    panels[0].set_title("one curve" if labels[0] else "two curves", fontsize=8)
+    y, x = truths[0].markers[0]
+    for number, (axes, seen) in enumerate(zip(panels[1:], weights, strict=False)):
+        axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1000)
+        axes.imshow(seen.numpy(), cmap="inferno", alpha=0.8, vmax=float(seen.max()))
+        axes.plot(x, y, "c+", markersize=5)
+        axes.set_title(f"layer {number + 1}", fontsize=8)
+    return figure
+
+
+def _chances(model: PixelTransformer, stage: Stage, images: Tensor) -> list[float]:
+    """Probability that both discs lie on one curve, of each image."""
     device = next(model.parameters()).device
     with torch.no_grad():
-        same = model(images.to(device)).logits.softmax(-1)[:, 1].cpu()
-    columns = min(8, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
-    FigureCanvasAgg(figure)
-    for axes in (place := figure.subplots(rows, columns, squeeze=False).ravel()):
-        axes.axis("off")
-    for axes, image, label, chance in zip(place, images, labels.tolist(), same.tolist(), strict=False):
+        logits = model(images.to(device), tokens=stage.tokens).logits
+    return [float(chance) for chance in logits.softmax(-1)[:, 1].cpu()]
+
+
+def _answers(images: Tensor | list[Tensor], labels: Tensor, chances: list[float]) -> Figure:
+    figure = _canvas(min(COLUMNS, max(1, len(images))), -(-max(1, len(images)) // COLUMNS))
+    for axes, image, label, chance in zip(figure.axes, images, labels.tolist(), chances, strict=False):
         axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
-        right = (chance > 0.5) == bool(label)
         axes.set_title(
             f"{'one curve' if label else 'two curves'}\nmodel: {chance:.0%} one",
             fontsize=8,
-            color="black" if right else "red",
+            color="black" if (chance > 0.5) == bool(label) else "red",
         )
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def _canvas(columns: int, rows: int) -> Figure:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(1.6 * columns, 1.9 * rows), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes in figure.subplots(rows, columns, squeeze=False).ravel():
+        axes.axis("off")
+    return figure

@@ -1,17 +1,33 @@
-"""The tasks that ``sparseflash train`` knows by name, and a sound recipe for each."""
+"""The tasks that ``sparseflash train`` knows by name, and the presets, one file each, in ``recipes/``.
+
+A preset is TOML: fields of `TrainConfig`, a ``[model]`` with fields of `PixelTransformerConfig`, and a ``[[stages]]``
+for each stage, whose images are named by ``size`` and ``length`` (in dashes): the published task where they are a
+published one's and nothing else is said, else the dashes of the ``base`` task on that canvas. ``geometry`` changes
+single fields of the images.
+"""
 
 import dataclasses
+import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Final
 
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.pathfinder import Geometry
+from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
 from sparseflash.train.config import Stage, TrainConfig
+
+TASKS: Final = ("demo", "path32", "path64", "pathx", "path256")
+FOLDER: Final = Path(__file__).parent / "recipes"
+PRESETS: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
+_LENGTHS: Final = {length: level for level, (_, length) in LEVELS.items()}
+_OF_STAGES: Final = {"size", "length", "base", "match_distance", "tokens", "baseline", "geometry"}
 
 
 @dataclass(frozen=True)
-class Task:
-    """A named recipe.
+class Preset:
+    """A recipe with a name.
 
     Attributes:
         summary: a line for people.
@@ -24,77 +40,66 @@ class Task:
     cpu_batch: int
 
 
-def _pathfinder(name: str, size: int, pattern: str, batch: int, cpu_batch: int) -> Task:
-    config = TrainConfig(
-        task=name,
-        model=PixelTransformerConfig(pattern=pattern),
-        stages=(Stage(Geometry.lra(size)),),
-        schedule_steps=20_000,
-        batch=batch,
-        warmup=200,
+def load_preset(name: str | Path) -> Preset:
+    """A preset by its name, or from a file of your own that ends in ``.toml``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: an unknown name, no TOML, or fields that are missing, unknown or out of range.
+
+    Example:
+        >>> load_preset("demo").config.stages[-1].geometry.size
+        24
+    """
+    path = Path(name)
+    if path.suffix != ".toml":
+        if str(name) not in PRESETS:
+            raise ValueError(f"preset must be one of {', '.join(PRESETS)}, or a .toml file; got {str(name)!r}")
+        path = FOLDER / f"{name}.toml"
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}")
+    try:
+        fields = tomllib.loads(path.read_text())
+        summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
+        model = PixelTransformerConfig.from_dict(fields.pop("model"))
+        stages = tuple(_stage(stage) for stage in fields.pop("stages"))
+        config = TrainConfig(model=model, stages=stages, **fields)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is no preset: {error}") from None
+    if config.task not in TASKS:
+        raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
+    return Preset(summary, config, cpu_batch or config.batch)
+
+
+def _stage(fields: Mapping[str, Any]) -> Stage:
+    if unknown := sorted(set(fields) - _OF_STAGES):
+        raise ValueError(f"a stage has no field {', '.join(map(repr, unknown))}; known: {sorted(_OF_STAGES)}")
+    size, length, changes = fields["size"], fields["length"], fields.get("geometry", {})
+    if "base" not in fields and size in LRA_SIZES and length in _LENGTHS:
+        geometry = Geometry.lra(size, _LENGTHS[length])
+    else:
+        geometry = Geometry.curriculum(size, length, fields.get("base", 256))
+    if changes:
+        geometry = replace(geometry, **changes)
+    return Stage(
+        geometry, **{name: fields[name] for name in ("match_distance", "tokens", "baseline") if name in fields}
     )
-    return Task(f"the {size} x {size} task of the Long Range Arena, {size * size:,} tokens", config, cpu_batch)
 
 
-def _demo() -> Task:
-    # Small enough that all pixels can be tokens and two cores still see ten thousand images in minutes.
-    geometry = replace(
-        Geometry.curriculum(64, 3),
-        size=24,
-        contour_length=2,
-        paddle_length=3,
-        paddle_margins=(1,),
-        paddle_thickness=1.0,
-        seed_distance=4,
-        marker_radius=1.5,
-        num_distractors=0,
-    )
-    # Six tiles of 16 tokens a row: 112 tokens reach every neighbouring tile.
-    model = PixelTransformerConfig(
-        pattern="local(112)",
-        block=(64, 64),
-        order="tile",
-        tile=(4, 4),
-        width=32,
-        heads=1,
-        layers=3,
-        mlp_width=64,
-        dense_classes=3,
-        wavelengths=(3.0, 40.0),
-    )
-    config = TrainConfig(
-        task="demo",
-        model=model,
-        stages=(Stage(geometry, match_distance=True),),
-        schedule_steps=1_000,
-        batch=8,
-        lr=4e-3,
-        warmup=100,
-        dense_weight=1.0,
-    )
-    return Task("two short contours on 24 x 24 pixels, with a dense loss: minutes on two cores", config, 8)
-
-
-TASKS: Final[dict[str, Task]] = {
-    "demo": _demo(),
-    "path32": _pathfinder("path32", 32, "full()", 64, 32),
-    "path64": _pathfinder("path64", 64, "local(512) | butterfly(unit=128)", 64, 8),
-    "pathx": _pathfinder("pathx", 128, "local(512) | butterfly(unit=128)", 32, 4),
-    "path256": _pathfinder("path256", 256, "local(512) | butterfly(unit=256)", 16, 1),
-}
-
-
-def recipe(task: str, *, device: str = "cpu", pattern: str | None = None, **changes: Any) -> TrainConfig:
-    """The config of a named task, with changes.
+def recipe(
+    task: str, *, preset: str | Path | None = None, device: str = "cpu", pattern: str | None = None, **changes: Any
+) -> TrainConfig:
+    """The config of a task, with changes.
 
     Args:
         task: one of `TASKS`.
-        device: a CPU gets the task's smaller batch.
-        pattern: textual form of another attention pattern.
+        preset: one of `PRESETS` for this task, or a file; default the preset with the task's name.
+        device: a CPU gets the preset's smaller batch, and fp32.
+        pattern: textual form of another attention pattern, over pixels unless ``unit`` says otherwise.
         changes: other fields of `TrainConfig`, or of its model; None leaves a field as it is.
 
     Raises:
-        ValueError: an unknown task, or a value out of range.
+        ValueError: an unknown task or preset, one of another task, or a value out of range.
 
     Example:
         >>> recipe("path256", pattern="local(512)", lr=2e-3).model.pattern
@@ -102,14 +107,19 @@ def recipe(task: str, *, device: str = "cpu", pattern: str | None = None, **chan
     """
     if task not in TASKS:
         raise ValueError(f"task must be one of {', '.join(sorted(TASKS))}; got {task!r}")
-    config = TASKS[task].config
+    found = load_preset(task if preset is None else preset)
+    config = found.config
+    if config.task != task:
+        raise ValueError(f"preset {str(preset)!r} is for the task {config.task}; got {task!r}")
     if device.startswith("cpu"):
-        config = replace(config, batch=TASKS[task].cpu_batch)
+        config = replace(config, batch=found.cpu_batch, precision="fp32")
     given = {name: value for name, value in {"pattern": pattern, **changes}.items() if value is not None}
     in_model = {field.name for field in dataclasses.fields(PixelTransformerConfig)}
     if given.get("dense_weight") == 0:
         given.setdefault("dense_classes", 0)
     elif "dense_weight" in given:
         given.setdefault("dense_classes", 3)
+    if pattern is not None and config.model.tokens == "all":
+        given.setdefault("unit", "pixel")
     model = replace(config.model, **{name: value for name, value in given.items() if name in in_model})
     return replace(config, model=model, **{name: value for name, value in given.items() if name not in in_model})

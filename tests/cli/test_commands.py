@@ -205,6 +205,52 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
     assert "marker-distance baseline" in told.stdout
 
 
+def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    start = ["train", "path256", "--preset", "path256-cpu", "--out", run, "--layers", 1, "--batch", 2]
+    start += ["--data", "fresh", "--pattern", "neighborhood({shape}, 16, {order})"]
+    first = invoke(*start, "--minutes", 0.001, "--pictures", "--device", "cpu")
+    assert first.exit_code == 0, first.output
+    assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
+    assert "the distance between the discs alone gives 52.3%" in first.stderr
+    assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
+    assert "52.3% by the marker distance alone" in first.stdout
+    assert len(list((run / "pictures").iterdir())) == 2
+    second = invoke("train", "path256", "--out", run, "--resume", "--steps", 2, "--device", "cpu")
+    assert second.exit_code == 0, second.output
+
+    ask = ["--device", "cpu", "--limit", 6, "--json"]
+    found = json.loads(invoke("evaluate", run, *ask).stdout)
+    assert (found["data"], found["split"], found["count"]) == ("path256: 48 px, 2 dashes", "test", 6)
+    assert found["marker_distance_baseline"] == 0.523
+    # The same figure from the weights alone.
+    (weights,) = run.glob("checkpoints/step-00000002")
+    alone = tmp_path / "weights"
+    PixelTransformer.from_pretrained(weights).save_pretrained(alone)
+    again = json.loads(invoke("evaluate", alone, "--task", "path256", "--stage", 1, *ask).stdout)
+    assert found["right"] == json.loads(invoke("evaluate", run, "--workers", 1, *ask).stdout)["right"]
+    assert again["data"] == "path256: 48 px, 2 dashes"
+    last = json.loads(invoke("evaluate", alone, "--task", "path256", "--device", "cpu", "--limit", 1, "--json").stdout)
+    assert (last["data"], last["marker_distance_baseline"]) == ("path256: 256 px, 14 dashes", KNOWN[256, "hard"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "name the --task they are for, or images by --data"),
+        (["--task", "path512"], "path512"),
+        (["--task", "path256", "--stage", 99], "--stage must be at most 11"),
+        (["--task", "path256", "--split", "train"], "--split must be test or val; got 'train'"),
+        (["--task", "path256", "--size", 64], "--level and --size are for --data"),
+        (["--task", "path256", "--data", "."], "leave them out with --data"),
+        (["--task", "path256", "--limit", 20_001], "the test set has 20,000 images"),
+        (["--task", "path256", "--workers", -1], "--workers must be at least 0"),
+    ],
+)
+def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str, model: Path) -> None:
+    assert words in refused("evaluate", model, "--device", "cpu", *arguments)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -219,6 +265,12 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
         (["demo", "--order", "spiral"], "spiral"),
         (["demo", "--resume"], "no folder"),
         (["demo", "--precision", "fp4"], "fp4"),
+        (["demo", "--minutes", "0"], "minutes must be a positive number; got 0.0"),
+        (["demo", "--preset", "path257"], "preset must be one of"),
+        (["demo", "--preset", "pathx-lit"], "is for the task pathx; got 'demo'"),
+        (["demo", "--preset", "mine.toml"], "no file mine.toml"),
+        (["demo", "--data", "old"], "data must be one of fixed, fresh"),
+        (["demo", "--tokens", "lit_tiles"], "need unit"),
     ],
 )
 def test_train_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -365,6 +417,6 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
 def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
     config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
     model = PixelTransformer(config.model)
-    (mask, *_) = model.masks(65_536)
+    (mask, *_) = model.masks((256, 256))
     assert mask.shape == (65_536, 65_536)
     assert mask.density < 0.05

@@ -1,6 +1,7 @@
 """The pixel transformer: positions, readout, files."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
-from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
+from sparseflash.models.pixel_transformer import Layer
 from sparseflash.rotary import rotary_table_2d, rotate
 
 SMALL = PixelTransformerConfig(
@@ -106,6 +108,168 @@ def test_one_model_takes_many_sizes_and_a_mask_in_place_of_its_pattern() -> None
         model(images(), same[:1])
 
 
+TILES = PixelTransformerConfig(
+    pattern=("neighborhood({shape}, 1)", "full()"),
+    unit="tile",
+    order="tile",
+    tile=(4, 4),
+    block=(16, 16),
+    width=16,
+    layers=2,
+    mlp_width=32,
+    dense_classes=3,
+)
+LIT = replace(TILES, tokens="lit_tiles")
+
+
+def sparse_images(count: int = 3, side: int = 24, seed: int = 0) -> torch.Tensor:
+    """A few lit pixels: some tiles have none."""
+    noise = torch.rand(count, side, side, generator=torch.Generator().manual_seed(seed))
+    return torch.where(noise > 0.97, 200, 0).to(torch.uint8)
+
+
+def test_tiles_see_whole_tiles() -> None:
+    near, everything = model_of(TILES).masks((12, 8))
+    tiles = [(y, x) for y in range(3) for x in range(2)]
+    wanted = np.array([[abs(a[0] - b[0]) <= 1 and abs(a[1] - b[1]) <= 1 for b in tiles] for a in tiles])
+    assert (near.to_dense() == wanted.repeat(16, 0).repeat(16, 1)).all()
+    assert everything.to_dense().all()
+    with pytest.raises(ValueError, match="24 x 22 pixels is not made of tiles of 4 x 4"):
+        model_of(TILES).masks((24, 22))
+
+
+def test_lit_tiles_are_all_pixels_with_the_black_tiles_left_out() -> None:
+    """The same weights over all pixels, through masks in which nobody sees a pixel of a black tile."""
+    picture = sparse_images()
+    model = model_of(LIT)
+    found = model(picture)
+    blocks = model.tokens(picture, "all").place % picture[0].numel()
+    for image, logits in zip(picture, found.logits, strict=True):
+        lit = (image.flatten() > LIT.lit_above)[blocks[0]].view(-1, 16).any(-1).numpy()
+        assert 0 < lit.sum() < len(lit)
+        masks = [
+            P.from_blocks(mask.to_dense()[::16, ::16] & lit & lit[:, None], unit=16).compile(576, block=16)
+            for mask in model.masks((24, 24))
+        ]
+        torch.testing.assert_close(model(image[None], masks, tokens="all").logits[0], logits, atol=1e-5, rtol=1e-4)
+
+
+def test_lit_tiles_of_one_image_do_not_see_those_of_another() -> None:
+    picture = sparse_images()
+    model = model_of(LIT)
+    together = model(picture)
+    for image, logits in zip(picture, together.logits, strict=True):
+        torch.testing.assert_close(model(image[None]).logits[0], logits, atol=1e-5, rtol=1e-4)
+    assert together.dense_pixels is not None
+    assert sorted(together.dense_pixels.tolist()) == picture.flatten().gt(31).nonzero().flatten().tolist()
+    together.logits.sum().backward()
+    assert all(p.grad is not None for name, p in model.named_parameters() if "dense" not in name)
+
+
+PIXELS = replace(
+    TILES, pattern=("neighborhood({shape}, 3, {order})", "full()"), unit="pixel", order="morton", tokens="lit_pixels"
+)
+
+
+@pytest.mark.parametrize("block", [16, 32, 64])
+@pytest.mark.parametrize("order", ["morton", "raster"])
+def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left_out(order: str, block: int) -> None:
+    picture = torch.cat([images(2, 24), sparse_images(1), torch.zeros(1, 24, 24, dtype=torch.uint8)])
+    model = model_of(replace(PIXELS, order=order, block=(block, block)))
+    found = model(picture)
+    place = model.tokens(picture[:1], "all").place[0]
+    for image, logits in zip(picture, found.logits, strict=True):
+        lit = (image.flatten()[place] > 31).numpy()
+        masks = [
+            P.from_blocks(mask.to_dense() & lit & lit[:, None], unit=1).compile(576, block=16)
+            for mask in model.masks((24, 24))
+        ]
+        torch.testing.assert_close(model(image[None], masks, tokens="all").logits[0], logits, atol=1e-5, rtol=1e-4)
+    found.logits.sum().backward()
+    gradients = {name: p.grad for name, p in model.named_parameters() if "dense" not in name}
+    model.zero_grad()
+    sum(model(image[None]).logits.sum() for image in picture).backward()  # type: ignore[union-attr]
+    for name, p in model.named_parameters():
+        if "dense" not in name:
+            torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)
+
+
+def test_lit_pixels_want_patterns_that_reach_a_distance() -> None:
+    with pytest.raises(ValueError, match=r'got "local\(3\)"'):
+        model_of(replace(PIXELS, pattern="local(3)"))(sparse_images())
+    with pytest.raises(ValueError, match="81 pixels are no whole number of blocks of 16"):
+        model_of(PIXELS)(torch.zeros(1, 9, 9, dtype=torch.uint8))
+
+
+def test_black_images_among_lit_tiles() -> None:
+    picture = sparse_images()
+    picture[1] = 0
+    output = model_of(LIT)(picture)
+    assert torch.isfinite(output.logits).all()
+    torch.testing.assert_close(output.logits[0], model_of(LIT)(picture[:1]).logits[0], atol=1e-5, rtol=1e-4)
+
+
+def test_tied_layers_share_one_set_of_weights() -> None:
+    tied = model_of(replace(SMALL, tied=True, layers=3))
+    assert len(tied.layers) == 1
+    untied = model_of(replace(SMALL, layers=3))
+    for layer in untied.layers:
+        layer.load_state_dict(tied.layers[0].state_dict())
+    rest = {name: value for name, value in tied.state_dict().items() if not name.startswith("layers")}
+    untied.load_state_dict(rest, strict=False)
+    assert torch.equal(tied(images()).logits, untied(images()).logits)
+
+
+def test_patterns_are_filled_in_for_the_image() -> None:
+    config = replace(SMALL, pattern="neighborhood({shape}, 2, {order})", order="hilbert")
+    (first, _) = config.patterns((16, 16))
+    assert first == P.neighborhood((16, 16), 2, "hilbert")
+    assert model_of(config)(images()).logits.shape == (2, 2)
+
+
+def test_the_readout_can_be_the_insides_of_discs() -> None:
+    picture = torch.zeros(1, 16, 16, dtype=torch.uint8)
+    picture[0, 2:7, 2:7] = 255  # 5 x 5: its inside is 3 x 3
+    picture[0, 10:12, 1:15] = 255  # a dash two pixels thick
+    output = model_of(replace(SMALL, readout_reach=1))(picture)
+    assert output.dense_pixels is not None
+    assert sorted(output.dense_pixels.tolist()) == [y * 16 + x for y in range(3, 6) for x in range(3, 6)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [SMALL, LIT, replace(SMALL, tokens="lit_pixels", pattern="neighborhood({shape}, 5, {order})")],
+    ids=["all", "tiles", "pixels"],
+)
+def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> None:
+    model = model_of(config)
+    picture = sparse_images(1, 16)[0]
+    picture[5, 6] = 255
+    weights = looks(model, picture, (5, 6))
+    assert weights.shape == (2, 2, 16, 16)
+    torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 2))
+    tokens = model.tokens(picture[None])
+    x = model.embedding(picture.flatten()[tokens.place])
+    (layer, *_) = model.layers
+    assert isinstance(layer, Layer)
+    q, k, _ = layer.project(x, tokens.cos, tokens.sin)
+    at = int((tokens.place[0] == 5 * 16 + 6).nonzero())
+    scores = (q[0, :, at, None] * k[0]).sum(-1) / config.head_dim**0.5
+    seen = weights[0].flatten(1)[:, tokens.place[0]]
+    for head in range(2):
+        visible = seen[head] > 0
+        torch.testing.assert_close(seen[head][visible], scores[head][visible].softmax(0))
+    with pytest.raises(ValueError, match="must lie in the image of 16 x 16"):
+        looks(model, picture, (16, 0))
+
+
+def test_a_pixel_of_a_black_tile_is_no_token() -> None:
+    picture = torch.zeros(16, 16, dtype=torch.uint8)
+    picture[0, 0] = 255
+    with pytest.raises(ValueError, match="is no token"):
+        looks(model_of(LIT), picture, (12, 12))
+
+
 def test_activation_checkpointing_changes_nothing() -> None:
     gradients = []
     for checkpointing in (False, True):
@@ -142,6 +306,12 @@ def test_config_round_trips_through_json(pattern: str | tuple[str, ...]) -> None
         ({"colour": "red"}, "no field 'colour'"),
         ({"wavelengths": (8.0, 4.0)}, "shortest <= longest"),
         ({"width": "wide"}, "wrong type"),
+        ({"unit": "patch"}, "unit must be one of pixel, tile"),
+        ({"tokens": "some"}, "tokens must be one of all, lit_tiles, lit_pixels"),
+        ({"unit": "tile"}, "needs order \"tile\"; got 'morton'"),
+        ({"tokens": "lit_tiles", "order": "tile"}, 'need unit "tile"'),
+        ({"unit": "tile", "order": "tile", "tile": (3, 3)}, "a tile of 3 x 3"),
+        ({"readout_reach": -1}, "readout_reach must be 0 or more"),
     ],
 )
 def test_bad_configs_are_refused(fields: dict[str, object], words: str) -> None:

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
-from sparseflash.pathfinder import Geometry
-from sparseflash.train import Score, Stage, TrainConfig, TrainResult, evaluate, fresh_images, recipe, stream, train
+from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sparseflash.train.data import Batch
 from sparseflash.train.interrupt import Interrupt
@@ -26,7 +26,7 @@ SMALL = TrainConfig(
     model=PixelTransformerConfig(
         pattern="local(64)", block=(64, 64), width=16, heads=1, layers=1, mlp_width=16, dense_classes=3
     ),
-    stages=(Stage(EASY),),
+    stages=(Stage(EASY, baseline=0.5),),
     schedule_steps=40,
     batch=4,
     lr=1e-2,
@@ -60,6 +60,112 @@ def test_a_resumed_run_equals_an_uninterrupted_one_bit_for_bit(tmp_path: Path) -
     assert [json.loads(line)["loss"] for line in logs[0].splitlines()] == whole.losses
 
 
+LADDER = replace(
+    SMALL,
+    stages=(Stage(EASY, baseline=0.5), Stage(replace(EASY, num_distractors=1), baseline=0.5)),
+    model=replace(
+        SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"
+    ),
+    schedule_steps=2,
+    batch=2,
+    accumulate=2,
+    ema=0.9,
+    augment=True,
+    data="fixed",
+    promote_at=0.6,
+)
+
+
+@pytest.fixture
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A running accuracy over so few images that guessing is promoted within steps."""
+    monkeypatch.setattr("sparseflash.train.curriculum.IMAGES", 4)
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_curriculum_with_averaged_weights_resumes_bit_for_bit_across_a_promotion(tmp_path: Path) -> None:
+    lines: list[str] = []
+    whole = train(LADDER, tmp_path / "whole", steps=40, save_every=100, line=lines.append)
+    assert whole.progress.stage == 1
+    assert 0 < whole.progress.since < 40
+    assert "stage 1 of 2: 24 px, 2 dashes; the distance between the discs alone gives 50.0%" in lines[0]
+    assert any("stage 2 of 2" in line for line in lines)
+    since = whole.progress.since
+    losses: list[float] = []
+    for steps in (1, since - 1, since, since + 1, 40):
+        part = run(tmp_path / "parts", steps, LADDER, resume=steps > 1)
+        losses += part.losses
+    assert losses == whole.losses
+    assert part.progress == whole.progress
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(part).items())
+    logs = [(tmp_path / name / "steps.jsonl").read_text() for name in ("whole", "parts")]
+    assert logs[0] == logs[1]
+    # What people load is the average, what training goes on from is not.
+    found = load_checkpoint(tmp_path / "whole")
+    assert torch.equal(found.weights["norm.weight"], whole.model.norm.weight)
+    assert not torch.equal(found.weights["norm.weight"], found.optimizer["weights/norm.weight"])
+
+
+@pytest.mark.usefixtures("hasty")
+def test_without_steps_training_ends_with_the_schedule_of_the_last_stage(tmp_path: Path) -> None:
+    result = train(LADDER, tmp_path, line=quiet)
+    assert result.step == result.progress.since + LADDER.schedule_steps
+    rates = [json.loads(line)["lr"] for line in (tmp_path / "steps.jsonl").read_text().splitlines()]
+    assert rates[-1] == pytest.approx(LADDER.lr * (LADDER.final_lr + (1 - LADDER.final_lr) / 2))
+    assert rates[LADDER.warmup : -1] == [LADDER.lr] * (len(rates) - LADDER.warmup - 1)
+
+
+def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
+    stopped = train(SMALL, tmp_path / "parts", minutes=0.001, line=quiet)
+    assert stopped.out_of_time
+    assert not stopped.interrupted
+    assert stopped.step == 1
+    resumed = run(tmp_path / "parts", 3, resume=True)
+    assert not resumed.out_of_time
+    assert stopped.losses + resumed.losses == run(tmp_path / "whole", 3).losses
+
+
+def test_a_run_may_begin_with_the_weights_of_another_and_at_a_later_stage(tmp_path: Path) -> None:
+    first = run(tmp_path / "first", 2, replace(LADDER, ema=0.0))
+    config = replace(LADDER, ema=0.0, init=str(tmp_path / "first"), first_stage=1, lr=1e-12, weight_decay=0.0)
+    config = replace(config, model=replace(config.model, tokens="all"))
+    second = run(tmp_path / "second", 1, config)
+    assert second.progress.stage == 1
+    for name, value in weights(second).items():
+        torch.testing.assert_close(value, weights(first)[name])
+    shutil.rmtree(tmp_path / "first")
+    assert run(tmp_path / "second", 2, config, resume=True).step == 2
+    for model, words in ((config.model, "no folder"), (replace(config.model, mlp_width=32), "another shape")):
+        if words == "another shape":
+            run(tmp_path / "first", 1, replace(LADDER, ema=0.0))
+        with pytest.raises((ValueError, FileNotFoundError), match=words):
+            run(tmp_path / "third", 1, replace(config, model=model))
+        assert not (tmp_path / "third").exists()
+    with pytest.raises(ValueError, match="first_stage must be one of the 2 stages, from 0; got 2"):
+        replace(LADDER, first_stage=2)
+
+
+def test_progress_counts_images_of_its_stage_alone() -> None:
+    config = replace(LADDER, promote_at=0.9)
+    assert Progress(0, 0, 999, 0.99).promoted(config, 7).stage == 0
+    assert Progress(0, 0, 1000, 0.89).promoted(config, 7).stage == 0
+    assert Progress(0, 0, 1000, 0.91).promoted(config, 7) == Progress(1, since=7)
+    assert Progress(1, 0, 1000, 0.91).promoted(config, 7) == Progress(1, 0, 1000, 0.91)
+    found = Progress()
+    for _ in range(100):
+        found = found.after(0.9, 50)
+    assert found.images == 5000
+    assert found.accuracy == pytest.approx(0.9, abs=0.01)
+
+
+def test_pictures_are_drawn(tmp_path: Path) -> None:
+    train(replace(LADDER, stages=LADDER.stages[:1]), tmp_path, steps=1, pictures=True, line=quiet)
+    names = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert names == ["step-00000001-attention.png", "step-00000001-mistakes.png"]
+    for name in names:
+        assert (tmp_path / "pictures" / name).read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path) -> None:
     whole = run(tmp_path / "whole", 5)
     run(tmp_path / "killed", 5, save_every=2)
@@ -69,31 +175,6 @@ def test_a_run_killed_between_checkpoints_repeats_the_lost_steps(tmp_path: Path)
     again = run(tmp_path / "killed", 5, resume=True)
     assert again.losses == whole.losses[4:]
     assert log.read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
-
-
-def test_images_depend_on_seed_and_step_alone() -> None:
-    stages = (Stage(EASY, until=0.5), Stage(replace(EASY, contour_length=3, size=32)))
-    config = replace(SMALL, stages=stages, schedule_steps=4)
-    steps = stream(config)
-    images = [next(steps)[0].images for _ in range(4)]
-    assert [tuple(image.shape) for image in images] == [(4, 24, 24)] * 2 + [(4, 32, 32)] * 2
-    assert torch.equal(next(stream(config, start_step=2))[0].images, images[2])
-    halves = [next(stream(replace(config, batch=2), 1, rank, 2))[0].images for rank in range(2)]
-    assert torch.equal(torch.cat(halves), images[1])
-
-
-def test_workers_draw_the_same_images() -> None:
-    here, ahead = stream(SMALL), stream(SMALL, workers=1)
-    try:
-        for _ in range(2):
-            (a,), (b,) = next(here), next(ahead)
-            assert torch.equal(a.images, b.images)
-            assert torch.equal(a.labels, b.labels)
-            assert a.targets is not None
-            assert b.targets is not None
-            assert torch.equal(a.targets, b.targets)
-    finally:
-        ahead.close()
 
 
 def test_the_schedule_warms_up_and_falls_whatever_the_number_of_steps() -> None:
@@ -106,10 +187,10 @@ def test_the_schedule_warms_up_and_falls_whatever_the_number_of_steps() -> None:
 
 
 def test_the_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def bright_or_dim(stage: Stage, seed: int, start: int, count: int, dense: bool) -> Batch:
-        rng = torch.Generator().manual_seed(start)
-        labels = torch.randint(0, 2, (count,), generator=rng)
-        lit = torch.rand(count, 16, 16, generator=rng) < 0.1
+    def bright_or_dim(stage: Stage, seed: int, indices: np.ndarray, dense: bool, symmetries: None) -> Batch:
+        rng = torch.Generator().manual_seed(int(indices[0]))
+        labels = torch.randint(0, 2, (len(indices),), generator=rng)
+        lit = torch.rand(len(indices), 16, 16, generator=rng) < 0.1
         return Batch(torch.where(lit, 100 + 100 * labels[:, None, None], 0).to(torch.uint8), labels, None)
 
     monkeypatch.setattr("sparseflash.train.data.draw", bright_or_dim)
@@ -246,7 +327,7 @@ def test_a_save_that_fails_leaves_nothing(copied: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     before = sorted(copied.rglob("*"))
     with pytest.raises(OSError, match="no space"):
-        save_checkpoint(copied, 9, loaded.config, model, torch.optim.AdamW(model.parameters()))
+        save_checkpoint(copied, 9, Progress(), loaded.config, model, torch.optim.AdamW(model.parameters()))
     assert sorted(copied.rglob("*")) == before
 
 
@@ -262,54 +343,22 @@ def test_runs_are_not_overwritten_or_mixed(finished: Path) -> None:
     [
         ({"steps": 0}, "steps must be at least 1; got 0"),
         ({"steps": -3}, "steps must be at least 1; got -3"),
+        ({"minutes": 0.0}, "minutes must be a positive number; got 0.0"),
+        ({"minutes": float("nan")}, "minutes must be a positive number; got nan"),
         ({"save_every": 0}, "save_every"),
         ({"keep": 0}, "keep"),
     ],
 )
-def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, int], words: str) -> None:
+def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changes: dict[str, float], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         train(SMALL, tmp_path / "run", **changes, line=quiet)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"lr": float("nan")}, "lr must be a positive number; got nan"),
-        ({"batch": 0}, "batch must be at least 1; got 0"),
-        ({"precision": "fp8"}, "fp32, bf16; got 'fp8'"),
-        ({"pattern": "local(-1)"}, "local"),
-        ({"width": 33}, "multiple of 4"),
-    ],
-)
-def test_bad_recipes_are_refused(changes: dict[str, object], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        recipe("demo", **changes)  # type: ignore[arg-type]
-
-
-def test_recipes_by_name() -> None:
-    assert recipe("path256", pattern="local(512) | butterfly(unit=256)").batch == 1
-    assert recipe("path256", device="cuda").batch > 1
-    assert recipe("pathx").stages[0].geometry == Geometry.lra(128)
-    assert recipe("demo", dense_weight=0.0).model.dense_classes == 0
-    assert recipe("path32", dense_weight=0.5).model.dense_classes == 3
-    assert recipe("path32", layers=2).model.layers == 2
-    with pytest.raises(ValueError, match=r"task must be one of .*; got 'path512'"):
-        recipe("path512")
-
-
-def test_configs_round_trip_through_json() -> None:
-    for task in ("demo", "pathx"):
-        config = recipe(task)
-        assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="not a training config"):
-        TrainConfig.from_dict({"task": "demo"})
-
-
 def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
     model = PixelTransformer(SMALL.model)
     seen: list[int] = []
-    score = evaluate(model, fresh_images(SMALL.stages[0], 7, batch=3), advance=seen.append)
+    score = evaluate(model, held_out(SMALL.stages[0], 7, batch=3), advance=seen.append)
     assert (score.count, seen, model.training) == (7, [3, 3, 1], True)
     with pytest.raises(ValueError, match="no images"):
         evaluate(model, [])
@@ -317,8 +366,8 @@ def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
 
 def test_a_model_can_be_trained_after_an_evaluation() -> None:
     model = PixelTransformer(replace(SMALL.model, pattern="local(61)"))
-    evaluate(model, fresh_images(SMALL.stages[0], 2))
-    images, _ = next(fresh_images(SMALL.stages[0], 2))
+    evaluate(model, held_out(SMALL.stages[0], 2))
+    images, _ = next(held_out(SMALL.stages[0], 2))
     model(images).logits.sum().backward()
     assert model.head.weight.grad is not None
 

@@ -1,0 +1,200 @@
+"""Which pixels are tokens, where each lies, and who sees whom: for all pixels, or for lit ones and what is around them.
+
+Shape legend: B images of height x width pixels, P = height * width, S sequences of N tokens, D head dim, G tiles of t
+pixels an image, T blocks (tiles, or t lit pixels) that are kept in the whole batch, M most blocks of an image, K blocks
+that a block may see at most.
+"""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparseflash.functional import Mask
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.token_tables import with_tiles
+from sparseflash.ordering import token_order
+from sparseflash.patterns import BlockMask, Pattern, from_blocks
+from sparseflash.patterns.full import Full
+from sparseflash.patterns.image import Neighborhood
+from sparseflash.rotary import rotary_table_2d
+from sparseflash.tables import LookupTable
+
+
+class Tokens(NamedTuple):
+    """The tokens of a batch of images.
+
+    Attributes:
+        place: int64 [S, N], the pixel of each: a flat index into the images [B, height, width].
+        cos: [N, D / 2], of the rotary positions.
+        sin: [N, D / 2].
+        masks: what each layer attends through.
+    """
+
+    place: Tensor
+    cos: Tensor
+    sin: Tensor
+    masks: Sequence[Mask]
+
+
+class Canvas:
+    """The tokens of one image size on one device.
+
+    Args:
+        config: order, tile, unit and patterns.
+        shape: height and width in pixels.
+        device: where the images are.
+
+    Raises:
+        ValueError: an image that the order, the tiles or a pattern cannot take.
+    """
+
+    def __init__(self, config: PixelTransformerConfig, shape: tuple[int, int], device: torch.device) -> None:
+        self._config, self._shape, self._device = config, shape, device
+        pixels, _ = token_order(shape, config.order, tile=config.tile)
+        self.pixels = torch.from_numpy(np.array(pixels)).to(device)  # [P] raster index of each token
+        cos, sin = rotary_table_2d(pixels, shape[1], config.head_dim, config.wavelengths)
+        self.cos, self.sin = cos.to(device), sin.to(device)  # [P, D / 2]
+        self._neighbours: dict[Pattern, Tensor] = {}
+
+    def all_pixels(self, images: int) -> Tokens:
+        """Every pixel is a token, every image a sequence; the masks are those of the patterns."""
+        starts = torch.arange(images, device=self._device)[:, None] * len(self.pixels)
+        return Tokens(starts + self.pixels, self.cos, self.sin, compiled(self._config, self._shape))
+
+    def lit_tiles(self, lit: Tensor) -> Tokens:
+        """Pixels of tiles that hold a lit one, of all images in one sequence. Waits for the device: N is counted.
+
+        Args:
+            lit: bool [B, P] in raster order.
+
+        Raises:
+            ValueError: the config's patterns are not over tiles.
+        """
+        if self._config.unit != "tile":
+            raise ValueError(f'lit tokens are seen by whole tiles: they need unit "tile"; got {self._config.unit!r}')
+        size = self._config.tile_tokens
+        holds = lit[:, self.pixels].unflatten(1, (-1, size)).any(-1)  # [B, G]
+        # An image without any keeps its first tile: a sequence must not be empty.
+        holds[:, 0] |= ~holds.any(1)
+        image, tile = holds.nonzero(as_tuple=True)  # [T], image by image
+        place = image[:, None] * len(self.pixels) + self.pixels.view(-1, size)[tile]  # [T, t]
+        number = torch.full(holds.shape, -1, device=lit.device)
+        number[image, tile] = torch.arange(len(tile), device=lit.device)
+        tables: dict[Pattern, LookupTable] = {}
+        patterns = self._config.patterns(self._shape)
+        for pattern in set(patterns):
+            near = self._near(pattern)[tile]  # [T, K]
+            seen = torch.where(near >= 0, number[image[:, None], near.clamp(min=0)], -1)
+            tables[pattern] = LookupTable.from_indices(seen[None, None], shape=place.numel(), block=size)
+        cos, sin = (table.unflatten(0, (-1, size))[tile].flatten(0, 1) for table in (self.cos, self.sin))
+        return Tokens(place.view(1, -1), cos, sin, [tables[pattern] for pattern in patterns])
+
+    def lit_pixels(self, lit: Tensor) -> Tokens:
+        """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device to count N.
+
+        Two see each other if the pattern says so; the table is exact to the token. An image's last block is filled up
+        with dark pixels, which see nothing and are not seen.
+
+        Args:
+            lit: bool [B, P] in raster order.
+
+        Raises:
+            ValueError: the config's patterns are of another kind, or the pixels are no whole number of blocks.
+        """
+        size, pixels = self._config.block[0], len(self.pixels)
+        if pixels % size:
+            raise ValueError(f"{pixels} pixels are no whole number of blocks of {size} tokens")
+        lit = lit[:, self.pixels]
+        blocks = (lit.sum(1).clamp(min=1) + size - 1) // size  # [B]
+        dark_after = (~lit).flip(1).cumsum(1).flip(1)
+        chosen = lit | (dark_after <= (blocks * size - lit.sum(1))[:, None])
+        image, position = chosen.nonzero(as_tuple=True)
+        place = image * pixels + self.pixels[position]  # [T * t]
+        y, x = (axis.view(-1, size) for axis in _divided(self.pixels[position], self._shape[1]))
+        bright = lit[image, position].view(-1, size)  # [T, t]
+        image = image[::size]  # [T]
+        boxes = torch.stack([-_least(y, bright), _most(y, bright), -_least(x, bright), _most(x, bright)])
+
+        # Blocks are compared with those of their own image alone: [4, B, M].
+        first = blocks.cumsum(0) - blocks
+        rank = torch.arange(len(image), device=lit.device) - first[image]
+        by_image = boxes.new_full((4, len(blocks), int(blocks.max())), -_FAR)
+        by_image[:, image, rank] = boxes
+        tables: dict[Pattern, LookupTable] = {}
+        patterns = self._config.patterns(self._shape)
+        for pattern in set(patterns):
+            reach = torch.tensor(_reach(pattern, self._config.order), device=lit.device)
+            others = by_image[:, image]  # [4, T, M]; a box is -first and last row, -first and last column
+            near = (others[[1, 0, 3, 2]] + boxes[:, :, None] + reach.repeat_interleave(2)[:, None, None] >= 0).all(0)
+            count = near.sum(1)
+            seen = near.int().sort(dim=1, descending=True, stable=True).indices[:, : int(count.max())]
+            seen = seen + first[image][:, None]
+            table = LookupTable.from_indices(seen[None, None], count[None, None], shape=len(place), block=size)
+            key = table.rows.full[: seen.numel()].view(seen.shape).long()  # [T, K], each row in the table's order
+            apart = torch.stack([axis[:, None, :, None] - axis[key][:, :, None, :] for axis in (y, x)])
+            bits = (apart.abs() <= reach.view(2, 1, 1, 1, 1)).all(0)
+            bits &= bright[:, None, :, None] & bright[key][:, :, None, :]
+            tables[pattern] = with_tiles(table, bits.flatten(0, 1))
+        tokens = self.cos[position], self.sin[position]
+        return Tokens(place[None], *tokens, [tables[pattern] for pattern in patterns])
+
+    def _near(self, pattern: Pattern) -> Tensor:
+        """Tiles that each tile may see, int64 [G, K]; -1 where there are fewer than K."""
+        if pattern not in self._neighbours:
+            allowed = _cells(pattern, self._config.grid(self._shape))
+            count = allowed.sum(1)
+            rows, cols = allowed.nonzero()
+            near = np.full((len(allowed), count.max(initial=1)), -1, np.int64)
+            near[rows, np.arange(len(rows)) - np.repeat(np.cumsum(count) - count, count)] = cols
+            self._neighbours[pattern] = torch.from_numpy(near).to(self._device)
+        return self._neighbours[pattern]
+
+
+_FAR = 1 << 20
+
+
+def _divided(pixels: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Rows and columns of raster indices."""
+    return pixels // width, pixels % width
+
+
+def _least(axis: Tensor, counted: Tensor) -> Tensor:
+    """The least of those that are counted in each row; of all where none is."""
+    none = ~counted.any(1, keepdim=True)
+    return axis.masked_fill(~(counted | none), _FAR).amin(1)
+
+
+def _most(axis: Tensor, counted: Tensor) -> Tensor:
+    return -_least(-axis, counted)
+
+
+def _reach(pattern: Pattern, order: str) -> tuple[int, int]:
+    """How far a pattern over pixels in some order reaches in y and in x."""
+    if isinstance(pattern, Full):
+        return _FAR // 4, _FAR // 4
+    if isinstance(pattern, Neighborhood) and pattern.order == order:
+        return (pattern.radius, pattern.radius) if isinstance(pattern.radius, int) else pattern.radius
+    raise ValueError(f'lit pixels see what a neighborhood(..., {order!r}) or full() reaches; got "{pattern}"')
+
+
+@lru_cache(maxsize=64)
+def compiled(config: PixelTransformerConfig, shape: tuple[int, int]) -> tuple[BlockMask, ...]:
+    """The mask of each layer over all pixels of an image; layers with equal patterns share one."""
+    patterns = config.patterns(shape)
+    if config.unit == "tile":
+        over_tiles = {pattern: _cells(pattern, config.grid(shape)) for pattern in set(patterns)}
+        found = {pattern: from_blocks(cells, unit=config.tile_tokens) for pattern, cells in over_tiles.items()}
+    else:
+        found = {pattern: pattern for pattern in set(patterns)}
+    masks = {pattern: found[pattern].compile(shape[0] * shape[1], block=config.block) for pattern in found}
+    return tuple(masks[pattern] for pattern in patterns)
+
+
+def _cells(pattern: Pattern, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which of so many tiles see which, bool [G, G]."""
+    return pattern.compile(grid[0] * grid[1], block=64).to_dense()
