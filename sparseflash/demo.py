@@ -171,7 +171,16 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
 
 def _long(console: Console, folder: Path, seed: int) -> None:
     config = recipe(
-        "path256", pattern=PATTERN, order="morton", width=64, heads=2, layers=4, block=(128, 128), ema=0.0, seed=seed
+        "path256",
+        pattern=PATTERN,
+        order="morton",
+        width=64,
+        heads=2,
+        layers=4,
+        block=(128, 128),
+        ema=0.0,
+        accumulate=1,
+        seed=seed,
     )
     # What this part shows is the last stage of the curriculum, not learning.
     config = replace(config, stages=config.stages[-1:])
