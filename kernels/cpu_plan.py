@@ -1,0 +1,179 @@
+"""In which pieces the block rows of a table are worked through: some rows, and key blocks that all of them meet alike.
+
+A piece becomes one batch of matrix products, so it wants many scores, rows of equal length and keys that need not be
+copied. Hence two kinds:
+
+- a *window*: one row whose key blocks lie side by side, for all heads at once; keys and values are read where they
+  lie. Adjacent rows with one window and no PARTIAL block (dense, the inside of documents) are one taller row.
+- a *gathering*: R rows with equally many blocks, whose keys and values are copied to lie side by side.
+
+All is numpy on the host, the work of a table and not of tokens, and remembered for as long as the table lives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Side, Tiles
+
+Ints = npt.NDArray[np.int64]
+# Scores of one batch: 4 MB in fp32, so that what follows a product finds them in a cache.
+SCORES_AT_ONCE = 1 << 20
+# A window has at least so many: below that, many rows in one batch are worth a copy of their keys.
+WINDOW_SCORES = 1 << 19
+# Queries of rows with one window that are taken together. More reuse a key no further.
+TALL = 512
+
+
+@dataclass(frozen=True)
+class Masked:
+    """Entries `first` to `last` of each row are PARTIAL, with these tiles."""
+
+    first: int
+    last: int
+    tiles: torch.Tensor  # int64 [R, last - first]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """R block rows with E entries each, or for `part` some of the entries."""
+
+    rows: Ints  # [R], ascending
+    entries: int
+    start: int | None  # the first key block of a window
+    cols: torch.Tensor | None  # int64 [R, E] of a gathering
+    masked: tuple[Masked, ...]
+    blind: bool  # some query sees nothing
+    ends: bool  # the last entry is the last key block, and that is short
+
+    def blocks(self) -> torch.Tensor:
+        """int64 [R or 1, E]: the key blocks."""
+        if self.cols is not None:
+            return self.cols
+        assert self.start is not None
+        return torch.arange(self.start, self.start + self.entries).unsqueeze(0)
+
+    def parts(self, at_once: int) -> Iterator[Piece]:
+        """The piece in steps of at most so many entries."""
+        if self.entries <= at_once:
+            yield self
+            return
+        for first in range(0, self.entries, at_once):
+            last = min(self.entries, first + at_once)
+            masked = tuple(
+                Masked(max(m.first, first) - first, min(m.last, last) - first,
+                       m.tiles[:, max(0, first - m.first) : last - m.first])
+                for m in self.masked if m.first < last and m.last > first
+            )  # fmt: skip
+            yield Piece(
+                self.rows, last - first, None if self.start is None else self.start + first,
+                None if self.cols is None else self.cols[:, first:last], masked, self.blind,
+                self.ends and last == self.entries,
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All pieces of one pattern, and the rows that are in none."""
+
+    pieces: list[Piece]
+    empty: Ints
+
+
+_plans = WeakTensorKeyDictionary()
+
+
+def plan(side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int) -> Plan:
+    """How the rows of a pattern are worked through for so many query heads at once."""
+    found = _plans.setdefault(side.spans, {})
+    tensors = side.full, side.partial, side.tile, tiles.bits
+    key = pattern, block, q_len, kv_len, heads, SCORES_AT_ONCE, WINDOW_SCORES
+    kept, made = found.get(key, ((), None))
+    if made is None or any(a is not b for a, b in zip(tensors, kept, strict=True)):
+        made = _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan()
+        found[key] = tensors, made
+    return made
+
+
+class _Planner:
+    def __init__(
+        self, side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int
+    ) -> None:
+        self.full, self.partial, self.tile = (x.numpy() for x in (side.full, side.partial, side.tile))
+        self.spans = side.spans[pattern].numpy().astype(np.int64)
+        self.blind = (tiles.bits.numpy() == 0).all(-1)  # [T, BQ]: a query that sees nothing of a tile
+        self.height, self.area = block[0], heads * block[0] * block[1]
+        self.short_row = q_len // block[0] if q_len % block[0] else -1
+        self.queries_there = q_len % block[0]
+        self.short_col = kv_len // block[1] if kv_len % block[1] else -1
+
+    def plan(self) -> Plan:
+        spans = self.spans
+        fulls, partials = spans[:, FULL_STOP] - spans[:, FULL_START], spans[:, PARTIAL_STOP] - spans[:, PARTIAL_START]
+        entries = fulls + partials
+        low, high = self._bounds(fulls > 0, partials > 0)
+        window = (high - low + 1 == entries) & (entries * self.area >= WINDOW_SCORES)
+        pieces = list(self._windows(window.nonzero()[0], low, entries, partials))
+        ends = high == self.short_col
+        kinds = np.stack([fulls, partials, ends, np.arange(len(spans)) == self.short_row], 1)
+        others = (~window & (entries > 0)).nonzero()[0]
+        for kind in np.unique(kinds[others], axis=0):
+            rows = others[(kinds[others] == kind).all(1)]
+            at_once = max(1, SCORES_AT_ONCE // (self.area * int(kind[0] + kind[1])))
+            some = np.array_split(rows, -(-len(rows) // at_once))
+            pieces += [self._gathering(x, int(kind[0]), int(kind[1]), bool(kind[2])) for x in some]
+        return Plan(pieces, (entries == 0).nonzero()[0])
+
+    def _bounds(self, any_full: npt.NDArray[np.bool_], any_partial: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
+        """The first and last key block of each row."""
+        low, high = np.full(len(self.spans), 1 << 40), np.full(len(self.spans), -1)
+        for some, blocks, start, stop in (
+            (any_full, self.full, FULL_START, FULL_STOP),
+            (any_partial, self.partial, PARTIAL_START, PARTIAL_STOP),
+        ):
+            low[some] = np.minimum(low[some], blocks[self.spans[some, start]])
+            high[some] = np.maximum(high[some], blocks[self.spans[some, stop] - 1])
+        return low, high
+
+    def _windows(self, rows: Ints, low: Ints, entries: Ints, partials: Ints) -> Iterator[Piece]:
+        at, tall = 0, max(1, TALL // self.height)
+        while at < len(rows):
+            row, count = int(rows[at]), 1
+            while (
+                count < tall and at + count < len(rows) and not partials[row]
+                and (other := int(rows[at + count])) == row + count != self.short_row and not partials[other]
+                and low[other] == low[row] and entries[other] == entries[row]
+            ):  # fmt: skip
+                count += 1
+            first, last = self.spans[row, PARTIAL_START], self.spans[row, PARTIAL_STOP]
+            places, tiles = self.partial[first:last] - low[row], self.tile[first:last].astype(np.int64)
+            cuts = (np.diff(places) != 1).nonzero()[0] + 1
+            masked = tuple(
+                Masked(int(where[0]), int(where[-1]) + 1, torch.from_numpy(their[None]))
+                for where, their in zip(np.split(places, cuts), np.split(tiles, cuts), strict=True) if len(where)
+            )  # fmt: skip
+            ends = low[row] + entries[row] - 1 == self.short_col
+            blind = self._blind(row, tiles[None], int(entries[row]) - len(tiles))
+            yield Piece(rows[at : at + count], int(entries[row]), int(low[row]), None, masked, blind, bool(ends))
+            at += count
+
+    def _gathering(self, rows: Ints, fulls: int, partials: int, ends: bool) -> Piece:
+        spans = self.spans[rows]
+        where = spans[:, PARTIAL_START, None] + np.arange(partials)
+        cols = np.concatenate([self.full[spans[:, FULL_START, None] + np.arange(fulls)], self.partial[where]], 1)
+        tiles = self.tile[where].astype(np.int64)
+        masked = (Masked(fulls, fulls + partials, torch.from_numpy(tiles)),) if partials else ()
+        blind = self._blind(int(rows[-1]), tiles, fulls)
+        return Piece(rows, fulls + partials, None, torch.from_numpy(cols.astype(np.int64)), masked, blind, ends)
+
+    def _blind(self, last: int, tiles: Ints, fulls: int) -> bool:
+        if fulls:
+            return False
+        blind = self.blind[tiles].all(1)
+        return bool(blind[:, : self.queries_there if last == self.short_row else None].any())
