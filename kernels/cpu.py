@@ -17,9 +17,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from sparseflash.kernels import cpu_plan
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.cpu_operands import Keys, Lane, Masks, Queries, Scratch, Sums, bundles
-from sparseflash.kernels.cpu_plan import SCORES_AT_ONCE, Piece
+from sparseflash.kernels.cpu_plan import Piece
 from sparseflash.kernels.cpu_score import LOG2_E, Shaping, Where
 from sparseflash.kernels.layout import Score, Side, Tiles
 
@@ -88,19 +89,20 @@ def _attend(
                 call.shaping.drop(lane.five(p, part), where)
             torch.baddbmm(acc, p, here, beta=0 if total is None else 1, out=acc)
             total = total_here if total is None else total.add_(total_here)
-        assert total is not None
+        assert total is not None, "a piece has entries"
         if careful or _sound(total):
             break
-    log = total.log2()
+    assert total is not None, "one of the two attempts was made"
+    log = total.log()
     if peak is not None:
-        log += peak.masked_fill(peak == -torch.inf, 0)
+        log += peak.masked_fill(peak == -torch.inf, 0).div_(LOG2_E)
         total.masked_fill_(total == 0, 1)
-    return acc.div_(total), log.squeeze(-1).div_(LOG2_E)
+    return acc.div_(total), log.squeeze(-1)
 
 
 def _sound(total: torch.Tensor) -> bool:
-    low, high = total.aminmax()
-    return bool((low > 2.0**-SOUND) & (high < 2.0**SOUND))  # false for NaN
+    low, high = (float(x) for x in total.aminmax())
+    return low > 2.0**-SOUND and high < 2.0**SOUND  # false for NaN
 
 
 def backward(
@@ -209,7 +211,7 @@ class _Call:
         self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + backward * self.dtype.itemsize)
         self.scratch = Scratch(self.dtype)
         self.masks = Masks(tiles, block, self.dtype, (k, v))
-        self.shaping = Shaping(score, *q.shape[:2], block)
+        self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
 
     def bundles(
         self, keys: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]
@@ -233,7 +235,7 @@ class _Call:
         return Queries(x, lane, self.block[0], self.dtype)
 
     def parts(self, piece: Piece, q: torch.Tensor) -> Iterator[Piece]:
-        return piece.parts(max(1, SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * self.block[1])))
+        return piece.parts(max(1, cpu_plan.SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * self.block[1])))
 
     def scores(
         self, lane: Lane, part: Piece, keys: Keys, values: Keys, q: torch.Tensor, bent: bool = False

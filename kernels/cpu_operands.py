@@ -14,11 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparseflash.kernels.cpu_plan import SCORES_AT_ONCE, Ints, Piece, Plan, plan
+from sparseflash.kernels import cpu_plan
+from sparseflash.kernels.cpu_plan import Ints, Masked, Piece, Plan, plan
 from sparseflash.kernels.layout import Side, Tiles
 
 # Bytes of unpacked tiles that are kept for a call.
 TILES_HELD = 1 << 23
+# Rows of tiles that are kept as they were last needed.
+RECENT = 4
 # Bytes of what a call copies of K and V or sums up of their gradients, or one head's.
 KEYS_HELD = 1 << 25
 # Keys that a batch has at least, before its heads are taken apart to bound its scores.
@@ -68,7 +71,7 @@ def bundles(
     """All query heads, in bundles of lanes with the same key heads, as many as memory allows."""
     group = patterns.shape[1]
     scores = group * block[0] * min(lengths[1], LONG)
-    at_once = max(1, min(SCORES_AT_ONCE // scores, KEYS_HELD // max(1, bytes_a_head)))
+    at_once = max(1, min(cpu_plan.SCORES_AT_ONCE // scores, KEYS_HELD // max(1, bytes_a_head)))
     numbers = np.arange(patterns.size).reshape(patterns.shape) + first_head
     for members in np.unique(patterns, axis=0):
         for keys in _slices((patterns == members).all(1).nonzero()[0], at_once):
@@ -102,32 +105,25 @@ class Queries:
         self.blocks = x[:, :, : self.whole * size].unflatten(2, (self.whole, size))
         self.short = x[:, :, self.whole * size :].unsqueeze(2)  # the last row, if it is not whole
 
-    def _at(self, rows: Ints) -> tuple[torch.Tensor, slice | torch.Tensor]:
-        if rows[0] == self.whole:
-            return self.short, slice(0, 1)
-        step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
-        if rows[-1] - rows[0] == step * (len(rows) - 1) and (np.diff(rows) == step).all():
-            return self.blocks, slice(int(rows[0]), int(rows[-1]) + 1, step)
-        return self.blocks, torch.from_numpy(rows)
-
     def of(self, piece: Piece) -> torch.Tensor:
         """[n, queries, ...] in the dtype of the work: a view where they lie so."""
-        blocks, at = self._at(piece.rows)
-        found = blocks[:, :, at]
+        found = (self.short if piece.short else self.blocks)[:, :, piece.at]
         if piece.start is None:
             return found.transpose(1, 2).flatten(2, 3).flatten(0, 1).to(self.dtype)
         return found.flatten(1, 3).to(self.dtype)
 
     def put(self, piece: Piece, value: torch.Tensor) -> None:
         """Write [n, queries, ...] there."""
-        blocks, at = self._at(piece.rows)
-        blocks[:, :, at] = self.lane.five(value, piece).to(blocks.dtype)
+        blocks = self.short if piece.short else self.blocks
+        blocks[:, :, piece.at] = self.lane.five(value, piece).to(blocks.dtype)
 
     def clear(self, fill: float) -> None:
         """Write `fill` to the rows that meet no key."""
-        for row in self.lane.plan.empty:
-            blocks, at = self._at(row[None])
-            blocks[:, :, at] = fill
+        for row in self.lane.plan.empty.tolist():
+            if row < self.whole:
+                self.blocks[:, :, row] = fill
+            else:
+                self.short.fill_(fill)
 
 
 class Keys:
@@ -211,7 +207,7 @@ class Masks:
         self.dirty = not all(bool(torch.isfinite(x.sum())) for x in operands)
         held = len(tiles.bits) * block[0] * block[1] * dtype.itemsize <= TILES_HELD
         self.held = self._unpacked(tiles.bits) if held else None
-        self.last: dict[tuple[int, ...], torch.Tensor] = {}
+        self.recent: dict[tuple[int, ...], torch.Tensor] = {}
 
     def hide(self, scores: torch.Tensor, piece: Piece) -> None:
         """-inf in scores [H, G, R, X, L] where the tile of a PARTIAL entry has a 0."""
@@ -219,20 +215,19 @@ class Masks:
         size = self.block[1]
         for some in piece.masked:
             first, last = some.first * size, min(some.last * size, keys)
-            scores[..., first:last] += self._rows(some.tiles)[:, :queries, : last - first]
+            scores[..., first:last] += self._rows(some)[:, :queries, : last - first]
 
-    def _rows(self, tiles: torch.Tensor) -> torch.Tensor:
-        """0 or -inf [R, BQ, n * BK] for tiles [R, n]."""
-        key = tuple(tiles.flatten().tolist()) if len(tiles) == 1 else ()
-        if key not in self.last:
-            found = self._unpacked(self.tiles.bits[tiles]) if self.held is None else self.held[tiles]
-            found = found.transpose(1, 2).flatten(2)
-            if not key:
-                return found
-            if len(self.last) >= 8:
-                self.last.clear()
-            self.last[key] = found
-        return self.last[key]
+    def _rows(self, some: Masked) -> torch.Tensor:
+        """0 or -inf [R, BQ, n * BK]."""
+        if some.name in self.recent:
+            return self.recent[some.name]
+        found = self._unpacked(self.tiles.bits[some.tiles]) if self.held is None else self.held[some.tiles]
+        found = found.transpose(1, 2).flatten(2)
+        if some.name:
+            if len(self.recent) >= RECENT:
+                self.recent.clear()
+            self.recent[some.name] = found
+        return found
 
     def clean(self, piece: Piece, *operands: torch.Tensor) -> None:
         """Zero the keys of operands [n, L, D] that no query sees: 0 * NaN would be NaN."""

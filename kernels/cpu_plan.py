@@ -13,7 +13,7 @@ All is numpy on the host, the work of a table and not of tokens, and remembered 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,17 @@ class Masked:
     first: int
     last: int
     tiles: torch.Tensor  # int64 [R, last - first]
+    name: tuple[int, ...]  # the tiles, if there is one row
+
+    @classmethod
+    def of(cls, first: int, tiles: torch.Tensor) -> Masked:
+        name = tuple(tiles.flatten().tolist()) if len(tiles) == 1 else ()
+        return cls(first, first + tiles.shape[1], tiles, name)
+
+    def part(self, first: int, last: int) -> Masked:
+        """What of it is in the entries from first to last, counted from first."""
+        start = max(self.first, first)
+        return Masked.of(start - first, self.tiles[:, start - self.first : last - self.first])
 
 
 @dataclass(frozen=True)
@@ -45,6 +56,8 @@ class Piece:
     """R block rows with E entries each, or for `part` some of the entries."""
 
     rows: Ints  # [R], ascending
+    at: slice | torch.Tensor  # the same, to index with
+    short: bool  # the row is the last, and has fewer queries
     entries: int
     start: int | None  # the first key block of a window
     cols: torch.Tensor | None  # int64 [R, E] of a gathering
@@ -66,16 +79,14 @@ class Piece:
             return
         for first in range(0, self.entries, at_once):
             last = min(self.entries, first + at_once)
-            masked = tuple(
-                Masked(max(m.first, first) - first, min(m.last, last) - first,
-                       m.tiles[:, max(0, first - m.first) : last - m.first])
-                for m in self.masked if m.first < last and m.last > first
-            )  # fmt: skip
-            yield Piece(
-                self.rows, last - first, None if self.start is None else self.start + first,
-                None if self.cols is None else self.cols[:, first:last], masked, self.blind,
-                self.ends and last == self.entries,
-            )  # fmt: skip
+            yield replace(
+                self,
+                entries=last - first,
+                start=None if self.start is None else self.start + first,
+                cols=None if self.cols is None else self.cols[:, first:last],
+                masked=tuple(m.part(first, last) for m in self.masked if m.first < last and m.last > first),
+                ends=self.ends and last == self.entries,
+            )
 
 
 @dataclass(frozen=True)
@@ -86,19 +97,19 @@ class Plan:
     empty: Ints
 
 
+# For the spans of a side: what was asked, the other tensors it was asked of, and the answer.
+_Known = dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], Plan]]
 _plans = WeakTensorKeyDictionary()
 
 
 def plan(side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int) -> Plan:
     """How the rows of a pattern are worked through for so many query heads at once."""
-    found = _plans.setdefault(side.spans, {})
+    known: _Known = _plans.setdefault(side.spans, {})
     tensors = side.full, side.partial, side.tile, tiles.bits
-    key = pattern, block, q_len, kv_len, heads, SCORES_AT_ONCE, WINDOW_SCORES
-    kept, made = found.get(key, ((), None))
-    if made is None or any(a is not b for a, b in zip(tensors, kept, strict=True)):
-        made = _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan()
-        found[key] = tensors, made
-    return made
+    key = pattern, block, q_len, kv_len, heads, SCORES_AT_ONCE, WINDOW_SCORES, TALL
+    if key not in known or any(a is not b for a, b in zip(tensors, known[key][0], strict=True)):
+        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan()
+    return known[key][1]
 
 
 class _Planner:
@@ -155,12 +166,19 @@ class _Planner:
             places, tiles = self.partial[first:last] - low[row], self.tile[first:last].astype(np.int64)
             cuts = (np.diff(places) != 1).nonzero()[0] + 1
             masked = tuple(
-                Masked(int(where[0]), int(where[-1]) + 1, torch.from_numpy(their[None]))
-                for where, their in zip(np.split(places, cuts), np.split(tiles, cuts), strict=True) if len(where)
-            )  # fmt: skip
-            ends = low[row] + entries[row] - 1 == self.short_col
-            blind = self._blind(row, tiles[None], int(entries[row]) - len(tiles))
-            yield Piece(rows[at : at + count], int(entries[row]), int(low[row]), None, masked, blind, bool(ends))
+                Masked.of(int(where[0]), torch.from_numpy(their[None]))
+                for where, their in zip(np.split(places, cuts), np.split(tiles, cuts), strict=True)
+                if len(where)
+            )
+            yield Piece(
+                *self._rows(rows[at : at + count]),
+                entries=int(entries[row]),
+                start=int(low[row]),
+                cols=None,
+                masked=masked,
+                blind=self._blind(row, tiles[None], int(entries[row]) - len(tiles)),
+                ends=bool(low[row] + entries[row] - 1 == self.short_col),
+            )
             at += count
 
     def _gathering(self, rows: Ints, fulls: int, partials: int, ends: bool) -> Piece:
@@ -168,9 +186,23 @@ class _Planner:
         where = spans[:, PARTIAL_START, None] + np.arange(partials)
         cols = np.concatenate([self.full[spans[:, FULL_START, None] + np.arange(fulls)], self.partial[where]], 1)
         tiles = self.tile[where].astype(np.int64)
-        masked = (Masked(fulls, fulls + partials, torch.from_numpy(tiles)),) if partials else ()
-        blind = self._blind(int(rows[-1]), tiles, fulls)
-        return Piece(rows, fulls + partials, None, torch.from_numpy(cols.astype(np.int64)), masked, blind, ends)
+        return Piece(
+            *self._rows(rows),
+            entries=fulls + partials,
+            start=None,
+            cols=torch.from_numpy(cols.astype(np.int64)),
+            masked=(Masked.of(fulls, torch.from_numpy(tiles)),) if partials else (),
+            blind=self._blind(int(rows[-1]), tiles, fulls),
+            ends=ends,
+        )
+
+    def _rows(self, rows: Ints) -> tuple[Ints, slice | torch.Tensor, bool]:
+        if rows[0] == self.short_row:
+            return rows, slice(0, 1), True
+        step = int(rows[1] - rows[0]) if len(rows) > 1 else 1
+        if (np.diff(rows) == step).all():
+            return rows, slice(int(rows[0]), int(rows[-1]) + 1, step), False
+        return rows, torch.from_numpy(rows), False
 
     def _blind(self, last: int, tiles: Ints, fulls: int) -> bool:
         if fulls:
