@@ -47,7 +47,7 @@ TITLES = {
 
 
 def table(result: dict[str, Any]) -> str:
-    columns = COLUMNS[result["part"]]
+    columns = [x for x in COLUMNS[result["part"]] if any(x[0] in row for row in result["rows"])]
     lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in result["rows"]:
         cells = [form.format(row[key]).replace("|", "\\|") if key in row else "" for key, _, form in columns]
