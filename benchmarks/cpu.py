@@ -81,6 +81,7 @@ def flex(mask: Mask, tokens: int, q: torch.Tensor, k: torch.Tensor, v: torch.Ten
         BLOCK_SIZE=ours.BLOCK_SIZE, mask_mod=mask.mod(tokens), seq_lengths=ours.seq_lengths,
     )  # fmt: skip
     compiled = torch.compile(flex_attention)
+    q, k, v = (x.detach() for x in (q, k, v))  # it refuses operands with gradients, even without a backward
     return lambda: compiled(q, k, v, block_mask=theirs)
 
 
@@ -197,7 +198,9 @@ def main() -> None:
             runs = (
                 min(arguments.runs, 2) if long else min(arguments.runs, 3) if setting.seq_len > 8192 else arguments.runs
             )
-            fresh = measure(setting, masks, runs, not arguments.no_flex, lambda what: print(f"\r{what:<79}", end=""))
+            fresh = measure(
+                setting, masks, runs, not arguments.no_flex, lambda what: print(f"\r{what:<79}", end="", flush=True)
+            )
         for row in fresh:
             print(
                 "\r" + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True
