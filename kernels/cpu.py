@@ -8,6 +8,9 @@ A softmax may leave out the search for the largest score: exp2 of the scores the
 the last bit or two unless a row's sum leaves the range of floating point by far, which is seen from that sum. Then the
 piece is done again with running maxima.
 
+Tall windows go to torch's flash operator, which is made for them; without it, or with features, they are pieces like
+any other.
+
 Shape legend: see cpu_operands. D is the head dim of q and k, V that of v, P the unscaled probabilities exp2(scores).
 """
 
@@ -28,6 +31,7 @@ from sparseflash.kernels.layout import Score, Side, Tiles
 SOUND = 60
 # Rows whose lse in base 2 is within this bound are differentiated without shifting their scores.
 CAREFREE = 40
+FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 def forward(
@@ -53,6 +57,8 @@ def forward(
             logs.clear(-torch.inf)
             for piece in lane.plan.pieces:
                 value, log = _attend(call, lane, piece, keys, values, queries.of(piece))
+                if piece.again:
+                    value, log = _merged(value, log, outs.of(piece), logs.of(piece))
                 outs.put(piece, value)
                 logs.put(piece, log)
     if score.seed is not None:
@@ -66,6 +72,10 @@ def _attend(
     call: _Call, lane: Lane, piece: Piece, keys: Keys, values: Keys, q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [n, queries, V] and lse [n, queries] of a piece for its queries q [n, queries, D]."""
+    if piece.tall:
+        x = (x.unsqueeze(0) for x in (q, keys.window(piece), values.window(piece)))
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*x, scale=call.score.scale)
+        return out[0], log[0]
     acc = call.scratch("out", *q.shape[:2], values.x.shape[2])
     for careful in (True,) if piece.blind else (False, True):
         peak: torch.Tensor | None = None
@@ -98,6 +108,14 @@ def _attend(
         log += peak.masked_fill(peak == -torch.inf, 0).div_(LOG2_E)
         total.masked_fill_(total == 0, 1)
     return acc.div_(total), log.squeeze(-1)
+
+
+def _merged(
+    value: torch.Tensor, log: torch.Tensor, other: torch.Tensor, other_log: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse over two sets of keys, of which the other is seen by every query."""
+    both = torch.logaddexp(log, other_log)
+    return other.lerp(value, torch.exp(log - both).unsqueeze(-1)), both
 
 
 def _sound(total: torch.Tensor) -> bool:
@@ -134,7 +152,8 @@ def backward(
             dqueries.clear(0)
             for piece in lane.plan.pieces:
                 operands = (x.of(piece) for x in sources)
-                dqueries.put(piece, _differentiate(call, lane, piece, (keys, values, dkeys, dvalues), *operands))
+                dq_here = _differentiate(call, lane, piece, (keys, values, dkeys, dvalues), *operands)
+                (dqueries.add if piece.again else dqueries.put)(piece, dq_here)
         dk_x[heads], dv_x[heads] = dkeys.x.mT, dvalues.x.mT
     if score.seed is not None:
         dv *= call.shaping.retained
@@ -158,6 +177,17 @@ def _differentiate(
     into dout and delta, which are far smaller than P. Where P could overflow, lse goes into the scores instead.
     """
     keys, values, dkeys, dvalues = sides
+    # The operator knows of no cotangent of lse.
+    if piece.tall and not dlse.any():
+        halves = 2 if len(q) == 1 else 1  # it shares out batches and heads among threads, not queries
+        left = [x.unflatten(1, (halves, -1)).transpose(0, 1) for x in (dout, q, out, lse)]
+        right = [x.window(piece).expand(halves, -1, -1, -1) for x in (keys, values)]
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *left[:2], *right, left[2], left[3].contiguous(), 0.0, False, scale=call.score.scale
+        )
+        dkeys.take(piece, dk.sum(0))
+        dvalues.take(piece, dv.sum(0))
+        return dq.transpose(0, 1).flatten(1, 2)
     delta = (dout * out).sum(-1, keepdim=True).sub_(dlse.unsqueeze(-1))
     log = lse.unsqueeze(-1) * LOG2_E
     careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
@@ -210,6 +240,8 @@ class _Call:
         copied = 0 if k.is_contiguous() and v.is_contiguous() else k.itemsize
         self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + backward * self.dtype.itemsize)
         self.scratch = Scratch(self.dtype)
+        plain = not score.featured and q.dtype == torch.float32 and q.shape[3] == v.shape[3]
+        self.tall = FLASH and plain
         self.masks = Masks(tiles, block, self.dtype, (k, v))
         self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
 
@@ -224,7 +256,7 @@ class _Call:
             patterns = patterns.reshape(1, -1, self.group)
         for sample, mine in enumerate(patterns):
             first = sample * mine.size
-            lanes = bundles(mine, first, self.rows, self.tiles, self.block, self.lengths, self.bytes_a_head)
+            lanes = bundles(mine, first, self.rows, self.tiles, self.block, self.lengths, self.bytes_a_head, self.tall)
             for bundle in lanes:
                 yield bundle, [x[sample] for x in keys], [x[sample] for x in queries]
 

@@ -67,6 +67,7 @@ def bundles(
     block: tuple[int, int],
     lengths: tuple[int, int],
     bytes_a_head: int,
+    tall: bool,
 ) -> Iterator[list[Lane]]:
     """All query heads, in bundles of lanes with the same key heads, as many as memory allows."""
     group = patterns.shape[1]
@@ -79,7 +80,7 @@ def bundles(
             for pattern in np.unique(members).tolist():
                 for places in _slices((members == pattern).nonzero()[0], group):
                     heads = numbers[keys, places]
-                    plans = plan(side, tiles, pattern, block, *lengths, heads.size)
+                    plans = plan(side, tiles, pattern, block, *lengths, heads.size, tall)
                     bundle.append(Lane(keys, places, torch.from_numpy(heads), plans))
             yield bundle
 
@@ -116,6 +117,10 @@ class Queries:
         """Write [n, queries, ...] there."""
         blocks = self.short if piece.short else self.blocks
         blocks[:, :, piece.at] = self.lane.five(value, piece).to(blocks.dtype)
+
+    def add(self, piece: Piece, value: torch.Tensor) -> None:
+        """Add [n, queries, ...] to what is there."""
+        self.put(piece, value + self.of(piece))
 
     def clear(self, fill: float) -> None:
         """Write `fill` to the rows that meet no key."""
@@ -178,6 +183,11 @@ class Sums:
         self.x, self.size, self.scratch, self.name = scratch(name, heads, dim, tokens).zero_(), size, scratch, name
         self.whole = tokens // size
         self.blocks = self.x[..., : self.whole * size].unflatten(2, (self.whole, size))
+
+    def take(self, piece: Piece, part: torch.Tensor) -> None:
+        """Add part [H, L, D] to the blocks of a window."""
+        assert piece.start is not None
+        self.x[..., piece.start * self.size : piece.start * self.size + part.shape[1]] += part.mT
 
     def add(self, piece: Piece, left: torch.Tensor, right: torch.Tensor, alpha: float = 1.0) -> None:
         """Add alpha * right.mT @ left, of left [n, queries, D] and right [n, queries, L], to these blocks."""

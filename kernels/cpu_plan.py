@@ -4,7 +4,8 @@ A piece becomes one batch of matrix products, so it wants many scores, rows of e
 copied. Hence two kinds:
 
 - a *window*: one row whose key blocks lie side by side, for all heads at once; keys and values are read where they
-  lie. Adjacent rows with one window and no PARTIAL block (dense, the inside of documents) are one taller row.
+  lie. It is *tall* where adjacent rows begin with the same FULL blocks (dense, below a causal diagonal): what torch's
+  flash operator is fastest at. The rest of such rows is in other pieces, to be merged.
 - a *gathering*: R rows with equally many blocks, whose keys and values are copied to lie side by side.
 
 All is numpy on the host, the work of a table and not of tokens, and remembered for as long as the table lives.
@@ -27,8 +28,9 @@ Ints = npt.NDArray[np.int64]
 SCORES_AT_ONCE = 1 << 20
 # A window has at least so many: below that, many rows in one batch are worth a copy of their keys.
 WINDOW_SCORES = 1 << 19
-# Queries of rows with one window that are taken together. More reuse a key no further.
-TALL = 512
+# Queries of a tall window; from 768 on torch's flash operator takes its largest steps. And keys at least.
+TALL = 1024
+WIDE = 512
 
 
 @dataclass(frozen=True)
@@ -62,6 +64,8 @@ class Piece:
     start: int | None  # the first key block of a window
     cols: torch.Tensor | None  # int64 [R, E] of a gathering
     masked: tuple[Masked, ...]
+    tall: bool
+    again: bool  # the rows are in a tall window too
     blind: bool  # some query sees nothing
     ends: bool  # the last entry is the last key block, and that is short
 
@@ -102,13 +106,15 @@ _Known = dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], Plan]]
 _plans = WeakTensorKeyDictionary()
 
 
-def plan(side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int) -> Plan:
-    """How the rows of a pattern are worked through for so many query heads at once."""
+def plan(
+    side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int, tall: bool
+) -> Plan:
+    """How the rows of a pattern are worked through for so many query heads at once, with tall windows or without."""
     known: _Known = _plans.setdefault(side.spans, {})
     tensors = side.full, side.partial, side.tile, tiles.bits
-    key = pattern, block, q_len, kv_len, heads, SCORES_AT_ONCE, WINDOW_SCORES, TALL
+    key = pattern, block, q_len, kv_len, heads, tall, SCORES_AT_ONCE, WINDOW_SCORES, TALL, WIDE
     if key not in known or any(a is not b for a, b in zip(tensors, known[key][0], strict=True)):
-        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan()
+        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan(tall)
     return known[key][1]
 
 
@@ -117,29 +123,33 @@ class _Planner:
         self, side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int
     ) -> None:
         self.full, self.partial, self.tile = (x.numpy() for x in (side.full, side.partial, side.tile))
-        self.spans = side.spans[pattern].numpy().astype(np.int64)
+        self.spans = side.spans[pattern].numpy().astype(np.int64)  # a copy
         self.blind = (tiles.bits.numpy() == 0).all(-1)  # [T, BQ]: a query that sees nothing of a tile
-        self.height, self.area = block[0], heads * block[0] * block[1]
+        self.heads, self.height, self.area = heads, block[0], heads * block[0] * block[1]
         self.short_row = q_len // block[0] if q_len % block[0] else -1
         self.queries_there = q_len % block[0]
         self.short_col = kv_len // block[1] if kv_len % block[1] else -1
 
-    def plan(self) -> Plan:
+    def plan(self, tall: bool) -> Plan:
         spans = self.spans
+        pieces = list(self._tall()) if tall else []
+        met = np.zeros(len(spans), bool)
+        for piece in pieces:
+            met[piece.rows] = True
         fulls, partials = spans[:, FULL_STOP] - spans[:, FULL_START], spans[:, PARTIAL_STOP] - spans[:, PARTIAL_START]
         entries = fulls + partials
         low, high = self._bounds(fulls > 0, partials > 0)
         window = (high - low + 1 == entries) & (entries * self.area >= WINDOW_SCORES)
-        pieces = list(self._windows(window.nonzero()[0], low, entries, partials))
+        pieces += self._windows(window.nonzero()[0], low, entries, met)
         ends = high == self.short_col
-        kinds = np.stack([fulls, partials, ends, np.arange(len(spans)) == self.short_row], 1)
+        kinds = np.stack([fulls, partials, ends, np.arange(len(spans)) == self.short_row, met], 1)
         others = (~window & (entries > 0)).nonzero()[0]
         for kind in np.unique(kinds[others], axis=0):
             rows = others[(kinds[others] == kind).all(1)]
             at_once = max(1, SCORES_AT_ONCE // (self.area * int(kind[0] + kind[1])))
             some = np.array_split(rows, -(-len(rows) // at_once))
-            pieces += [self._gathering(x, int(kind[0]), int(kind[1]), bool(kind[2])) for x in some]
-        return Plan(pieces, (entries == 0).nonzero()[0])
+            pieces += [self._gathering(x, int(kind[0]), int(kind[1]), bool(kind[2]), bool(kind[4])) for x in some]
+        return Plan(pieces, ((entries == 0) & ~met).nonzero()[0])
 
     def _bounds(self, any_full: npt.NDArray[np.bool_], any_partial: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
         """The first and last key block of each row."""
@@ -152,16 +162,24 @@ class _Planner:
             high[some] = np.maximum(high[some], blocks[self.spans[some, stop] - 1])
         return low, high
 
-    def _windows(self, rows: Ints, low: Ints, entries: Ints, partials: Ints) -> Iterator[Piece]:
-        at, tall = 0, max(1, TALL // self.height)
-        while at < len(rows):
-            row, count = int(rows[at]), 1
-            while (
-                count < tall and at + count < len(rows) and not partials[row]
-                and (other := int(rows[at + count])) == row + count != self.short_row and not partials[other]
-                and low[other] == low[row] and entries[other] == entries[row]
-            ):  # fmt: skip
-                count += 1
+    def _tall(self) -> Iterator[Piece]:
+        """Tall windows, which are taken off the spans."""
+        count, size = TALL // self.height, self.area // (self.heads * self.height)
+        starts, lengths = self.spans[:, FULL_START], self.spans[:, FULL_STOP] - self.spans[:, FULL_START]
+        for first in range(0, len(self.spans) - count + 1, count):
+            some = slice(first, first + count)
+            common = int(lengths[some].min())
+            if common * size < WIDE or first + count - 1 == self.short_row:
+                continue
+            heads, tails = self.full[starts[some]], self.full[starts[some] + common - 1]
+            # Blocks are listed in ascending order: these are adjacent ones.
+            if (heads == heads[0]).all() and (tails - heads == common - 1).all():
+                where = self._rows(np.arange(first, first + count))
+                self.spans[some, FULL_START] += common
+                yield Piece(*where, common, int(heads[0]), None, (), tall=True, again=False, blind=False, ends=False)
+
+    def _windows(self, rows: Ints, low: Ints, entries: Ints, met: npt.NDArray[np.bool_]) -> Iterator[Piece]:
+        for row in rows.tolist():
             first, last = self.spans[row, PARTIAL_START], self.spans[row, PARTIAL_STOP]
             places, tiles = self.partial[first:last] - low[row], self.tile[first:last].astype(np.int64)
             cuts = (np.diff(places) != 1).nonzero()[0] + 1
@@ -171,17 +189,18 @@ class _Planner:
                 if len(where)
             )
             yield Piece(
-                *self._rows(rows[at : at + count]),
+                *self._rows(np.array([row])),
                 entries=int(entries[row]),
                 start=int(low[row]),
                 cols=None,
                 masked=masked,
+                tall=False,
+                again=bool(met[row]),
                 blind=self._blind(row, tiles[None], int(entries[row]) - len(tiles)),
                 ends=bool(low[row] + entries[row] - 1 == self.short_col),
             )
-            at += count
 
-    def _gathering(self, rows: Ints, fulls: int, partials: int, ends: bool) -> Piece:
+    def _gathering(self, rows: Ints, fulls: int, partials: int, ends: bool, again: bool) -> Piece:
         spans = self.spans[rows]
         where = spans[:, PARTIAL_START, None] + np.arange(partials)
         cols = np.concatenate([self.full[spans[:, FULL_START, None] + np.arange(fulls)], self.partial[where]], 1)
@@ -192,6 +211,8 @@ class _Planner:
             start=None,
             cols=torch.from_numpy(cols.astype(np.int64)),
             masked=(Masked.of(fulls, torch.from_numpy(tiles)),) if partials else (),
+            tall=False,
+            again=again,
             blind=self._blind(int(rows[-1]), tiles, fulls),
             ends=ends,
         )

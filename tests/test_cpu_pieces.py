@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels import cpu_operands, cpu_plan
+from sparseflash.kernels import cpu, cpu_operands, cpu_plan
 from sparseflash.patterns import Pattern
 from tests.oracle import Case, check, ours, random_case
 
-SMALL = {"SCORES_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10}
+SMALL = {"SCORES_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10, "TALL": 64, "WIDE": 32}
 
 
 def without_dlse(case: Case) -> Case:
@@ -46,6 +46,7 @@ def set_sizes(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
 )
 @pytest.mark.parametrize("dims", [(16, 16), (16, 24)], ids=["one head dim", "two head dims"])
 @pytest.mark.parametrize("sizes", [{}, SMALL], ids=["as it is", "windows in parts"])
+@pytest.mark.parametrize("only_out", [True, False], ids=["dout", "dout and dlse"])
 def test_pieces_of_every_kind_are_masked_dense_attention(
     monkeypatch: pytest.MonkeyPatch,
     pattern: Pattern,
@@ -53,9 +54,11 @@ def test_pieces_of_every_kind_are_masked_dense_attention(
     dtype: torch.dtype,
     dims: tuple[int, int],
     sizes: dict[str, int],
+    only_out: bool,
 ) -> None:
     set_sizes(monkeypatch, **sizes)
     case = random_case(0, 1, 1, 2, *lengths, *dims, dtype)
+    case = without_dlse(case) if only_out else case
     mask = pattern.compile(lengths, block=16)
     check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
 
@@ -66,7 +69,8 @@ def test_pieces_of_every_kind_are_masked_dense_attention(
         ("SCORES_AT_ONCE", 1),
         ("WINDOW_SCORES", 1),
         ("WINDOW_SCORES", 1 << 40),
-        ("TALL", 16),
+        ("TALL", 32),
+        ("WIDE", 16),
         ("KEYS_HELD", 1),
         ("TILES_HELD", 1),
         ("RECENT", 1),
@@ -126,8 +130,19 @@ def test_an_expanded_cotangent_is_read_as_it_is_meant() -> None:
         torch.testing.assert_close(a, b)
 
 
-def planned(table: sf.LookupTable, heads: int = 1) -> cpu_plan.Plan:
-    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads)
+def test_without_torchs_operator_the_result_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_sizes(monkeypatch, **SMALL)
+    case = without_dlse(random_case(4, 1, 2, 2, 200, 230, 16, 16, torch.float32))
+    mask = P.causal().compile((200, 230), block=32)
+    assert any(piece.tall for piece in planned(sf.lookup(mask)).pieces)
+    fused = ours(case, mask, "cpu")
+    monkeypatch.setattr(cpu, "FLASH", False)
+    for a, b in zip(fused, ours(case, mask, "cpu"), strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+
+
+def planned(table: sf.LookupTable, heads: int = 1, tall: bool = True) -> cpu_plan.Plan:
+    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads, tall)
 
 
 @given(
@@ -136,18 +151,21 @@ def planned(table: sf.LookupTable, heads: int = 1) -> cpu_plan.Plan:
     st.integers(1, 300),
     st.sampled_from([16, 64]),
     st.sampled_from([1, 1 << 12, 1 << 14, 1 << 20]),
+    st.booleans(),
 )
-def test_pieces_hold_each_block_once(seed: int, q_len: int, kv_len: int, size: int, scores: int) -> None:
+def test_pieces_hold_each_block_once(seed: int, q_len: int, kv_len: int, size: int, scores: int, tall: bool) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        set_sizes(patch, SCORES_AT_ONCE=scores, WINDOW_SCORES=scores)
+        set_sizes(patch, SCORES_AT_ONCE=scores, WINDOW_SCORES=scores, TALL=2 * size, WIDE=size)
         generator = np.random.default_rng(seed)
         array = generator.random((-(-q_len // 8), -(-kv_len // 8))) < generator.choice([0.1, 0.5, 0.95])
+        array[:, : int(generator.integers(0, array.shape[1] + 1))] |= tall
         mask = P.from_blocks(array, unit=8).compile((q_len, kv_len), block=size, q_offset=0)
         table = sf.lookup(mask)
-        plan = planned(table)
+        plan = planned(table, tall=tall)
         seen = np.zeros((q_len, kv_len), int)
         tiles = cpu_operands.Masks(table.tiles, table.block, torch.float32, ())
         for piece in plan.pieces:
+            assert tall or not piece.tall
             assert piece.short == (piece.rows[-1] * size + size > q_len)
             for part in piece.parts(2):
                 assert part.entries <= 2
