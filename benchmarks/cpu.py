@@ -18,6 +18,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -32,6 +33,7 @@ from sparseflash.bench import peak_mb
 from sparseflash.integrations.flex import to_flex
 
 Call = Callable[[], Any]
+Key = tuple[str, str, str]  # whose call, of which mask, "fwd" or "fwd_bwd"
 
 
 @dataclass(frozen=True)
@@ -95,20 +97,19 @@ def measure(
     """A row a mask. One round times every call once; the first round is a warm-up."""
     q, k, v, dout = operands(setting)
     compiled = {name: mask.pattern(setting.seq_len).compile(setting.seq_len, block=128) for name, mask in masks.items()}
-    calls: dict[tuple[str, str], Call] = {}
+    calls: dict[Key, Call] = {}
 
-    def both(name: tuple[str, str], call: Call) -> None:
-        calls[(*name, "fwd")] = torch.no_grad()(call)
-        calls[(*name, "fwd_bwd")] = lambda: torch.autograd.grad(call(), (q, k, v), dout)
+    def both(who: str, name: str, call: Call) -> None:
+        calls[who, name, "fwd"] = torch.no_grad()(call)
+        calls[who, name, "fwd_bwd"] = lambda: torch.autograd.grad(call(), (q, k, v), dout)
 
-    both(("sdpa", ""), lambda: F.scaled_dot_product_attention(q, k, v))
+    both("sdpa", "", lambda: F.scaled_dot_product_attention(q, k, v))
     for name, mask in compiled.items():
-        table = sf.lookup(mask)
-        both(("ours", name), lambda table=table: sf.attention(q, k, v, table))
+        both("ours", name, partial(sf.attention, q, k, v, sf.lookup(mask)))
         if with_flex and (call := flex(masks[name], setting.seq_len, q, k, v)) is not None:
             calls["flex", name, "fwd"] = torch.no_grad()(call)
     failed: dict[str, str] = {}
-    times: dict[tuple[str, str, str], list[float]] = {key: [] for key in calls}
+    times: dict[Key, list[float]] = {key: [] for key in calls}
     for run in range(runs + 1):
         for key, call in list(calls.items()):
             progress(f"round {run} of {runs}: {' '.join(x for x in key if x)}")
@@ -132,7 +133,7 @@ def measure(
     ]  # fmt: skip
 
 
-def figures(name: str, density: float, times: dict[tuple[str, str, str], list[float]]) -> dict[str, float]:
+def figures(name: str, density: float, times: dict[Key, list[float]]) -> dict[str, float]:
     """Medians, spreads and ratios of one mask."""
     found = {}
     for who, mask in (("ours", name), ("sdpa", ""), ("flex", name)):

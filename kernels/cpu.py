@@ -187,7 +187,8 @@ def _differentiate(
         )
         dkeys.take(piece, dk.sum(0))
         dvalues.take(piece, dv.sum(0))
-        return dq.transpose(0, 1).flatten(1, 2)
+        whole: torch.Tensor = dq.transpose(0, 1).flatten(1, 2)
+        return whole
     delta = (dout * out).sum(-1, keepdim=True).sub_(dlse.unsqueeze(-1))
     log = lse.unsqueeze(-1) * LOG2_E
     careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
