@@ -1,110 +1,218 @@
-"""Attention on a CPU beside dense SDPA, interleaved in one process, forward and forward + backward.
+"""Attention on a CPU beside dense SDPA and compiled FlexAttention, interleaved in one process.
 
-    python -m benchmarks.cpu                          # prints and writes results/<device>/<date>-cpu.json
-    python -m benchmarks.cpu --lengths 1024 --dry-run  # a quick look
+    python -m benchmarks.cpu                  # all settings that today's result file lacks, into that file
+    python -m benchmarks.cpu --seconds 170    # begins no setting after that long; run it again for the rest
+    python -m benchmarks.cpu --only 0 --runs 2 --dry-run
 
-"of ideal" is (dense SDPA time x density) / our time: 1.00 means that every skipped block was time saved.
+"of ideal" is (dense SDPA time x density) / our time: 1.00 means that every skipped block was time saved. FlexAttention
+gets the same blocks and a mask_mod as its user would write one; it has no backward on a CPU. Past 20,000 tokens dense
+SDPA takes so long that it runs with one head, and "memory" rows with eight heads are measured apart.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import json
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch.nn.attention.flex_attention import BlockMask as FlexMask
+from torch.nn.attention.flex_attention import flex_attention
 
 import sparseflash as sf
-from benchmarks.record import write
+from benchmarks.masks import CPU_MASKS, Mask
+from benchmarks.record import result_path, write
+from sparseflash.bench import peak_mb
+from sparseflash.integrations.flex import to_flex
 
-EXPRESSIONS = (
-    "local(512)",
-    "butterfly(unit=128)",
-    "local(128) | butterfly(unit=128)",
-    "causal() & local(1024)",
-    "causal()",
-    "full()",
+Call = Callable[[], Any]
+Key = tuple[str, str, str]  # whose call, of which mask, "fwd" or "fwd_bwd"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Shapes and dtype of one round of measurements, over all masks."""
+
+    seq_len: int
+    heads: int = 4
+    head_dim: int = 64
+    dtype: str = "float32"
+
+
+SETTINGS = (
+    Setting(4096),
+    Setting(4096, dtype="bfloat16"),
+    Setting(4096, head_dim=32),
+    Setting(4096, head_dim=128),
+    Setting(16384),
+    Setting(16384, dtype="bfloat16"),
+    Setting(65536, heads=1),
+    Setting(65536, heads=1, dtype="bfloat16"),
 )
-HEADS, DIM = 4, 64
+DENSE_TO = 20_000  # tokens up to which masks of half the blocks and more are measured
+MEMORY = Setting(65536, heads=8), Setting(65536, heads=8, dtype="bfloat16")
 
 
-def timed(call: Callable[[], object]) -> float:
+def timed(call: Call) -> float:
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
-def measure(expression: str, seq_len: int, dtype: torch.dtype, runs: int) -> dict[str, Any]:
+def operands(setting: Setting) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    q, k, v, dout = (torch.randn(1, HEADS, seq_len, DIM, generator=generator).to(dtype) for _ in range(4))
-    leaves = [x.requires_grad_() for x in (q, k, v)]
-    mask = sf.parse(expression).compile(seq_len, block=128)
-    table = sf.lookup(mask)
+    shape = 1, setting.heads, setting.seq_len, setting.head_dim
+    drawn = [torch.randn(shape, generator=generator).to(getattr(torch, setting.dtype)) for _ in range(4)]
+    return [*(x.requires_grad_() for x in drawn[:3]), drawn[3]]
 
-    def ours() -> torch.Tensor:
-        return sf.attention(q, k, v, table)
 
-    def dense() -> torch.Tensor:
-        return F.scaled_dot_product_attention(q, k, v)
+def flex(mask: Mask, tokens: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Call | None:
+    """FlexAttention over the mask's blocks, with the mask_mod that its user would write."""
+    if mask.mod is None:
+        return None
+    ours = to_flex(mask.pattern(tokens).compile(tokens))
+    theirs = FlexMask.from_kv_blocks(
+        ours.kv_num_blocks, ours.kv_indices, ours.full_kv_num_blocks, ours.full_kv_indices,
+        BLOCK_SIZE=ours.BLOCK_SIZE, mask_mod=mask.mod(tokens), seq_lengths=ours.seq_lengths,
+    )  # fmt: skip
+    compiled = torch.compile(flex_attention)
+    q, k, v = (x.detach() for x in (q, k, v))  # it refuses operands with gradients, even without a backward
+    return lambda: compiled(q, k, v, block_mask=theirs)
 
-    def without_grad(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        return torch.no_grad()(call)
 
-    def with_backward(call: Callable[[], torch.Tensor]) -> Callable[[], object]:
-        return lambda: torch.autograd.grad(call(), leaves, dout)
+def measure(
+    setting: Setting,
+    masks: dict[str, Mask],
+    runs: int,
+    with_flex: bool = True,
+    progress: Callable[[str], object] = print,
+) -> list[dict[str, Any]]:
+    """A row a mask. One round times every call once; the first round is a warm-up."""
+    q, k, v, dout = operands(setting)
+    compiled = {name: mask.pattern(setting.seq_len).compile(setting.seq_len, block=128) for name, mask in masks.items()}
+    calls: dict[Key, Call] = {}
 
-    calls = {
-        "ours_fwd": without_grad(ours),
-        "sdpa_fwd": without_grad(dense),
-        "ours_fwd_bwd": with_backward(ours),
-        "sdpa_fwd_bwd": with_backward(dense),
-    }
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for run in range(runs + 1):  # the first is a warm-up
-        for name, call in calls.items():
-            seconds = timed(call)
+    def both(who: str, name: str, call: Call) -> None:
+        calls[who, name, "fwd"] = torch.no_grad()(call)
+        calls[who, name, "fwd_bwd"] = lambda: torch.autograd.grad(call(), (q, k, v), dout)
+
+    both("sdpa", "", lambda: F.scaled_dot_product_attention(q, k, v))
+    for name, mask in compiled.items():
+        both("ours", name, partial(sf.attention, q, k, v, sf.lookup(mask)))
+        if with_flex and (call := flex(masks[name], setting.seq_len, q, k, v)) is not None:
+            calls["flex", name, "fwd"] = torch.no_grad()(call)
+    failed: dict[str, str] = {}
+    times: dict[Key, list[float]] = {key: [] for key in calls}
+    for run in range(runs + 1):
+        for key, call in list(calls.items()):
+            progress(f"round {run} of {runs}: {' '.join(x for x in key if x)}")
+            try:
+                seconds = timed(call)
+            except Exception as error:
+                if key[0] != "flex":  # whatever its compiler says: the other figures are still wanted
+                    raise
+                failed[key[1]] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+                del calls[key]
+                continue
             if run:
-                times[name].append(seconds)
-    row: dict[str, Any] = {
-        "expression": expression, "seq_len": seq_len, "dtype": str(dtype).removeprefix("torch."), "heads": HEADS,
-        "head_dim": DIM, "block": 128, "density": mask.density, "token_density": mask.token_density,
-    }  # fmt: skip
-    for name, taken in times.items():
-        row[f"{name}_ms"] = 1e3 * statistics.median(taken)
-        row[f"{name}_ms_spread"] = 1e3 * (max(taken) - min(taken))
+                times[key].append(seconds)
+    return [
+        {
+            "expression": name, **dataclasses.asdict(setting), "block": 128, "density": mask.density,
+            "token_density": mask.token_density, "runs": runs, **figures(name, mask.density, times),
+            **({"flex_failed": failed[name]} if name in failed else {}),
+        }
+        for name, mask in compiled.items()
+    ]  # fmt: skip
+
+
+def figures(name: str, density: float, times: dict[Key, list[float]]) -> dict[str, float]:
+    """Medians, spreads and ratios of one mask."""
+    found = {}
+    for who, mask in (("ours", name), ("sdpa", ""), ("flex", name)):
+        for part in ("fwd", "fwd_bwd"):
+            if taken := times.get((who, mask, part)):
+                found[f"{who}_{part}_ms"] = 1e3 * statistics.median(taken)
+                found[f"{who}_{part}_ms_spread"] = 1e3 * (max(taken) - min(taken))
     for part in ("fwd", "fwd_bwd"):
-        row[f"of_ideal_{part}"] = row[f"sdpa_{part}_ms"] * mask.density / row[f"ours_{part}_ms"]
-        row[f"speedup_{part}"] = row[f"sdpa_{part}_ms"] / row[f"ours_{part}_ms"]
-    return row
+        found[f"of_ideal_{part}"] = found[f"sdpa_{part}_ms"] * density / found[f"ours_{part}_ms"]
+    if "flex_fwd_ms" in found:
+        found["over_flex_fwd"] = found["flex_fwd_ms"] / found["ours_fwd_ms"]
+    return found
+
+
+def measure_memory(setting: Setting, masks: dict[str, Mask]) -> list[dict[str, Any]]:
+    """Peak growth of resident memory beyond results, in MB, of our forward and of forward + backward."""
+    q, k, v, dout = operands(setting)
+    rows = []
+    for name, mask in masks.items():
+        table = sf.lookup(mask.pattern(setting.seq_len).compile(setting.seq_len, block=128))
+        row: dict[str, Any] = {"expression": name, **dataclasses.asdict(setting), "memory": True}
+        result = (q.nbytes + q.numel() // q.shape[3] * 4) / 1e6  # out and lse
+        for part in ("fwd", "fwd_bwd"):
+            backward = part == "fwd_bwd"
+            with torch.set_grad_enabled(backward), peak_mb("cpu") as peak:
+                out = sf.attention(q, k, v, table)
+                if backward:
+                    torch.autograd.grad(out, (q, k, v), dout)
+            grown = peak()
+            if grown is not None:
+                row[f"extra_{part}_mb"] = grown - result - backward * 3 * q.nbytes / 1e6
+        rows.append(row)
+    return rows
+
+
+def _show(what: str) -> None:
+    print(f"\r{what:<79}", end="", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192], help="tokens")
-    parser.add_argument("--runs", type=int, default=5, help="timed runs of each call; the median is printed")
+    parser.add_argument("--runs", type=int, default=5, help="timed runs of each call; fewer past 20,000 tokens")
     parser.add_argument("--threads", type=int, default=2, help="torch threads for all calls")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin nothing after that long")
+    parser.add_argument("--only", type=int, nargs="+", help="which settings, counted from 0; memory comes last")
+    parser.add_argument("--no-flex", action="store_true", help="without FlexAttention and its compile times")
     parser.add_argument("--dry-run", action="store_true", help="print without writing a result file")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    rows = []
-    print(f"{'expression':<34} {'tokens':>7} {'dtype':>9} {'density':>8} {'fwd ms':>9} {'sdpa':>9} {'ideal':>6} "
-          f"{'f+b ms':>9} {'sdpa':>9} {'ideal':>6}")  # fmt: skip
-    for seq_len in arguments.lengths:
-        for dtype in (torch.float32, torch.bfloat16):
-            for expression in EXPRESSIONS:
-                row = measure(expression, seq_len, dtype, arguments.runs)
-                rows.append(row)
-                print(
-                    f"{expression:<34} {seq_len:>7,} {row['dtype']:>9} {row['density']:>8.2%} "
-                    f"{row['ours_fwd_ms']:>9.1f} {row['sdpa_fwd_ms']:>9.1f} {row['of_ideal_fwd']:>6.2f} "
-                    f"{row['ours_fwd_bwd_ms']:>9.1f} {row['sdpa_fwd_bwd_ms']:>9.1f} {row['of_ideal_fwd_bwd']:>6.2f}",
-                    flush=True,
-                )
-    if not arguments.dry_run:
-        print("written:", write("cpu", rows, runs=arguments.runs))
+    begun = time.perf_counter()
+    path = result_path("cpu")
+    rows = json.loads(path.read_text())["rows"] if path.exists() and not arguments.dry_run else []
+    settings = [(x, False) for x in SETTINGS] + [(x, True) for x in MEMORY]
+    for number, (setting, memory) in enumerate(settings):
+        key = dataclasses.asdict(setting)
+        done = any(all(row[k] == v for k, v in key.items()) and row.get("memory", False) == memory for row in rows)
+        if done or (arguments.only is not None and number not in arguments.only):
+            continue
+        if time.perf_counter() - begun > arguments.seconds:
+            print("time is up: run again for the rest")
+            break
+        long = setting.seq_len > DENSE_TO
+        masks = {name: mask for name, mask in CPU_MASKS.items() if not (long and name in ("causal()", "full()"))}
+        if memory:
+            fresh = measure_memory(setting, masks)
+        else:
+            runs = (
+                min(arguments.runs, 2) if long else min(arguments.runs, 3) if setting.seq_len > 8192 else arguments.runs
+            )
+            fresh = measure(
+                setting, masks, runs, not arguments.no_flex, lambda what: print(f"\r{what:<79}", end="", flush=True)
+            )
+        for row in fresh:
+            print(
+                "\r" + ", ".join(f"{k} {v:.3g}" if isinstance(v, float) else f"{v}" for k, v in row.items()), flush=True
+            )
+        rows += fresh
+        if not arguments.dry_run:
+            print("written:", write("cpu", rows, runs=arguments.runs))
 
 
 if __name__ == "__main__":

@@ -114,3 +114,21 @@ MASKS: dict[str, Mask] = {
     "axial((s, s), 'morton')": Mask(lambda n: P.axial((side(n), side(n)), "morton"), longest=1 << 20),
     "axial((s, s))": Mask(lambda n: P.axial((side(n), side(n))), _cross, longest=1 << 18),
 }  # fmt: skip
+
+# The masks that attention on a CPU is timed on; a length is the square of a power of two.
+CPU_MASKS: dict[str, Mask] = {
+    "local(512)": Mask(lambda n: P.local(512), lambda n: _local(512)),
+    "butterfly(unit=128)": MASKS["butterfly(unit=128)"],
+    "local(128) | butterfly(unit=128)": Mask(
+        lambda n: P.local(128) | P.butterfly(unit=128),
+        lambda n: lambda b, h, q, k: ((q - k).abs() <= 128) | _power((q // 128) ^ (k // 128)),
+    ),
+    "causal() & local(1024)": Mask(
+        lambda n: P.causal() & P.local(1024), lambda n: lambda b, h, q, k: (k <= q) & (q - k <= 1024)
+    ),
+    "documents(random, near 1000)": MASKS["documents(random, near 1000)"],
+    "bigbird()": MASKS["bigbird()"],
+    "neighborhood((s, s), 4)": MASKS["neighborhood((s, s), 4)"],
+    "causal()": MASKS["causal()"],
+    "full()": MASKS["full()"],
+}  # fmt: skip

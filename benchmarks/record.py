@@ -40,13 +40,19 @@ def provenance() -> dict[str, Any]:
 def write(part: str, rows: list[dict[str, Any]], **more: Any) -> Path:
     """One JSON file: results/<device>/<date>-<part>.json, written whole or not at all."""
     where = provenance()
-    folder = RESULTS / "".join(c if c.isalnum() else "-" for c in where["device"].lower()).strip("-")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{where['date'][:10]}-{part}.json"
+    path = result_path(part, where)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps({"part": part, **where, **more, "rows": rows}, indent=1) + "\n")
     temporary.replace(path)
     return path
+
+
+def result_path(part: str, where: dict[str, Any] | None = None) -> Path:
+    """Where `write` puts what is measured on this machine today."""
+    where = where or provenance()
+    folder = RESULTS / "".join(c if c.isalnum() else "-" for c in where["device"].lower()).strip("-")
+    return folder / f"{where['date'][:10]}-{part}.json"
 
 
 def _module() -> str:

@@ -29,11 +29,14 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("flex_ms", "create_block_mask, ms", "{:,.0f}"), ("flex_mb", "its growth, MB", "{:,.0f}"),
     ],
     "cpu": [
-        ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("dtype", "dtype", "{}"),
+        ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("heads", "heads", "{}"),
+        ("head_dim", "D", "{}"), ("dtype", "dtype", "{}"),
         ("density", "density", "{:.1%}"), ("ours_fwd_ms", "forward, ms", "{:.0f}"),
         ("sdpa_fwd_ms", "dense SDPA, ms", "{:.0f}"), ("of_ideal_fwd", "of ideal", "{:.2f}"),
+        ("flex_fwd_ms", "FlexAttention, ms", "{:.0f}"), ("over_flex_fwd", "its time / ours", "{:.2f}"),
         ("ours_fwd_bwd_ms", "fwd + bwd, ms", "{:.0f}"), ("sdpa_fwd_bwd_ms", "dense SDPA, ms", "{:.0f}"),
-        ("of_ideal_fwd_bwd", "of ideal", "{:.2f}"),
+        ("of_ideal_fwd_bwd", "of ideal", "{:.2f}"), ("extra_fwd_mb", "extra forward, MB", "{:.0f}"),
+        ("extra_fwd_bwd_mb", "extra fwd + bwd, MB", "{:.0f}"),
     ],
     "communication": [
         ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("density", "density", "{:.2%}"),
@@ -60,7 +63,7 @@ TITLES = {
 
 
 def table(result: dict[str, Any]) -> str:
-    columns = COLUMNS[result["part"]]
+    columns = [x for x in COLUMNS[result["part"]] if any(x[0] in row for row in result["rows"])]
     lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in result["rows"]:
         cells = [form.format(row[key]).replace("|", "\\|") if key in row else "" for key, _, form in columns]

@@ -1,41 +1,37 @@
-"""Attention over lookup tables on a CPU, forward and backward: with torch's flash kernel or batched matrix products.
+"""Attention over lookup tables on a CPU, forward and backward, in batches of torch's matrix products.
 
-Scores that take nothing but a scale go to `cpu_fused`. Here is what softcap, ALiBi and dropout need: block rows with
-equally many blocks are taken together, and their key blocks are gathered, multiplied and reduced as one batch, a few
-megabytes at a time. Long rows are walked in several steps with an online softmax.
+A piece (`cpu_plan`) is some block rows and the key blocks that they meet: one product gives its scores, which are
+turned into probabilities in place, another the output. Nothing larger than some megabytes is held, so that scores stay
+in a cache from the first product to the last; rows too long for that are taken in several parts, summed up.
 
-Shape legend: H query heads of all samples that share a pattern, R block rows, E entries (key blocks) a row in this
-step, BQ x BK tokens a block, D head dim of q and k, V head dim of v.
+A softmax may leave out the search for the largest score: exp2 of the scores themselves gives the same probabilities to
+the last bit or two unless a row's sum leaves the range of floating point by far, which is seen from that sum. Then the
+piece is done again with running maxima.
+
+Tall windows go to torch's flash operator, which is made for them; without it, or with features, they are pieces like
+any other.
+
+Shape legend: see cpu_operands. D is the head dim of q and k, V that of v, P the unscaled probabilities exp2(scores).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 
 import torch
-import torch.nn.functional as F
 
-from sparseflash.kernels import cpu_fused
+from sparseflash.kernels import cpu_plan
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.kernels.cpu_score import Shaping
-from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
+from sparseflash.kernels.cpu_operands import Keys, Lane, Masks, Queries, Scratch, Sums, bundles
+from sparseflash.kernels.cpu_plan import Piece
+from sparseflash.kernels.cpu_score import LOG2_E, Shaping, Where
+from sparseflash.kernels.layout import Score, Side, Tiles
 
-# Scores held at once. 1 M fp32 scores are 4 MB, which two cores' caches hold together with the operands.
-SCORES_AT_ONCE = 1 << 20
-# Up to this many tiles are unpacked once a call (a byte a bit) rather than each time they are met.
-TILES_UNPACKED = 256
-
-
-@dataclass(frozen=True)
-class _Step:
-    """Entries of R equally long rows of one pattern, for some of the heads that share it."""
-
-    heads: torch.Tensor  # int64 [H] flat (sample, query head)
-    kv_heads: torch.Tensor  # int64 [H] flat (sample, key head)
-    rows: torch.Tensor  # int64 [R] block rows
-    cols: torch.Tensor  # int64 [R, E] key blocks
-    tiles: torch.Tensor  # int64 [R, the last of the E entries]: the tiles of those that are PARTIAL
+# Sums of exp2(score) from 2^-SOUND to 2^SOUND are taken as they are: far from where a term that counts underflows.
+SOUND = 60
+# Rows whose lse in base 2 is within this bound are differentiated without shifting their scores.
+CAREFREE = 40
+FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 def forward(
@@ -50,50 +46,81 @@ def forward(
     sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
-    if _fused(score):
-        out, lse = cpu_fused.forward(q, k, v, rows, tiles, pattern_of, block, score.scale)
-        if sinks is not None:
-            out *= sink_logits.share(lse, sinks).unsqueeze(-1)
-        return out, lse
-    operands = _Operands(q, k, v, block, score.scale)
-    shaping = Shaping(score, operands.batch, operands.q_heads, block)
-    masks = _Masks(tiles, block, clean=not operands.finite)
-    qb, kb, vb = operands.q, operands.k, operands.v
-    out = qb.new_zeros(*qb.shape[:-1], v.shape[-1])
-    lse = qb.new_full(qb.shape[:-1], -torch.inf)
-    for steps in _walk(operands, rows, pattern_of):
-        peak: torch.Tensor | None = None
-        for step in steps:
-            keys, values = kb[step.kv_heads[:, None, None], step.cols], vb[step.kv_heads[:, None, None], step.cols]
-            masks.clean(step, keys, values)
-            here = step.heads, step.rows, step.cols
-            scores, _ = shaping.scores(_scores(qb[step.heads[:, None], step.rows], keys), *here)
-            masks.hide(step, scores)
-            top = scores.amax(-1, keepdim=True)
-            new = top if peak is None else torch.maximum(peak, top)
-            # A row that has seen nothing yet has a peak of -inf; 0 in its place keeps exp(-inf - peak) at 0.
-            shift = torch.where(new == -torch.inf, 0, new)
-            p = scores.sub_(shift).exp_()
-            total_here = p.sum(-1, keepdim=True)
-            if (dropped := shaping.dropped(*here)) is not None:
-                p.masked_fill_(dropped, 0)
-            out_here = p @ values.flatten(2, 3)
-            if peak is None:
-                total, acc = total_here, out_here
-            else:
-                keep = torch.exp(peak - shift)
-                total, acc = total * keep + total_here, acc * keep + out_here
-            peak = new
-        assert peak is not None
-        at = step.heads[:, None], step.rows
-        out[at] = acc / torch.where(total == 0, 1, total)
-        lse[at] = (torch.where(peak == -torch.inf, 0, peak) + total.log()).squeeze(-1)
-    out, lse = operands.queries(out), operands.queries(lse)
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    lse = q.new_empty(q.shape[:-1], dtype=call.dtype)
+    for bundle, (kx, vx), (qx, out_x, lse_x) in call.bundles((k, v), (q, out, lse)):
+        keys, values = call.keys(kx, bundle, "keys"), call.keys(vx, bundle, "values")
+        for lane in bundle:
+            queries, outs, logs = (call.queries(x, lane) for x in (qx, out_x, lse_x))
+            outs.clear(0)
+            logs.clear(-torch.inf)
+            for piece in lane.plan.pieces:
+                value, log = _attend(call, lane, piece, keys, values, queries.of(piece))
+                if piece.again:
+                    value, log = _merged(value, log, outs.of(piece), logs.of(piece))
+                outs.put(piece, value)
+                logs.put(piece, log)
     if score.seed is not None:
-        out *= shaping.retained
+        out *= call.shaping.retained
     if sinks is not None:
         out *= sink_logits.share(lse, sinks).unsqueeze(-1)
-    return out.to(q.dtype), lse
+    return out, lse
+
+
+def _attend(
+    call: _Call, lane: Lane, piece: Piece, keys: Keys, values: Keys, q: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [n, queries, V] and lse [n, queries] of a piece for its queries q [n, queries, D]."""
+    if piece.tall:
+        x = (x.unsqueeze(0) for x in (q, keys.window(piece), values.window(piece)))
+        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*x, scale=call.score.scale)
+        return out[0], log[0]
+    acc = call.scratch("out", *q.shape[:2], values.x.shape[2])
+    for careful in (True,) if piece.blind else (False, True):
+        peak: torch.Tensor | None = None
+        total: torch.Tensor | None = None
+        for part in call.parts(piece, q):
+            p, _, here, where, _ = call.scores(lane, part, keys, values, q)
+            if careful:
+                top = p.amax(-1, keepdim=True)
+                new = top if peak is None else torch.maximum(peak, top)
+                # A query that has seen nothing yet has a peak of -inf; 0 in its place keeps -inf - peak at -inf.
+                shift = new.masked_fill(new == -torch.inf, 0)
+                p.sub_(shift)
+                if peak is not None and total is not None:
+                    keep = torch.exp2(peak - shift)
+                    acc *= keep
+                    total *= keep
+                peak = new
+            p.exp2_()
+            total_here = p.sum(-1, keepdim=True)
+            if where is not None:
+                call.shaping.drop(lane.five(p, part), where)
+            torch.baddbmm(acc, p, here, beta=0 if total is None else 1, out=acc)
+            total = total_here if total is None else total.add_(total_here)
+        assert total is not None, "a piece has entries"
+        if careful or _sound(total):
+            break
+    assert total is not None, "one of the two attempts was made"
+    log = total.log()
+    if peak is not None:
+        log += peak.masked_fill(peak == -torch.inf, 0).div_(LOG2_E)
+        total.masked_fill_(total == 0, 1)
+    return acc.div_(total), log.squeeze(-1)
+
+
+def _merged(
+    value: torch.Tensor, log: torch.Tensor, other: torch.Tensor, other_log: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse over two sets of keys, of which the other is seen by every query."""
+    both = torch.logaddexp(log, other_log)
+    return other.lerp(value, torch.exp(log - both).unsqueeze(-1)), both
+
+
+def _sound(total: torch.Tensor) -> bool:
+    low, high = (float(x) for x in total.aminmax())
+    return low > 2.0**-SOUND and high < 2.0**SOUND  # false for NaN
 
 
 def backward(
@@ -112,167 +139,151 @@ def backward(
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
-    if _fused(score):
-        return cpu_fused.backward(dout, dlse, q, k, v, out, lse, rows, tiles, pattern_of, block, score.scale)
-    operands = _Operands(q, k, v, block, score.scale)
-    shaping = Shaping(score, operands.batch, operands.q_heads, block)
-    masks = _Masks(tiles, block, clean=not operands.finite)
-    qb, kb, vb = operands.q, operands.k, operands.v
-    wide = qb.dtype
-    dead = lse == -torch.inf
-    # Whatever cotangents rows that see nothing get, their gradients are 0: +inf makes their exp(score - lse) 0.
-    dout, lse = dout.masked_fill(dead.unsqueeze(-1), 0), lse.masked_fill(dead, torch.inf)
-    delta = (dout.to(wide) * out.to(wide)).sum(-1)
-    if dlse is not None:
-        delta = delta - dlse.to(wide).masked_fill(dead, 0)
-    dob = operands.blocks(dout, block[0])
-    delta_b, lse_b = (operands.blocks(x.unsqueeze(-1), block[0]) for x in (delta, lse))
-    dq, dk, dv = (x.new_zeros(x.shape) for x in (qb, kb, vb))  # contiguous, whatever the layout of x
-    for steps in _walk(operands, rows, pattern_of):
-        for step in steps:
-            at = step.heads[:, None], step.rows
-            keys, values = kb[step.kv_heads[:, None, None], step.cols], vb[step.kv_heads[:, None, None], step.cols]
-            masks.clean(step, keys, values)
-            queries, grads = qb[at], dob[at]
-            here = step.heads, step.rows, step.cols
-            scores, bend = shaping.scores(_scores(queries, keys), *here, bent=True)
-            masks.hide(step, scores)
-            p = scores.sub_(lse_b[at]).exp_()
-            dp = _scores(grads, values)
-            dropped = shaping.dropped(*here)
-            if dropped is not None:
-                dp.masked_fill_(dropped, 0).mul_(shaping.retained)
-            ds = dp.sub_(delta_b[at]).mul_(p)
-            if bend is not None:
-                ds *= bend
-            if dropped is not None:
-                p.masked_fill_(dropped, 0)
-            dq[at] += ds @ keys.flatten(2, 3)
-            _add_blocks(dk, step, ds.mT @ queries)
-            _add_blocks(dv, step, p.mT @ grads)
-    # q was scaled when it was laid out in blocks: dq lacks the factor, dk has it.
-    dq *= score.scale
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score, backward=True)
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    if dlse is None:
+        dlse = lse.new_zeros(()).expand(lse.shape)
+    for bundle, (kx, vx, dk_x, dv_x), (*given, dq_x) in call.bundles((k, v, dk, dv), (q, out, lse, dout, dlse, dq)):
+        keys, values = call.keys(kx, bundle, "keys"), call.keys(vx, bundle, "values")
+        heads = bundle[0].keys
+        dkeys, dvalues = (Sums(x[heads], block[1], call.scratch, n) for x, n in ((kx, "dk"), (vx, "dv")))
+        for lane in bundle:
+            *sources, dqueries = (call.queries(x, lane) for x in (*given, dq_x))
+            dqueries.clear(0)
+            for piece in lane.plan.pieces:
+                operands = (x.of(piece) for x in sources)
+                dq_here = _differentiate(call, lane, piece, (keys, values, dkeys, dvalues), *operands)
+                (dqueries.add if piece.again else dqueries.put)(piece, dq_here)
+        dk_x[heads], dv_x[heads] = dkeys.x.mT, dvalues.x.mT
     if score.seed is not None:
-        dv *= shaping.retained
-    return operands.queries(dq).to(q.dtype), operands.keys(dk).to(k.dtype), operands.keys(dv).to(v.dtype)
+        dv *= call.shaping.retained
+    return dq, dk, dv
 
 
-def _fused(score: Score) -> bool:
-    """Whether torch's own kernel can do it."""
-    return cpu_fused.AVAILABLE and not score.featured
+def _differentiate(
+    call: _Call,
+    lane: Lane,
+    piece: Piece,
+    sides: tuple[Keys, Keys, Sums, Sums],
+    q: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    dout: torch.Tensor,
+    dlse: torch.Tensor,
+) -> torch.Tensor:
+    """The dQ [n, queries, D] of a piece; its part of dK and dV is added to them.
 
-
-class _Operands:
-    """q (scaled), k and v as [heads, blocks, block, dim], padded to whole blocks; half precision as fp32."""
-
-    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, block: tuple[int, int], scale: float) -> None:
-        self.batch, self.q_heads, self.q_len, _ = q.shape
-        self.kv_heads, self.kv_len = k.shape[1:3]
-        self.block = block
-        self.dtype = torch.promote_types(q.dtype, torch.float32)
-        self.q = self.blocks(q, block[0]) * scale
-        self.k, self.v = self.blocks(k, block[1]), self.blocks(v, block[1])
-        self.finite = bool(torch.isfinite(self.k.sum()) & torch.isfinite(self.v.sum()))
-
-    def blocks(self, x: torch.Tensor, size: int) -> torch.Tensor:
-        x = x.to(self.dtype)
-        spare = -x.shape[2] % size
-        x = F.pad(x, (0, 0, 0, spare)) if spare else x
-        return x.reshape(x.shape[0] * x.shape[1], -1, size, x.shape[3])
-
-    def queries(self, x: torch.Tensor) -> torch.Tensor:
-        """Back from [B * Hq, nQ, BQ, ...] to [B, Hq, N, ...]."""
-        return x.reshape(self.batch, self.q_heads, -1, *x.shape[3:])[:, :, : self.q_len].contiguous()
-
-    def keys(self, x: torch.Tensor) -> torch.Tensor:
-        """Back from [B * Hkv, nK, BK, ...] to [B, Hkv, M, ...]."""
-        return x.reshape(self.batch, self.kv_heads, -1, *x.shape[3:])[:, :, : self.kv_len].contiguous()
-
-
-class _Masks:
-    """What PARTIAL blocks hide: scores by their tile, and keys that no query of the block sees."""
-
-    def __init__(self, tiles: Tiles, block: tuple[int, int], clean: bool) -> None:
-        self.tiles, self.bk, self.dirty = tiles, block[1], clean
-        self.hidden = self._hidden(tiles.bits) if len(tiles.bits) <= TILES_UNPACKED else None
-
-    def _hidden(self, words: torch.Tensor) -> torch.Tensor:
-        """Words [..., W] to booleans [..., BK], true where a bit is 0."""
-        shifts = torch.arange(min(32, self.bk), dtype=torch.int32)
-        return ((words.unsqueeze(-1) >> shifts) & 1).flatten(-2) == 0
-
-    def hide(self, step: _Step, scores: torch.Tensor) -> None:
-        """-inf in scores [H, R, BQ, E * BK] where the tile of a PARTIAL entry has a 0."""
-        partial = step.tiles.shape[1]
-        if not partial:
-            return
-        hidden = self._hidden(self.tiles.bits[step.tiles]) if self.hidden is None else self.hidden[step.tiles]
-        tail = scores.unflatten(-1, (-1, self.bk))[..., -partial:, :]  # [H, R, BQ, partial, BK]
-        tail.masked_fill_(hidden.transpose(1, 2), -torch.inf)
-
-    def clean(self, step: _Step, *operands: torch.Tensor) -> None:
-        """Zero the rows of gathered keys or values that no query sees: 0 * NaN would be NaN."""
-        partial = step.tiles.shape[1]
-        if not partial or not self.dirty:
-            return
-        unseen = self._hidden(self.tiles.seen_keys[step.tiles])  # [R, partial, BK]
-        for operand in operands:
-            operand[:, :, -partial:].masked_fill_(unseen.unsqueeze(-1), 0)
-
-
-def _scores(rows: torch.Tensor, blocks: torch.Tensor) -> torch.Tensor:
-    """[H, R, BQ, D] times [H, R, E, BK, D] to [H, R, BQ, E * BK]."""
-    return rows @ blocks.flatten(2, 3).mT
-
-
-def _add_blocks(total: torch.Tensor, step: _Step, part: torch.Tensor) -> None:
-    """Add part [H, R, E * BK, D] to blocks of total [heads, nK, BK, D]; one block may be met several times."""
-    heads, blocks, size, dim = total.shape
-    index = step.kv_heads[:, None, None] * blocks + step.cols
-    total.view(heads * blocks, size, dim).index_add_(0, index.flatten(), part.reshape(-1, size, dim))
-
-
-def _walk(operands: _Operands, rows: Side, pattern_of: torch.Tensor) -> Iterator[list[_Step]]:
-    """Batches of block rows; the steps of one batch walk its entries from first to last."""
-    batch, q_heads = operands.batch, operands.q_heads
-    pattern_of = pattern_of.expand(batch, q_heads).reshape(-1)
-    area = operands.block[0] * operands.block[1]
-    for p in range(len(rows.spans)):
-        heads = (pattern_of == p).nonzero().flatten()
-        if not len(heads):
-            continue
-        kv_heads = heads // q_heads * operands.kv_heads + heads % q_heads * operands.kv_heads // q_heads
-        spans = rows.spans[p].long()
-        lengths = torch.stack(
-            [spans[:, FULL_STOP] - spans[:, FULL_START], spans[:, PARTIAL_STOP] - spans[:, PARTIAL_START]], 1
+    With P = exp2(scores) without a maximum or a sum, and w = exp(-lse) of a row, dS = P (w dP - w delta): so w goes
+    into dout and delta, which are far smaller than P. Where P could overflow, lse goes into the scores instead.
+    """
+    keys, values, dkeys, dvalues = sides
+    # The operator knows of no cotangent of lse.
+    if piece.tall and not dlse.any():
+        halves = 2 if len(q) == 1 else 1  # it shares out batches and heads among threads, not queries
+        left = [x.unflatten(1, (halves, -1)).transpose(0, 1) for x in (dout, q, out, lse)]
+        right = [x.window(piece).expand(halves, -1, -1, -1) for x in (keys, values)]
+        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            *left[:2], *right, left[2], left[3].contiguous(), 0.0, False, scale=call.score.scale
         )
-        kinds, kind_of = lengths.unique(dim=0, return_inverse=True)
-        for kind, (full, partial) in enumerate(kinds.tolist()):
-            entries = full + partial
-            if not entries:
-                continue
-            group = (kind_of == kind).nonzero().flatten()
-            at_once = max(1, SCORES_AT_ONCE // (area * entries))  # rows, over all heads
-            for some_heads, some_kv_heads in zip(heads.split(at_once), kv_heads.split(at_once), strict=True):
-                for some in group.split(max(1, at_once // len(some_heads))):
-                    yield list(_steps(rows, some_heads, some_kv_heads, some, spans[some], full, partial, area))
+        dkeys.take(piece, dk.sum(0))
+        dvalues.take(piece, dv.sum(0))
+        whole: torch.Tensor = dq.transpose(0, 1).flatten(1, 2)
+        return whole
+    delta = (dout * out).sum(-1, keepdim=True).sub_(dlse.unsqueeze(-1))
+    log = lse.unsqueeze(-1) * LOG2_E
+    careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
+    if careful:
+        # Whatever cotangents queries that see nothing get, their gradients are 0: P becomes exp2(-inf - inf).
+        dead = log == -torch.inf
+        log, dout, delta = log.masked_fill(dead, torch.inf), dout.masked_fill(dead, 0), delta.masked_fill(dead, 0)
+    else:
+        weight = torch.exp2(-log)
+        dout, delta = dout * weight, delta * weight
+    acc = call.scratch("dq", *q.shape)
+    first = True
+    for part in call.parts(piece, q):
+        p, keys_here, values_here, where, bend = call.scores(lane, part, keys, values, q, bent=True)
+        if careful:
+            p.sub_(log)
+        p.exp2_()
+        dp = call.scratch("dp", *p.shape)
+        torch.baddbmm(dp, dout, values_here.mT, beta=0, out=dp)
+        dropped = None if where is None else call.shaping.dropped(lane.five(p, part), where)
+        if dropped is not None:
+            lane.five(dp, part).masked_fill_(dropped, 0).mul_(call.shaping.retained)
+        # 2 P (dP - delta) in one pass over memory; there is no operator of a plainer name for it.
+        torch.ops.aten.mse_loss_backward.grad_input(p, dp, delta, 0, grad_input=dp)
+        if bend is not None:
+            lane.five(dp, part).mul_(bend)
+        if dropped is not None:
+            lane.five(p, part).masked_fill_(dropped, 0)
+        half = call.score.scale / 2
+        torch.baddbmm(acc, dp, keys_here, beta=0 if first else 1, alpha=half, out=acc)
+        dkeys.add(part, q, dp, half)
+        dvalues.add(part, dout, p)
+        first = False
+    return acc
 
 
-def _steps(
-    rows: Side,
-    heads: torch.Tensor,
-    kv_heads: torch.Tensor,
-    group: torch.Tensor,
-    spans: torch.Tensor,
-    full: int,
-    partial: int,
-    area: int,
-) -> Iterator[_Step]:
-    masked = spans[:, PARTIAL_START, None] + torch.arange(partial)
-    cols = torch.cat([rows.full[spans[:, FULL_START, None] + torch.arange(full)], rows.partial[masked]], 1).long()
-    tiles = rows.tile[masked].long()
-    stride = max(1, SCORES_AT_ONCE // area)
-    for first in range(0, full + partial, stride):
-        last = first + stride
-        part = tiles[:, max(0, first - full) : max(0, last - full)]
-        yield _Step(heads, kv_heads, group, cols[:, first:last], part)
+class _Call:
+    """What all pieces of a call share."""
+
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+        block: tuple[int, int], score: Score, backward: bool = False,
+    ) -> None:  # fmt: skip
+        self.rows, self.tiles, self.block, self.score = rows, tiles, block, score
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        self.lengths = q.shape[2], k.shape[2]
+        self.group = q.shape[1] // k.shape[1]
+        self.patterns = pattern_of.expand(q.shape[:2]).numpy().reshape(*k.shape[:2], self.group)
+        # What a bundle may have to copy of K and V, and has to hold of their gradients, for a head.
+        copied = 0 if k.is_contiguous() and v.is_contiguous() else k.itemsize
+        self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + backward * self.dtype.itemsize)
+        self.scratch = Scratch(self.dtype)
+        plain = not score.featured and q.dtype == torch.float32 and q.shape[3] == v.shape[3]
+        self.tall = FLASH and plain
+        self.masks = Masks(tiles, block, self.dtype, (k, v))
+        self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
+
+    def bundles(
+        self, keys: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]
+    ) -> Iterator[tuple[list[Lane], list[torch.Tensor], list[torch.Tensor]]]:
+        """Lanes with tensors like k as [heads, M, ...], like q as [heads, G, N, ...]; a sample each, or all as one."""
+        patterns, samples = self.patterns, len(self.patterns)
+        queries = [x.unflatten(1, (-1, self.group)) for x in queries]
+        if samples == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in (*keys, *queries)):
+            keys, queries = ([x.flatten(0, 1).unsqueeze(0) for x in some] for some in (keys, queries))
+            patterns = patterns.reshape(1, -1, self.group)
+        for sample, mine in enumerate(patterns):
+            first = sample * mine.size
+            lanes = bundles(mine, first, self.rows, self.tiles, self.block, self.lengths, self.bytes_a_head, self.tall)
+            for bundle in lanes:
+                yield bundle, [x[sample] for x in keys], [x[sample] for x in queries]
+
+    def keys(self, x: torch.Tensor, bundle: list[Lane], name: str) -> Keys:
+        return Keys(x[bundle[0].keys], bundle, self.block[1], self.scratch, name)
+
+    def queries(self, x: torch.Tensor, lane: Lane) -> Queries:
+        return Queries(x, lane, self.block[0], self.dtype)
+
+    def parts(self, piece: Piece, q: torch.Tensor) -> Iterator[Piece]:
+        return piece.parts(max(1, cpu_plan.SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * self.block[1])))
+
+    def scores(
+        self, lane: Lane, part: Piece, keys: Keys, values: Keys, q: torch.Tensor, bent: bool = False
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Where | None, torch.Tensor | None]:
+        """Masked scores [n, queries, L] in base 2, the keys and values [n, L, D] they are of, where, and their bend."""
+        dirty = self.masks.dirty and bool(part.masked)
+        k, v = keys.of(part, copy=dirty), values.of(part, copy=dirty)
+        if dirty:
+            self.masks.clean(part, k, v)
+        scores = self.scratch("scores", *q.shape[:2], k.shape[1])
+        torch.baddbmm(scores, q, k.mT, beta=0, alpha=self.shaping.factor, out=scores)
+        five = lane.five(scores, part)
+        where, bend = None, None
+        if self.score.featured:
+            where = Where(lane.heads, torch.from_numpy(part.rows), part.blocks())
+            bend = self.shaping.scores(five, where, bent)
+        self.masks.hide(five, part)
+        return scores, k, v, where, bend

@@ -98,7 +98,7 @@ def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> d
             left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
             del contenders[name]
             continue
-        with _peak_mb(case.device) as peak:
+        with peak_mb(case.device) as peak:
             contender.call()
         contender.peak_mb = peak()
     for run in range(case.runs):
@@ -192,7 +192,7 @@ def _seconds(call: Call, device: str) -> float:
 
 
 @contextmanager
-def _peak_mb(device: str) -> Iterator[Callable[[], float | None]]:
+def peak_mb(device: str) -> Iterator[Callable[[], float | None]]:
     """How far memory grew at most while the block ran, in MB; None where the system does not tell."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
