@@ -188,7 +188,7 @@ def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left
     found.logits.sum().backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if "dense" not in name}
     model.zero_grad()
-    sum(model(image[None]).logits.sum() for image in picture).backward()  # type: ignore[union-attr]
+    sum(model(image[None]).logits.sum() for image in picture).backward()
     for name, p in model.named_parameters():
         if "dense" not in name:
             torch.testing.assert_close(p.grad, gradients[name], atol=1e-4, rtol=1e-3)
