@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseflash.kernels.layout import Side, Tiles
 
@@ -57,8 +58,21 @@ def pack(header: Header, arrays: Sequence[NDArray[Any]], device: torch.device) -
     return torch.from_numpy(buffer).to(device), tuple(map(_shown, numbers))
 
 
+# What was found in a buffer, by which layout: backends may keep what they plan beside the tensors of a table.
+_unpacked = WeakTensorKeyDictionary()
+
+
 def unpack(buffer: torch.Tensor, layout: Sequence[int]) -> tuple[Header, Contents]:
-    """What :func:`pack` put in, as views of the buffer."""
+    """What :func:`pack` put in, as views of the buffer: the same tensors at each call, as long as the buffer lives."""
+    key = tuple(layout)
+    known = _unpacked.get(buffer)
+    if known is None or known[0] != key:
+        # Detached, the buffer is not what the views refer to: they must not keep it alive.
+        known = _unpacked[buffer] = key, *_unpack(buffer.detach(), key)
+    return known[1], known[2]
+
+
+def _unpack(buffer: torch.Tensor, layout: Sequence[int]) -> tuple[Header, Contents]:
     numbers = [_meant(int(n)) for n in layout]
     fields = len(Header._fields)
     rest = iter(numbers[fields:])

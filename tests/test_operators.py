@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -167,6 +169,11 @@ def test_a_packed_table_is_unpacked_again(parts: list[NDArray[np.int32]]) -> Non
     for part, tensor in zip(parts, contents.flat, strict=True):
         np.testing.assert_array_equal(tensor.numpy(), part)
         assert tensor.storage_offset() % 32 == 0
+    assert unpack(buffer, list(layout))[1] is contents
+    alive = weakref.ref(buffer)
+    del buffer, contents, tensor
+    gc.collect()
+    assert alive() is None
 
 
 def test_second_derivatives_are_refused() -> None:
