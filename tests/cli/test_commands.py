@@ -209,7 +209,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     run = tmp_path / "run"
     start = ["train", "path256", "--preset", "path256-cpu", "--out", run, "--layers", 1, "--batch", 2]
     start += ["--data", "fresh", "--pattern", "neighborhood({shape}, 16, {order})"]
-    first = invoke(*start, "--minutes", 0.001, "--pictures", "--device", "cpu")
+    first = invoke(*start, "--minutes", 1e-9, "--pictures", "--device", "cpu")
     assert first.exit_code == 0, first.output
     assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr

@@ -51,7 +51,7 @@ def test_a_run_goes_on_by_the_same_line_and_is_scored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(record, "RESULTS", tmp_path / "results")
-    line = ["run", "demo", "--minutes", "0.001", "--out", str(tmp_path / "run"), "--device", "cpu"]
+    line = ["run", "demo", "--minutes", "1e-9", "--out", str(tmp_path / "run"), "--device", "cpu"]
     for steps, more in ((1, []), (2, ["--test", "4"])):
         path256.main([*line, *more])
         (file,) = (tmp_path / "results").glob("*/*-path256-run-demo.json")

@@ -116,7 +116,7 @@ def test_without_steps_training_ends_with_the_schedule_of_the_last_stage(tmp_pat
 
 
 def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
-    stopped = train(SMALL, tmp_path / "parts", minutes=0.001, line=quiet)
+    stopped = train(SMALL, tmp_path / "parts", minutes=1e-9, line=quiet)
     assert stopped.out_of_time
     assert not stopped.interrupted
     assert stopped.step == 1
