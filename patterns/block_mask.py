@@ -196,6 +196,22 @@ class BlockMask:
 
         return from_scipy(letters, seq_len, block, tiles, q_offset)
 
+    def check(self) -> None:
+        """Look, slowly and independently of the compiler, whether the mask keeps everything that it promises.
+
+        With the environment variable ``SPARSEFLASH_DEBUG=1`` every mask is checked before a table is made of it.
+
+        Raises:
+            ValueError: the first broken promise.
+
+        Example:
+            >>> from sparseflash import patterns as P
+            >>> P.bigbird().compile(4096).check()
+        """
+        from sparseflash.patterns.checking import check
+
+        check(self)
+
     def plot(
         self,
         path: str | PathLike[str],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper, lru_cache
@@ -104,6 +105,26 @@ class LookupTable:
             indices, counts, shape=shape, block=block, q_offset=q_offset, q_heads=q_heads, causal=causal
         )
 
+    def check(self, mask: BlockMask | None = None) -> None:
+        """Look, slowly and entry by entry, whether the table is what kernels take for granted, and what the mask says.
+
+        With the environment variable ``SPARSEFLASH_DEBUG=1`` every table that :func:`lookup` makes is checked.
+
+        Args:
+            mask: what the table was made from, if it is at hand.
+
+        Raises:
+            ValueError: the first thing that is wrong.
+
+        Example:
+            >>> import sparseflash as sf
+            >>> mask = sf.patterns.longformer(64).compile(2048)
+            >>> sf.lookup(mask).check(mask)
+        """
+        from sparseflash.table_check import check_table
+
+        check_table(self, mask)
+
     def check_fits(self, q: torch.Tensor, k: torch.Tensor) -> None:
         """Raise ValueError unless the table serves q [B, Hq, N, D] and k [B, Hkv, M, D]."""
         lengths = q.shape[2], k.shape[2]
@@ -190,7 +211,11 @@ def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
         mask.pattern_of,
     ]
     buffer, layout = pack(Header(*mask.shape, *mask.block, mask.q_offset), arrays, device)
-    return LookupTable.unpacked(buffer, layout)
+    table = LookupTable.unpacked(buffer, layout)
+    if os.environ.get("SPARSEFLASH_DEBUG") == "1":
+        mask.check()
+        table.check(mask)
+    return table
 
 
 def tile_arrays(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32]]:

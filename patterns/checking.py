@@ -1,0 +1,108 @@
+"""An independent, slow check of what a compiled mask promises, written from the promises and not from the compiler."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.runs import FIRST_TILE, FULL
+from sparseflash.patterns.tiles import unpack, words_per_row
+
+
+def check(mask: BlockMask) -> None:
+    """Raise ValueError that names the first promise which the mask breaks.
+
+    Time and memory are in proportion to runs and tiles.
+    """
+    _check_arrays(mask)
+    _check_runs(mask)
+    _check_tiles(mask)
+    _check_numbering(mask)
+
+
+def _demand(holds: bool | np.bool_, promise: str) -> None:
+    if not holds:
+        raise ValueError(f"the mask is damaged: {promise}")
+
+
+def _check_arrays(mask: BlockMask) -> None:
+    runs, (bq, bk) = mask.runs, mask.block
+    for name, array, dtype, shape in (
+        ("start", runs.start, np.int64, (len(runs),)),
+        ("stop", runs.stop, np.int64, (len(runs),)),
+        ("letter", runs.letter, np.int32, (len(runs),)),
+        ("tiles", mask.tiles, np.uint32, (len(mask.tiles), bq, words_per_row(bk))),
+        ("pattern_of", mask.pattern_of, np.int32, mask.pattern_of.shape[:2]),
+    ):
+        _demand(array.dtype == dtype, f"{name} is {np.dtype(dtype)}, not {array.dtype}")
+        _demand(array.shape == shape, f"{name} has shape {shape}, not {array.shape}")
+        _demand(not array.flags.writeable, f"{name} is read-only")
+    _demand(mask.pattern_of.size > 0, "there is at least one pattern")
+    _demand(runs.shape == (mask.patterns * mask.grid.rows, mask.grid.cols), f"runs lie in {runs.shape}")
+
+
+def _check_runs(mask: BlockMask) -> None:
+    previous_stop, previous_letter = 0, 0
+    rows, cols = mask.runs.shape
+    for start, stop, letter in zip(
+        *(x.tolist() for x in (mask.runs.start, mask.runs.stop, mask.runs.letter)), strict=True
+    ):
+        where = f"the run at block row {start // cols}, column {start % cols}"
+        _demand(0 <= start < stop <= rows * cols, f"{where} lies in the matrix and is not empty")
+        _demand(start // cols == (stop - 1) // cols, f"{where} stays in its row")
+        _demand(start >= previous_stop, f"{where} begins where the one before has ended")
+        joined = start == previous_stop and start % cols != 0 and letter == previous_letter
+        _demand(not joined, f"{where} is not the continuation of the one before")
+        _demand(FULL <= letter < FIRST_TILE + len(mask.tiles), f"{where} has a letter with a tile, not {letter}")
+        previous_stop, previous_letter = stop, letter
+
+
+def _check_tiles(mask: BlockMask) -> None:
+    grid, (bq, bk) = mask.grid, mask.block
+    seen = set()
+    spare = words_per_row(bk) * 32 - bk
+    for number, words in enumerate(mask.tiles):
+        bits = unpack(words, bk)
+        _demand(bits.any(), f"tile {number} is not empty")
+        _demand(not bits.all(), f"tile {number} is not full")
+        _demand(not spare or not (words[:, -1] >> np.uint32(32 - spare)).any(), f"tile {number} ends with its block")
+        content = words.tobytes()
+        _demand(content not in seen, f"tile {number} stands there once")
+        seen.add(content)
+    # Where the last block row or column is cut short, no bit may lie outside: a FULL block would.
+    q_left, k_left = grid.q_len - (grid.rows - 1) * bq, grid.kv_len - (grid.cols - 1) * bk
+    rows, cols = mask.runs.row % grid.rows, mask.runs.stop - mask.runs.row * grid.cols
+    for ragged, last, inside, what in (
+        (q_left < bq, rows == grid.rows - 1, np.s_[:, q_left:, :], "rows"),
+        (k_left < bk, cols == grid.cols, np.s_[:, :, k_left:], "columns"),
+    ):
+        if ragged:
+            letters = np.unique(mask.runs.letter[last])
+            _demand(FULL not in letters, f"no FULL block lies in the ragged last block {what}")
+            _demand(not unpack(mask.tiles[letters - FIRST_TILE], bk)[inside].any(), f"no bit lies past the last {what}")
+
+
+def _check_numbering(mask: BlockMask) -> None:
+    letters = mask.runs.letter[mask.runs.letter >= FIRST_TILE]
+    first = np.unique(letters, return_index=True)[1]
+    _demand(first.size == len(mask.tiles), "every tile is used")
+    _demand((np.diff(first) > 0).all(), "tiles are numbered in the order in which they are met")
+    patterns = mask.pattern_of.ravel()
+    found, first = np.unique(patterns, return_index=True)
+    _demand(np.array_equal(found, np.arange(found.size)), "patterns are numbered from 0 without gaps")
+    _demand((np.diff(first) > 0).all(), "patterns are numbered in the order in which they are met")
+    bounds = np.searchsorted(mask.runs.row, np.arange(mask.patterns + 1) * mask.grid.rows)
+    contents = set()
+    for p in range(mask.patterns):
+        part, base = slice(bounds[p], bounds[p + 1]), p * mask.grid.rows * mask.grid.cols
+        runs = mask.runs
+        contents.add(
+            (
+                *(runs.start[part] - base).tolist(),
+                -1,
+                *(runs.stop[part] - base).tolist(),
+                -1,
+                *runs.letter[part].tolist(),
+            )
+        )
+    _demand(len(contents) == mask.patterns, "patterns are distinct")

@@ -1,0 +1,126 @@
+"""An independent, slow check of what kernels take for granted in a table, written from the words of the layout."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sparseflash.kernels.layout import Side
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.tables import READ_AHEAD, LookupTable
+
+Entries = dict[tuple[int, int, int], int]  # (pattern, line, block on the other side) -> tile, -1 for FULL
+
+
+def check_table(table: LookupTable, mask: BlockMask | None = None) -> None:
+    """Raise ValueError that names the first thing in the table that a kernel could stumble over.
+
+    Args:
+        table: on any device; it is copied to the host, and looked at entry by entry.
+        mask: what the table was made from; then its entries must be those of the mask.
+    """
+    (bq, bk), (q_len, kv_len) = table.block, table.shape
+    rows, cols = -(-q_len // bq), -(-kv_len // bk)
+    bits, seen, pattern_of = (_ints(x, "tiles") for x in (*table.tiles, table.pattern_of))
+    _demand(pattern_of.ndim == 2 and pattern_of.size > 0, "pattern_of is [samples, heads]")
+    patterns = table.rows.spans.shape[0]
+    _demand(pattern_of.min() >= 0 and pattern_of.max() < patterns, f"pattern_of names patterns below {patterns}")
+    _demand(bits.shape[1:] == (bq, -(-bk // 32)), f"tiles are {bq} rows of {-(-bk // 32)} words, not {bits.shape}")
+    _demand(np.array_equal(seen, np.bitwise_or.reduce(bits, axis=1)), "seen_keys is the OR over each tile's rows")
+    by_row = _entries(table.rows, "row", patterns, rows, cols, len(bits))
+    by_column = _entries(table.columns, "column", patterns, cols, rows, len(bits))
+    turned = {(p, row, col): tile for (p, col, row), tile in by_column.items()}
+    for at in by_row.keys() ^ turned.keys():
+        raise ValueError(f"the table is damaged: block {at} (pattern, row, column) is on one side only")
+    for at, tile in by_row.items():
+        _demand(turned[at] == tile, f"block {at} (pattern, row, column) has one tile on both sides")
+    if mask is not None:
+        _check_against(by_row, table, mask)
+
+
+def _demand(holds: bool | np.bool_, promise: str) -> None:
+    if not holds:
+        raise ValueError(f"the table is damaged: {promise}")
+
+
+def _ints(tensor: torch.Tensor, name: str) -> NDArray[np.int32]:
+    _demand(tensor.dtype == torch.int32, f"{name} is int32, not {tensor.dtype}")
+    _demand(tensor.is_contiguous(), f"{name} is contiguous")
+    array: NDArray[np.int32] = tensor.cpu().numpy()
+    return array
+
+
+def _entries(side: Side, name: str, patterns: int, lines: int, others: int, tiles: int) -> Entries:
+    """The blocks that a side lists, after a look at everything in it."""
+    spans, full, partial, tile, order, work, merges = (
+        _ints(x, f"{f} of the {name}s") for f, x in zip(side._fields, side, strict=True)
+    )
+    _demand(spans.shape == (patterns, lines, 4), f"spans of the {name}s is {(patterns, lines, 4)}, not {spans.shape}")
+    _demand(order.shape == (patterns, lines), f"order of the {name}s is {(patterns, lines)}, not {order.shape}")
+    _demand(partial.shape == tile.shape, f"every PARTIAL entry of the {name}s has a tile")
+    for what, limit, array in (("full", others, full), ("partial", others, partial), ("tile", tiles, tile)):
+        inside = (array >= 0) & (array < limit)
+        _demand(inside.all(), f"{what} of the {name}s names {limit} at most, not {array[~inside][:1]}")
+    found: Entries = {}
+    for p in range(patterns):
+        for line, (a, b, c, d) in enumerate(spans[p].tolist()):
+            where = f"{name} {line} of pattern {p}"
+            _demand(0 <= a <= b <= full.size - READ_AHEAD, f"FULL entries of {where} lie in the list")
+            _demand(0 <= c <= d <= partial.size - READ_AHEAD, f"PARTIAL entries of {where} lie in the list")
+            for blocks in (full[a:b], partial[c:d]):
+                _demand((np.diff(blocks) > 0).all(), f"{where} lists its blocks in ascending order, each once")
+            here = dict.fromkeys(full[a:b].tolist(), -1) | dict(
+                zip(partial[c:d].tolist(), tile[c:d].tolist(), strict=True)
+            )
+            _demand(len(here) == b - a + d - c, f"{where} lists no block as both FULL and PARTIAL")
+            found |= {(p, line, block): t for block, t in here.items()}
+        weight = spans[p, :, 1] - spans[p, :, 0] + spans[p, :, 3] - spans[p, :, 2]
+        _demand(np.array_equal(np.sort(order[p]), np.arange(lines)), f"order of pattern {p} names every {name} once")
+        _demand((np.diff(weight[order[p]]) <= 0).all(), f"order of pattern {p} has heavy {name}s first")
+        if work.shape[1]:
+            _check_work(work[p], merges[p], spans[p], f"{name}s of pattern {p}")
+    return found
+
+
+def _check_work(work: NDArray[np.int32], merges: NDArray[np.int32], spans: NDArray[np.int32], where: str) -> None:
+    """Pieces of a line follow each other without gap or overlap, and merges name those of one line."""
+    pieces: dict[int, list[list[int]]] = {}
+    for item in work[work[:, 0] >= 0].tolist():
+        pieces.setdefault(item[0], []).append(item[1:])
+    _demand(sorted(pieces) == list(range(len(spans))), f"work items of the {where} cover every line")
+    named = {line: (first, past) for line, first, past in merges[merges[:, 0] >= 0].tolist()}
+    slots: list[int] = []
+    for line, parts in pieces.items():
+        parts.sort(key=lambda part: part[4])
+        here = [part[4] for part in parts]
+        slots += [slot for slot in here if slot >= 0]
+        if line in named:
+            _demand(here == list(range(*named[line])), f"line {line} of the {where} is merged from its slots")
+        else:
+            _demand(here == [-1], f"line {line} of the {where}, not merged, is one piece")
+        for kind in (0, 2):
+            ends = [
+                spans[line, kind],
+                *(x for part in parts for x in part[kind : kind + 2] if part[kind] < part[kind + 1]),
+                spans[line, kind + 1],
+            ]
+            paired = np.array(ends).reshape(-1, 2)
+            _demand((paired[:, 0] == paired[:, 1]).all(), f"pieces of line {line} of the {where} follow each other")
+    _demand(len(set(slots)) == len(slots), f"slots of the {where} are used once")
+
+
+def _check_against(found: Entries, table: LookupTable, mask: BlockMask) -> None:
+    _demand(table.shape == mask.shape and table.block == mask.block, "the table has the mask's lengths and block")
+    _demand(table.q_offset == mask.q_offset, "the table has the mask's offset")
+    _demand(np.array_equal(table.pattern_of.cpu().numpy(), mask.pattern_of), "heads have the mask's patterns")
+    rows, cols, letters = mask.runs.blocks()
+    n = mask.grid_shape[0]
+    stored = {
+        (row // n, row % n, col): letter - 2
+        for row, col, letter in zip(rows.tolist(), cols.tolist(), letters.tolist(), strict=True)
+    }
+    _demand(found == stored, "the table lists the mask's blocks and tiles")
+    if len(mask.tiles):
+        bits = table.tiles.bits.cpu().numpy().view(np.uint32)
+        _demand(np.array_equal(bits, mask.tiles), "the table has the mask's tiles")

@@ -1,0 +1,102 @@
+"""The checkers of masks and tables: they pass what is built, and notice whatever is changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+import sparseflash as sf
+from sparseflash import patterns as P
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.patterns.runs import frozen
+from tests.strategies import Shape, expressions, per_head, shapes
+
+HEAVY = (P.local(40) | P.global_tokens(3)).compile(2000, block=16)  # some lines come in pieces
+ANY = P.per_head(P.causal() & P.local(70), P.butterfly(unit=32)).compile(500, block=32)
+
+
+@given(expressions() | per_head(2), shapes(300))
+def test_what_is_compiled_passes(pattern: P.Pattern, shape: Shape) -> None:
+    mask = shape.compile(pattern)
+    mask.check()
+    sf.lookup(mask).check(mask)
+
+
+@pytest.mark.parametrize("mask", [HEAVY, ANY], ids=["pieces", "heads"])
+def test_lines_in_pieces_and_heads_pass(mask: P.BlockMask) -> None:
+    mask.check()
+    sf.lookup(mask).check(mask)
+
+
+@given(st.integers(1, 400), st.integers(1, 5), st.booleans(), st.integers(0, 1 << 16))
+def test_routed_tables_pass(tokens: int, k: int, causal: bool, seed: int) -> None:
+    blocks = -(-tokens // 32)
+    generator = torch.Generator().manual_seed(seed)
+    indices = torch.randint(-1, blocks + 1, (1, 2, blocks, k), generator=generator)
+    sf.LookupTable.from_indices(indices, shape=tokens, block=32, causal=causal).check()
+
+
+@pytest.mark.parametrize("field", ["start", "stop", "letter", "tiles", "pattern_of"])
+@given(data=st.data())
+def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
+    holder = ANY.runs if field in ("start", "stop", "letter") else ANY
+    array = getattr(holder, field).copy()
+    at = data.draw(st.integers(0, array.size - 1))
+    # A letter or a bit may be changed into another mask, which is as good as the first: take what cannot be.
+    if field == "tiles":
+        array.reshape(len(array), -1)[at % len(array)] = data.draw(st.sampled_from([0, 0xFFFFFFFF]))
+    elif field == "letter":
+        array[at] = data.draw(st.sampled_from([-1, 0, 2 + len(ANY.tiles), 1 << 20]))
+    elif field == "pattern_of":
+        array.flat[at] = data.draw(st.sampled_from([-1, 2, 7]))
+    else:
+        array[at] += data.draw(st.sampled_from([-1, 1])) * (1 << 20)
+    with pytest.raises(ValueError, match="the mask is damaged"):
+        _with(ANY, field, array).check()
+
+
+def _with(mask: P.BlockMask, field: str, array: NDArray[Any]) -> P.BlockMask:
+    changed: dict[str, Any] = {field: frozen(array)}
+    if field in ("start", "stop", "letter"):
+        changed = {"runs": replace(mask.runs, **changed)}
+    return replace(mask, **changed)
+
+
+@pytest.mark.parametrize("side", ["rows", "columns", "tiles"])
+@given(data=st.data())
+def test_a_changed_table_is_noticed(side: str, data: st.DataObject) -> None:
+    mask = data.draw(st.sampled_from([HEAVY, ANY]))
+    table = sf.lookup(mask)
+    held: Side | Tiles = getattr(table, side)
+    field = data.draw(st.sampled_from(held._fields))
+    tensor = getattr(held, field).clone()
+    at = data.draw(st.integers(0, tensor.numel() - 1)) if tensor.numel() else 0
+    assume(tensor.numel() and (isinstance(held, Tiles) or _used(held, field, at)))
+    tensor.view(-1)[at] += data.draw(st.sampled_from([-1, 1]) | st.integers(-(1 << 30), 1 << 30).filter(bool))
+    changed = replace(table, **{side: held._replace(**{field: tensor})})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the table is damaged"):
+        changed.check(mask)
+
+
+def _used(side: Side, field: str, at: int) -> bool:
+    """Whether some line lists the entry: others are read ahead at most, and any block will do there."""
+    if field not in ("full", "partial", "tile"):
+        return True
+    start, stop = side.spans[..., :2].unbind(-1) if field == "full" else side.spans[..., 2:].unbind(-1)
+    return bool(((start <= at) & (at < stop)).any())
+
+
+def test_every_table_is_checked_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPARSEFLASH_DEBUG", "1")
+    good = P.local(3).compile(90, block=16)
+    sf.lookup(good)
+    bad = replace(good, runs=good.runs.mapped(np.array([0, 1, 99, 3, 4, 5, 6, 7], np.int32)))
+    with pytest.raises(ValueError, match="the mask is damaged"):
+        sf.lookup(bad)
