@@ -100,13 +100,13 @@ def _check_work(work: NDArray[np.int32], merges: NDArray[np.int32], spans: NDArr
         else:
             _demand(here == [-1], f"line {line} of the {where}, not merged, is one piece")
         for kind in (0, 2):
-            ends = [
-                spans[line, kind],
-                *(x for part in parts for x in part[kind : kind + 2] if part[kind] < part[kind + 1]),
-                spans[line, kind + 1],
-            ]
+            spots = [part[kind + end] for part in parts for end in (0, 1)]
+            ends = [spans[line, kind], *spots, spans[line, kind + 1]]
             paired = np.array(ends).reshape(-1, 2)
             _demand((paired[:, 0] == paired[:, 1]).all(), f"pieces of line {line} of the {where} follow each other")
+    there = work[work[:, 0] >= 0]
+    sizes = there[:, 2] - there[:, 1] + there[:, 4] - there[:, 3]
+    _demand((np.diff(sizes) <= 0).all(), f"work items of the {where} have heavy ones first")
     _demand(len(set(slots)) == len(slots), f"slots of the {where} are used once")
 
 
