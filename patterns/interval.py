@@ -46,7 +46,8 @@ class Interval(Pattern):
         below = pack(np.tri(grid.bk + 1, grid.bk, -1, dtype=bool))
         first = grid.k_start(cols)[:, None]
         low, stop = np.clip(low - first, 0, grid.bk), np.clip(stop - first, 0, grid.bk)
-        words: Words = below[stop] & ~below[low]
+        words: Words = below.take(stop, axis=0)
+        words &= (~below).take(low, axis=0)
         return words
 
 
