@@ -6,7 +6,8 @@ buffer it sees one length; what lies where is told by numbers that it passes on 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -51,8 +52,9 @@ class Header(NamedTuple):
 def pack(header: Header, arrays: Sequence[NDArray[Any]], device: torch.device) -> tuple[torch.Tensor, tuple[int, ...]]:
     """The buffer, int32 on the device, and the layout that :func:`unpack` reads it by."""
     shapes = [array.shape for array in arrays]
-    buffer = np.zeros(_places(shapes)[-1], np.int32)
-    for array, (begin, end) in zip(arrays, _spans(shapes), strict=True):
+    places = _places(shapes)
+    buffer = np.zeros(places[-1][1], np.int32)
+    for array, (begin, end) in zip(arrays, places, strict=True):
         buffer[begin:end].reshape(array.shape)[...] = array
     numbers = *header, *(size for shape in shapes for size in (len(shape), *shape))
     return torch.from_numpy(buffer).to(device), tuple(map(_shown, numbers))
@@ -77,19 +79,18 @@ def _unpack(buffer: torch.Tensor, layout: Sequence[int]) -> tuple[Header, Conten
     fields = len(Header._fields)
     rest = iter(numbers[fields:])
     shapes = [tuple(next(rest) for _ in range(dims)) for dims in rest]
-    views = [buffer[begin:end].view(shape) for shape, (begin, end) in zip(shapes, _spans(shapes), strict=True)]
+    views = [buffer[begin:end].view(shape) for shape, (begin, end) in zip(shapes, _places(shapes), strict=True)]
     return Header(*numbers[:fields]), Contents.of(views)
 
 
-def _places(shapes: Sequence[tuple[int, ...]]) -> list[int]:
-    """Where each tensor begins in the buffer, and where the buffer ends."""
-    sizes = [-(-int(np.prod(shape)) // ALIGNED) * ALIGNED for shape in shapes]
-    return [0, *np.cumsum(sizes).tolist()]
-
-
-def _spans(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[int, int]]:
-    for shape, begin in zip(shapes, _places(shapes), strict=False):
-        yield begin, begin + int(np.prod(shape))
+def _places(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
+    """Where each tensor begins and ends in the buffer."""
+    places, end = [], 0
+    for shape in shapes:
+        begin = -(-end // ALIGNED) * ALIGNED
+        end = begin + prod(shape)
+        places.append((begin, end))
+    return places
 
 
 def _shown(number: int) -> int:
