@@ -214,6 +214,7 @@ class Masks:
         self, tiles: Tiles, block: tuple[int, int], dtype: torch.dtype, operands: Sequence[torch.Tensor]
     ) -> None:
         self.tiles, self.block, self.dtype = tiles, block, dtype
+        self.eight = _hidden(torch.arange(256, dtype=torch.uint8), dtype)
         self.dirty = not all(bool(torch.isfinite(x.sum())) for x in operands)
         held = len(tiles.bits) * block[0] * block[1] * dtype.itemsize <= TILES_HELD
         self.held = self._unpacked(tiles.bits) if held else None
@@ -242,7 +243,7 @@ class Masks:
     def clean(self, piece: Piece, *operands: torch.Tensor) -> None:
         """Zero the keys of operands [n, L, D] that no query sees: 0 * NaN would be NaN."""
         for some in piece.masked:
-            unseen = self._hidden(self.tiles.seen_keys[some.tiles]).flatten(1)  # [R, n * BK]
+            unseen = (self._unpacked(self.tiles.seen_keys[some.tiles]) != 0).flatten(1)  # [R, n * BK]
             for operand in operands:
                 tail = operand.unflatten(0, (-1, len(unseen)))[:, :, some.first * self.block[1] :][
                     :, :, : unseen.shape[1]
@@ -251,10 +252,12 @@ class Masks:
 
     def _unpacked(self, words: torch.Tensor) -> torch.Tensor:
         """Words [..., W] to [..., BK]: 0 where a bit is 1, -inf where it is 0."""
-        hidden = self._hidden(words)
-        return torch.zeros(hidden.shape, dtype=self.dtype).masked_fill_(hidden, -torch.inf)
+        # A table look-up for every eight bits is a tenth of the time of shifting them apart.
+        eights = words.view(torch.uint8)[..., : self.block[1] // 8]
+        return self.eight.index_select(0, eights.flatten().int()).view(*words.shape[:-1], -1)
 
-    def _hidden(self, words: torch.Tensor) -> torch.Tensor:
-        """Words [..., W] to booleans [..., BK], true where a bit is 0."""
-        shifts = torch.arange(min(32, self.block[1]), dtype=torch.int32)
-        return ((words.unsqueeze(-1) >> shifts) & 1).flatten(-2) == 0
+
+def _hidden(numbers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Numbers [n] to [n, 8]: 0 where their bit is 1, -inf where it is 0; the least bit first."""
+    bits = (numbers.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8)) & 1
+    return torch.zeros(bits.shape, dtype=dtype).masked_fill_(bits == 0, -torch.inf)
