@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parent / "results"
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+KERNELS = ROOT / "kernels"
 PACKAGES = ("torch", "triton", "numpy", "scipy")
 
 
@@ -37,10 +42,13 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write(part: str, rows: list[dict[str, Any]], **more: Any) -> Path:
-    """One JSON file: results/<device>/<date>-<part>.json, written whole or not at all."""
+Row = dict[str, Any]
+
+
+def write(part: str, rows: list[Row], path: Path | None = None, **more: Any) -> Path:
+    """One JSON file: results/<device>/<date>-<part>.json or another, written whole or not at all."""
     where = provenance()
-    path = result_path(part, where)
+    path = path or result_path(part, where)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps({"part": part, **where, **more, "rows": rows}, indent=1) + "\n")
@@ -53,6 +61,75 @@ def result_path(part: str, where: dict[str, Any] | None = None) -> Path:
     where = where or provenance()
     folder = RESULTS / "".join(c if c.isalnum() else "-" for c in where["device"].lower()).strip("-")
     return folder / f"{where['date'][:10]}-{part}.json"
+
+
+def source(folder: Path = KERNELS) -> str:
+    """A digest of the kernels' source: figures of other kernels are not these kernels' figures."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        found.update(path.name.encode() + path.read_bytes())
+    return found.hexdigest()[:12]
+
+
+class Growing:
+    """A result file that is written after every row, and goes on where it stopped.
+
+    Args:
+        part: its name, as for :func:`write`.
+        path: the file; default what :func:`result_path` says.
+        more: plain data for its head.
+
+    A row is known by the fields that it was asked for with, and by the kernels it was measured with.
+    """
+
+    def __init__(self, part: str, path: Path | None = None, **more: Any) -> None:
+        self.part, self.more = part, more
+        self.path = path or result_path(part)
+        self.rows: list[Row] = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
+        self.source = source()
+
+    def find(self, asked: Mapping[str, Any]) -> Row | None:
+        """The row with these fields, if it was measured with these kernels."""
+        wanted = {**asked, "source": self.source}
+        return next((row for row in self.rows if wanted.items() <= row.items()), None)
+
+    def add(self, asked: Mapping[str, Any], found: Mapping[str, Any]) -> Row:
+        """Write a row in the place of one that was asked for with the same fields."""
+        row = {**asked, **found, "source": self.source}
+        self.rows = [other for other in self.rows if not asked.items() <= other.items()] + [row]
+        write(self.part, self.rows, self.path, **self.more)
+        return row
+
+    def go_on(
+        self,
+        asked: Iterable[Mapping[str, Any]],
+        measure: Callable[[Mapping[str, Any], float], Mapping[str, Any]],
+        seconds: float,
+        say: Callable[[str], object] = print,
+        again: Callable[[Row], bool] = lambda row: False,
+    ) -> bool:
+        """Measure the rows that are missing, in order.
+
+        Args:
+            asked: what each row is to be known by: plain fields that compare by value after a trip through JSON.
+            measure: given these and the seconds that are left, the rest of the row.
+            seconds: no row begins after that long.
+            say: told what is measured.
+            again: whether a row that is there is to be measured once more.
+
+        Returns:
+            Whether all rows are there.
+        """
+        end = time.monotonic() + seconds
+        todo = [one for one in asked if (row := self.find(one)) is None or again(row)]
+        for number, one in enumerate(todo):
+            left = end - time.monotonic()
+            if left <= 0:
+                say(f"{self.part}: time is up, {len(todo) - number} of its rows are missing; the same command goes on")
+                return False
+            say(f"{self.part}, row {number + 1} of {len(todo)}: {', '.join(f'{k} {v}' for k, v in one.items())}")
+            self.add(one, measure(one, left))
+        return True
 
 
 def _module() -> str:

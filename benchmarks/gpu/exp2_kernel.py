@@ -1,0 +1,17 @@
+"""The micro-kernel behind the rate of exponentials."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+BLOCK = 2048  # elements a program: 16 a thread, which are independent of each other
+
+
+@triton.jit
+def exp2_kernel(x_ptr, y_ptr, rounds, BLOCK: tl.constexpr):  # noqa: D103 - a jitted function's source is its text
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + at)
+    for _ in range(rounds):
+        x = tl.exp2(-x)
+    tl.store(y_ptr + at, x)
