@@ -107,8 +107,9 @@ class Growing:
         seconds: float,
         say: Callable[[str], object] = print,
         again: Callable[[Row], bool] = lambda row: False,
+        alive: Callable[[], bool] = lambda: True,
     ) -> bool:
-        """Measure the rows that are missing, in order.
+        """Measure the rows that are missing, in order. A row whose measuring raises has the reason under "failed".
 
         Args:
             asked: what each row is to be known by: plain fields that compare by value after a trip through JSON.
@@ -116,6 +117,7 @@ class Growing:
             seconds: no row begins after that long.
             say: told what is measured.
             again: whether a row that is there is to be measured once more.
+            alive: whether the device still works after a row that raised; if not, a new process must go on.
 
         Returns:
             Whether all rows are there.
@@ -128,7 +130,14 @@ class Growing:
                 say(f"{self.part}: time is up, {len(todo) - number} of its rows are missing; the same command goes on")
                 return False
             say(f"{self.part}, row {number + 1} of {len(todo)}: {', '.join(f'{k} {v}' for k, v in one.items())}")
-            self.add(one, measure(one, left))
+            try:
+                self.add(one, measure(one, left))
+            except Exception as error:  # the other rows are still wanted
+                row = self.add(one, {"failed": f"{type(error).__name__}: {str(error).strip()[:600]}"})
+                say(f"  FAILED: {row['failed']}")
+                if not alive():
+                    say(f"{self.part}: the device does not answer after that; the same command goes on behind it")
+                    return False
         return True
 
 

@@ -8,6 +8,7 @@ ours that is a failure of the row.
 from __future__ import annotations
 
 import statistics
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,11 +182,21 @@ def run(
     settings: Callable[[], Iterator[Setting]] = every,
     protocol: Protocol | None = None,
     say: Callable[[str], object] = print,
-    **sizes: Any,
+    again: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> bool:
-    """Measure what is missing; see :class:`benchmarks.record.Growing`. ``sizes`` are those of the rates and decoding."""
-    import warnings
+    """Measure what is missing; see :class:`benchmarks.record.Growing`.
 
+    Args:
+        machine, seconds, path, say: where, for how long, into which file, whom to tell.
+        settings: of the rows that are asked for.
+        protocol: how they are measured.
+        again: whether rows that failed are measured again.
+        sizes: of the programs behind the rates.
+
+    Returns:
+        Whether all rows are there.
+    """
     warnings.simplefilter("ignore", WastefulPattern)
     prepare_torch()
     protocol = protocol or Protocol()
@@ -193,7 +204,7 @@ def run(
 
     def one(asked: Mapping[str, Any], left: float) -> Mapping[str, Any]:
         if asked["kind"] == "rates":
-            return rates.measure(machine, **sizes.get("rates", {}))
+            return rates.measure(machine, **(sizes or {}))
         card = results.find({"kind": "rates"})
         if card is None:
             raise RuntimeError("the card's rates are measured first, and are missing")
@@ -206,7 +217,9 @@ def run(
         say(summary(found))
         return found
 
-    return results.go_on(asked(settings()), one, seconds, say)
+    return results.go_on(
+        asked(settings()), one, seconds, say, again=lambda row: again and "failed" in row, alive=machine.alive
+    )
 
 
 def summary(row: Mapping[str, Any]) -> str:

@@ -32,6 +32,14 @@ class Machine:
         """How many sets of operands of so many bytes to go through in turn: twice the cache, or one that passes it."""
         return min(-(-2 * self.cache // nbytes), MOST_SETS)
 
+    def alive(self) -> bool:
+        """Whether the device still works: after an illegal address no call of this process does."""
+        try:
+            torch.ones(1, device=self.device).item()
+        except RuntimeError:
+            return False
+        return True
+
     def empty_cache(self) -> None:
         """Give the device's memory back that nobody holds."""
         if self.device.type == "cuda":
