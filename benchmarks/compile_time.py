@@ -36,7 +36,9 @@ RUNS = 5
 FLEX_LONGEST = 1 << 13
 
 
-def build(pattern: Pattern, seq_len: int, device: torch.device | str = "cpu") -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
+def build(
+    pattern: Pattern, seq_len: int, device: torch.device | str = "cpu"
+) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
     """Seconds to the mask and to the table, from nothing: every cache is emptied first."""
     for cache in (compile_with_advice, compile_pattern, full_mask, _columns, _lookup):
         cache.cache_clear()

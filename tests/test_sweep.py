@@ -19,7 +19,7 @@ from tests.oracle import check, ours, random_case
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
 WHOLE = BACKEND == "triton" and torch.cuda.is_available()
-HEAD_DIMS = ((16, 16), (32, 32), (64, 64), (96, 96), (128, 128), (192, 192), (256, 256), (64, 128), (192, 128), (40, 72))
+HEAD_DIMS = (*((D, D) for D in (16, 32, 64, 96, 128, 192, 256)), (64, 128), (192, 128), (40, 72))
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (128, 64), (16, 128), (64, 256))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 

@@ -64,9 +64,8 @@ def steps() -> Iterator[Step]:
         for name, path in LAWS.items()
     }
     yield laws.pop("laws of the kernels")
-    yield Step(
-        "every dtype, head dim and block size", ("-m", "pytest", "-x", *several, "tests/test_sweep.py"), environment=ON_THE_GPU
-    )
+    sweep = ("-m", "pytest", "-x", *several, "tests/test_sweep.py")
+    yield Step("every dtype, head dim and block size", sweep, environment=ON_THE_GPU)
     yield Step("a million tokens, and addresses past 2^31 elements", ("-m", "benchmarks.gpu.long"))
     yield laws.pop("tables made on the device, without waiting for it")
     yield laws.pop("laws of attention")

@@ -46,7 +46,7 @@ def ours(mask: BlockMask, device: torch.device) -> Attend:
 def prepare_torch() -> None:
     """Let FlexAttention compile one program for each mask_mod, and run one backward pass many times."""
     torch._dynamo.config.recompile_limit = 1000
-    torch._functorch.config.donated_buffer = False  # type: ignore[attr-defined]
+    torch._functorch.config.donated_buffer = False
 
 
 def peers(
@@ -55,7 +55,8 @@ def peers(
     """Everybody else, for a mask of so many tokens.
 
     Args:
-        mask, pattern: what is attended to, for FlexAttention and for everybody.
+        mask: what is attended to, in FlexAttention's form too.
+        pattern: the same for so many tokens.
         tokens: of queries and keys.
         block: side of the blocks that our table has.
         device: where the operands are.
@@ -100,7 +101,7 @@ def flex(
     device: torch.device,
     block: int,
     mode: str | None = None,
-    options: dict[str, Any] | None = None,
+    options: Any = None,
 ) -> Attend:
     """FlexAttention over the mask's blocks, with the mask_mod that its user would write."""
     listed = to_flex(pattern.compile(tokens, block=block), device)
@@ -137,7 +138,7 @@ def flash_attention_4(pattern: Pattern, tokens: int, block: int, device: torch.d
             raise NotImplementedError("PARTIAL blocks: FlashAttention-4 takes token masks as CuTe code")
         if "block_sparse_tensors" not in inspect.signature(interface.flash_attn_func).parameters:
             raise NotImplementedError("this version of flash_attn.cute takes no block_sparse_tensors")
-        listed = to_flex(compiled, device)
+        listed: Any = to_flex(compiled, device)
         of = importlib.import_module("flash_attn.cute.block_sparsity").BlockSparseTensorsTorch
         rows, columns = (
             of(
@@ -155,7 +156,7 @@ def flash_attention_4(pattern: Pattern, tokens: int, block: int, device: torch.d
         known = inspect.signature(interface.flash_attn_func).parameters
         tables = {name: table for name, table in tables.items() if name in known}
 
-    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
         given = (x.transpose(1, 2) for x in (q, k, v))  # its tensors are [batch, tokens, heads, dim]
         out = interface.flash_attn_func(*given, causal=bool(causal), **tables)
         return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)

@@ -72,7 +72,8 @@ def measure(row: Decode, machine: Machine, card: Rates, runs: int = 50) -> dict[
         return {"failed": wrong}
 
     def dense(one: tuple[torch.Tensor, ...]) -> Call:
-        return lambda: F.scaled_dot_product_attention(*one, enable_gqa=group > 1)
+        q, k, v = one
+        return lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=group > 1)
 
     def ours(one: tuple[torch.Tensor, ...]) -> Call:
         q, k, v = one

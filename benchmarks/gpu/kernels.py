@@ -88,9 +88,7 @@ def measure(setting: Setting, machine: Machine, card: Rates, protocol: Protocol)
     mine = ours(compiled, machine.device)
     if wrong := disagreement(mine, *sets[0], rows, token_mask):
         return row | {"failed": wrong}
-    others, row["left_out"] = protocol.peers(
-        mask, pattern, tokens, setting.block, machine.device, setting.every_form
-    )
+    others, row["left_out"] = protocol.peers(mask, pattern, tokens, setting.block, machine.device, setting.every_form)
     contenders = {"ours": mine, AGAIN: mine}
     for name, attend in others.items():
         if wrong := disagreement(attend, *sets[0], rows, token_mask):
@@ -188,9 +186,12 @@ def run(
     """Measure what is missing; see :class:`benchmarks.record.Growing`.
 
     Args:
-        machine, seconds, path, say: where, for how long, into which file, whom to tell.
+        machine: what is measured on.
+        seconds: after which no row begins.
+        path: of the result file; None for today's.
         settings: of the rows that are asked for.
         protocol: how they are measured.
+        say: told how it goes.
         again: whether rows that failed are measured again.
         sizes: of the programs behind the rates.
 

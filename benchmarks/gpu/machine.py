@@ -64,7 +64,7 @@ class Events:
         call()
         self.end.record()
         self.end.synchronize()
-        return self.begin.elapsed_time(self.end) / 1e3
+        return float(self.begin.elapsed_time(self.end)) / 1e3
 
 
 def gpu() -> Machine:

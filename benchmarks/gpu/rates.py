@@ -48,7 +48,7 @@ def rates(row: dict[str, Any]) -> Rates:
 
 
 def exponentials(x: torch.Tensor) -> torch.Tensor:
-    """x -> 2^-x, 256 times over, which tends to 0.64: neither overflows nor is known beforehand."""
+    """Replace x by 2^-x, 256 times over, which tends to 0.64: neither overflows nor is known beforehand."""
     if x.device.type != "cuda":
         y = x.clone()
         for _ in range(ROUNDS):

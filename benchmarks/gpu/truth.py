@@ -48,7 +48,10 @@ def disagreement(
 
     Args:
         attend: the contender.
-        q, k, v, dout: [B, Hq or Hkv, N, D]; operands as it is timed with.
+        q: [B, Hq, N, D], as it is timed with.
+        k: [B, Hkv, N, D].
+        v: [B, Hkv, N, D].
+        dout: [B, Hq, N, D], of which the compared queries' part is used.
         rows: the queries that are compared.
         token_mask: bool [rows, N] for these.
         key_heads: key heads of the last sample that are compared, with all their query heads: the last ones, whose
