@@ -63,11 +63,16 @@ def result_path(part: str, where: dict[str, Any] | None = None) -> Path:
     return folder / f"{where['date'][:10]}-{part}.json"
 
 
-def source(folder: Path = KERNELS) -> str:
-    """A digest of the kernels' source: figures of other kernels are not these kernels' figures."""
+# Files of kernels/ on which nothing depends that a GPU does.
+NOT_ON_A_GPU = ("cpu*.py", "triton_report.py", "triton_sass.py")
+
+
+def source(skip: Iterable[str] = NOT_ON_A_GPU, folder: Path = KERNELS) -> str:
+    """A digest of the kernels' source, some files left out: figures of other kernels are not these kernels' figures."""
     found = hashlib.sha256()
     for path in sorted(folder.glob("*.py")):
-        found.update(path.name.encode() + path.read_bytes())
+        if not any(path.match(pattern) for pattern in skip):
+            found.update(path.name.encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
 
@@ -77,16 +82,17 @@ class Growing:
     Args:
         part: its name, as for :func:`write`.
         path: the file; default what :func:`result_path` says.
+        skip: files of kernels/ on which the rows do not depend.
         more: plain data for its head.
 
     A row is known by the fields that it was asked for with, and by the kernels it was measured with.
     """
 
-    def __init__(self, part: str, path: Path | None = None, **more: Any) -> None:
+    def __init__(self, part: str, path: Path | None = None, skip: Iterable[str] = NOT_ON_A_GPU, **more: Any) -> None:
         self.part, self.more = part, more
         self.path = path or result_path(part)
         self.rows: list[Row] = json.loads(self.path.read_text())["rows"] if self.path.exists() else []
-        self.source = source()
+        self.source = source(skip)
 
     def find(self, asked: Mapping[str, Any]) -> Row | None:
         """The row with these fields, if it was measured with these kernels."""

@@ -97,8 +97,7 @@ def measure(setting: Setting, machine: Machine, card: Rates, protocol: Protocol)
             contenders[name] = attend
     calls: dict[Key, list[Call]] = {}
     for name, attend in contenders.items():
-        calls[name, "fwd"] = [_forward(attend, one) for one in sets]
-        calls[name, "bwd"] = [_backward(attend, one) for one in sets]
+        calls |= {(name, which): each for which, each in passes(attend, sets).items()}
     found = interleaved(
         calls,
         protocol.runs,
@@ -141,6 +140,11 @@ def figures(which: Pass, times: Mapping[str, list[float]]) -> dict[str, Any]:
     found[f"noise_{which}"] = abs(medians[AGAIN] / medians["ours"] - 1)
     found[f"runs_{which}"] = len(times["ours"])
     return found
+
+
+def passes(attend: Attend, sets: list[Operands]) -> dict[Pass, list[Call]]:
+    """The calls that are timed: one for each set of operands, forward and backward alone."""
+    return {"fwd": [_forward(attend, one) for one in sets], "bwd": [_backward(attend, one) for one in sets]}
 
 
 def _forward(attend: Attend, given: Operands) -> Call:
