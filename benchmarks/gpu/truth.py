@@ -86,12 +86,10 @@ def disagreement(
             some(gradients[0], query_heads, True),
             *(some(gradient, key_heads, False) for gradient in gradients[1:]),
         ]
-    rest = gradients[0].detach()[-1:, -query_heads:].abs().amax((0, 1, 3))
-    rest[rows] = 0
-    if float(rest.max()) != 0:
-        return "dq: a query without a cotangent has a gradient"
     try:
         check(case, token_mask, results)
     except AssertionError as error:
         return str(error).partition("\n")[0]
-    return None
+    rest = gradients[0].detach()[-1:, -query_heads:].abs().amax((0, 1, 3))
+    rest[rows] = 0
+    return "dq: a query without a cotangent has a gradient" if float(rest.max()) != 0 else None
