@@ -32,21 +32,21 @@ def provenance() -> dict[str, Any]:
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "command": " ".join(["python -m", _module(), *sys.argv[1:]]),
-        "commit": _git("rev-parse", "--short", "HEAD")
+        "commit": (_git("rev-parse", "--short", "HEAD") or "unknown")
         + ("+changes" if _git("status", "--porcelain", "--", ".", ":!results") else ""),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else cpu,
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
     }
 
 
 Row = dict[str, Any]
 
 
-def write(part: str, rows: list[Row], path: Path | None = None, **more: Any) -> Path:
-    """One JSON file: results/<device>/<date>-<part>.json or another, written whole or not at all."""
+def write(part: str, rows: list[dict[str, Any]], path: Path | None = None, **more: Any) -> Path:
+    """One JSON file: results/<device>/<date>-<part>.json, or another path; written whole or not at all."""
     where = provenance()
     path = path or result_path(part, where)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,10 +149,11 @@ class Growing:
 
 def _module() -> str:
     spec = sys.modules["__main__"].__spec__
-    return spec.name if spec else sys.argv[0]
+    return spec.name.removesuffix(".__main__") if spec else sys.argv[0]
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """The version that is installed, or "absent"."""
     try:
         return version(name)
     except PackageNotFoundError:
@@ -160,7 +161,10 @@ def _version(name: str) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, check=False, cwd=RESULTS.parent)
+    except OSError:  # no git on this machine
+        return ""
     return done.stdout.strip()
 
 

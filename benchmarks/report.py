@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +84,22 @@ def table(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict[str, Any]
 def found(results: Path) -> list[tuple[Path, dict[str, Any]]]:
     """Result files that the page shows."""
     read = [(path, json.loads(path.read_text())) for path in sorted(results.glob("*/*.json"))]
-    return [(path, result) for path, result in read if result["part"] in TITLES or result["part"] in gpu.PARTS]
+    return [(path, result) for path, result in read if result["part"] in COLUMNS or result["part"] in gpu.PARTS]
 
 
 def page(results: Path = RESULTS) -> str:
     """The page as it must be for these result files."""
-    shown = found(results)
-    parts = [HEAD]
-    if not any(result["part"] == "kernels" for _, result in shown):
-        parts.append(NO_GPU)
-    for path, result in shown:
+    measured = any(result["part"] == "kernels" for _, result in found(results))
+    return "\n".join([HEAD, *([] if measured else [NO_GPU]), *sections({*COLUMNS, *gpu.PARTS}, results)])
+
+
+def sections(wanted: Collection[str], results: Path = RESULTS) -> list[str]:
+    """What the result files of the wanted parts say, each under a heading."""
+    parts = []
+    for path, result in found(results):
         part = result["part"]
+        if part not in wanted:
+            continue
         body = gpu.section(result, path, table) if part in gpu.PARTS else table(COLUMNS[part], result["rows"])
         parts.append(
             f"## {(TITLES | gpu.PARTS)[part]}\n\n{result['device']}, {result['cores']} cores, {result['threads']} "
@@ -103,7 +108,7 @@ def page(results: Path = RESULTS) -> str:
             f"{result['commit']}, {result['date']}; `{result['command']}`{_runs(result)}.\n\n"
             f"{body}\n"
         )
-    return "\n".join(parts)
+    return parts
 
 
 def _triton(result: dict[str, Any]) -> str:

@@ -17,6 +17,14 @@ ITEMSIZE = 2
 ON_CHIP = SHARED_MEMORY["sm_90"] // ITEMSIZE
 
 
+# What grows, and the kind of row that holds it: time, memory beyond operands, bytes between memory and chip.
+GROWING = (
+    ("attention", ("ours_fwd_ms", "ours_bwd_ms")),
+    ("attention", ("peak_fwd_mb", "peak_bwd_mb")),
+    ("traffic", ("bytes_fwd", "bytes_bwd")),
+)
+
+
 @dataclass(frozen=True)
 class Curve:
     """Points of one curve, in ascending order of x.
@@ -25,7 +33,7 @@ class Curve:
         name: in words.
         against: what x is.
         x: densities or lengths.
-        measured: what grows, by name: times in ms of one head, bytes of one head, or the model's bytes.
+        measured: what grows, by name, for one head: times in ms, MB, or bytes; and the IO model's bytes.
     """
 
     name: str
@@ -53,8 +61,8 @@ def curves(rows: Sequence[Row]) -> list[Curve]:
         ("random blocks, 16,384 tokens", "density", by_density),
         (COMMON, "seq_len", by_length),
     ):
-        for kind, values in (("attention", ("ours_fwd_ms", "ours_bwd_ms")), ("traffic", ("bytes_fwd", "bytes_bwd"))):
-            points = [row for row in some if row["kind"] == kind and values[0] in row]
+        for kind, values in GROWING:
+            points = [row for row in some if row["kind"] == kind and all(row.get(key, 0) > 0 for key in values)]
             points.sort(key=lambda row: row[against] if against in row else _density(row, rows))
             if len(points) > 2:
                 found.append(_curve(name, against, points, rows, values))

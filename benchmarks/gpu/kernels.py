@@ -24,6 +24,7 @@ from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.work import PASSES, Pass, Rates, attention_work
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
+from sparseflash.bench import peak_mb
 from sparseflash.patterns.waste import WastefulPattern
 from sparseflash.rounds import Call, interleaved
 
@@ -95,6 +96,7 @@ def measure(setting: Setting, machine: Machine, card: Rates, protocol: Protocol)
             row["left_out"][name] = wrong
         else:
             contenders[name] = attend
+    row |= peaks(mine, sets[0], machine)
     calls: dict[Key, list[Call]] = {}
     for name, attend in contenders.items():
         calls |= {(name, which): each for which, each in passes(attend, sets).items()}
@@ -139,6 +141,21 @@ def figures(which: Pass, times: Mapping[str, list[float]]) -> dict[str, Any]:
             found[f"over_{name}_{which}"] = median / medians["ours"]
     found[f"noise_{which}"] = abs(medians[AGAIN] / medians["ours"] - 1)
     found[f"runs_{which}"] = len(times["ours"])
+    return found
+
+
+def peaks(attend: Attend, given: Operands, machine: Machine) -> dict[str, float]:
+    """Memory that one call of ours holds at most beyond its operands, in MB: forward, and forward with backward."""
+    q, k, v, dout = given
+    found = {}
+    for which in PASSES:
+        with torch.set_grad_enabled(which == "bwd"), peak_mb(str(machine.device)) as peak:
+            result = attend(q, k, v)
+            if which == "bwd":
+                torch.autograd.grad(result[0], (q, k, v), dout)
+        if (grown := peak()) is not None:
+            found[f"peak_{which}_mb"] = grown
+        del result
     return found
 
 

@@ -24,6 +24,7 @@ def _pass_columns(which: str) -> Columns:
         *SETTING, (f"ours_{which}_ms", "ms", "{:.3f}"), (f"ours_{which}_ms_spread", "spread", "{:.3f}"),
         (f"noise_{which}", "noise", "{:.1%}"), (f"tflops_{which}", "TFLOP/s", "{:.0f}"),
         (f"share_{which}", "of floor", "{:.2f}"), (f"bound_{which}", "floor set by", "{}"),
+        (f"peak_{which}_mb", "peak beyond operands, MB", "{:,.1f}"),
         *((f"over_{who}_{which}", f"{who} / ours", "{:.2f}") for who in PEERS),
     ]  # fmt: skip
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 import torch
 
+import sparseflash as sf
 from benchmarks import report
-from benchmarks.gpu import check, curves, hbm, long, page, peers, small, targets
+from benchmarks.gpu import check, contenders, curves, hbm, long, page, peers, small, targets
 from benchmarks.gpu import work as work_of
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.machine import Machine, cpu
@@ -279,7 +282,7 @@ def made_up(rate: float) -> list[dict[str, Any]]:
             ms = factor * setting.head_dim * mask.token_density * setting.seq_len**2 * batch * heads / rate / 1e9
             row |= {f"ours_{which}_ms": ms, f"ours_{which}_ms_spread": 0.0, f"noise_{which}": 0.0}
             row |= {f"tflops_{which}": rate, f"share_{which}": rate / 800, f"bound_{which}": "matrix"}
-            row[f"over_flex_{which}"] = 1.5
+            row |= {f"over_flex_{which}": 1.5, f"peak_{which}_mb": setting.seq_len * 1e-3 * batch * heads}
         rows.append(row)
         if setting.mask.startswith("random"):
             traffic = {"bytes_fwd": 1e9 * mask.density, "bytes_bwd": 3e9 * mask.density}
@@ -318,7 +321,8 @@ def test_curves_are_fitted_and_drawn(tmp_path: Path) -> None:
     head |= {"threads": 1, "torch": "2", "triton": "3", "numpy": "2"}
     result = head | {"rows": made_up(500.0)}
     path.write_text(json.dumps(result))
-    by_density, traffic, by_length = curves.curves(result["rows"])
+    by_density, _, traffic, by_length, memory = curves.curves(result["rows"])
+    assert memory.exponents()["peak_bwd_mb"] == pytest.approx(1.0)
     assert by_density.x == sorted(by_density.x)
     assert by_density.exponents()["ours_fwd_ms"] == pytest.approx(1.0, abs=0.01), "time goes with the pairs"
     model = by_density.exponents()["IO model"]
@@ -366,3 +370,45 @@ def test_training_steps_are_measured_by_their_module_if_it_is_there(
     monkeypatch.setattr("subprocess.run", run)
     assert command.run_step(10)
     assert ran[0][1:] == ["-m", "benchmarks.step", "--seconds", "10"]
+
+
+def test_flash_attention_4_gets_whole_blocks_or_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with its shapes and its tables: [batch, tokens, heads, dim], and counts with indices of full blocks."""
+
+    def flash_attn_func(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False, block_sparse_tensors: Any = None
+    ) -> tuple[torch.Tensor, None]:
+        mask = torch.ones(q.shape[1], k.shape[1], dtype=torch.bool)
+        if block_sparse_tensors is not None:
+            assert not block_sparse_tensors.mask_block_cnt.any()
+            listed = torch.zeros(q.shape[1] // 64, k.shape[1] // 64, dtype=torch.bool)
+            counts = block_sparse_tensors.full_block_cnt[0, 0]
+            for row, (count, columns) in enumerate(zip(counts, block_sparse_tensors.full_block_idx[0, 0], strict=True)):
+                listed[row, columns[:count].long()] = True
+            mask = listed.repeat_interleave(64, 0).repeat_interleave(64, 1)
+        out = sf.reference.attention(*(x.transpose(1, 2) for x in (q, k, v)), mask.tril() if causal else mask)
+        assert isinstance(out, torch.Tensor)
+        return out.transpose(1, 2), None
+
+    class Tables(NamedTuple):
+        mask_block_cnt: torch.Tensor
+        mask_block_idx: torch.Tensor
+        full_block_cnt: torch.Tensor
+        full_block_idx: torch.Tensor
+
+    for name, held in (
+        ("flash_attn", {}),
+        ("flash_attn.cute", {}),
+        ("flash_attn.cute.interface", {"flash_attn_func": flash_attn_func}),
+        ("flash_attn.cute.block_sparsity", {"BlockSparseTensorsTorch": Tables}),
+    ):
+        module = ModuleType(name)
+        vars(module).update(held)
+        monkeypatch.setitem(sys.modules, name, module)
+    q, k, v, dout = (x[:, :, :256] for x in operands())
+    rows = drawn_rows(256, 20)
+    for pattern in (P.full(), P.causal(), P.random_blocks(2, unit=64)):
+        attend = contenders.flash_attention_4(pattern, 256, 64, CPU)
+        assert disagreement(attend, q, k, v, dout, rows, rows_of(pattern, rows, 256)) is None
+    with pytest.raises(NotImplementedError, match="PARTIAL blocks"):
+        contenders.flash_attention_4(P.local(10), 256, 64, CPU)
