@@ -373,7 +373,7 @@ def test_training_steps_are_measured_by_their_module_if_it_is_there(
 
 
 def test_flash_attention_4_gets_whole_blocks_or_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with its shapes and its tables: [batch, tokens, heads, dim], and counts with indices of full blocks."""
+    """A stand-in with its shapes and tables: [batch, tokens, heads, dim], and counts with indices of full blocks."""
 
     def flash_attn_func(
         q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False, block_sparse_tensors: Any = None
@@ -386,7 +386,8 @@ def test_flash_attention_4_gets_whole_blocks_or_is_left_out(monkeypatch: pytest.
             for row, (count, columns) in enumerate(zip(counts, block_sparse_tensors.full_block_idx[0, 0], strict=True)):
                 listed[row, columns[:count].long()] = True
             mask = listed.repeat_interleave(64, 0).repeat_interleave(64, 1)
-        out = sf.reference.attention(*(x.transpose(1, 2) for x in (q, k, v)), mask.tril() if causal else mask)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        out = sf.reference.attention(q, k, v, mask.tril() if causal else mask)
         assert isinstance(out, torch.Tensor)
         return out.transpose(1, 2), None
 
