@@ -100,6 +100,8 @@ def table(found: Sequence[Curve]) -> str:
     for curve in found:
         exponents = curve.exponents()
         model = exponents.pop("IO model")
+        if "peak_fwd_mb" in exponents:  # the model speaks of what moves, not of what is held
+            model = None
         for what, value in exponents.items():
             shown = ["" if e is None else f"{e:.2f}" for e in (value, model)]
             name = curve.name.replace("|", "\\|")
@@ -110,19 +112,29 @@ def table(found: Sequence[Curve]) -> str:
 def draw(found: Sequence[Curve], path: Path) -> None:
     """A panel for each curve, on logarithmic axes, with the model scaled to meet the first point."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullLocator
 
-    figure = Figure(figsize=(4.2 * len(found), 3.6), layout="constrained")
-    for axes, curve in zip(figure.subplots(1, len(found), squeeze=False)[0], found, strict=True):
+    columns = min(len(found), 3)
+    rows = -(-len(found) // columns)
+    figure = Figure(figsize=(4.2 * columns, 3.4 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, curve in zip(panels, found, strict=False):
         model = curve.measured["IO model"]
-        for (what, values), colour in zip(curve.measured.items(), ("tab:blue", "tab:orange", "tab:gray"), strict=False):
-            if what != "IO model":
-                axes.loglog(curve.x, values, "o-", color=colour, label=what)
-        first = next(iter(curve.measured.values()))
-        axes.loglog(curve.x, [y * first[0] / model[0] for y in model], "--", color="tab:gray", label="IO model, scaled")
+        measured = {what: values for what, values in curve.measured.items() if what != "IO model"}
+        for what, values in measured.items():
+            axes.loglog(curve.x, values, "o-", label=what)
+        if "peak_fwd_mb" not in measured:  # the model speaks of what moves, not of what is held
+            first = next(iter(measured.values()))
+            scaled = [y * first[0] / model[0] for y in model]
+            axes.loglog(curve.x, scaled, "--", color="tab:gray", label="IO model, scaled")
         axes.set_title(curve.name, fontsize=9)
         axes.set_xlabel(curve.against)
+        axes.set_xticks(curve.x, [f"{x:.2g}" if x < 1 else f"{x:,.0f}" for x in curve.x], fontsize=8)
+        axes.xaxis.set_minor_locator(NullLocator())
         axes.set_ylabel("one head")
         axes.legend(fontsize=8)
+    for axes in panels[len(found) :]:
+        axes.set_visible(False)
     temporary = path.with_suffix(".part")
     figure.savefig(temporary, format="png", dpi=110, metadata={"Software": None})
     temporary.replace(path)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import check, curves, targets
+from benchmarks.gpu import bars, check, curves, targets
 from benchmarks.gpu.work import PASSES, io_elements
 
 Row = dict[str, Any]
@@ -77,6 +77,9 @@ def _kernels(rows: list[Row], path: Path, table: Table) -> str:
         parts.append("### Failed or left out\n\n" + "\n".join(f"- {note}" for note in notes))
     parts += [_rates(row) for row in rows if row["kind"] == "rates" and "failed" not in row]
     timed = [row for row in rows if row["kind"] == "attention" and "failed" not in row]
+    if bars.usual(rows):
+        picture = f"results/{path.parent.name}/{picture_of(path, 'rates').name}"
+        parts.append(f"![useful TFLOP/s at 16,384 tokens, head dim 128, blocks of 128]({picture})")
     if timed:
         for which, title in zip(PASSES, ("Forward", "Backward"), strict=True):
             parts.append(f"### {title}\n\n{table(_pass_columns(which), timed)}")
@@ -86,7 +89,7 @@ def _kernels(rows: list[Row], path: Path, table: Table) -> str:
     if moved := [row for row in rows if row["kind"] == "traffic" and "bytes_fwd" in row]:
         parts.append(f"### Bytes between memory and chip\n\n{table(TRAFFIC, [_traffic(r, rows) for r in moved])}")
     if found := curves.curves(rows):
-        picture = f"results/{path.parent.name}/{picture_of(path).name}"
+        picture = f"results/{path.parent.name}/{picture_of(path, 'curves').name}"
         parts.append(f"### Cost curves\n\n{curves.table(found)}\n\n![time and bytes of one head]({picture})")
     return "\n\n".join(parts)
 
@@ -124,12 +127,16 @@ def _notes(rows: list[Row]) -> list[str]:
     return notes + [f"{reason} ({len(where)} rows, first {where[0]})" for reason, where in left.items()]
 
 
-def picture_of(path: Path) -> Path:
-    """Where the curves of a result file are drawn."""
-    return path.with_name(f"{path.stem}-curves.png")
+def picture_of(path: Path, what: str) -> Path:
+    """Where a picture of a result file is drawn."""
+    return path.with_name(f"{path.stem}-{what}.png")
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
     """The pictures of a result file that has any."""
-    if result["part"] == "kernels" and (found := curves.curves(result["rows"])):
-        curves.draw(found, picture_of(path))
+    if result["part"] != "kernels":
+        return
+    if found := curves.curves(result["rows"]):
+        curves.draw(found, picture_of(path, "curves"))
+    if rows := bars.usual(result["rows"]):
+        bars.draw(rows, picture_of(path, "rates"))

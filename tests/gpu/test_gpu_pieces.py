@@ -331,10 +331,11 @@ def test_curves_are_fitted_and_drawn(tmp_path: Path) -> None:
     assert traffic.exponents()["bytes_fwd"] == pytest.approx(1.0)
     assert by_length.against == "seq_len"
     text = report.page(tmp_path)
-    assert "![time and bytes of one head](results/h200/2026-01-01-kernels-curves.png)" in text
     assert "Rates of this card, best of many runs: 800 TFLOP/s" in text
     page.draw(result, path)
-    assert (path.parent / "2026-01-01-kernels-curves.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("curves", "rates"):
+        assert f"(results/h200/2026-01-01-kernels-{picture}.png)" in text
+        assert (path.parent / f"2026-01-01-kernels-{picture}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_a_gpu_one_line_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
