@@ -8,7 +8,7 @@ help:
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
-	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
+	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -35,11 +35,7 @@ gallery: .venv/ready
 
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:
-	@found=$$($(PYTHON) -c "import torch; print(torch.cuda.is_available())") || exit 1; \
-	  if [ "$$found" != True ]; then echo "make gpu: torch sees no GPU here, nothing to check"; exit 0; fi; \
-	  SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
-	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py \
-	     tests/test_attention_features.py tests/test_heavy_lines.py tests/test_dynamic_tables.py tests/test_decode.py tests/test_routing.py tests/test_cuda_graphs.py
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(PART)
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
