@@ -22,6 +22,7 @@ class Launch(NamedTuple):
     BN: int  # keys a step
     warps: int
     stages: int
+    ahead: bool = False  # forward only: products of the next step's keys are issued before the softmax of this one
 
     def within(self, block: tuple[int, int]) -> Launch:
         """The same launch with steps no larger than a block of (BQ, BK) tokens."""

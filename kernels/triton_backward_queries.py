@@ -16,13 +16,12 @@ from sparseflash.kernels.triton_common import (
     exponential,
     load_rows,
     load_seen,
-    load_words,
     matrix,
     place,
-    spread,
     store_rows,
 )
 from sparseflash.kernels.triton_score import bend, factor, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton_tiles import load_words, spread
 
 
 @triton.jit
@@ -67,7 +66,7 @@ def _walk_queries(
     if PARTIAL:
         tile = tl.load(tile_ptr, mask=count > 0, other=0)
         seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
-        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, W, BM, BN)
+        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, BK, BM)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     for i in range(0, count * SPLIT):
         first = block * BK + (i % SPLIT) * BN
@@ -79,7 +78,7 @@ def _walk_queries(
             visible = spread(words, (i % SPLIT) * BN, BM, BN)
             key = ((i + 1) % SPLIT) * BN
             seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
-            words = load_words(bits_ptr, tile, query, key, following < count, BQ, W, BM, BN)
+            words = load_words(bits_ptr, tile, query, key, following < count, BQ, BK, BM)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
         k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
@@ -97,7 +96,7 @@ def _walk_queries(
         if cap is not None:
             ds *= bend(product, c, cap)
         if PARTIAL:
-            ds = tl.where(visible, ds, 0.0)
+            ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     return dq
 
