@@ -18,7 +18,6 @@ FORMS = {
     "Plain": ((), False),
     "Lines in pieces": ((), True),
     "Every feature on": (tuple(report.FEATURES), False),
-    "Every feature on, lines in pieces": (tuple(report.FEATURES), True),
 }
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 

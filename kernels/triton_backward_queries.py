@@ -96,7 +96,7 @@ def _walk_queries(
         if cap is not None:
             ds *= bend(product, c, cap)
         if PARTIAL:
-            ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
+            ds = tl.where(visible, ds, 0.0)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     return dq
 
