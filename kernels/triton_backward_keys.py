@@ -180,8 +180,7 @@ def keys_kernel(
     batch = index // Hkv
     key_head = index % Hkv
     # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
-    pattern_ptr += batch * pattern_b
-    p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
+    p = tl.load(pattern_ptr + batch * pattern_b + key_head * group * pattern_h).to(tl.int64)
     low = None
     high = None
     if work_ptr is None:
@@ -212,11 +211,16 @@ def keys_kernel(
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
     dk = tl.zeros((BN, DP), tl.float32)
     dv = tl.zeros((BN, DVP), tl.float32)
-    for member in range(0, group):
-        head = key_head * group + member
+    # Query heads are counted through the batch, and sample and head are found again from that number, for registers are
+    # scarce throughout the walks.
+    past = index * group + group
+    for i in range(0, group):
+        member = past - group + i
+        batch = member // (Hkv * group)
+        head = member % (Hkv * group)
         q_at = matrix(q_ptr, batch, head, q_b, q_h, UNIT)
         dout_at = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
-        row = (batch * (Hkv * group) + head).to(tl.int64) * NP
+        row = member.to(tl.int64) * NP
         slope = None
         position = None
         if slopes_ptr is not None:
@@ -224,8 +228,8 @@ def keys_kernel(
             position = first - q_offset
         head_bits = None
         if seed_ptr is not None:
-            head_bits = head_key(seed_ptr, batch * (Hkv * group) + head)
-        p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
+            head_bits = head_key(seed_ptr, member)
+        p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
         span = spans_ptr + (p * lines + line) * 4
         start, count = entries(span, low, high, False)
         dk, dv = _walk_keys(
@@ -251,6 +255,7 @@ def keys_kernel(
             threshold,
             *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
+    index = past // group - 1
     row = index.to(tl.int64) * M
     if seed_ptr is not None:
         dv *= retained(threshold)

@@ -141,6 +141,17 @@ def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: 
     assert not stale, "run python -m docs.make_kernels:\n" + "\n".join(stale)
 
 
+def test_products_ahead_of_the_softmax_overlap_it() -> None:
+    for ahead in (False, True):
+        launch = TABLE["sm_90", 128, "half"].forward._replace(ahead=ahead)
+        used, found = page.measured(report.Case("sm_90", "forward", 128, 128, "bf16", (128, 128), launch))
+        assert used.fits("sm_90")
+        assert len(found) == 2
+        for loop in found:
+            assert not loop.serialised
+            assert loop.overlapped == (loop.exponentials if ahead else 0)
+
+
 @pytest.mark.parametrize(
     "kernel", [*report.KERNELS.values(), prepare_kernel, outputs_kernel, sums_kernel], ids=lambda k: k.__name__
 )
