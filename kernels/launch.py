@@ -122,7 +122,6 @@ PIECES: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("sm_80", 256, "half"): {"keys": Launch(16, 32, 8, 2)},
     ("sm_80", 128, "single"): {"keys": Launch(16, 32, 8, 1)},
     ("sm_80", 64, "single"): {"keys": Launch(16, 16, 8, 1)},
-    ("sm_90", 64, "half"): {"keys": Launch(32, 128, 8, 3)},
     ("sm_90", 64, "single"): {"forward": Launch(16, 16, 4, 1)},
     ("sm_100", 256, "half"): {"queries": Launch(64, 16, 8, 2)},
     ("sm_100", 64, "single"): {"forward": Launch(16, 32, 8, 1), "queries": Launch(32, 16, 4, 2)},

@@ -16,13 +16,14 @@ from sparseflash.kernels.triton_common import (
     entries,
     exponential,
     load_rows,
+    load_words_t,
     matrix,
     place,
     share,
+    spread_t,
     store_rows,
 )
 from sparseflash.kernels.triton_score import bend, factor, head_key, kept, retained, row_keys, scored
-from sparseflash.kernels.triton_tiles import load_words, spread
 
 
 @triton.jit
@@ -62,12 +63,13 @@ def _walk_keys(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BQ // BM
+    W: tl.constexpr = (BK + 31) // 32
     f = factor(c, cap, slope)
     # Read one iteration ahead, as in the forward pass.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
     if PARTIAL:
         tile = tl.load(tile_ptr, mask=count > 0, other=0)
-        words = load_words(bits_ptr, tile, key, 0, count > 0, BK, BQ, BN)
+        words = load_words_t(bits_ptr, tile, 0, key, count > 0, BQ, W, BM, BN)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     for i in range(0, count * SPLIT):
         first = block * BQ + (i % SPLIT) * BM
@@ -78,7 +80,7 @@ def _walk_keys(
         if PARTIAL:
             keep = rows < N
             bits = words
-            words = load_words(bits_ptr, tile, key, ((i + 1) % SPLIT) * BM, following < count, BK, BQ, BN)
+            words = load_words_t(bits_ptr, tile, ((i + 1) % SPLIT) * BM, key, following < count, BQ, W, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
         q = load_rows(q_ptr, first, q_n, keep, UNIT, BM, D, DP)
@@ -88,7 +90,7 @@ def _walk_keys(
         dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
         s = scored(product, c, cap, slope, position, first)
         if PARTIAL:
-            s = tl.where(spread(bits, (i % SPLIT) * BM, BN, BM), s, float("-inf"))
+            s = tl.where(spread_t(bits, key, BM, BN), s, float("-inf"))
         p = exponential(s * f - norm[None, :], q.dtype == tl.float32)
         z = p
         if head_bits is not None:
@@ -180,7 +182,8 @@ def keys_kernel(
     batch = index // Hkv
     key_head = index % Hkv
     # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
-    p = tl.load(pattern_ptr + batch * pattern_b + key_head * group * pattern_h).to(tl.int64)
+    pattern_ptr += batch * pattern_b
+    p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
     low = None
     high = None
     if work_ptr is None:
@@ -211,16 +214,11 @@ def keys_kernel(
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
     dk = tl.zeros((BN, DP), tl.float32)
     dv = tl.zeros((BN, DVP), tl.float32)
-    # Query heads are counted through the batch, and sample and head are found again from that number, for registers are
-    # scarce throughout the walks.
-    past = index * group + group
-    for i in range(0, group):
-        member = past - group + i
-        batch = member // (Hkv * group)
-        head = member % (Hkv * group)
+    for member in range(0, group):
+        head = key_head * group + member
         q_at = matrix(q_ptr, batch, head, q_b, q_h, UNIT)
         dout_at = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
-        row = member.to(tl.int64) * NP
+        row = (batch * (Hkv * group) + head).to(tl.int64) * NP
         slope = None
         position = None
         if slopes_ptr is not None:
@@ -228,8 +226,8 @@ def keys_kernel(
             position = first - q_offset
         head_bits = None
         if seed_ptr is not None:
-            head_bits = head_key(seed_ptr, member)
-        p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
+            head_bits = head_key(seed_ptr, batch * (Hkv * group) + head)
+        p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
         span = spans_ptr + (p * lines + line) * 4
         start, count = entries(span, low, high, False)
         dk, dv = _walk_keys(
@@ -255,7 +253,6 @@ def keys_kernel(
             threshold,
             *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
-    index = past // group - 1
     row = index.to(tl.int64) * M
     if seed_ptr is not None:
         dv *= retained(threshold)

@@ -141,6 +141,44 @@ def store_rows(
 
 
 @triton.jit
+def load_words(
+    bits_ptr, tile, query, key, there, BQ: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """Words [BM, ceil(BN / 32)] of the BM x BN part of a tile that starts at (query, key)."""
+    WORDS: tl.constexpr = (BN + 31) // 32
+    rows = tile.to(tl.int64) * BQ + query + tl.arange(0, BM)
+    return tl.load(bits_ptr + (rows * W)[:, None] + (key // 32 + tl.arange(0, WORDS))[None, :], mask=there, other=0)
+
+
+@triton.jit
+def spread(words, key, BM: tl.constexpr, BN: tl.constexpr):
+    """Visible or not, [BM, BN], from the words of `load_words`."""
+    LANES: tl.constexpr = BN if BN < 32 else 32
+    lanes = key % 32 + tl.arange(0, LANES)
+    bits = (words[:, :, None] >> lanes[None, None, :]) & 1
+    return tl.reshape(bits, (BM, BN)) != 0
+
+
+@triton.jit
+def load_words_t(
+    bits_ptr, tile, query, key, there, BQ: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
+):
+    """The words of `load_words`, transposed: [ceil(BN / 32), BM]."""
+    WORDS: tl.constexpr = (BN + 31) // 32
+    rows = tile.to(tl.int64) * BQ + query + tl.arange(0, BM)
+    return tl.load(bits_ptr + (rows * W)[None, :] + (key // 32 + tl.arange(0, WORDS))[:, None], mask=there, other=0)
+
+
+@triton.jit
+def spread_t(words, key, BM: tl.constexpr, BN: tl.constexpr):
+    """Visible or not, [BN, BM], from the words of `load_words_t`."""
+    LANES: tl.constexpr = BN if BN < 32 else 32
+    lanes = key % 32 + tl.arange(0, LANES)
+    bits = (words[:, None, :] >> lanes[None, :, None]) & 1
+    return tl.reshape(bits, (BN, BM)) != 0
+
+
+@triton.jit
 def load_seen(seen_ptr, tile, key, there, W: tl.constexpr, BN: tl.constexpr):
     """Is key + 0, 1, ... of a tile seen by any of its queries? [BN]"""
     keys = key + tl.arange(0, BN)

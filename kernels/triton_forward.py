@@ -34,7 +34,7 @@ from sparseflash.kernels.triton_common import (
 )
 from sparseflash.kernels.triton_merge import merge_outputs, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
-from sparseflash.kernels.triton_tiles import fragments, load_words, spread
+from sparseflash.kernels.triton_tiles import load_bits, ordered, seen_by
 
 
 @triton.jit
@@ -98,6 +98,7 @@ def _walk(
     threshold,
     PARTIAL: tl.constexpr,
     AHEAD: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -116,7 +117,7 @@ def _walk(
     if PARTIAL:
         tile = tl.load(tile_ptr, mask=count > 0, other=0)
         seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
-        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, BK, BM)
+        words = load_bits(bits_ptr, tile, query, 0, count > 0, FRAGMENTS, BQ, BK, BM, BN)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     if AHEAD:
         k = load_rows(k_ptr, block * BK, k_n, _inside(block * BK, M, PARTIAL, BN), UNIT, BN, D, DP)
@@ -130,10 +131,10 @@ def _walk(
         visible = None
         if PARTIAL:
             keep = seen
-            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN)
             key = ((i + 1) % SPLIT) * BN
             seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
-            words = load_words(bits_ptr, tile, query, key, following < count, BQ, BK, BM)
+            words = load_bits(bits_ptr, tile, query, key, following < count, FRAGMENTS, BQ, BK, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
         if AHEAD:
@@ -224,6 +225,7 @@ def forward_kernel(
     seed_ptr,
     threshold,
     AHEAD: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -282,7 +284,7 @@ def forward_kernel(
         position,
         drops,
         threshold,
-        *(False, AHEAD, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(False, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start, count = entries(span, None, None, True)
     acc, peak, total = _walk(
@@ -293,7 +295,7 @@ def forward_kernel(
         position,
         drops,
         threshold,
-        *(True, AHEAD, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(True, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
     dead = total == 0.0
@@ -349,7 +351,7 @@ def forward(
     sinks = None if sinks is None else sinks.float().contiguous()
     parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
     pattern_b, pattern_h = pattern_strides(pattern_of)
-    bits = fragments(tiles.bits, block).rows
+    bits, in_fragments = ordered(tiles.bits, BK)
     with device_of(q):
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
@@ -361,6 +363,7 @@ def forward(
             *(parts, lses, sinks),
             **feature_arguments(score, q.device),
             AHEAD=at.ahead,
+            FRAGMENTS=in_fragments,
             UNIT=unit,
             D=D,
             DP=padded(D),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sparseflash.kernels import triton_tiles
-from sparseflash.kernels.triton_tiles import fragments
+from sparseflash.kernels.triton_tiles import fragments, ordered
 from tests.kernels.oracle_tables import build
 
 
@@ -26,24 +26,30 @@ def tiles(BQ: int, BK: int, count: int) -> tuple[torch.Tensor, np.ndarray]:
 def test_every_bit_is_where_a_thread_looks_for_it(BQ: int, BK: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_tiles, "_TILES_AT_ONCE", 2)
     bits, dense = tiles(BQ, BK, 3)
-    made = fragments(bits, (BQ, BK))
-    for words, wanted in ((made.rows, dense), (made.columns, dense.transpose(0, 2, 1))):
-        width = wanted.shape[2]
-        assert words.shape == (*wanted.shape[:2], 4 * -(-width // 128))
-        c = np.arange(width)
-        word, bit = c // 128 * 4 + c % 8 // 2, c % 128 // 8 * 2 + c % 2
-        assert np.array_equal(words.numpy()[..., word] >> bit & 1, wanted)
-        total = np.bitwise_count(words.numpy().view(np.uint32)).sum()
-        assert total == wanted.sum(), "nothing beside the tile's bits is set"
+    words = fragments(bits, BK)
+    assert words.shape == (3, BQ, 4 * -(-BK // 128))
+    c = np.arange(BK)
+    word, bit = c // 128 * 4 + c % 8 // 2, c % 128 // 8 * 2 + c % 2
+    assert np.array_equal(words.numpy()[..., word] >> bit & 1, dense)
+    total = np.bitwise_count(words.numpy().view(np.uint32)).sum()
+    assert total == dense.sum(), "nothing beside the tile's bits is set"
 
 
 def test_they_are_made_once_and_go_with_the_table() -> None:
     bits, _ = tiles(16, 32, 2)
     with torch.inference_mode():
-        made = fragments(bits, (16, 32))
-    assert fragments(bits, (16, 32)) is made
-    assert not made.rows.is_inference(), "a table first used while evaluating serves a later backward pass"
+        made, in_fragments = ordered(bits, 32)
+    assert in_fragments
+    assert ordered(bits, 32)[0] is made
+    assert not made.is_inference(), "a table first used while evaluating serves a later backward pass"
     held = len(triton_tiles._known)
     del bits
     gc.collect()
     assert len(triton_tiles._known) == held - 1
+
+
+def test_other_architectures_read_the_table_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton_tiles, "family", lambda _: "sm_80")
+    bits, _ = tiles(16, 32, 2)
+    assert ordered(bits, 32)[0] is bits
+    assert not ordered(bits, 32)[1]
