@@ -11,6 +11,7 @@ from pathlib import Path
 import triton
 
 from sparseflash.kernels import triton_report as report
+from sparseflash.kernels.triton_sass import Loop
 
 PAGE = Path(__file__).parent / "kernels.md"
 COMPILER = f"Triton {triton.__version__}"
@@ -50,7 +51,7 @@ def cases(form: str) -> list[report.Case]:
     return [case for case in report.cases(("sm_90",), features=features, cut=cut) if case.dtype != "fp32"]
 
 
-def row(case: report.Case, used: report.Resources, found: list[report.Loop]) -> str:
+def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
     """One line of a table."""
     at = case.launch.within(case.block)
 
@@ -72,7 +73,7 @@ def row(case: report.Case, used: report.Resources, found: list[report.Loop]) -> 
     )
 
 
-def measured(case: report.Case) -> tuple[report.Resources, list[report.Loop]]:
+def measured(case: report.Case) -> tuple[report.Resources, list[Loop]]:
     """What the page says of a case, compiled."""
     compiled = report.compile_case(case)
     return report.resources(compiled), report.loops_of(compiled)

@@ -64,7 +64,8 @@ def test_features_are_the_same_bit_for_bit(monkeypatch: pytest.MonkeyPatch) -> N
     found = []
     for ahead in (False, True):
         launched(monkeypatch, (32, 16), ahead=ahead)
-        arguments = (*(tensors[n] for n in "qkv"), rows, tiles, pattern_of, block, score, torch.tensor([0.25]))
-        found.append(triton_forward.forward(*arguments))
+        q, k, v = (tensors[n] for n in "qkv")
+        sinks = torch.tensor([0.25])
+        found.append(triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks))
     for x, y in zip(*found, strict=True):
         assert torch.equal(x, y)
