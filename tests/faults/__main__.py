@@ -1,0 +1,109 @@
+"""Put faults into the library one at a time, and ask the suite's laws whether they notice.
+
+``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [triton]`` prints a line for each fault: its kind, its name, and
+what noticed it, empty if nothing did; first of each kind, as "no fault", what the laws say of the source as it is. Each
+fault lives in a forked process of its own, which has torch but not yet the library.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import resource
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+# What every process needs: loaded once, before the first fork, and none of it ours.
+import hypothesis.extra.numpy  # noqa: F401
+import numpy.testing  # noqa: F401
+import pytest  # noqa: F401
+import scipy.sparse  # noqa: F401
+import torch
+import torch._dynamo
+import torch._dynamo.testing
+import triton  # noqa: F401
+
+from tests.faults.catalogue import CPU, TABLE, TRITON, Fault
+
+ROOT = Path(__file__).parent.parent.parent
+CATALOGUE = {"table": TABLE, "cpu": CPU, "triton": TRITON}
+
+
+class Patched(MetaPathFinder):
+    """Finds one module in another file."""
+
+    def __init__(self, module: str, path: Path) -> None:
+        self.module, self.path = module, path
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if fullname != self.module:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.path)
+
+
+def faulty_source(fault: Fault) -> str:
+    """The module's text with the fault in it."""
+    text = (ROOT / "sparseflash" / Path(*fault.module.split("."))).with_suffix(".py").read_text()
+    assert text.count(fault.text) == 1, f"{fault.module} has {text.count(fault.text)} times {fault.text!r}, not once"
+    return text.replace(fault.text, fault.instead)
+
+
+def noticed(kind: str, fault: Fault | None, folder: Path) -> str:
+    """Which law notices the fault, and by what error; empty if none does. Imports the library: in a child only."""
+    if fault is not None:
+        path = folder / f"{fault.module.rpartition('.')[2]}.py"
+        path.write_text(faulty_source(fault))
+        sys.meta_path.insert(0, Patched(f"sparseflash.{fault.module}", path))
+    os.environ["SPARSEFLASH_TEST_BACKEND"] = "triton" if kind == "triton" else "cpu"  # the laws' modules read it
+    from tests.faults import laws
+
+    for name, law in laws.LAWS[kind]:
+        try:
+            law()
+        except Exception as error:
+            if os.environ.get("SPARSEFLASH_FAULTS_SHOW"):
+                traceback.print_exc()
+            first = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"{name}: {type(error).__name__}: {first}"
+    return ""
+
+
+def in_a_child(kind: str, fault: Fault | None) -> str:
+    """What :func:`noticed` says in a process of its own; one that dies has noticed the fault too."""
+    with tempfile.TemporaryDirectory() as folder:
+        answer = Path(folder) / "answer"
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                answer.write_text(noticed(kind, fault, Path(folder)))
+                code = 0
+            finally:
+                os._exit(code)
+        status = os.waitpid(child, 0)[1]
+        if os.WIFSIGNALED(status):
+            return f"killed by signal {os.WTERMSIG(status)}"
+        assert status == 0, "the child could not tell"
+        return answer.read_text()
+
+
+def main(kinds: Sequence[str]) -> None:
+    torch.set_num_threads(1)  # before anything runs: a fork has no threads
+    for kind in kinds:
+        chosen: list[Fault | None] = [None, *CATALOGUE[kind]]
+        for fault in chosen:
+            print(json.dumps([kind, str(fault or "no fault"), in_a_child(kind, fault)]), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:] or list(CATALOGUE))
