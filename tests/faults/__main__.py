@@ -1,6 +1,6 @@
 """Put faults into the library one at a time, and ask the suite's laws whether they notice.
 
-``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [triton]`` prints a line for each fault: its kind, its name, and
+``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [triton]`` prints a line for each fault: kind, name, and
 what noticed it, empty if nothing did; first of each kind, as "no fault", what the laws say of the source as it is. Each
 fault lives in a forked process of its own, which has torch but not yet the library.
 """
