@@ -26,7 +26,7 @@ from sparseflash import patterns as P
 from sparseflash.functional import Mask
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import Case, eager, largest_terms, poisoned_memory, random_case, random_features
-from tests.strategies import expressions, leaves, per_head
+from tests.strategies import WIDER, expressions, leaves, per_head
 
 ROOT = Path(__file__).parent.parent
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
@@ -35,7 +35,7 @@ DEVICE = "cuda" if BACKEND == "triton" and not SMALL else "cpu"
 # The interpreter computes bf16 products wrongly, silently.
 DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
 BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
-ROOM = 80 if SMALL else 400
+ROOM = (80 if SMALL else 400) * WIDER
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.models import PixelTransformerConfig
 from sparseflash.pathfinder.metadata import read_rows
@@ -28,6 +29,12 @@ def test_a_mask_file_whose_metadata_is_null(tmp_path: Path) -> None:
     path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + size :])
     with pytest.raises(ValueError, match="expected format 'sparseflash"):
         P.BlockMask.load(path)
+
+
+@pytest.mark.parametrize("text", ["0\r0", "(\r", "local(\r3,\rx)", "local(\n", "'''\n"])
+def test_a_text_whose_lines_end_otherwise(text: str) -> None:
+    with pytest.raises(ValueError, match="\\^"):
+        sf.parse(text)
 
 
 @pytest.mark.parametrize(
