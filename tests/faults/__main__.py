@@ -2,38 +2,32 @@
 
 ``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [triton]`` prints a line for each fault: kind, name, and
 what noticed it, empty if nothing did; first of each kind, as "no fault", what the laws say of the source as it is. Each
-fault lives in a forked process of its own, which has torch but not yet the library.
+fault lives in a forked process of its own.
 """
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import json
 import os
 import resource
 import sys
 import tempfile
-import traceback
 from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-# What every process needs: loaded once, before the first fork, and none of it ours.
-import hypothesis.extra.numpy  # noqa: F401
-import numpy.testing  # noqa: F401
-import pytest  # noqa: F401
-import scipy.sparse  # noqa: F401
 import torch
-import torch._dynamo
-import torch._dynamo.testing
-import triton  # noqa: F401
 
+from tests.faults import laws
 from tests.faults.catalogue import CPU, TABLE, TRITON, Fault
 
 ROOT = Path(__file__).parent.parent.parent
 CATALOGUE = {"table": TABLE, "cpu": CPU, "triton": TRITON}
+MODULES = sorted({fault.module for faults in CATALOGUE.values() for fault in faults})
 
 
 class Patched(MetaPathFinder):
@@ -57,28 +51,35 @@ def faulty_source(fault: Fault) -> str:
     return text.replace(fault.text, fault.instead)
 
 
-def noticed(kind: str, fault: Fault | None, folder: Path) -> str:
-    """Which law notices the fault, and by what error; empty if none does. Imports the library: in a child only."""
-    if fault is not None:
-        path = folder / f"{fault.module.rpartition('.')[2]}.py"
-        path.write_text(faulty_source(fault))
-        sys.meta_path.insert(0, Patched(f"sparseflash.{fault.module}", path))
-    os.environ["SPARSEFLASH_TEST_BACKEND"] = "triton" if kind == "triton" else "cpu"  # the laws' modules read it
-    from tests.faults import laws
+def put_in(fault: Fault, folder: Path) -> None:
+    """Make the library the faulty one: in a child only."""
+    name = f"sparseflash.{fault.module}"
+    path = folder / f"{fault.module.rpartition('.')[2]}.py"
+    path.write_text(faulty_source(fault))
+    sys.meta_path.insert(0, Patched(name, path))
+    module = sys.modules[name]
+    before = dict(vars(module))
+    after = vars(importlib.reload(module))
+    # Who imported a name from it holds what it meant before.
+    for other in [m for n, m in sys.modules.items() if n.startswith(("sparseflash", "tests"))]:
+        held = vars(other)
+        held |= {n: after[n] for n, value in before.items() if n[:2] != "__" and n in held and held[n] is value}
 
+
+def noticed(kind: str) -> str:
+    """Which law notices that something is wrong, and by what error; empty if none does."""
+    laws.use("triton" if kind == "triton" else "cpu")
     for name, law in laws.LAWS[kind]:
         try:
             law()
         except Exception as error:
-            if os.environ.get("SPARSEFLASH_FAULTS_SHOW"):
-                traceback.print_exc()
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             return f"{name}: {type(error).__name__}: {first}"
     return ""
 
 
 def in_a_child(kind: str, fault: Fault | None) -> str:
-    """What :func:`noticed` says in a process of its own; one that dies has noticed the fault too."""
+    """What is noticed in a process of its own; one that dies has noticed the fault too."""
     with tempfile.TemporaryDirectory() as folder:
         answer = Path(folder) / "answer"
         child = os.fork()
@@ -86,7 +87,9 @@ def in_a_child(kind: str, fault: Fault | None) -> str:
             code = 1
             try:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                answer.write_text(noticed(kind, fault, Path(folder)))
+                if fault is not None:
+                    put_in(fault, Path(folder))
+                answer.write_text(noticed(kind))
                 code = 0
             finally:
                 os._exit(code)
@@ -99,6 +102,8 @@ def in_a_child(kind: str, fault: Fault | None) -> str:
 
 def main(kinds: Sequence[str]) -> None:
     torch.set_num_threads(1)  # before anything runs: a fork has no threads
+    for module in MODULES:
+        importlib.import_module(f"sparseflash.{module}")
     for kind in kinds:
         chosen: list[Fault | None] = [None, *CATALOGUE[kind]]
         for fault in chosen:

@@ -24,6 +24,12 @@ MIXED = P.per_head(P.causal() & P.local(15), P.prefix(20) - P.global_tokens((33,
 ALL: dict[str, Any] = {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3}
 
 
+def use(backend: str) -> None:
+    """Let the laws run on this backend."""
+    for module in (attention, heavy, decoding):
+        module.BACKEND = backend
+
+
 def inner(law: Any) -> Callable[..., object]:
     """A law without what draws its cases."""
     found: Callable[..., object] = law.hypothesis.inner_test
