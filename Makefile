@@ -2,12 +2,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu clean
+.PHONY: help demo test lint types tests gallery gpu fuzz coverage mutants clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
+	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
+	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt

@@ -17,6 +17,8 @@ import pytest
 from hypothesis import settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
+import tests.conftest  # noqa: F401 - the profile "suite", also where a law lies elsewhere
+
 TARGET = os.environ["SPARSEFLASH_FUZZ"]
 FOLDER = Path(os.environ["SPARSEFLASH_FUZZ_FOLDER"])
 SECONDS = float(os.environ["SPARSEFLASH_FUZZ_SECONDS"])
@@ -73,8 +75,7 @@ class Campaign:
             for item in left:
                 if self.over():
                     return True
-                # The next item is itself, so that fixtures of its module stay.
-                item.config.hook.pytest_runtest_protocol(item=item, nextitem=item)
+                item.config.hook.pytest_runtest_protocol(item=item, nextitem=None)
                 self.tell(item.nodeid, now=True)
         return True
 
