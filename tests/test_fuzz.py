@@ -35,7 +35,6 @@ def test_a_short_campaign_finds_nothing(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.startswith("parser: 3 laws, ")
     assert done.stdout.endswith(" minutes of processor time, 0 findings\n")
-    assert (tmp_path / "parser" / "examples").is_dir()
 
 
 def test_a_finding_is_kept_in_its_smallest_case_and_the_others_go_on(tmp_path: Path) -> None:
@@ -54,5 +53,5 @@ def test_a_finding_is_kept_in_its_smallest_case_and_the_others_go_on(tmp_path: P
 
 def test_targets_are_named_and_have_their_files() -> None:
     assert all((ROOT / file).exists() for target in TARGETS.values() for file in target.files)
-    with pytest.raises(ValueError, match="TARGET must be of patterns, parser, .* or a test file; got 'kernels'"):
+    with pytest.raises(ValueError, match=r"TARGET must be of patterns, parser, .* or a test file; got 'kernels'"):
         chosen("kernels")
