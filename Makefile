@@ -43,5 +43,24 @@ gpu:
 	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py \
 	     tests/test_attention_features.py tests/test_heavy_lines.py tests/test_dynamic_tables.py tests/test_decode.py tests/test_routing.py tests/test_cuda_graphs.py
 
+# The suite's laws on new and wider cases, MINUTES of processor time for each target; findings lie in fuzz-findings/.
+MINUTES ?= 1
+fuzz: .venv/ready
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
+
+# What the tests of patterns, tables and the CPU backend leave untried, and which small changes there they do not notice.
+EVERY ?= 1
+COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsing mask_files conversions robustness where \
+  bad_input checking schedule waste drawing viewer hostile_text operators cpu_pieces attention_laws attention_features \
+  heavy_lines decode dropout)
+coverage: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "coverage>=7.6"
+	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
+	$(BIN)/python -m coverage report
+
+mutants: .venv/ready
+	for part in patterns tables cpu; do PYTHONPATH=. $(BIN)/python -m tests.mutants $$part --every $(EVERY) || failed=1; done; \
+	  exit $${failed:-0}
+
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -8,40 +8,23 @@ fault lives in a forked process of its own.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import json
 import os
 import resource
 import sys
 import tempfile
 from collections.abc import Sequence
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
 from tests.faults import laws
 from tests.faults.catalogue import CPU, TABLE, TRITON, Fault
+from tests.faults.finding import Found
 
 ROOT = Path(__file__).parent.parent.parent
 CATALOGUE = {"table": TABLE, "cpu": CPU, "triton": TRITON}
 MODULES = sorted({fault.module for faults in CATALOGUE.values() for fault in faults})
-
-
-class Patched(MetaPathFinder):
-    """Finds one module in another file."""
-
-    def __init__(self, module: str, path: Path) -> None:
-        self.module, self.path = module, path
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        if fullname != self.module:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path)
 
 
 def faulty_source(fault: Fault) -> str:
@@ -56,7 +39,7 @@ def put_in(fault: Fault, folder: Path) -> None:
     name = f"sparseflash.{fault.module}"
     path = folder / f"{fault.module.rpartition('.')[2]}.py"
     path.write_text(faulty_source(fault))
-    sys.meta_path.insert(0, Patched(name, path))
+    sys.meta_path.insert(0, Found(name, path))
     module = sys.modules[name]
     before = dict(vars(module))
     after = vars(importlib.reload(module))
