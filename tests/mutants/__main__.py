@@ -85,7 +85,18 @@ def survives(part: str, file: Path, text: str) -> str:
                     p for p in file.relative_to(ROOT).with_suffix("").parts if p not in ("sparseflash", "__init__")
                 )
                 sys.meta_path.insert(0, Found(".".join(["sparseflash", *folders]), place))
-                options = ["-x", "-q", "-p", "no:cacheprovider", "--basetemp", f"{folder}/temp", "-k", LEFT_OUT]
+                options = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "--assert",
+                    "plain",
+                    "--basetemp",
+                    f"{folder}/temp",
+                    "-k",
+                    LEFT_OUT,
+                ]
                 with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                     code = int(pytest.main([*options, *tests_of(part, file)]))
             finally:
