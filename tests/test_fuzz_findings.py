@@ -15,7 +15,7 @@ from sparseflash.models import PixelTransformerConfig
 from sparseflash.pathfinder.metadata import read_rows
 from sparseflash.train.checkpoint import STATE, _digest, load_checkpoint
 from sparseflash.train.config import TrainConfig
-from tests.test_hostile_files import MODEL, RECIPE, checkpoint
+from tests.test_files_at_random import MODEL, RECIPE, checkpoint
 
 __all__ = ["checkpoint"]  # a fixture
 

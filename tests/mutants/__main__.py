@@ -32,7 +32,7 @@ SECONDS = 300  # of processor time: a mutant that takes longer does not end
 
 PATTERNS = [
     *("test_pattern_definitions", "test_parsing", "test_where", "test_pattern_laws", "test_conversions"),
-    *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_hostile_text"),
+    *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_text_at_random"),
 ]
 DRAWN = {
     "drawing": ["test_drawing"],
