@@ -99,7 +99,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     size = _header_size(content)
     if size > MAX_HEADER:
         raise ValueError(f"header of {size:,} bytes; at most {MAX_HEADER:,} are read")
-    found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     return found
 
 

@@ -186,12 +186,19 @@ def _literal(node: ast.expr, source: str) -> object:
         raise _error(source, node, "arguments are literals such as 1024, (0, 5) or None") from None
 
 
+def _lines(source: str) -> list[str]:
+    """Lines as Python's parser counts them."""
+    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _error(source: str, node: ast.expr, message: str) -> ValueError:
-    line = source.split("\n")[node.lineno - 1]
+    line = _lines(source)[node.lineno - 1]
     # ast counts UTF-8 bytes; the pointer stands under characters.
     return _pointing(source, node.lineno, len(line.encode()[: node.col_offset].decode(errors="ignore")), message)
 
 
 def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
-    text = source.split("\n")[line - 1] if source else ""
+    lines = _lines(source)
+    # What is missing at the end is said to stand in a line that is not there.
+    text = lines[line - 1] if line <= len(lines) else ""
     return ValueError(f"{message}\n  {text}\n  {' ' * column}^")

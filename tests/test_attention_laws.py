@@ -23,7 +23,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
 from tests.oracle import Case, Features, check, ours, random_case, random_features
-from tests.strategies import expressions, leaves, per_head
+from tests.strategies import WIDER, expressions, leaves, per_head
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
 SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
@@ -79,7 +79,7 @@ def drawn(draw: st.DrawFn) -> Drawn:
     batch = draw(st.integers(1, 1 if SMALL else 2))
     patterns = expressions(leaves) | per_head(heads * group)
     pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
-    longest = 40 if SMALL else 400
+    longest = (40 if SMALL else 400) * WIDER
     dims = st.sampled_from([16, 24, 40] if SMALL else [16, 24, 32, 64, 72, 128])
     return Drawn(
         pattern, heads, group, batch,

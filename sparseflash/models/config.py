@@ -7,7 +7,7 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
@@ -76,6 +76,9 @@ class PixelTransformerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
             object.__setattr__(self, "pattern", tuple(self.pattern))
+        texts = self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"pattern must be one expression or several, got {self.pattern!r}")
         for name in ("block", "tile", "wavelengths"):
             value = getattr(self, name)
             if len(value) != 2:
@@ -183,9 +186,28 @@ class PixelTransformerConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
         try:
-            return cls(**fields)
+            return cls(**of_kinds(cls, fields))
         except TypeError as error:
             raise ValueError(f"a model config field has the wrong type: {error}") from None
+
+
+def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a dataclass as they are, if ints, floats, strings and booleans are where it has such.
+
+    Raises:
+        TypeError: a field of another kind: JSON that others wrote may hold anything.
+    """
+    hints = get_type_hints(cls)
+    for name, value in fields.items():
+        hint = hints.get(name)
+        several = get_origin(hint) is tuple
+        kinds = set(get_args(hint) or (hint,))
+        kinds |= {int} if float in kinds else set()
+        if not kinds <= {int, float, str, bool, type(None)} or (several and not isinstance(value, list | tuple)):
+            continue  # checked where it is used
+        if any(type(one) not in kinds for one in (value if several else [value])):
+            raise TypeError(f"{name} must be {' or '.join(sorted(k.__name__ for k in kinds))}, got {value!r}")
+    return fields
 
 
 def _filled(text: str, shape: tuple[int, int], order: str) -> str:

@@ -7,7 +7,6 @@ despite their ``.npy`` suffix, separated by spaces; the original generator write
 
 from __future__ import annotations
 
-import io
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
@@ -54,15 +53,20 @@ def read_rows(file: Path) -> list[tuple[str, str, int]]:
     data = file.read_bytes()
     try:
         if data.startswith(b"\x93NUMPY"):
-            table = np.load(io.BytesIO(data), allow_pickle=False)
-            if table.ndim != 2:
-                raise ValueError(f"an array of {table.ndim} dimensions")
-            lines = [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
+            lines = _array_rows(file)
         else:
             lines = [line.split() for line in data.decode().splitlines() if line.strip()]
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy's reader of headers raises whatever its parts do: TokenError, TypeError, ...
         raise ValueError(f"{file}: neither text nor a plain NumPy array ({error})") from error
     return [_row(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _array_rows(file: Path) -> list[list[str]]:
+    # Mapped, an array cannot claim to be larger than its file.
+    table = np.load(file, mmap_mode="r", allow_pickle=False)
+    if table.ndim != 2 or not table.itemsize:
+        raise ValueError(f"an array of {table.ndim} dimensions, {table.itemsize} bytes an entry")
+    return [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
 
 
 def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:

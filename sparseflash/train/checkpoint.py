@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models.config import of_kinds
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
@@ -142,8 +143,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{path / name} is damaged: its checksum does not fit{advice}")
     config = TrainConfig.from_dict(state["config"])
     try:
-        progress = Progress(**state["progress"])
-    except (KeyError, TypeError) as error:
+        progress = Progress(**of_kinds(Progress, state["progress"]))
+        if type(state["step"]) is not int or not 0 <= progress.stage < len(config.stages):
+            raise ValueError(f"step {state['step']!r}, stage {progress.stage} of {len(config.stages)}")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")

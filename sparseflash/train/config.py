@@ -5,7 +5,7 @@ import json
 import math
 from typing import Any, Self
 
-from sparseflash.models.config import TOKENS, PixelTransformerConfig
+from sparseflash.models.config import TOKENS, PixelTransformerConfig, of_kinds
 from sparseflash.pathfinder import Geometry
 
 PRECISIONS = ("fp32", "bf16")
@@ -160,10 +160,11 @@ class TrainConfig:
             fields = dict(fields)
             fields["model"] = PixelTransformerConfig.from_dict(fields["model"])
             fields["stages"] = tuple(
-                Stage(**{**stage, "geometry": Geometry(**stage["geometry"])}) for stage in fields["stages"]
+                Stage(**of_kinds(Stage, {**stage, "geometry": Geometry(**of_kinds(Geometry, stage["geometry"]))}))
+                for stage in fields["stages"]
             )
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
+            return cls(**of_kinds(cls, fields))
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a training config of this version: {error}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
