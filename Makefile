@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu clean
+.PHONY: help demo test lint types tests gallery gpu kills clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
+	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with three, in some minutes"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -40,6 +41,12 @@ gpu:
 	  SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
 	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py \
 	     tests/test_attention_features.py tests/test_heavy_lines.py tests/test_dynamic_tables.py tests/test_decode.py tests/test_routing.py tests/test_cuda_graphs.py
+
+# FULL and READONLY mount a small file system of their own; DEATHS and BY change how often and by what.
+DEATHS ?= 50
+BY ?= KILL INT TERM FULL READONLY
+kills: .venv/ready
+	unshare -Urm $(BIN)/python -m tests.train.killing --deaths $(DEATHS) --by $(BY)
 
 clean:
 	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

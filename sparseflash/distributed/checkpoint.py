@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparseflash.distributed.agreement import agree
+from sparseflash.foreign import parse_json, read_text
 
 FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -135,11 +136,11 @@ def _progress(path: Path) -> dict[str, Number]:
     if not (path / STATE).is_file():
         raise FileNotFoundError(f"{path} is no distributed checkpoint: it has no {STATE}")
     try:
-        state = json.loads((path / STATE).read_text())
+        state = parse_json(read_text(path / STATE))
         if state["format"] != FORMAT or state["version"] != VERSION:
             raise KeyError("format")
         files, progress = dict(state["files"]), dict(state["progress"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path / STATE} is foreign or damaged: it describes no checkpoint of version {VERSION}"
         ) from None

@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.models import PixelTransformer
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import begin_with, checkpoints, load_checkpoint, resolve, restore, save_checkpoint
+from sparseflash.train.checkpoint import begin_with, checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
 from sparseflash.train.data import Stream
@@ -66,7 +67,9 @@ def train(
     """Train a model, or go on training it.
 
     On a CPU, a run that was stopped and resumed any number of times has, bit for bit, the losses and weights of an
-    uninterrupted one. Under torchrun every process trains on its share of each step's images.
+    uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
+    damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
+    images.
 
     Args:
         config: the recipe.
@@ -74,7 +77,7 @@ def train(
         steps: optimizer steps in all, those before a resume included; default: until the last stage has had
             ``config.schedule_steps``.
         minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out``.
+        resume: go on from the latest checkpoint in ``out`` that is whole.
         device: where to train.
         workers: processes that draw images ahead; 0 draws them in this one.
         save_every: steps between checkpoints; one more is written at the end.
@@ -83,10 +86,12 @@ def train(
         line: takes a line of progress at a time, instead of the terminal.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is off, its checkpoint is damaged or was made with
-            another config, or steps, minutes, save_every or keep are too small.
+        ValueError: ``out`` holds a run already and ``resume`` is off, all its checkpoints are damaged or the latest
+            was made with another config, or steps, minutes, save_every or keep are too small.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
+        OSError: the disk is full or may not be written to; earlier checkpoints stay.
+        WorkerError: workers died again and again; the completed steps are saved.
 
     Example:
         >>> import tempfile
@@ -121,7 +126,7 @@ def train(
     averaged = None if average is None else average.module
     step, progress, saved = 0, Progress(config.first_stage), None
     if resume:
-        checkpoint = load_checkpoint(run)
+        checkpoint = latest_checkpoint(run)
         if different := config.differences(checkpoint.config):
             raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
         restore(checkpoint, model, optimizer, averaged)
@@ -206,6 +211,10 @@ def train(
             interrupt.hold()
             if losses:
                 saved = save()
+        except WorkerError:
+            if losses and rank == 0:
+                save()
+            raise
     if world > 1:
         distributed.destroy_process_group()
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)
