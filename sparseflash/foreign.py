@@ -1,4 +1,4 @@
-"""Text and JSON from files that others may have written: bounded in size and depth."""
+"""Files that others may have written: bounded in size and depth before anything is made of them."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,32 @@ from typing import Any
 MOST_BYTES = 16 << 20
 
 
-def read_text(path: Path) -> str:
-    """A text file of at most `MOST_BYTES` bytes.
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A regular file of at most so many bytes.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: longer, or no text.
+        ValueError: longer, or no regular file: a device or a pipe may never end.
     """
-    if (size := path.stat().st_size) > MOST_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes; at most {MOST_BYTES:,} are read")
+    path.stat()
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes, the most that are read")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file of at most `MOST_BYTES`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: longer, no regular file, or no text.
+    """
     try:
-        return path.read_text(encoding="utf-8")
+        return read_bytes(path).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file") from None
 

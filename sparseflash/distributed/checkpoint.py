@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -155,7 +156,10 @@ def _progress(path: Path) -> dict[str, Number]:
 
 def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
     """Refuse a checkpoint of another model before anything is read into this one."""
-    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    try:
+        entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    except (SafetensorError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is foreign or damaged: {error}") from None
     saved = {name: tuple(entry.size) for name, entry in entries.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | wanted.keys()):
