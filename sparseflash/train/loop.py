@@ -113,43 +113,45 @@ def train(
     if not resume and checkpoints(run):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
-    rank, world, device = _join_processes(torch.device(device))
-    torch.manual_seed(config.seed)
-    model = PixelTransformer(config.model)
-    if config.init and not resume:
-        begin_with(model, resolve(Path(config.init)))
-    model.activation_checkpointing = config.activation_checkpointing
-    model.to(device).train()
-    optimizer = _optimizer(model, config)
-    # The first update copies the weights.
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    averaged = None if average is None else average.module
-    step, progress, saved = 0, Progress(config.first_stage), None
-    if resume:
-        checkpoint = latest_checkpoint(run)
-        if different := config.differences(checkpoint.config):
-            raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
-        restore(checkpoint, model, optimizer, averaged)
-        step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
-        if average is not None:
-            average.n_averaged.fill_(step)
-    trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
-    losses: list[float] = []
-    out_of_time = False
-
-    shown = model if averaged is None else averaged
-    assert isinstance(shown, PixelTransformer)
-
-    def save() -> Path:
-        return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
-
-    def show(stage: Stage) -> None:
-        if pictures and rank == 0:
-            for name, draw in (("mistakes", mistakes), ("attention", attention)):
-                reporter.figure(name, draw(shown, stage), step)
-
     with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt(at_once=world == 1))
+        # First of all: where Python swallows the exception that a signal raises, it has still been noted.
+        interrupt = stack.enter_context(Interrupt(at_once=_world() == 1))
+        rank, world, device = _join_processes(torch.device(device))
+        torch.manual_seed(config.seed)
+        model = PixelTransformer(config.model)
+        if config.init and not resume:
+            begin_with(model, resolve(Path(config.init)))
+        model.activation_checkpointing = config.activation_checkpointing
+        model.to(device).train()
+        optimizer = _optimizer(model, config)
+        # The first update copies the weights.
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        averaged = None if average is None else average.module
+        step, progress, saved = 0, Progress(config.first_stage), None
+        if resume:
+            with interrupt.shield():  # a load cut short would look like damage
+                checkpoint = latest_checkpoint(run)
+            if different := config.differences(checkpoint.config):
+                raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
+            restore(checkpoint, model, optimizer, averaged)
+            step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
+            if average is not None:
+                average.n_averaged.fill_(step)
+        trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
+        losses: list[float] = []
+        out_of_time = False
+
+        shown = model if averaged is None else averaged
+        assert isinstance(shown, PixelTransformer)
+
+        def save() -> Path:
+            return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
+
+        def show(stage: Stage) -> None:
+            if pictures and rank == 0:
+                for name, draw in (("mistakes", mistakes), ("attention", attention)):
+                    reporter.figure(name, draw(shown, stage), step)
+
         images = config.batch * config.accumulate * world
         reporter = stack.enter_context(Reporter(run, step, images, quiet=rank > 0, line=line))
         stream = Stream(config, rank, world, workers)
@@ -257,9 +259,14 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def _world() -> int:
+    """Number of processes that train together; torchrun sets the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _join_processes(device: torch.device) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device of this one; torchrun sets the environment."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Rank, number of processes and device of this one."""
+    world = _world()
     if world == 1:
         return 0, 1, device
     if device.type == "cuda":

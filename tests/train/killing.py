@@ -116,7 +116,13 @@ def _signalled(run: Path, chance: random.Random, number: signal.Signals) -> int:
     else:
         time.sleep(chance.uniform(0, 0.5))
     os.kill(life, number)
-    return os.waitpid(life, 0)[1]
+    patience = time.monotonic() + 120
+    while (ended := os.waitpid(life, os.WNOHANG)) == (0, 0):
+        if time.monotonic() > patience:
+            os.kill(life, signal.SIGKILL)
+            raise AssertionError(f"{number.name} was ignored")
+        time.sleep(0.001)
+    return ended[1]
 
 
 def by_full(run: Path, chance: random.Random) -> None:
@@ -162,11 +168,16 @@ def _logged(run: Path) -> int:
 
 def _begin(out: Path, steps: int) -> int:
     """A process that trains; its number."""
+    ready, begun = os.pipe()
     life = os.fork()
     if life:
+        os.close(begun)
+        os.read(ready, 1)  # a signal before this is lost: Python forgets, in a new fork, those that have come
+        os.close(ready)
         return life
     code = WRONG
     try:
+        os.close(begun)
         train(
             CONFIG, out, steps=steps, resume=bool(checkpoints(out)), save_every=SAVE_EVERY, keep=KEEP,
             line=lambda text: None,
