@@ -48,12 +48,11 @@ def page() -> str:
         result = json.loads(path.read_text())
         machine = path.parent.name
         parts.append(
-            f"## {result['device']}, {result['backend']} backend\n\ntorch {result['torch']}, commit {result['commit']}, "
-            f"{result['date']}; `{result['command']}`.\n\n"
+            f"## {result['device']}, {result['backend']} backend\n\ntorch {result['torch']}, commit "
+            f"{result['commit']}, {result['date']}; `{result['command']}`.\n\n"
             f"![errors of the output and of the gradient of queries]({PICTURES.name}/{machine}.png)\n"
         )
-        for sweep in TITLES:
-            parts.append(table(sweep, [row for row in result["rows"] if row["sweep"] == sweep]))
+        parts += [table(sweep, [row for row in result["rows"] if row["sweep"] == sweep]) for sweep in TITLES]
     return "\n".join(parts)
 
 

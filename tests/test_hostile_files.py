@@ -29,7 +29,8 @@ from sparseflash.train import TrainConfig, load_preset, recipe
 from sparseflash.train.checkpoint import latest_checkpoint, load_checkpoint
 
 ROOT = Path(__file__).parent.parent
-SOURCES = sorted(path for name in ("sparseflash", "patterns", "kernels") for path in (ROOT / name).rglob("*.py"))
+FOLDERS = ("sparseflash", "patterns", "kernels", "benchmarks", "examples", "docs")
+SOURCES = sorted(path for name in FOLDERS for path in (ROOT / name).rglob("*.py"))
 
 # Modules that execute what they read or unpack without asking where to, and calls that do.
 MODULES = {

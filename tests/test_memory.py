@@ -71,7 +71,7 @@ def test_changing_masks_and_lengths_leave_nothing_behind(forgotten: None) -> Non
     gc.collect()
     grown = resident_mb() - before
     assert grown < 8, f"{grown:.1f} MB in {CALLS - warm} calls"
-    tables = sum(isinstance(found, sf.LookupTable) for found in gc.get_objects())
+    tables = sum(type(found) is sf.LookupTable for found in gc.get_objects())
     assert tables < 100, f"{tables} tables are alive, the cache holds 64"
 
 
