@@ -12,6 +12,7 @@ over that of the truth. Nothing is timed: it may run beside other work.
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -56,7 +57,7 @@ class Setting:
     @property
     def scale(self) -> float:
         """The product of a normal query and key has the standard deviation sqrt(DIM)."""
-        return self.spread / DIM**0.5
+        return self.spread / math.sqrt(DIM)
 
 
 def settings(longest: int) -> Iterator[Setting]:
