@@ -8,7 +8,7 @@ help:
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
-	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with three, in some minutes"
+	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
 	@echo "make release  wheel and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 

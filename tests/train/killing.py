@@ -3,10 +3,10 @@
 python -m tests.train.killing --deaths 50                            # SIGKILL
 python -m tests.train.killing --deaths 50 --by KILL INT TERM FULL READONLY
 
-Each life is a fork of this process, so a death costs a second. By signals three of four lives end within 0.6 s of their
-first step, the others while they start; with a checkpoint every second step, many a kill meets one that is being
-written or removed. FULL leaves a random number of bytes free on a file system of its own, READONLY forbids to write to
-it; both need Linux, and the right to mount one (root, or user namespaces).
+Each life is a fork of this process, so a death costs a second. By signals half of the lives end while a checkpoint is
+written or an old one removed, a quarter anywhere in their first steps, a quarter while they start. FULL leaves a random
+number of bytes free on a file system of its own, READONLY forbids to write to it; both need Linux, and the right to
+mount one (root, or user namespaces).
 """
 
 from __future__ import annotations
@@ -109,12 +109,15 @@ def by_term(run: Path, chance: random.Random) -> None:
 def _signalled(run: Path, chance: random.Random, number: signal.Signals) -> int:
     before = _logged(run)
     life = _begin(run, 1_000_000)
-    if chance.random() < 0.75:
-        while _logged(run) <= before and os.waitpid(life, os.WNOHANG) == (0, 0):
-            time.sleep(0.001)
-        time.sleep(chance.uniform(0, 0.6))
-    else:
+    when = chance.random()
+    if when < 0.25:
         time.sleep(chance.uniform(0, 0.5))
+    else:
+        multiple = SAVE_EVERY if when < 0.75 else 1  # a step is logged just before its checkpoint is written
+        while (step := _logged(run)) <= before or step % multiple:
+            assert os.waitpid(life, os.WNOHANG) == (0, 0), "it ended by itself"
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0, 0.1 if when < 0.75 else 0.6))
     os.kill(life, number)
     patience = time.monotonic() + 120
     while (ended := os.waitpid(life, os.WNOHANG)) == (0, 0):
