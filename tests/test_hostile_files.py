@@ -256,6 +256,7 @@ def test_deep_and_long_texts_are_refused(checkpoint: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "text",
     ["(" * 5000 + "full()" + ")" * 5000, "~" * 5000 + "full()", "full()" + " | full()" * 5000,
+     "~(" * 9 + "full()" + (" | full()" * 150 + ")") * 9,
      "local(" + "9" * 5000 + ")",
      "local(9**9**9)", "documents(" + DEEP + ")", "x" * 2_000_000, "documents([" + "1," * 600_000 + "])",
      "local((lambda: 1)())", "__import__('os').getcwd()", "local.__class__()", "full().__class__",
@@ -317,3 +318,9 @@ def test_texts_of_a_mask_are_text_wherever_they_are_shown(tmp_path: Path) -> Non
         assert "alert(1)" in page
         assert "<script>alert" not in page
         assert "<img src=x" not in page
+
+
+def test_the_deepest_expressions_that_are_read_compile() -> None:
+    deepest = "~(" * 8 + "local(1)" + (" | local(2)" * 29 + ")") * 8
+    assert sf.parse(deepest).compile(64).nnz == 0  # the complement of a complement of ...
+    assert sf.parse("~" * 240 + "causal()").compile(64) == P.causal().compile(64)

@@ -1,5 +1,6 @@
 """Training: resumed runs, interruptions, checkpoints, learning."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
-from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
+from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sparseflash.train.data import Batch
 from sparseflash.train.interrupt import Interrupt
@@ -230,6 +231,21 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(tmp_path: Path
     steps = stopped.step + 2
     resumed = run(tmp_path / "stopped", steps, resume=True)
     assert stopped.losses + resumed.losses == run(tmp_path / "whole", steps).losses
+
+
+def test_a_signal_is_noted_where_its_exception_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code that asks whether an attribute is there clears whatever exception was raised meanwhile."""
+    make = loop._optimizer
+
+    def clears(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(model, config)
+
+    monkeypatch.setattr(loop, "_optimizer", clears)
+    stopped = run(tmp_path, 3)
+    assert (stopped.interrupted, stopped.step) == (True, 1)
+    assert load_checkpoint(tmp_path).step == 1
 
 
 def test_shields_hold_signals_back() -> None:
