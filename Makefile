@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu fuzz coverage mutants clean
+.PHONY: help demo test lint types tests gallery gpu fuzz coverage mutants kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
@@ -11,6 +11,8 @@ help:
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
+	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
+	@echo "make release  wheel and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -58,5 +60,28 @@ mutants: .venv/ready
 	for part in patterns tables cpu; do PYTHONPATH=. $(BIN)/python -m tests.mutants $$part --every $(EVERY) || failed=1; done; \
 	  exit $${failed:-0}
 
+# FULL and READONLY mount a small file system of their own; DEATHS and BY change how often and by what.
+DEATHS ?= 50
+BY ?= KILL INT TERM FULL READONLY
+kills: .venv/ready
+	unshare -Urm $(BIN)/python -m tests.train.killing --deaths $(DEATHS) --by $(BY)
+
+# A package that the vulnerability service does not know is a failure too: unseen is not clean.
+.venv-release/ready: constraints-release.txt
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-release.txt
+	@touch $@
+
+audit: .venv-release/ready
+	.venv-release/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+sbom: .venv-release/ready
+	mkdir -p dist
+	.venv-release/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  --of JSON -o dist/sparseflash.cdx.json constraints.txt
+
+release: .venv/ready audit sbom
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
+
 clean:
-	rm -rf .venv dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,7 +13,7 @@ from sparseflash.models import PixelTransformerConfig
 from sparseflash.patterns import parse
 from sparseflash.train import TASKS, TrainConfig, recipe, train
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import load_checkpoint
+from sparseflash.train.checkpoint import latest_checkpoint
 from sparseflash.train.devices import resolve_device
 
 
@@ -43,7 +43,7 @@ def run(
         size = block_size(options["block"])
         options["block"] = (size, size) if isinstance(size, int) else size
     if resume:
-        config = load_checkpoint(out).config
+        config = latest_checkpoint(out).config
         _refuse_changes(task, options, config, out)
     else:
         config = recipe(task, preset=preset, device=device.type, **options)

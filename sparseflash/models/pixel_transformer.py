@@ -223,8 +223,9 @@ class PixelTransformer(nn.Module):
             ValueError: a file that is corrupt, or weights that are not of this config.
         """
         config_text, weights = load_model(Path(folder))
-        model = cls(PixelTransformerConfig.from_json(config_text))
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        config = PixelTransformerConfig.from_json(config_text)
+        with torch.device("meta"):  # a config may promise more than the file holds, and than there is memory
+            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
         if expected != found:
             odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
@@ -232,5 +233,6 @@ class PixelTransformer(nn.Module):
                 f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
                 f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
             )
+        model = cls(config)
         model.load_state_dict(weights)
         return model.to(device)

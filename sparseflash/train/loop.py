@@ -15,8 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.models import PixelTransformer
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import begin_with, checkpoints, load_checkpoint, resolve, restore, save_checkpoint
+from sparseflash.train.checkpoint import begin_with, checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
 from sparseflash.train.data import Stream
@@ -66,7 +67,9 @@ def train(
     """Train a model, or go on training it.
 
     On a CPU, a run that was stopped and resumed any number of times has, bit for bit, the losses and weights of an
-    uninterrupted one. Under torchrun every process trains on its share of each step's images.
+    uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
+    damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
+    images.
 
     Args:
         config: the recipe.
@@ -74,7 +77,7 @@ def train(
         steps: optimizer steps in all, those before a resume included; default: until the last stage has had
             ``config.schedule_steps``.
         minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out``.
+        resume: go on from the latest checkpoint in ``out`` that is whole.
         device: where to train.
         workers: processes that draw images ahead; 0 draws them in this one.
         save_every: steps between checkpoints; one more is written at the end.
@@ -83,10 +86,12 @@ def train(
         line: takes a line of progress at a time, instead of the terminal.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is off, its checkpoint is damaged or was made with
-            another config, or steps, minutes, save_every or keep are too small.
+        ValueError: ``out`` holds a run already and ``resume`` is off, all its checkpoints are damaged or the latest
+            was made with another config, or steps, minutes, save_every or keep are too small.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
+        OSError: the disk is full or may not be written to; earlier checkpoints stay.
+        WorkerError: workers died again and again; the completed steps are saved.
 
     Example:
         >>> import tempfile
@@ -108,43 +113,45 @@ def train(
     if not resume and checkpoints(run):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
-    rank, world, device = _join_processes(torch.device(device))
-    torch.manual_seed(config.seed)
-    model = PixelTransformer(config.model)
-    if config.init and not resume:
-        begin_with(model, resolve(Path(config.init)))
-    model.activation_checkpointing = config.activation_checkpointing
-    model.to(device).train()
-    optimizer = _optimizer(model, config)
-    # The first update copies the weights.
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    averaged = None if average is None else average.module
-    step, progress, saved = 0, Progress(config.first_stage), None
-    if resume:
-        checkpoint = load_checkpoint(run)
-        if different := config.differences(checkpoint.config):
-            raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
-        restore(checkpoint, model, optimizer, averaged)
-        step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
-        if average is not None:
-            average.n_averaged.fill_(step)
-    trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
-    losses: list[float] = []
-    out_of_time = False
-
-    shown = model if averaged is None else averaged
-    assert isinstance(shown, PixelTransformer)
-
-    def save() -> Path:
-        return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
-
-    def show(stage: Stage) -> None:
-        if pictures and rank == 0:
-            for name, draw in (("mistakes", mistakes), ("attention", attention)):
-                reporter.figure(name, draw(shown, stage), step)
-
     with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt(at_once=world == 1))
+        # First of all: where Python swallows the exception that a signal raises, it has still been noted.
+        interrupt = stack.enter_context(Interrupt(at_once=_world() == 1))
+        rank, world, device = _join_processes(torch.device(device))
+        torch.manual_seed(config.seed)
+        model = PixelTransformer(config.model)
+        if config.init and not resume:
+            begin_with(model, resolve(Path(config.init)))
+        model.activation_checkpointing = config.activation_checkpointing
+        model.to(device).train()
+        optimizer = _optimizer(model, config)
+        # The first update copies the weights.
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        averaged = None if average is None else average.module
+        step, progress, saved = 0, Progress(config.first_stage), None
+        if resume:
+            with interrupt.shield():  # a load cut short would look like damage
+                checkpoint = latest_checkpoint(run)
+            if different := config.differences(checkpoint.config):
+                raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
+            restore(checkpoint, model, optimizer, averaged)
+            step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
+            if average is not None:
+                average.n_averaged.fill_(step)
+        trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
+        losses: list[float] = []
+        out_of_time = False
+
+        shown = model if averaged is None else averaged
+        assert isinstance(shown, PixelTransformer)
+
+        def save() -> Path:
+            return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
+
+        def show(stage: Stage) -> None:
+            if pictures and rank == 0:
+                for name, draw in (("mistakes", mistakes), ("attention", attention)):
+                    reporter.figure(name, draw(shown, stage), step)
+
         images = config.batch * config.accumulate * world
         reporter = stack.enter_context(Reporter(run, step, images, quiet=rank > 0, line=line))
         stream = Stream(config, rank, world, workers)
@@ -206,6 +213,10 @@ def train(
             interrupt.hold()
             if losses:
                 saved = save()
+        except WorkerError:
+            if losses and rank == 0:
+                save()
+            raise
     if world > 1:
         distributed.destroy_process_group()
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)
@@ -248,9 +259,14 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     )
 
 
+def _world() -> int:
+    """Number of processes that train together; torchrun sets the environment."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _join_processes(device: torch.device) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device of this one; torchrun sets the environment."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
+    """Rank, number of processes and device of this one."""
+    world = _world()
     if world == 1:
         return 0, 1, device
     if device.type == "cuda":

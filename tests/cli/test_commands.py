@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from sparseflash import pathfinder
 from sparseflash.cli import app
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 
@@ -44,6 +46,14 @@ def test_help_teaches_by_examples() -> None:
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
+
+
+def test_dead_workers_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise WorkerError("worker processes died 3 times before they finished anything")
+
+    monkeypatch.setattr(pathfinder, "write", dies)
+    assert "error: worker processes died 3 times" in refused("generate", "--size", 32, "--count", 1, "--out", tmp_path)
 
 
 def test_bench_measures_us_beside_dense_attention() -> None:

@@ -60,8 +60,8 @@ def test_flags_of_a_launch_are_tried_both_ways(monkeypatch: pytest.MonkeyPatch) 
 
     monkeypatch.setattr(gates, "Launch", Flagged)
     monkeypatch.setitem(TABLE, KEY, Row(Flagged(64, 128, 4, 3), Flagged(64, 64, 8, 3)))
-    assert {launch.ahead for launch in candidates(KEY, "forward")} == {False, True}  # type: ignore[attr-defined]
-    assert {launch.ahead for launch in candidates(KEY, "keys")} == {False}  # type: ignore[attr-defined]
+    assert {launch.ahead for launch in candidates(KEY, "forward")} == {False, True}
+    assert {launch.ahead for launch in candidates(KEY, "keys")} == {False}
     monkeypatch.setattr(tune, "Launch", Flagged)
     assert tune.spelled(Flagged(64, 128, 4, 3, ahead=True)) == "Launch(64, 128, 4, 3, ahead=True)"  # type: ignore[arg-type]
     assert tune.spelled(Flagged(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"  # type: ignore[arg-type]
