@@ -5,7 +5,10 @@ A run folder holds ``checkpoints/step-00000120/`` with
 - ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
+- ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
+  files and of itself.
+
+Nothing in it depends on how many processes wrote it: any number goes on from it, see `Processes.check`.
 """
 
 import hashlib
@@ -35,12 +38,16 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, on the CPU."""
+    """A verified checkpoint, on the CPU.
+
+    ``streams``: batches of a part, see `Stream`; None where it was not written down yet.
+    """
 
     path: Path
     step: int
     progress: Progress
     config: TrainConfig
+    streams: int | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -63,6 +70,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
+    streams: int = 1,
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
 
@@ -75,6 +83,7 @@ def save_checkpoint(
         optimizer: with its moments.
         averaged: the moving average of the model, which people then load; None where there is none.
         keep: how many checkpoints stay.
+        streams: batches of a part.
 
     Returns:
         The checkpoint's folder.
@@ -95,6 +104,7 @@ def save_checkpoint(
             "step": step,
             "progress": asdict(progress),
             "config": config.to_dict(),
+            "streams": streams,
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
         state["sha256"][STATE] = _digest(state)
@@ -147,9 +157,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    return Checkpoint(
-        path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
-    )
+    tensors = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    return Checkpoint(path, state["step"], progress, config, state.get("streams"), *tensors)
 
 
 def resolve(path: Path) -> Path:
