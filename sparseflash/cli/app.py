@@ -175,10 +175,10 @@ def train(
 
     Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU
     with the same losses bit for bit.
-    Several processes under torchrun share the images of a step (data parallel), or, with --context-parallel N, groups of
-    N share the tokens of each image: a group's memory for activations is that of one process. Of 8 processes with N = 4,
-    two groups draw images of their own. N must divide the processes, and every pixel must be a token (--tokens all).
-    --resume goes on with another N and another number of processes, with the same losses to within rounding.
+    Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
+    tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
+    and keeps a quarter of an image. N must divide the processes, and every pixel be a token (--tokens all). --resume
+    goes on with any other N and number of groups that divides a step's batches: the same losses to within rounding.
 
     [bold]Examples[/bold]
 
@@ -218,7 +218,8 @@ def train(
         "activation_checkpointing": save_memory,
     }
     run(
-        task, preset, out, steps, minutes, resume, device, options, context_parallel, workers, save_every, keep, pictures
+        task, preset, out, steps, minutes, resume, device, options, context_parallel,
+        workers, save_every, keep, pictures,
     )  # fmt: skip
 
 

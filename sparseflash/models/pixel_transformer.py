@@ -184,19 +184,19 @@ class PixelTransformer(nn.Module):
         if len(masks) != self.config.layers:
             raise ValueError(f"masks must be one for each of the {self.config.layers} layers; got {len(masks)}")
 
-        how: dict[str, Attend] = {}
+        attend: Attend | None = None
         if mesh is not None:
             from sparseflash.models.sharing import shared
 
-            chosen, how["attend"] = shared(chosen, masks, mesh)
+            chosen, attend = shared(chosen, masks, mesh)
 
         x = self.embedding(images.flatten()[chosen.place])
         for number, mask in enumerate(masks):
             layer = self.layers[0 if self.config.tied else number]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, use_reentrant=False, **how))
+                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, attend, use_reentrant=False))
             else:
-                x = layer(x, mask, chosen.cos, chosen.sin, **how)
+                x = layer(x, mask, chosen.cos, chosen.sin, attend)
 
         readable = self._read(images)  # [B, height, width]; all of them are tokens
         read = readable.flatten()[chosen.place]  # [S, N]

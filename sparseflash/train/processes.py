@@ -76,8 +76,8 @@ class Processes:
         """
         if (batches := config.accumulate * streams) % self.groups:
             raise ValueError(
-                f"this run's steps have {batches} batches, which {self.groups} groups of processes cannot share evenly; "
-                f"resume with a number of groups that divides {batches}, each of {self.context} processes"
+                f"this run's steps have {batches} batches, which {self.groups} groups of processes cannot share "
+                f"evenly; resume with a number of groups that divides {batches}, of {self.context} processes each"
             )
         if self.context > 1:
             for stage in config.stages[config.first_stage :]:
