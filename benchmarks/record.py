@@ -37,10 +37,10 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def write(part: str, rows: list[dict[str, Any]], **more: Any) -> Path:
-    """One JSON file: results/<device>/<date>-<part>.json, written whole or not at all."""
+def write(part: str, rows: list[dict[str, Any]], path: Path | None = None, **more: Any) -> Path:
+    """One JSON file: results/<device>/<date>-<part>.json, or another path; written whole or not at all."""
     where = provenance()
-    path = result_path(part, where)
+    path = path or result_path(part, where)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     temporary.write_text(json.dumps({"part": part, **where, **more, "rows": rows}, indent=1) + "\n")
