@@ -6,7 +6,7 @@
 
 A step is forward, loss, backward and AdamW's update. One model with random weights takes turns with every attention,
 so that all see the same weights and the same hour of the machine; the first loss of each is kept beside its time, and
-all dense ones have the same. Times are medians of the rounds; attention's share is one minus the time of a step in which
+all dense ones have the same. Times are medians of the rounds; attention's share is one minus the time of a step where
 every token gets its own value, over the time of the step. Memory is what a step takes at most beyond weights and
 moments: activations and gradients. Models of Transformers are made from their configs: nothing is downloaded, no
 dropout, no torch.compile; bf16 autocast on a GPU, fp32 on a CPU.

@@ -2,7 +2,7 @@
 
 Dao et al. (2022), "FlashAttention: Fast and Memory-Efficient Exact Attention with IO-Awareness", section 4: BERT-large
 at 512 tokens, GPT-2 small and medium at 1,024 and longer, the Long Range Arena at 1,024 to 4,096, Path-256 at 65,536.
-Batch sizes are ours. The small versions keep the lengths (Path-256 has a smaller canvas), with fewer and narrower layers.
+Batch sizes are ours. The small versions keep the lengths, Path-256 excepted, and have fewer and narrower layers.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import report, step
 from benchmarks.steps import settings
-from benchmarks.steps.models import ATTENTIONS, WITHOUT, Pixels, build
+from benchmarks.steps.models import ATTENTIONS, WITHOUT, Sequences, build
 from benchmarks.steps.settings import Setting
 
 pytest.importorskip("transformers", reason="transformers is not installed")
@@ -83,17 +83,17 @@ def test_what_cannot_be_measured_is_refused(measured: Path, tmp_path: Path) -> N
 
 
 def test_memory_that_is_not_there_leaves_an_attention_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = Pixels.use
+    real = Sequences.use
 
-    def use(self: Pixels, attention: str) -> None:
+    def use(self: Sequences, attention: str) -> None:
         real(self, attention)
-        self.outcome = _too_much if attention == "eager" else lambda: Pixels.outcome(self)  # type: ignore[method-assign]
+        self.outcome = _too_much if attention == "eager" else lambda: Sequences.outcome(self)  # type: ignore[method-assign]
 
-    monkeypatch.setattr(Pixels, "use", use)
-    rows = step.measure(TINY[3], torch.device("cpu"), runs=1)
+    monkeypatch.setattr(Sequences, "use", use)
+    rows = step.measure(TINY[2], torch.device("cpu"), runs=1)
     assert rows[0]["left_out"] == "out of memory"
     assert "step_ms" not in rows[0]
-    assert step.described(rows[0]) == "path256, 2,304 tokens, eager: out of memory"
+    assert step.described(rows[0]) == "lra, 128 tokens, eager: out of memory"
     assert all("step_ms" in row for row in rows[1:])
 
 
