@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu clean
+.PHONY: help demo test lint types tests gallery versions gpu clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
+	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -33,6 +34,10 @@ tests: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
 
+# Each pair in an environment of its own under .venvs; before 2.13 torch comes with CUDA, several GB.
+versions:
+	$(PYTHON) -m tests.versions $(if $(TORCH),--only $(TORCH))
+
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:
 	@found=$$($(PYTHON) -c "import torch; print(torch.cuda.is_available())") || exit 1; \
@@ -42,4 +47,4 @@ gpu:
 	     tests/test_attention_features.py tests/test_heavy_lines.py tests/test_dynamic_tables.py tests/test_decode.py tests/test_routing.py tests/test_cuda_graphs.py
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venvs dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
