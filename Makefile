@@ -34,7 +34,7 @@ tests: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
 
-# Each pair in an environment of its own under .venvs; before 2.13 torch comes with CUDA, several GB.
+# Each pair in an environment of its own under .venvs, several GB with CUDA.
 versions:
 	$(PYTHON) -m tests.versions $(if $(TORCH),--only $(TORCH))
 

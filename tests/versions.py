@@ -5,7 +5,7 @@
     python -m tests.versions --only 2.11.0 --tests tests/test_operators.py
 
 Needs nothing installed. CI runs the suite on the versions of constraints.txt, the newest pair; this is for the others.
-Before 2.13, the package index has torch for Linux with CUDA alone: several GB for a version, which run without a GPU too.
+From the package index torch for Linux comes with CUDA: several GB for a version, which run without a GPU too.
 A version that cannot be had here is said to be so, with pip's own words, and is no failure; a test that fails is.
 """
 
