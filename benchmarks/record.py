@@ -33,7 +33,7 @@ def provenance() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
+        **{name: package_version(name) for name in PACKAGES},
     }
 
 
@@ -60,7 +60,8 @@ def _module() -> str:
     return spec.name if spec else sys.argv[0]
 
 
-def _version(name: str) -> str:
+def package_version(name: str) -> str:
+    """The version that is installed, or "absent"."""
     try:
         return version(name)
     except PackageNotFoundError:

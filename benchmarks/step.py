@@ -23,13 +23,12 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.record import provenance, result_path, write
+from benchmarks.record import package_version, provenance, result_path, write
 from benchmarks.steps.models import ATTENTIONS, WITHOUT, Model, build
 from benchmarks.steps.settings import FULL, SMALL, Setting
 from sparseflash.bench import peak_mb
@@ -198,7 +197,7 @@ def run(
         for row in fresh:
             say(described(row))
         rows += fresh
-        write("step", rows, path, transformers=_transformers(), runs=runs)
+        write("step", rows, path, transformers=package_version("transformers"), runs=runs)
         gc.collect()
         if on.type == "cuda":
             torch.cuda.empty_cache()
@@ -209,20 +208,13 @@ def described(row: dict[str, Any]) -> str:
     """A line for people."""
     start = f"{row['model']}, {row['tokens']:,} tokens, {row['attention']}: "
     if "left_out" in row:
-        return start + row["left_out"]
+        return f"{start}{row['left_out']}"
     extra = f", {row['extra_mb']:,.0f} MB" if "extra_mb" in row else ""
     share = f", {row['attention_share']:.0%} of it attention" if "attention_share" in row else ""
     over = f", {row['over_sdpa']:.2f} of sdpa's speed" if "over_sdpa" in row else ""
     return (
         f"{start}{row['step_ms']:,.1f} ms (spread {row['spread_ms']:,.1f}){over}{share}{extra}, loss {row['loss']:.5f}"
     )
-
-
-def _transformers() -> str:
-    try:
-        return version("transformers")
-    except ModuleNotFoundError:
-        return "absent"
 
 
 def main(arguments: list[str] | None = None) -> None:

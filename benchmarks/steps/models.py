@@ -170,4 +170,5 @@ def _value(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: Any
 
 
 def _eager(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+    weights: Tensor = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
+    return weights @ v
