@@ -67,7 +67,7 @@ def installed(versions: Versions, folder: Path) -> str | None:
         environment = os.environ | {"PIP_CONSTRAINT": constraints.name}
         done = subprocess.run(pip, cwd=ROOT, env=environment, stderr=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        return (re.findall(r"ERROR: (.*)", done.stderr) or done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        return (re.findall(r"ERROR: (.*)", done.stderr) or done.stderr.strip().splitlines() or ["no reason given"])[0]
     (folder / "ready").touch()
     return None
 
