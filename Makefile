@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu fuzz coverage mutants kills audit sbom release clean
+.PHONY: help demo test lint types tests gallery versions gpu fuzz coverage mutants kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
@@ -13,6 +13,7 @@ help:
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
 	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
 	@echo "make release  wheel and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
+	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -36,6 +37,10 @@ tests: .venv/ready
 
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
+
+# Each pair in an environment of its own under .venvs, several GB with CUDA.
+versions:
+	$(PYTHON) -m tests.versions $(if $(TORCH),--only $(TORCH))
 
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:
@@ -84,4 +89,4 @@ release: .venv/ready audit sbom
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venvs .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

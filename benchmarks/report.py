@@ -47,6 +47,13 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("of_ideal_fwd_bwd", "of ideal", "{:.2f}"), ("extra_fwd_mb", "extra forward, MB", "{:.0f}"),
         ("extra_fwd_bwd_mb", "extra fwd + bwd, MB", "{:.0f}"),
     ],
+    "step": [
+        ("model", "model", "{}"), ("tokens", "tokens", "{:,}"), ("batch", "batch", "{}"), ("layers", "layers", "{}"),
+        ("width", "width", "{}"), ("attention", "attention", "{}"), ("density", "density", "{:.1%}"),
+        ("step_ms", "step, ms", "{:,.1f}"), ("spread_ms", "spread, ms", "{:,.1f}"),
+        ("over_sdpa", "speed / sdpa", "{:.2f}"), ("attention_share", "attention's share", "{:.0%}"),
+        ("extra_mb", "memory, MB", "{:,.0f}"), ("left_out", "left out", "{}"),
+    ],
     "communication": [
         ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("density", "density", "{:.2%}"),
         *((f"weight_max_{ranks}", f"{ranks} ranks", "{:.2%}") for ranks in (2, 4, 8, 16, 32, 64)),
@@ -62,6 +69,9 @@ TITLES = {
     "compile_time": "From pattern to table, block 128, one core (n tokens; images of s x s pixels; peak is what Python "
     "and numpy allocate; create_block_mask ran once, and is left out past 8,192 tokens for its memory)",
     "cpu": "CPU attention beside dense SDPA (of ideal: SDPA time x density / ours; causal is compared with full SDPA)",
+    "step": "Whole training steps: forward, loss, backward, AdamW (weights random, one batch; no dropout, no "
+    "torch.compile; memory is what a step takes at most beyond weights and moments; attention's share is the part of "
+    "the time that goes when every token gets its own value)",
     "communication": "Context parallel attention: bytes that the busiest rank receives in the forward pass, as a share "
     "of what ring attention and an all-gather bring each rank; counted from the tables, dealt by weight (32 query "
     "heads, 8 key heads, head dim 128, half precision; the backward pass moves as much again, and that of a ring twice "

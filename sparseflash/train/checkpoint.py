@@ -5,10 +5,12 @@ A run folder holds ``checkpoints/step-00000120/`` with
 - ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
+- ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
+  files and of itself.
 
 A folder gets its name when all of it is on the disk, and loses it before any of it is removed: a process may be killed
-anywhere, and what bears a name is whole. Names that begin with a dot are what a kill left behind.
+anywhere, and what bears a name is whole. Names that begin with a dot are what a kill left behind. Nothing depends on
+how many processes wrote it: any number goes on from it, see `Processes.check`.
 """
 
 import hashlib
@@ -41,12 +43,16 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, on the CPU."""
+    """A verified checkpoint, on the CPU.
+
+    ``streams``: batches of a part, see `Stream`; None where it was not written down yet.
+    """
 
     path: Path
     step: int
     progress: Progress
     config: TrainConfig
+    streams: int | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -68,6 +74,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
+    streams: int = 1,
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
 
@@ -80,6 +87,7 @@ def save_checkpoint(
         optimizer: with its moments.
         averaged: the moving average of the model, which people then load; None where there is none.
         keep: how many checkpoints stay.
+        streams: batches of a part.
 
     Returns:
         The checkpoint's folder.
@@ -100,6 +108,7 @@ def save_checkpoint(
             "step": step,
             "progress": asdict(progress),
             "config": config.to_dict(),
+            "streams": streams,
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
         state["sha256"][STATE] = _digest(state)
@@ -172,17 +181,20 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if _sha256(path / name) != sums.get(name):
             raise ValueError(f"{path / name} is damaged: its checksum does not fit")
     config = TrainConfig.from_dict(state.get("config", {}))
-    step, place = state.get("step"), state.get("progress")
+    step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
     numbers = [step, *(place.get(name) for name in ("stage", "since", "images"))] if isinstance(place, dict) else []
     try:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
+        if streams is not None and not (type(streams) is int and streams > 0):
+            raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if PixelTransformerConfig.from_json(read_text(path / CONFIG)) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    return Checkpoint(path, step, progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER))
+    tensors = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    return Checkpoint(path, step, progress, config, streams, *tensors)
 
 
 def resolve(path: Path) -> Path:
