@@ -125,7 +125,7 @@ def compare(
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         step.seconds(step.attend)
-        tokens = step.model.tokens(images.images.to(device))
+        tokens = step.model.tokens(images.inputs.to(device))
         row = {
             "attention": contender.name,
             "pattern": contender.model.pattern,

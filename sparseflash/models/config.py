@@ -7,7 +7,7 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
@@ -15,6 +15,19 @@ from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
 TOKENS = ("all", "lit_tiles", "lit_pixels")
+
+
+class LayerShape(Protocol):
+    """What a transformer layer needs to know of its model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -56,3 +56,20 @@ def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
     except UnicodeDecodeError:
         raise ValueError(f"{folder / CONFIG} is not a text file") from None
     return text, read_tensors(folder / WEIGHTS)
+
+
+def load_into(model: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Give a model the weights that `load_model` read beside its config.
+
+    Raises:
+        ValueError: weights that are not of this model.
+    """
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise ValueError(
+            f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
+            f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
+        )
+    model.load_state_dict(weights)

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparseflash.functional import Mask, attention
-from sparseflash.models.config import PixelTransformerConfig
-from sparseflash.models.files import load_model, save_model
+from sparseflash.models.config import LayerShape, PixelTransformerConfig
+from sparseflash.models.files import load_into, load_model, save_model
 from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
 from sparseflash.rotary import rotate
@@ -74,7 +74,7 @@ class Layer(nn.Module):
 
     attend: Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 
-    def __init__(self, config: PixelTransformerConfig) -> None:
+    def __init__(self, config: LayerShape) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -155,8 +155,6 @@ class PixelTransformer(nn.Module):
                 `sparseflash.attention` takes, in token order.
             tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
                 the config says.
-            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
-                the config says.
 
         Returns:
             Logits of the images and, with a dense head, of their lit pixels.
@@ -224,13 +222,5 @@ class PixelTransformer(nn.Module):
         """
         config_text, weights = load_model(Path(folder))
         model = cls(PixelTransformerConfig.from_json(config_text))
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise ValueError(
-                f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
-                f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
-            )
-        model.load_state_dict(weights)
+        load_into(model, weights, Path(folder))
         return model.to(device)

@@ -2,7 +2,7 @@
 
 A run folder holds ``checkpoints/step-00000120/`` with
 
-- ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
+- ``model.safetensors`` and ``config.json``: what the model's `from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
 - ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
@@ -59,7 +59,7 @@ def save_checkpoint(
     step: int,
     progress: Progress,
     config: TrainConfig,
-    model: PixelTransformer,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
@@ -145,7 +145,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         progress = Progress(**state["progress"])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
-    if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
+    if type(config.model).from_json((path / CONFIG).read_text()) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
     return Checkpoint(
         path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)

@@ -8,20 +8,21 @@ from torch import Tensor, nn
 
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.data import Batch
+from sparseflash.train.sequences import SequenceStage
 
 
-def loss_of(model: nn.Module, batch: Batch, config: TrainConfig, stage: Stage) -> tuple[Tensor, Tensor]:
+def loss_of(model: nn.Module, batch: Batch, config: TrainConfig, stage: Stage | SequenceStage) -> tuple[Tensor, Tensor]:
     """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels.
 
     Args:
-        model: a `PixelTransformer`, or what wraps one.
+        model: a `PixelTransformer` or `SequenceTransformer`, or what wraps one.
         batch: on the model's device.
         config: weights of the losses, precision.
-        stage: what the images are of.
+        stage: where the batch comes from.
     """
     half = config.precision == "bf16"
-    with torch.autocast(batch.images.device.type, torch.bfloat16) if half else nullcontext():
-        output = model(batch.images, tokens=stage.tokens)
+    with torch.autocast(batch.labels.device.type, torch.bfloat16) if half else nullcontext():
+        output = model(batch.inputs, **stage.options)
         loss = F.cross_entropy(output.logits, batch.labels)
     right = (output.logits.argmax(-1) == batch.labels).float().mean()
     if batch.targets is None:

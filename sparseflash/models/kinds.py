@@ -1,0 +1,52 @@
+"""The two kinds of model, told apart by their configs."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.files import CONFIG, load_into, load_model
+from sparseflash.models.pixel_transformer import PixelTransformer
+from sparseflash.models.sequence_config import SequenceTransformerConfig
+from sparseflash.models.sequence_transformer import SequenceTransformer
+
+Model: TypeAlias = PixelTransformer | SequenceTransformer
+ModelConfig: TypeAlias = PixelTransformerConfig | SequenceTransformerConfig
+
+
+def build(config: ModelConfig) -> Model:
+    """A model with random weights."""
+    return PixelTransformer(config) if isinstance(config, PixelTransformerConfig) else SequenceTransformer(config)
+
+
+def config_from(fields: Mapping[str, Any]) -> ModelConfig:
+    """The config with these fields: of a sequence transformer if it says how many symbols there are.
+
+    Raises:
+        ValueError: fields that are missing, unknown or out of range.
+
+    Example:
+        >>> config_from({"symbols": 15, "layers": 2}).layers
+        2
+    """
+    kind = SequenceTransformerConfig if isinstance(fields, dict) and "symbols" in fields else PixelTransformerConfig
+    return kind.from_dict(fields)
+
+
+def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The model that either kind's `save_pretrained` wrote.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is not there.
+        ValueError: a file that is corrupt, or weights that are not of its config.
+    """
+    text, weights = load_model(Path(folder))
+    try:
+        model = build(config_from(json.loads(text)))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {error}") from None
+    load_into(model, weights, Path(folder))
+    return model.to(device)
