@@ -70,4 +70,5 @@ def grey(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
         [255, 76, 29]
     """
     red, green, blue = planes.astype(np.uint32)
-    return ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+    luma: NDArray[np.uint8] = ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+    return luma

@@ -1,7 +1,7 @@
 """A task's examples behind one index: the training ones first, then those for validation, then those for the test."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +77,7 @@ class Drawn:
 class Files:
     """Sets from files, one after the other."""
 
-    def __init__(self, parts: dict[str, tuple[Stored, Sequence[int]]]) -> None:
+    def __init__(self, parts: Mapping[str, tuple[Stored, Sequence[int]]]) -> None:
         self._parts = parts
         self.splits, first = {}, 0
         for name, (_, indices) in parts.items():

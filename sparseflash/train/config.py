@@ -160,6 +160,23 @@ class TrainConfig:
                 raise ValueError('data "fresh" has no end, and files do; use "fixed"')
 
     @property
+    def pixel_model(self) -> PixelTransformerConfig:
+        """The model of a task over pixels.
+
+        Raises:
+            ValueError: the task is over symbols.
+        """
+        if not isinstance(self.model, PixelTransformerConfig):
+            raise ValueError(f"the task {self.task} is over symbols, not over pixels")
+        return self.model
+
+    @property
+    def pixel_stages(self) -> tuple[Stage, ...]:
+        """The stages of a task over pixels; raises as `pixel_model` does."""
+        assert self.pixel_model
+        return tuple(stage for stage in self.stages if isinstance(stage, Stage))
+
+    @property
     def chance(self) -> float:
         """The accuracy of guessing."""
         return 1 / self.model.classes

@@ -146,7 +146,8 @@ def train(
 
     def show(stage: Stage | SequenceStage) -> None:
         if pictures and rank == 0:
-            assert isinstance(stage, Stage) and isinstance(shown, PixelTransformer)
+            assert isinstance(stage, Stage)
+            assert isinstance(shown, PixelTransformer)
             for name, draw in (("mistakes", mistakes), ("attention", attention)):
                 reporter.figure(name, draw(shown, stage), step)
 

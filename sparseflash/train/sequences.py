@@ -11,6 +11,7 @@ from torch import Tensor
 from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
 from sparseflash.lra.listops import SYMBOLS, majority_share
 from sparseflash.models import ModelConfig, SequenceTransformerConfig
+from sparseflash.pathfinder.splits import SEED
 
 # Symbols, documents and classes of a task's examples.
 SHAPES: Final = {
@@ -80,7 +81,7 @@ class SequenceStage:
         """The sets, each a range of indices; opens the files."""
         return self._corpus().splits
 
-    def _corpus(self, seed: int = splits.SEED) -> Corpus:
+    def _corpus(self, seed: int = SEED) -> Corpus:
         return open_corpus(self.task, self.folder, self.grammar, seed)
 
     def check(self, model: ModelConfig) -> None:

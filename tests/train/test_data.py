@@ -13,7 +13,7 @@ from sparseflash.pathfinder import SPLITS, Geometry, splits
 from sparseflash.train import Stage, Stream, TrainConfig, held_out, recipe
 from sparseflash.train.data import draw, planned, turned
 
-EASY = recipe("demo").stages[0].geometry
+EASY = recipe("demo").pixel_stages[0].geometry
 CONFIG = replace(
     recipe("demo"), batch=4, data="fixed", stages=(Stage(EASY), Stage(replace(EASY, contour_length=3, size=32)))
 )
@@ -60,10 +60,10 @@ def test_images_depend_on_seed_and_part_alone_and_processes_share_them() -> None
 
 
 def test_a_later_stage_reviews_the_one_before() -> None:
-    sizes = [planned(CONFIG, part, 1)[0].geometry.size for part in range(6)]
-    assert sizes == [32, 32, 24, 32, 32, 24]
-    assert [planned(replace(CONFIG, review=0), part, 1)[0].geometry.size for part in range(3)] == [32] * 3
-    assert {planned(CONFIG, part, 0)[0].geometry.size for part in range(6)} == {24}
+    first, second = CONFIG.stages
+    assert [planned(CONFIG, part, 1)[0] for part in range(6)] == [second, second, first] * 2
+    assert [planned(replace(CONFIG, review=0), part, 1)[0] for part in range(3)] == [second] * 3
+    assert [planned(CONFIG, part, 0)[0] for part in range(6)] == [first] * 6
 
 
 def test_workers_draw_the_same_images_also_when_a_stage_gives_way() -> None:

@@ -19,17 +19,17 @@ def test_every_preset_is_a_recipe_that_ends_at_its_task(name: str) -> None:
     config = load_preset(name).config
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     if config.task in LAST:
-        last = config.stages[-1]
+        last = config.pixel_stages[-1]
         assert (last.geometry, last.match_distance) == (Geometry.lra(LAST[config.task]), False)
         assert config.dense_weight == 0
         assert config.data == "fixed"
         assert all(stage.baseline is not None for stage in config.stages)
-        lengths = [stage.geometry.contour_length for stage in config.stages]
+        lengths = [stage.geometry.contour_length for stage in config.pixel_stages]
         assert lengths == sorted(lengths)
 
 
 def test_baselines_in_the_files_are_what_is_measured() -> None:
-    for stage in load_preset("path256-cpu").config.stages[:5:2]:
+    for stage in load_preset("path256-cpu").config.pixel_stages[:5:2]:
         found = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance, pairs=1000)
         assert found == pytest.approx(stage_baseline(stage), abs=0.05)
 
@@ -41,12 +41,12 @@ def test_every_task_has_a_preset_of_its_name() -> None:
 
 def test_recipes_by_name() -> None:
     assert recipe("path256", pattern="local(512) | butterfly(unit=256)").batch == 1
-    assert recipe("path256", pattern="local(512)").model.unit == "pixel"
+    assert recipe("path256", pattern="local(512)").pixel_model.unit == "pixel"
     assert recipe("path256", device="cuda").batch > 1
     assert (recipe("path256").precision, recipe("path256", device="cuda").precision) == ("fp32", "bf16")
-    assert recipe("path256", preset="path256-lit").model.tokens == "lit_tiles"
-    assert recipe("demo", dense_weight=0.0).model.dense_classes == 0
-    assert recipe("path32", dense_weight=0.5).model.dense_classes == 3
+    assert recipe("path256", preset="path256-lit").pixel_model.tokens == "lit_tiles"
+    assert recipe("demo", dense_weight=0.0).pixel_model.dense_classes == 0
+    assert recipe("path32", dense_weight=0.5).pixel_model.dense_classes == 3
     assert recipe("path32", layers=2).model.layers == 2
     with pytest.raises(ValueError, match=r"task must be one of .*; got 'path512'"):
         recipe("path512")
