@@ -45,18 +45,13 @@ class Lines:
 
 
 def _starts(path: Path) -> NDArray[np.int64]:
-    """Where each line begins, and the end of the last."""
-    size = path.stat().st_size
-    found, blank = [np.zeros(1, np.int64)], True
+    """Where each line begins, and the end of the last that is not blank."""
+    found, end = [np.zeros(1, np.int64)], 0
     with path.open("rb") as file:
-        for begin in track(range(0, size, _CHUNK), f"reading {path.name}"):
-            chunk = np.frombuffer(file.read(_CHUNK), np.uint8)
-            found.append(np.flatnonzero(chunk == ord("\n")) + begin + 1)
-            blank = bool(len(chunk)) and chunk[-1] == ord("\n")
+        for begin in track(range(0, path.stat().st_size, _CHUNK), f"reading {path.name}"):
+            chunk = file.read(_CHUNK)
+            found.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + begin + 1)
+            if filled := len(chunk.rstrip(b"\r\n")):
+                end = begin + filled
     starts = np.concatenate(found)
-    if not blank:
-        starts = np.append(starts, size)
-    # A line of nothing but its end is one or two bytes long.
-    lengths = np.diff(starts)
-    filled = np.flatnonzero(lengths > 2)
-    return starts[: filled[-1] + 2] if len(filled) else starts[:1]
+    return np.append(starts[starts < end], end)
