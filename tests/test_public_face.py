@@ -19,7 +19,19 @@ from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
 CORE = ("decoding", "dynamic", "functional", "kv_cache", "ops", "reference", "routing", "schedule", "tables")
-OUTER = ("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "models", "pathfinder", "train")
+OUTER = (
+    "bench",
+    "cli",
+    "demo",
+    "distributed",
+    "doctor",
+    "flex",
+    "integrations",
+    "lra",
+    "models",
+    "pathfinder",
+    "train",
+)
 
 
 def modules() -> list[str]:
