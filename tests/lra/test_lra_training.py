@@ -151,7 +151,7 @@ def test_stages_and_models_must_fit() -> None:
     with pytest.raises(ValueError, match="the task text has 256 symbols, 1 documents an example and 2 classes"):
         replace(SMALL, stages=(SequenceStage("text", 16, "somewhere"),))
     with pytest.raises(ValueError, match="needs a model over symbols"):
-        replace(SMALL, model=recipe("path32").model)
+        replace(SMALL, model=recipe("path32").model, promote_at=0.9)
     with pytest.raises(ValueError, match="images need a model over pixels"):
         replace(SMALL, stages=recipe("path32").stages)
     with pytest.raises(ValueError, match="cut off at 100"):
