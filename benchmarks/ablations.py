@@ -30,7 +30,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     "tied": {"tied": True},
     "half the depth": {},
     "raster": {"order": "raster"},
-    "hilbert": {"order": "hilbert"},
+    "morton": {"order": "morton"},
     "readout at the discs": {"readout_reach": 1},
     "masked pixels first": {},
 }
@@ -77,7 +77,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="demo")
     parser.add_argument("--stage", type=int, default=1, help="of the preset, from 1")
-    parser.add_argument("--arms", default="base,tied,half the depth,readout at the discs,masked pixels first")
+    parser.add_argument("--arms", default="base,tied,half the depth,raster,readout at the discs,masked pixels first")
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--batch", type=int, help="if not the preset's for the device")
     parser.add_argument("--test", type=int, default=1000)

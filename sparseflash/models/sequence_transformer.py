@@ -46,14 +46,15 @@ class _SideBySide(torch.autograd.Function):
         return x.contiguous()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
         return gradient.contiguous()
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if q.device.type != "cpu" or q.shape[2] > SHORT:
         return attention(q, k, v, mask)
-    seen: Tensor = _SideBySide.apply(attention(q.contiguous(), k.contiguous(), v.contiguous(), mask))
+    seen = attention(q.contiguous(), k.contiguous(), v.contiguous(), mask)
+    seen = _SideBySide.apply(seen)  # type: ignore[no-untyped-call]
     return seen
 
 

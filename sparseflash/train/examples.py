@@ -60,8 +60,7 @@ def model_and_batch(
             raise ValueError(f"a length is for sequences; {preset} is of images")
         return model, draw(stage, seed, range(batch)).to(torch.device(device)), stage
     symbols, documents, classes = SHAPES[stage.task]
-    shape = (batch, stage.length if length is None else length)
-    shape = shape if documents == 1 else (batch, documents, shape[1])
-    tokens = torch.randint(symbols, shape, dtype=torch.int16)
+    tokens = torch.randint(symbols, (batch, documents, stage.length if length is None else length), dtype=torch.int16)
+    tokens = tokens if documents > 1 else tokens[:, 0]
     labels = torch.randint(classes, (batch,))
     return model, Batch(tokens, labels, None).to(torch.device(device)), stage

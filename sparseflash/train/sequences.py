@@ -42,7 +42,7 @@ class SequenceStage:
         >>> stage = SequenceStage("listops", 32, grammar=Grammar(max_depth=3, min_length=8, max_length=30))
         >>> tokens, values = stage.draw(seed=0, indices=range(2))
         >>> tokens.shape, values.tolist()
-        (torch.Size([2, 64]), [0, 9])
+        (torch.Size([2, 32]), [9, 1])
     """
 
     task: str
@@ -69,7 +69,8 @@ class SequenceStage:
         if not self.drawn:
             return f"{self.task}, {self.length:,} tokens"
         grammar = self.grammar or LISTOPS
-        return f"listops, {grammar.min_length + 1:,} to {grammar.max_length - 1:,} symbols"
+        least, most = grammar.min_length + 1, grammar.max_length - 1
+        return f"listops, {least:,} to {most:,} symbols" if least < most else f"listops, {most:,} symbols"
 
     @property
     def drawn(self) -> bool:
