@@ -54,8 +54,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     if q.device.type != "cpu" or q.shape[2] > SHORT:
         return attention(q, k, v, mask)
     seen = attention(q.contiguous(), k.contiguous(), v.contiguous(), mask)
-    seen = _SideBySide.apply(seen)  # type: ignore[no-untyped-call]
-    return seen
+    whole: Tensor = _SideBySide.apply(seen)  # type: ignore[no-untyped-call]
+    return whole
 
 
 @dataclass(frozen=True, repr=False)
