@@ -50,7 +50,6 @@ def run_arm(config: TrainConfig, arm: str, images: int, test: int, device: str, 
     """Train one arm on so many images of the recipe's first stage, and score it."""
     config = arm_config(config, arm)
     steps = images // config.batch
-    config = replace(config, stages=(config.stages[config.first_stage],), first_stage=0)
     begun = time.process_time()
     if arm == "masked pixels first":
         hidden = round(PRETRAINED_SHARE * steps)
@@ -94,6 +93,9 @@ def main(arguments: list[str] | None = None) -> None:
     config = replace(preset.config, model=model, dense_weight=0.0, batch=batch, first_stage=options.stage - 1)
     if device.type == "cpu":
         config = replace(config, precision="fp32")
+    stage = config.pixel_stages[config.first_stage]
+    stage = replace(stage, baseline=stage_baseline(stage))
+    config = replace(config, stages=(stage,), first_stage=0)
     rows = []
     for arm in arms:
         with tempfile.TemporaryDirectory() as folder:
@@ -105,7 +107,6 @@ def main(arguments: list[str] | None = None) -> None:
             )
         )
     if not options.dry_run:
-        stage = config.stages[config.first_stage]
         print(write(f"ablations-{options.preset}", rows, preset=options.preset, stage=str(stage), batch=batch))
 
 
