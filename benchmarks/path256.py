@@ -95,7 +95,7 @@ class Step:
         self._wait()
         begun = time.perf_counter()
         self._optimizer.zero_grad(set_to_none=True)
-        loss, _ = loss_of(self.model, self._batch, self._config, Stage(self._config.stages[-1].geometry))
+        loss, _ = loss_of(self.model, self._batch, self._config, Stage(self._config.pixel_stages[-1].geometry))
         loss.backward()
         self._optimizer.step()
         self._wait()
@@ -113,19 +113,19 @@ def compare(
     config = load_preset(task).config
     config = replace(config, model=replace(config.model, layers=layers or config.model.layers))
     config = replace(config, precision="bf16" if device.type == "cuda" else "fp32")
-    stage = next(s for s in reversed(config.stages) if side in (None, s.geometry.size))
+    stage = next(s for s in reversed(config.pixel_stages) if side in (None, s.geometry.size))
     images = draw(stage, 0, range(batch))
     shape = (stage.geometry.size,) * 2
     rows: list[dict[str, Any]] = []
     times: list[tuple[Step, list[float], list[float]]] = []
-    for contender in contenders(config.model):
+    for contender in contenders(config.pixel_model):
         step = Step(contender, config, images, device)
         for attend in (step.attend, left_out):  # compiles masks and kernels
             step.seconds(attend)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         step.seconds(step.attend)
-        tokens = step.model.tokens(images.images.to(device))
+        tokens = step.model.tokens(images.inputs.to(device))
         row = {
             "attention": contender.name,
             "pattern": contender.model.pattern,
@@ -166,7 +166,7 @@ def run(
     result = train(
         config, out, minutes=minutes, resume=bool(found), device=device, workers=workers, pictures=True, save_every=200
     )
-    stage = config.stages[result.progress.stage]
+    stage = config.pixel_stages[result.progress.stage]
     row: dict[str, Any] = {
         "preset": preset,
         "steps": result.step,
@@ -174,7 +174,7 @@ def run(
         "stage": str(stage),
         "running_accuracy": result.progress.accuracy,
         "marker_distance_baseline": stage_baseline(stage),
-        "tokens": config.model.tokens if stage.tokens is None else stage.tokens,
+        "tokens": config.pixel_model.tokens if stage.tokens is None else stage.tokens,
     }
     if not result.out_of_time or test is not None:
         score = evaluate(result.model, held_out(stage, test, batch=16, workers=workers), device, tokens=stage.tokens)

@@ -20,7 +20,7 @@ from sparseflash import patterns
 ROOT = Path(__file__).parent.parent
 CORE = ("decoding", "dynamic", "functional", "kv_cache", "ops", "reference", "routing", "schedule", "tables")
 OUTER = (
-    *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "models", "pathfinder", "rounds"),
+    *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "lra", "models", "pathfinder", "rounds"),
     "train",
 )
 

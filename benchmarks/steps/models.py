@@ -17,9 +17,9 @@ from benchmarks.path256 import left_out, sdpa
 from benchmarks.steps.settings import Setting
 from sparseflash.functional import Mask
 from sparseflash.integrations.transformers import register, use_pattern
-from sparseflash.models import PixelTransformer
+from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.models.pixel_transformer import Layer
-from sparseflash.train import load_preset
+from sparseflash.train import Stage, load_preset
 from sparseflash.train.data import draw
 
 WITHOUT = "attention left out"
@@ -120,13 +120,15 @@ class Pixels(Model):
     def __init__(self, setting: Setting, device: torch.device) -> None:
         super().__init__(setting, device)
         config = load_preset("path256").config
-        stages = (stage for stage in config.stages if stage.geometry.size**2 == setting.tokens)
+        images = [stage for stage in config.stages if isinstance(stage, Stage)]
+        assert isinstance(config.model, PixelTransformerConfig)
         model = replace(
             config.model, layers=setting.layers, width=setting.width, heads=setting.heads, pattern=setting.pattern
         )
         self.module = PixelTransformer(model).to(device).train()
-        self._batch = draw(next(stages), 0, range(setting.batch)).to(device)
         side = math.isqrt(setting.tokens)
+        stage = next(stage for stage in images if stage.geometry.size == side)
+        self._batch = draw(stage, 0, range(setting.batch)).to(device)
         self._masks = self.module.masks((side, side))
         self._in_use: list[Mask] = [*self._masks]
         if setting.tokens > EAGER_TO:
@@ -140,7 +142,7 @@ class Pixels(Model):
                 layer.attend = attend
 
     def outcome(self) -> Tensor:
-        return F.cross_entropy(self.module(self._batch.images, masks=self._in_use).logits, self._batch.labels)
+        return F.cross_entropy(self.module(self._batch.inputs, masks=self._in_use).logits, self._batch.labels)
 
     def density(self, attention: str) -> float | None:
         return {"ours dense": 1.0, "ours sparse": self._masks[0].density}.get(attention)

@@ -7,7 +7,7 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from sparseflash.foreign import parse_json
 from sparseflash.ordering import ORDERS
@@ -18,6 +18,19 @@ UNITS = ("pixel", "tile")
 TOKENS = ("all", "lit_tiles", "lit_pixels")
 # A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
 MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
+
+
+class LayerShape(Protocol):
+    """What a transformer layer needs to know of its model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)

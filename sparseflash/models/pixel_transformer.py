@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparseflash.functional import Mask, attention
-from sparseflash.models.config import PixelTransformerConfig
-from sparseflash.models.files import load_model, save_model
+from sparseflash.models.config import LayerShape, PixelTransformerConfig
+from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
 from sparseflash.rotary import rotate
@@ -80,7 +80,7 @@ class Layer(nn.Module):
 
     attend: Attend
 
-    def __init__(self, config: PixelTransformerConfig) -> None:
+    def __init__(self, config: LayerShape) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -248,15 +248,4 @@ class PixelTransformer(nn.Module):
         """
         config_text, weights = load_model(Path(folder))
         config = PixelTransformerConfig.from_json(config_text)
-        with torch.device("meta"):  # a config may promise more than the file holds, and than there is memory
-            expected = {name: tuple(tensor.shape) for name, tensor in cls(config).state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise ValueError(
-                f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
-                f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
-            )
-        model = cls(config)
-        model.load_state_dict(weights)
-        return model.to(device)
+        return loaded(lambda: cls(config), weights, Path(folder)).to(device)

@@ -2,7 +2,7 @@
 
 A run folder holds ``checkpoints/step-00000120/`` with
 
-- ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
+- ``model.safetensors`` and ``config.json``: what the model's `from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
 - ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflash.foreign import parse_json, read_text
-from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models import Model
 from sparseflash.models.config import of_kinds
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
@@ -70,7 +70,7 @@ def save_checkpoint(
     step: int,
     progress: Progress,
     config: TrainConfig,
-    model: PixelTransformer,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
@@ -191,7 +191,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
-    if PixelTransformerConfig.from_json(read_text(path / CONFIG)) != config.model:
+    if type(config.model).from_json(read_text(path / CONFIG)) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
     tensors = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
     return Checkpoint(path, step, progress, config, streams, *tensors)

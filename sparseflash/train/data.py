@@ -1,6 +1,6 @@
-"""Training images straight from the generator, without a file.
+"""Training examples, straight from a generator or from files.
 
-(seed, geometry, index) decides an image, and the number of a part decides the indices: the batches of a run depend
+(seed, stage, index) decides an example, and the number of a part decides the indices: the batches of a run depend
 neither on the number of workers nor on when it was stopped and resumed.
 """
 
@@ -19,37 +19,38 @@ from sparseflash.pathfinder import splits
 from sparseflash.pathfinder.workers import Workers
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import drawn_from
+from sparseflash.train.sequences import SequenceStage
 
 SYMMETRIES = 8
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 class Batch(NamedTuple):
-    """Images and what is to be learned about them, B images of H x H pixels."""
+    """Examples and what is to be learned about them: B images of H x H pixels, or documents of at most N tokens."""
 
-    images: Tensor  # uint8 [B, H, H]
+    inputs: Tensor  # uint8 [B, H, H]; int16 [B, N] or [B, 2, N] for sequences, -1 behind the end
     labels: Tensor  # int64 [B]
     targets: Tensor | None  # int64 [B, H, H]: markers on the curve of each pixel, -1 where there is none
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        return Batch(self.images.to(device), self.labels.to(device), targets)
+        return Batch(self.inputs.to(device), self.labels.to(device), targets)
 
 
 def draw(
-    stage: Stage,
+    stage: Stage | SequenceStage,
     seed: int,
     indices: NDArray[np.int64] | range,
     dense: bool = False,
     symmetries: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """Images of a stage.
+    """Examples of a stage.
 
     Args:
-        stage: the distribution.
-        seed: of the image stream.
-        indices: of the images.
+        stage: the distribution, or the files.
+        seed: of the stream of examples; files have none.
+        indices: of the examples.
         dense: with the ground truth for a dense loss.
         symmetries: for each image how it is turned, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
 
@@ -58,6 +59,8 @@ def draw(
         >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """
+    if isinstance(stage, SequenceStage):
+        return Batch(*stage.draw(seed, indices), None)
     images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
     targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
     if symmetries is not None:
@@ -79,7 +82,7 @@ def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pix
     return result
 
 
-Draw = tuple[Stage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
+Draw = tuple[Stage | SequenceStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
 class Stream:
@@ -147,32 +150,37 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
     """The arguments of `draw` for a part, one of its batches."""
     first = (part * streams + stream) * config.batch
     order = np.arange(first, first + config.batch)
+    source = config.stages[drawn_from(config, part, stage)]
+    # Training examples come first, so that a place among them is an index.
+    count = len(sets(source)["train"])
     if config.data == "fixed":
-        indices, seed = _of_rounds(_shuffled, config.seed, order), splits.SEED
+        indices, seed = _of_rounds(_shuffled, config.seed, order, count), splits.SEED
     else:
         indices, seed = splits.FRESH + order, config.seed
         if indices[-1] >= splits.END:
             raise ValueError(f"part {part} would need images past index 2**32; use another seed")
-    symmetries = _of_rounds(_symmetries, config.seed, order) if config.augment else None
-    return config.stages[drawn_from(config, part, stage)], seed, indices, config.dense_weight > 0, symmetries
+    symmetries = _of_rounds(_symmetries, config.seed, order, count) if config.augment else None
+    return source, seed, indices, config.dense_weight > 0, symmetries
 
 
-ROUND = len(splits.SPLITS["train"])
+def sets(stage: Stage | SequenceStage) -> dict[str, range]:
+    """The sets of a stage, each a range of indices; the training one begins at 0."""
+    return splits.SPLITS if isinstance(stage, Stage) else stage.splits
 
 
 def _of_rounds(
-    numbers: Callable[[int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64]
+    numbers: Callable[[int, int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """What stands at places of an endless list that is made round by round, ROUND numbers each."""
-    rounds = range(order[0] // ROUND, order[-1] // ROUND + 1)
-    return np.concatenate([numbers(seed, number)[order[order // ROUND == number] % ROUND] for number in rounds])
+    """What stands at places of an endless list that is made round by round, ``count`` numbers each."""
+    rounds = range(order[0] // count, order[-1] // count + 1)
+    return np.concatenate([numbers(seed, number, count)[order[order // count == number] % count] for number in rounds])
 
 
 @lru_cache(maxsize=2)
-def _shuffled(seed: int, number: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 0, number)).permutation(ROUND)
+def _shuffled(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 0, number)).permutation(count)
 
 
 @lru_cache(maxsize=2)
-def _symmetries(seed: int, number: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=ROUND)
+def _symmetries(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=count)

@@ -13,18 +13,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparseflash.models import PixelTransformer
+from sparseflash.models import Model, PixelTransformer, build
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import begin_with, checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
-from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
-from sparseflash.train.data import Stream
+from sparseflash.train.curriculum import Progress, begun, current, drawn_from, last_stage_since
+from sparseflash.train.data import Stream, sets
 from sparseflash.train.interrupt import Interrupt
 from sparseflash.train.logs import Reporter
 from sparseflash.train.losses import loss_of
 from sparseflash.train.pictures import attention, mistakes
 from sparseflash.train.processes import Processes
+from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class TrainResult:
         out_of_time: the time budget ended the run early.
     """
 
-    model: PixelTransformer = field(repr=False)
+    model: Model = field(repr=False)
     step: int
     losses: list[float] = field(repr=False)
     checkpoint: Path | None
@@ -117,6 +118,11 @@ def train(
     if not resume and checkpoints(run):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
+    for wanted in config.stages:
+        sets(wanted)  # files that are not there show before anything is written
+        if pictures and not isinstance(wanted, Stage):
+            raise ValueError("pictures are drawn of Pathfinder images; sequences have none")
+
     processes = Processes.here(context_parallel)
     with ExitStack() as stack:
         # First of all: where Python swallows the exception that a signal raises, it has still been noted.
@@ -131,7 +137,7 @@ def train(
         processes.check(config, streams)
         device, mesh, joined = processes.join(torch.device(device))
         torch.manual_seed(config.seed)
-        model = PixelTransformer(config.model)
+        model = build(config.model)
         if config.init and not resume:
             begin_with(model, resolve(Path(config.init)))
         model.activation_checkpointing = config.activation_checkpointing
@@ -140,7 +146,7 @@ def train(
         # The first update copies the weights.
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
         averaged = None if average is None else average.module
-        step, progress, saved = 0, Progress(config.first_stage), None
+        step, progress, saved = 0, begun(config, config.first_stage), None
         if checkpoint is not None:
             restore(checkpoint, model, optimizer, averaged)
             step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
@@ -154,13 +160,15 @@ def train(
         turns = batches // processes.groups
 
         shown = model if averaged is None else averaged
-        assert isinstance(shown, PixelTransformer)
+        assert isinstance(shown, Model)
 
         def save() -> Path:
             return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep, streams)
 
-        def show(stage: Stage) -> None:
+        def show(stage: Stage | SequenceStage) -> None:
             if pictures and processes.first:
+                assert isinstance(stage, Stage)
+                assert isinstance(shown, PixelTransformer)
                 for name, draw in (("mistakes", mistakes), ("attention", attention)):
                     reporter.figure(name, draw(shown, stage), step)
 
@@ -253,7 +261,9 @@ def _counted(config: TrainConfig, progress: Progress, step: int, accuracies: lis
 def _enter(reporter: Reporter, config: TrainConfig, progress: Progress, step: int, steps: int | None) -> None:
     stage = current(config, progress)
     number = f"stage {progress.stage + 1} of {len(config.stages)}: " if len(config.stages) > 1 else ""
-    reporter.stage(step, f"{number}{stage}", lambda: stage_baseline(stage), _last_step(config, progress, steps))
+    reporter.stage(
+        step, f"{number}{stage}", stage.rule, lambda: stage_baseline(stage), _last_step(config, progress, steps)
+    )
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:

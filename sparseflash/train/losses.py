@@ -10,10 +10,15 @@ from torch.distributed.device_mesh import DeviceMesh
 from sparseflash.distributed.pooling import summed
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.data import Batch
+from sparseflash.train.sequences import SequenceStage
 
 
 def loss_of(
-    model: nn.Module, batch: Batch, config: TrainConfig, stage: Stage, mesh: DeviceMesh | None = None
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    stage: Stage | SequenceStage,
+    mesh: DeviceMesh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels.
 
@@ -21,15 +26,16 @@ def loss_of(
     part is the sum over its own pixels, times the number of ranks, over the pixels of all.
 
     Args:
-        model: a `PixelTransformer`, or what wraps one.
+        model: a `PixelTransformer` or `SequenceTransformer`, or what wraps one.
         batch: on the model's device.
         config: weights of the losses, precision.
-        stage: what the images are of.
+        stage: where the batch comes from.
         mesh: of the ranks that share the tokens of these images.
     """
     half = config.precision == "bf16"
-    with torch.autocast(batch.images.device.type, torch.bfloat16) if half else nullcontext():
-        output = model(batch.images, tokens=stage.tokens, mesh=mesh)
+    shared = {} if mesh is None else {"mesh": mesh}
+    with torch.autocast(batch.labels.device.type, torch.bfloat16) if half else nullcontext():
+        output = model(batch.inputs, **stage.options, **shared)
         loss = F.cross_entropy(output.logits, batch.labels)
     right = (output.logits.argmax(-1) == batch.labels).float().mean()
     if batch.targets is None:

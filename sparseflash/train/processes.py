@@ -8,8 +8,9 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.sharing import check_shared
-from sparseflash.train.config import TrainConfig
+from sparseflash.train.config import Stage, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -81,6 +82,11 @@ class Processes:
             )
         if self.context > 1:
             for stage in config.stages[config.first_stage :]:
+                if not isinstance(stage, Stage) or not isinstance(config.model, PixelTransformerConfig):
+                    raise ValueError(
+                        f"ranks share the tokens of images, not of the sequences of {config.task}; "
+                        f"leave context_parallel at 1"
+                    )
                 check_shared(config.model, stage.geometry.size, stage.tokens, self.context)
 
     def join(self, device: torch.device) -> tuple[torch.device, DeviceMesh | None, bool]:

@@ -213,7 +213,7 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
     assert found["accuracy"] == found["right"] / 5
     assert 0.4 < found["marker_distance_baseline"] < 0.6
     told = invoke("evaluate", run, "--data", folder, "--device", "cpu", "--limit", 3)
-    assert "of 3 images (95 % interval" in told.stdout
+    assert "of 3 examples (95 % interval" in told.stdout
     assert "marker-distance baseline" in told.stdout
 
 
@@ -226,7 +226,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr
     assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
-    assert "52.3% by the marker distance alone" in first.stdout
+    assert "52.3% by the distance between the discs alone" in first.stdout
     assert len(list((run / "pictures").iterdir())) == 2
     second = invoke("train", "path256", "--out", run, "--resume", "--steps", 2, "--device", "cpu")
     assert second.exit_code == 0, second.output
@@ -255,7 +255,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
         (["--task", "path256", "--split", "train"], "--split must be test or val; got 'train'"),
         (["--task", "path256", "--size", 64], "--level and --size are for --data"),
         (["--task", "path256", "--data", "."], "leave them out with --data"),
-        (["--task", "path256", "--limit", 20_001], "the test set has 20,000 images"),
+        (["--task", "path256", "--limit", 20_001], "the test set has 20,000 examples"),
         (["--task", "path256", "--workers", -1], "--workers must be at least 0"),
     ],
 )
@@ -430,7 +430,7 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
 
 def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
     config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
-    model = PixelTransformer(config.model)
+    model = PixelTransformer(config.pixel_model)
     (mask, *_) = model.masks((256, 256))
     assert mask.shape == (65_536, 65_536)
     assert mask.density < 0.05

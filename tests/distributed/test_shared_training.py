@@ -46,7 +46,7 @@ def test_losses_are_those_of_one_process(four: Ranks, two: Ranks, tmp_path: Path
         for losses, _ in ranks.run(trainer.run, CONFIG, tmp_path / str(context), 4, context):
             assert losses == pytest.approx(want, rel=1e-9)
     # Two groups of two ranks, of two images each, see the four images of one process.
-    labels = replace(CONFIG, dense_weight=0.0, model=replace(CONFIG.model, dense_classes=0))
+    labels = replace(CONFIG, dense_weight=0.0, model=replace(trainer.MODEL, dense_classes=0))
     want, _ = trainer.run(replace(labels, batch=4), tmp_path / "four images", 4, 1)
     for losses, _ in four.run(trainer.run, labels, tmp_path / "groups", 4, 2):
         assert losses == pytest.approx(want, rel=1e-9)

@@ -19,7 +19,8 @@ from sparseflash.train import Stage, TrainConfig, recipe, train
 from sparseflash.train.data import draw
 from sparseflash.train.losses import loss_of
 
-EASY = recipe("demo").stages[0].geometry
+(_STAGE,) = [stage for stage in recipe("demo").stages[:1] if isinstance(stage, Stage)]
+EASY = _STAGE.geometry
 # Layers see far and near, blocks are small enough to travel one by one, and a window ends inside a rank's piece.
 MODEL = PixelTransformerConfig(
     pattern=("butterfly(unit=16)", "local(40) | global_tokens(2)"),

@@ -35,7 +35,8 @@ from sparseflash.train.checkpoint import checkpoints, load_checkpoint
 
 SAVE_EVERY = 2
 KEEP = 2
-_EASY = recipe("demo").stages[0].geometry
+(_STAGE,) = [stage for stage in recipe("demo").stages[:1] if isinstance(stage, Stage)]
+_EASY = _STAGE.geometry
 # All that a resume has to put back: two stages, an average of the weights, several parts a step, turned images.
 CONFIG = TrainConfig(
     task="demo",

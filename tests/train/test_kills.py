@@ -71,7 +71,7 @@ def test_training_goes_on_when_a_worker_is_killed() -> None:
     finally:
         ahead.close()
     for part, batch in enumerate([first, *others]):
-        assert torch.equal(batch.images, here.take(part, 0).images)
+        assert torch.equal(batch.inputs, here.take(part, 0).inputs)
 
 
 def test_training_that_loses_all_its_workers_saves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

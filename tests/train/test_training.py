@@ -21,7 +21,7 @@ from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_chec
 from sparseflash.train.data import Batch
 from sparseflash.train.interrupt import Interrupt
 
-EASY = recipe("demo").stages[0].geometry
+EASY = recipe("demo").pixel_stages[0].geometry
 SMALL = TrainConfig(
     task="demo",
     model=PixelTransformerConfig(
@@ -65,7 +65,12 @@ LADDER = replace(
     SMALL,
     stages=(Stage(EASY, baseline=0.5), Stage(replace(EASY, num_distractors=1), baseline=0.5)),
     model=replace(
-        SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"
+        SMALL.pixel_model,
+        pattern="neighborhood({shape}, 1)",
+        unit="tile",
+        order="tile",
+        tile=(4, 4),
+        tokens="lit_tiles",
     ),
     schedule_steps=2,
     batch=2,
@@ -129,7 +134,7 @@ def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_run_may_begin_with_the_weights_of_another_and_at_a_later_stage(tmp_path: Path) -> None:
     first = run(tmp_path / "first", 2, replace(LADDER, ema=0.0))
     config = replace(LADDER, ema=0.0, init=str(tmp_path / "first"), first_stage=1, lr=1e-12, weight_decay=0.0)
-    config = replace(config, model=replace(config.model, tokens="all"))
+    config = replace(config, model=replace(config.pixel_model, tokens="all"))
     second = run(tmp_path / "second", 1, config)
     assert second.progress.stage == 1
     for name, value in weights(second).items():
@@ -195,7 +200,7 @@ def test_the_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return Batch(torch.where(lit, 100 + 100 * labels[:, None, None], 0).to(torch.uint8), labels, None)
 
     monkeypatch.setattr("sparseflash.train.data.draw", bright_or_dim)
-    config = replace(SMALL, model=replace(SMALL.model, dense_classes=0), dense_weight=0.0)
+    config = replace(SMALL, model=replace(SMALL.pixel_model, dense_classes=0), dense_weight=0.0)
     losses = run(tmp_path, 40, config).losses
     assert losses[0] > 0.3
     assert max(losses[-5:]) < 0.1
@@ -365,7 +370,7 @@ def test_a_save_that_fails_leaves_nothing(copied: Path, monkeypatch: pytest.Monk
         raise OSError("no space left on device")
 
     loaded = load_checkpoint(copied)
-    model = PixelTransformer(loaded.config.model)
+    model = PixelTransformer(loaded.config.pixel_model)
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     before = sorted(copied.rglob("*"))
     with pytest.raises(OSError, match="no space"):
@@ -398,16 +403,16 @@ def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changes:
 
 
 def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
-    model = PixelTransformer(SMALL.model)
+    model = PixelTransformer(SMALL.pixel_model)
     seen: list[int] = []
     score = evaluate(model, held_out(SMALL.stages[0], 7, batch=3), advance=seen.append)
     assert (score.count, seen, model.training) == (7, [3, 3, 1], True)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="no examples"):
         evaluate(model, [])
 
 
 def test_a_model_can_be_trained_after_an_evaluation() -> None:
-    model = PixelTransformer(replace(SMALL.model, pattern="local(61)"))
+    model = PixelTransformer(replace(SMALL.pixel_model, pattern="local(61)"))
     evaluate(model, held_out(SMALL.stages[0], 2))
     images, _ = next(held_out(SMALL.stages[0], 2))
     model(images).logits.sum().backward()
