@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,15 @@ def table(result: dict[str, Any]) -> str:
 
 
 def page() -> str:
-    parts = [HEAD]
+    return "\n".join([HEAD, *sections(COLUMNS)])
+
+
+def sections(wanted: Collection[str]) -> list[str]:
+    """What the result files of the wanted parts say, each under a heading."""
+    parts = []
     for path in sorted(RESULTS.glob("*/*.json")):
         result = json.loads(path.read_text())
-        if result["part"] not in COLUMNS:
+        if result["part"] not in wanted:
             continue
         parts.append(
             f"## {TITLES[result['part']]}\n\n{result['device']}, {result['cores']} cores, {result['threads']} "
@@ -83,7 +89,14 @@ def page() -> str:
             f"{result['commit']}, {result['date']}; `{result['command']}`{_runs(result)}.\n\n"
             f"{table(result)}\n"
         )
-    return "\n".join(parts)
+    return parts
+
+
+def site_pages() -> dict[str, tuple[str, str]]:
+    """The same for the documentation site, a page for each part: part -> (title for the menu, Markdown)."""
+    titles = {part: TITLES[part].partition(" (")[0].partition(": ")[0] for part in COLUMNS}
+    titles |= {"communication": "Bytes moved between ranks", "balance": "Work of each rank"}
+    return {part: (titles[part], "\n".join([f"# {titles[part]}\n", *sections([part])])) for part in COLUMNS}
 
 
 def _runs(result: dict[str, Any]) -> str:
