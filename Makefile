@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery gpu clean
+.PHONY: help demo test lint types tests gallery docs gpu clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
-	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
+	@echo "make gallery  docs/gallery.md, its pictures and the drawings of the tables, drawn again"
+	@echo "make docs   the documentation site in build/site, notebooks executed, every warning an error"
 	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
 
 .venv/ready: pyproject.toml constraints.txt
@@ -32,6 +33,11 @@ tests: .venv/ready
 
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
+	$(BIN)/python -m docs.make_drawings
+
+# The tests build it too.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:

@@ -90,9 +90,7 @@ def side_drawing(side: Side, name: str, other: str) -> str:
     full, partial, tile = (x.tolist() for x in (side.full, side.partial, side.tile))
     spans = side.spans[0].tolist()
     lists = 210 + CELL * max(stop - start for start, stop, _, _ in spans)
-    drawing = Drawing(
-        lists + 330, 40 + (CELL + 8) * len(spans), f"What each block {name} of {EXAMPLE} reads"
-    )
+    drawing = Drawing(lists + 330, 40 + (CELL + 8) * len(spans), f"What each block {name} of {EXAMPLE} reads")
     for x, text in ((90, f"FULL: {other}s"), (lists, f"PARTIAL: {other}s and their tiles")):
         drawing.words(x, 16, text, GREY)
     for line, (f0, f1, p0, p1) in enumerate(spans):

@@ -110,6 +110,24 @@ def names() -> set[str]:
     return {name for page in pages().values() for name in page.names}
 
 
+def definition(name: str) -> str:
+    """Where a public name is defined, as modules that pass it on call it too.
+
+    Example:
+        >>> definition("sparseflash.attention")
+        'sparseflash.functional.attention'
+    """
+    module, _, attribute = name.rpartition(".")
+    value = getattr(import_module(module), attribute)
+    return f"{getattr(value, '__module__', module)}.{getattr(value, '__name__', attribute)}"
+
+
+@cache
+def described() -> set[str]:
+    """Names of the reference, and where they are defined: docstrings refer to either."""
+    return names() | {definition(name) for name in names()}
+
+
 def markdown(page: ApiPage) -> str:
     """The page as mkdocstrings reads it."""
     return "\n\n".join([f"# {page.title}", page.about, *(f"::: {name}" for name in page.names)]) + "\n"

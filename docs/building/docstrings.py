@@ -1,15 +1,13 @@
-"""How docstrings of this repository become pages: an extension of griffe, which reads them without importing anything."""
+"""How docstrings of this repository become pages: an extension of griffe, which reads them as text."""
 
 from __future__ import annotations
 
 import re
-from functools import cache
-from importlib import import_module
 from typing import Any
 
 from griffe import Alias, Attribute, Docstring, Extension, GriffeLoader, Module, Object
 
-from docs.building.api import names
+from docs.building.api import described
 
 ROLE = re.compile(r":(?:func|class|meth|attr|mod|data):`~?([\w.]+)`")
 
@@ -51,17 +49,6 @@ def reference(name: str, obj: Object) -> str:
         path = f"{scope.path}.{name}"
     known = any(path == each or path.startswith(f"{each}.") for each in described())
     return f"[`{name}`][{path}]" if known else f"`{name}`"
-
-
-@cache
-def described() -> set[str]:
-    """Names of the reference, and where they are defined: docstrings refer to either."""
-    found = set(names())
-    for name in names():
-        module, _, attribute = name.rpartition(".")
-        value = getattr(import_module(module), attribute)
-        found.add(f"{getattr(value, '__module__', module)}.{getattr(value, '__name__', attribute)}")
-    return found
 
 
 def escaped(comment: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from base64 import b64decode
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,10 +63,19 @@ def executed(path: Path) -> Any:
         nbclient.exceptions.CellExecutionError: a cell raised.
     """
     from nbclient import NotebookClient
+    from traitlets.config import Config
 
     notebook = read(path)
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT)}}).execute()
+    config = Config({"KernelManager": {"transport": "ipc"}})  # sockets in a folder of this user, not TCP ports
+    where = {"metadata": {"path": str(ROOT)}}
+    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where, config=config).execute()
     return notebook
+
+
+@cache
+def page(path: Path, text: str) -> Shown:
+    """The executed notebook as a page; a site that is built again while it is looked at runs only what has changed."""
+    return shown(executed(path), path.stem)
 
 
 def shown(notebook: Any, name: str) -> Shown:

@@ -23,8 +23,8 @@ def place_of(path: str) -> str:
     """The page of the site that a file of the repository is.
 
     Example:
-        >>> [place_of(path) for path in ("docs/cpu.md", "benchmarks/README.md", "examples/needle.py", "docs/gallery/x.png")]
-        ['cpu.md', 'benchmarks/index.md', 'examples/needle.md', 'gallery/x.png']
+        >>> [place_of(path) for path in ("benchmarks/README.md", "examples/needle.py", "docs/gallery/x.png")]
+        ['benchmarks/index.md', 'examples/needle.md', 'gallery/x.png']
     """
     if path in MOVED:
         return MOVED[path]
