@@ -68,7 +68,9 @@ def executed(path: Path) -> Any:
     notebook = read(path)
     config = Config({"KernelManager": {"transport": "ipc"}})  # sockets in a folder of this user, not TCP ports
     where = {"metadata": {"path": str(ROOT)}}
-    NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources=where, config=config).execute()
+    NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources=where, coalesce_streams=True, config=config
+    ).execute()
     return notebook
 
 
