@@ -21,7 +21,8 @@ def on_config(config: MkDocsConfig) -> None:
     """Put the pages that are made here into the menu."""
     measured = [{title: f"benchmarks/{part}.md"} for part, (title, _) in report.site_pages().items()]
     shown = [{notebooks.title(path): f"notebooks/{path.stem}.md"} for path in notebooks.paths()]
-    config.nav += [
+    config.nav = [
+        *(config.nav or []),
         {"Examples": [*shown, *({title: place_of(path)} for path, title in EXAMPLES.items())]},
         {"Measurements": ["benchmarks/index.md", *measured, *({t: place_of(p)} for p, t in LEDGERS.items())]},
         {"API": ["api/index.md", *({page.title: place} for place, page in api.pages().items())]},
