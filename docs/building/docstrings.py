@@ -15,11 +15,6 @@ ROLE = re.compile(r":(?:func|class|meth|attr|mod|data):`~?([\w.]+)`")
 class Docstrings(Extension):
     """Sections called Example are code, roles are links, and comments beside the fields of a class describe them."""
 
-    def on_instance(self, *, obj: Object, **kwargs: Any) -> None:
-        if obj.docstring is not None:
-            text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
-            obj.docstring.value = ROLE.sub(lambda role: reference(role[1], obj), text)
-
     def on_attribute_instance(self, *, attr: Attribute, **kwargs: Any) -> None:
         if attr.docstring is None and attr.lineno and attr.parent is not None and attr.parent.is_class:
             _, _, comment = attr.lines[0].partition("  # ")
@@ -27,7 +22,18 @@ class Docstrings(Extension):
                 attr.docstring = Docstring(escaped(comment), parent=attr, lineno=attr.lineno)
 
     def on_package(self, *, pkg: Module, loader: GriffeLoader, **kwargs: Any) -> None:
+        mend(pkg)
         unhidden(pkg)
+
+
+def mend(obj: Object) -> None:
+    """Turn headings and roles in the docstrings of an object and all in it into what the site understands."""
+    if obj.docstring is not None:
+        text = re.sub(r"^( *)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
+        obj.docstring.value = ROLE.sub(lambda role: reference(role[1], obj), text)
+    for member in obj.members.values():
+        if isinstance(member, Object):
+            mend(member)
 
 
 def unhidden(package: Module) -> None:

@@ -27,7 +27,8 @@ class Shown(NamedTuple):
 
 
 def paths() -> list[Path]:
-    return sorted(FOLDER.glob("*.ipynb"))
+    """All notebooks, the tour first."""
+    return sorted(FOLDER.glob("*.ipynb"), key=lambda path: (path.stem != "tour", path.stem))
 
 
 def title(path: Path) -> str:
