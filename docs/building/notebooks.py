@@ -16,7 +16,7 @@ import nbformat
 from docs.building.places import ROOT
 
 FOLDER = ROOT / "notebooks"
-SECONDS = 300  # for one cell, on a machine that does other things too
+SECONDS = 600  # for one cell, on a machine that does other things too
 
 
 class Shown(NamedTuple):
