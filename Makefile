@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery versions gpu fuzz coverage mutants kills audit sbom release clean
+.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
-	@echo "make gallery  docs/gallery.md and its pictures, drawn again"
+	@echo "make gallery  docs/gallery.md, its pictures and the drawings of the tables, drawn again"
+	@echo "make docs   the documentation site in build/site, notebooks executed, every warning an error"
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
@@ -37,6 +38,11 @@ tests: .venv/ready
 
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
+	$(BIN)/python -m docs.make_drawings
+
+# The tests build it too.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 # Each pair in an environment of its own under .venvs, several GB with CUDA.
 versions:

@@ -29,16 +29,16 @@ class SparseAttention(nn.Module):
     Works in ``torch.compile(fullgraph=True)`` and under autocast. Masks and position tables are made when a length is
     first seen and shared by all modules that ask for equal ones; they are no part of the state:
 
-    ================ ========== =====================================================
-    state dict key   shape      there if
-    ================ ========== =====================================================
-    q_proj.weight    [H * D, C] always
-    k_proj.weight    [G * D, C] always
-    v_proj.weight    [G * D, C] always
-    out_proj.weight  [C, H * D] always
-    ?_proj.bias      [H * D], [G * D], [G * D], [C] of q, k, v, out: ``bias=True``
-    sinks            [H]        ``sinks=True``
-    ================ ========== =====================================================
+    | state dict key                   | shape      | there if       |
+    |----------------------------------|------------|----------------|
+    | ``q_proj.weight``                | [H * D, C] | always         |
+    | ``k_proj.weight``                | [G * D, C] | always         |
+    | ``v_proj.weight``                | [G * D, C] | always         |
+    | ``out_proj.weight``              | [C, H * D] | always         |
+    | ``q_proj.bias``                  | [H * D]    | ``bias=True``  |
+    | ``k_proj.bias``, ``v_proj.bias`` | [G * D]    | ``bias=True``  |
+    | ``out_proj.bias``                | [C]        | ``bias=True``  |
+    | ``sinks``                        | [H]        | ``sinks=True`` |
 
     Args:
         width: C.
@@ -175,17 +175,17 @@ class SparseTransformerBlock(nn.Module):
     ``x + attention(norm(x))``, then ``x + mlp_out(activation(mlp_in(norm(x))))``. With ``mlp="swiglu"`` (Shazeer
     2020, https://arxiv.org/abs/2002.05202) the activation is ``silu(mlp_gate(x)) * mlp_in(x)``.
 
-    ===================== ======= ==========================================
-    state dict key        shape   there if
-    ===================== ======= ==========================================
-    attention_norm.weight [C]     always; ``.bias`` too with ``norm="layer"``
-    attention.*           as in :class:`SparseAttention`
-    mlp_norm.weight       [C]     always; ``.bias`` too with ``norm="layer"``
-    mlp_in.weight         [M, C]  always
-    mlp_gate.weight       [M, C]  ``mlp="swiglu"``
-    mlp_out.weight        [C, M]  always
-    mlp_?.bias            [M], [M], [C] of in, gate, out: ``bias=True``
-    ===================== ======= ==========================================
+    | state dict key            | shape                             | there if                                    |
+    |---------------------------|-----------------------------------|---------------------------------------------|
+    | ``attention_norm.weight`` | [C]                               | always; ``.bias`` too with ``norm="layer"`` |
+    | ``attention.*``           | those of :class:`SparseAttention` | always                                      |
+    | ``mlp_norm.weight``       | [C]                               | always; ``.bias`` too with ``norm="layer"`` |
+    | ``mlp_in.weight``         | [M, C]                            | always                                      |
+    | ``mlp_gate.weight``       | [M, C]                            | ``mlp="swiglu"``                            |
+    | ``mlp_out.weight``        | [C, M]                            | always                                      |
+    | ``mlp_in.bias``           | [M]                               | ``bias=True``                               |
+    | ``mlp_gate.bias``         | [M]                               | ``bias=True`` and ``mlp="swiglu"``          |
+    | ``mlp_out.bias``          | [C]                               | ``bias=True``                               |
 
     Args:
         attention: how tokens mix; its width is that of the block.

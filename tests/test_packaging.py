@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-EXTRAS = {"dev", "plot", "train", "transformers"}
+EXTRAS = {"dev", "docs", "plot", "train", "transformers"}
 
 # Run by the Python of an environment that has the package and its dependencies, and neither this folder nor the
 # optional packages in reach.

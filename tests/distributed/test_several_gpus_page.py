@@ -1,4 +1,4 @@
-"""The program on the page about several GPUs runs under torchrun."""
+"""The programs on the page about several GPUs run under torchrun."""
 
 from __future__ import annotations
 
@@ -8,17 +8,67 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+from tests.pages import BLOCKS, ROOT
+
+PROGRAM, *PARTS = [b.code for b in BLOCKS if b.page == "docs/several-gpus.md" and not b.is_session]
+
+# What the parts of a program that the page shows take as given, and what must come of them.
+BEFORE = """
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.nn.parallel import DistributedDataParallel
+
+import sparseflash as sf
+from sparseflash.distributed import Sharding, context_parallel_attention
+
+device = "cpu"
+dist.init_process_group("gloo")
+torch.manual_seed(0)
+model = torch.nn.Linear(4, 4)
+mask = sf.parse("causal() & local(100)").compile(1024)
+sharding = Sharding.of(mask, 2)
+whole = torch.randn(dist.get_world_size() // 2, 3, 1, 2, 1024, 16)[dist.get_rank() // 2]  # of this slice of `data`
+q, k, v = (sharding.shard(x, dist.get_rank() % 2, dim=2) for x in whole)
+"""
+BETWEEN = """
+together = sharding.gather(out, mesh["context"], dim=2)
+assert (together - sf.attention(*whole, mask)).abs().max() < 1e-5
+optimizer = torch.optim.AdamW(model.parameters())
+model(torch.randn(8, 4)).square().mean().backward()
+optimizer.step()
+trained = model.module.weight.detach().clone()
+"""
+AFTER = """
+assert step == 100
+assert torch.equal(model.module.weight, trained)
+dist.barrier()
+print(f"rank {dist.get_rank()} is done\\n", end="")
+dist.destroy_process_group()
+"""
+
+
+def torchrun(code: str, ranks: int, folder: Path) -> str:
+    (folder / "train.py").write_text(code)
+    command = [
+        *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "train.py")
+    ]
+    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
 
 
 def test_the_program_of_the_page_runs_under_torchrun(tmp_path: Path) -> None:
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "docs/several-gpus.md").read_text(), re.DOTALL)[0]
-    assert code.startswith("# train.py: torchrun")
-    (tmp_path / "train.py").write_text(code)
-    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "train.py"]
-    path = os.pathsep.join([str(ROOT), *os.environ.get("PYTHONPATH", "").split(os.pathsep)])
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(run, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    (difference,) = re.findall(r"largest difference to one process: (\S+)", done.stdout)
+    assert PROGRAM.startswith("# train.py: torchrun")
+    (difference,) = re.findall(r"largest difference to one process: (\S+)", torchrun(PROGRAM, 2, tmp_path))
     assert float(difference) < 1e-5
+
+
+def test_the_parts_that_the_page_shows_run_under_torchrun(tmp_path: Path) -> None:
+    parallel, checkpoint = PARTS
+    printed = torchrun("\n".join([BEFORE, parallel, BETWEEN, checkpoint, AFTER]), 4, tmp_path)
+    assert sorted(re.findall(r"rank (\d) is done", printed)) == ["0", "1", "2", "3"]

@@ -1,0 +1,196 @@
+"""Write the drawings of docs/how-tables-work.md: every one is drawn from a real mask and its real lookup table.
+
+python -m docs.make_drawings          # rewrite those that have changed
+python -m docs.make_drawings --check  # exit 1 when they are not what the code draws
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sparseflash as sf
+from docs.svg import EMPTY, FULL, GREY, INK, MASKED, PARTIAL, Drawing
+from sparseflash.kernels.layout import Side
+from sparseflash.patterns.pixels import token_kinds
+from sparseflash.patterns.tiles import unpack
+
+FOLDER = Path(__file__).parent / "drawings"
+EXAMPLE, TOKENS, BLOCK = "causal() & (local(20) | butterfly(unit=32))", 128, 16
+HEAVY, HEAVY_TOKENS = "local(16) | global_tokens(1)", 1024
+CELL = 26  # pixels a block in lists
+
+
+def example() -> sf.BlockMask:
+    return sf.parse(EXAMPLE).compile(TOKENS, block=BLOCK)
+
+
+def letters(mask: sf.BlockMask) -> list[list[int]]:
+    """Letters of the blocks of a mask of one pattern, [nQ, nK]."""
+    nq, nk = mask.grid_shape
+    found: list[list[int]] = mask.runs.letter_at(np.arange(nq)[:, None] * nk + np.arange(nk)).tolist()
+    return found
+
+
+def runs(bits: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
+    """Where neighbouring bits are set: row, start and stop."""
+    edges = np.argwhere(np.diff(np.pad(bits.astype(np.int8), ((0, 0), (1, 1)))))
+    return [(row, start, stop) for (row, start), (_, stop) in edges.reshape(-1, 2, 2).tolist()]
+
+
+def mask_drawing() -> str:
+    """Every pair of the example, and the letter of every block."""
+    mask, pixels, left, top = example(), 4, 60, 30
+    side, drawn = BLOCK * pixels, TOKENS * pixels
+    drawing = Drawing(left + drawn + 10, top + drawn + 10, f"Token mask and block letters of {EXAMPLE}")
+    kinds = token_kinds(mask, 0, ((0, TOKENS), (0, TOKENS)))
+    for row, line in enumerate(letters(mask)):
+        drawing.words(left - 8, top + row * side + side / 2, f"row {row}", anchor="end")
+        drawing.words(left + row * side + side / 2, top - 12, f"key {row}", anchor="middle")
+        for col, letter in enumerate(line):
+            fill = EMPTY if letter == 0 else FULL if letter == 1 else MASKED
+            drawing.box(left + col * side, top + row * side, side, side, fill, line=None)
+    for q, start, stop in runs(kinds == 2):
+        drawing.box(left + start * pixels, top + q * pixels, (stop - start) * pixels, pixels, PARTIAL, line=None)
+    for at in range(TOKENS // BLOCK + 1):
+        drawing.line(left, top + at * side, left + drawn, top + at * side)
+        drawing.line(left + at * side, top, left + at * side, top + drawn)
+    for row, line in enumerate(letters(mask)):
+        for col, letter in enumerate(line):
+            x, y = left + (col + 0.5) * side, top + (row + 0.5) * side
+            drawing.words(x, y, str(letter), EMPTY if letter == 1 else GREY if letter == 0 else INK, "middle", size=18)
+    return drawing.text()
+
+
+def tiles_drawing() -> str:
+    """The distinct tiles of the example, bit by bit."""
+    mask, pixels = example(), 9
+    found = [letter for line in letters(mask) for letter in line]
+    gap, side = 40, BLOCK * pixels
+    drawing = Drawing(len(mask.tiles) * (side + gap), side + 60, f"Tiles of {EXAMPLE}")
+    for number, bits in enumerate(unpack(mask.tiles, BLOCK)):
+        left, uses = gap / 2 + number * (side + gap), found.count(number + 2)
+        drawing.box(left, 10, side, side, MASKED, line=None)
+        for row, start, stop in runs(bits):
+            drawing.box(left + start * pixels, 10 + row * pixels, (stop - start) * pixels, pixels, PARTIAL, line=None)
+        for at in range(BLOCK + 1):
+            drawing.line(left, 10 + at * pixels, left + side, 10 + at * pixels, EMPTY)
+            drawing.line(left + at * pixels, 10, left + at * pixels, 10 + side, EMPTY)
+        drawing.words(left + side / 2, side + 28, f"tile {number}, letter {number + 2}", anchor="middle")
+        drawing.words(left + side / 2, side + 46, f"in {uses} block{'s' * (uses != 1)}", GREY, "middle")
+    return drawing.text()
+
+
+def side_drawing(side: Side, name: str, other: str) -> str:
+    """What each line of one side of a table reads: its FULL entries, then its PARTIAL ones with their tiles."""
+    full, partial, tile = (x.tolist() for x in (side.full, side.partial, side.tile))
+    spans = side.spans[0].tolist()
+    lists = 210 + CELL * max(stop - start for start, stop, _, _ in spans)
+    drawing = Drawing(lists + 330, 40 + (CELL + 8) * len(spans), f"What each block {name} of {EXAMPLE} reads")
+    for x, text in ((90, f"FULL: {other}s"), (lists, f"PARTIAL: {other}s and their tiles")):
+        drawing.words(x, 16, text, GREY)
+    for line, (f0, f1, p0, p1) in enumerate(spans):
+        y = 34 + line * (CELL + 8)
+        middle = y + CELL / 2
+        drawing.words(10, middle, f"{name} {line}")
+        drawing.words(90, middle, f"full[{f0}:{f1}]")
+        drawing.words(lists, middle, f"partial[{p0}:{p1}]")
+        for at, entry in enumerate(full[f0:f1]):
+            x = 190 + at * CELL
+            drawing.box(x, y, CELL, CELL, FULL, line=EMPTY)
+            drawing.words(x + CELL / 2, middle, str(entry), EMPTY, "middle")
+        for at, (entry, which) in enumerate(zip(partial[p0:p1], tile[p0:p1], strict=True)):
+            x = lists + 120 + at * CELL
+            drawing.box(x, y, CELL, CELL, PARTIAL, line=EMPTY)
+            drawing.words(x + CELL / 2, middle - 5, str(entry), INK, "middle")
+            drawing.words(x + CELL / 2, middle + 7, f"t{which}", INK, "middle", size=10)
+    return drawing.text()
+
+
+def shared_drawing() -> str:
+    """The rows of a causal mask, which all point into one list."""
+    side = sf.lookup(sf.parse("causal()").compile(TOKENS, block=BLOCK)).rows
+    spans, common = side.spans[0].tolist(), max(stop for _, stop, _, _ in side.spans[0].tolist())
+    left = 190
+    drawing = Drawing(left + CELL * len(spans) + 20, 50 + CELL * (len(spans) + 1), "Rows of causal() share one list")
+    drawing.words(10, 10 + CELL / 2, "full, once")
+    for at, entry in enumerate(side.full.tolist()[:common]):
+        drawing.box(left + at * CELL, 10, CELL, CELL, FULL, line=EMPTY)
+        drawing.words(left + (at + 0.5) * CELL, 10 + CELL / 2, str(entry), EMPTY, "middle")
+    for row, (start, stop, _, _) in enumerate(spans):
+        y = 50 + row * CELL
+        drawing.words(10, y + CELL / 2, f"row {row}: full[{start}:{stop}]")
+        if stop > start:
+            drawing.box(left + start * CELL, y + 7, (stop - start) * CELL, CELL - 14, FULL, line=None)
+        else:
+            drawing.words(left, y + CELL / 2, "none", GREY)
+    return drawing.text()
+
+
+def pieces_drawing() -> str:
+    """Blocks of each row where one row sees everything: as rows, and as programs get them."""
+    mask = sf.parse(HEAVY).compile(HEAVY_TOKENS, block=BLOCK)
+    rows = mask.row_counts[0].tolist()
+    items = [item for item in sf.lookup(mask).rows.work[0].tolist() if item[0] >= 0]
+    pieces = [(f1 - f0 + p1 - p0, slot) for _, f0, f1, p0, p1, slot in items]
+    wide, tall, shown = 7, 2, 24
+    base = 40 + tall * max(rows)
+    drawing = Drawing(90 + 2 * shown * wide + 160, base + 40, f"Rows of {HEAVY}, whole and in pieces")
+    for left, bars, title in (
+        (40, [(blocks, -1) for blocks in rows], "rows"),
+        (110 + shown * wide, pieces, "work items, heaviest first"),
+    ):
+        drawing.words(left, 16, title)
+        for at, (blocks, slot) in enumerate(bars[:shown]):
+            fill = PARTIAL if slot >= 0 else FULL
+            drawing.box(left + at * wide, base - tall * blocks, wide, tall * blocks, fill, line=EMPTY)
+        tallest = max(blocks for blocks, _ in bars)
+        drawing.words(left - 6, base - tall * tallest + 4, str(tallest), anchor="end")
+        drawing.words(left, base + 16, f"{shown} of {len(bars)} shown", GREY)
+    return drawing.text()
+
+
+def rows_drawing() -> str:
+    return side_drawing(sf.lookup(example()).rows, "row", "key block")
+
+
+def columns_drawing() -> str:
+    return side_drawing(sf.lookup(example()).columns, "column", "query block")
+
+
+DRAWINGS: dict[str, Callable[[], str]] = {
+    "mask.svg": mask_drawing,
+    "tiles.svg": tiles_drawing,
+    "rows.svg": rows_drawing,
+    "columns.svg": columns_drawing,
+    "shared.svg": shared_drawing,
+    "pieces.svg": pieces_drawing,
+}
+
+
+def outdated() -> list[str]:
+    """Names of the files that are not what the code draws."""
+    wrong = [n for n, draw in DRAWINGS.items() if not (FOLDER / n).exists() or (FOLDER / n).read_text() != draw()]
+    return wrong + sorted({path.name for path in FOLDER.glob("*")} - set(DRAWINGS))
+
+
+def main() -> None:
+    if "--check" in sys.argv[1:]:
+        wrong = outdated()
+        if wrong:
+            sys.exit(f"not what the code draws: {', '.join(wrong)}; run make gallery")
+        return
+    FOLDER.mkdir(exist_ok=True)
+    for path in FOLDER.glob("*"):
+        if path.name not in DRAWINGS:
+            path.unlink()
+    for name, draw in DRAWINGS.items():
+        (FOLDER / name).write_text(draw())
+
+
+if __name__ == "__main__":
+    main()
