@@ -27,7 +27,7 @@ the figures are read from the machine code. **None of these kernels has been tim
 needs and does, not how fast it is. `python -m docs.make_kernels` writes it, the tests compare each row with what they
 compile, and `python -m sparseflash.kernels.triton_report` prints the same for other architectures and block sizes.
 
-- *step*: queries x keys of one iteration.
+- *step*: queries x keys of one iteration; *ahead* where products of the next one come before this one's softmax.
 - *regs* a thread, *shared* memory a program, and how many programs fit on a multiprocessor. Nothing spills.
 - In pairs, the loop over FULL entries / the loop over PARTIAL ones: *instructions* a thread issues in an iteration; of
   them *products* (HGMMA) and *waits* for groups of products: a wait for every product would be a serialised loop, and
@@ -62,7 +62,7 @@ def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
         " | ".join(
             str(cell)
             for cell in (
-                *(case.kernel, case.D, f"{at.BM}x{at.BN}", at.warps, at.stages),
+                *(case.kernel, case.D, f"{at.BM}x{at.BN}{' ahead' * at.ahead}", at.warps, at.stages),
                 *(used.registers, f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
                 *(pair(*(getattr(x, name) for x in found)) for name in ("instructions", "products", "waits")),
                 pair(*(f"{x.overlapped} of {x.exponentials}" for x in found)),

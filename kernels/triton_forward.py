@@ -120,7 +120,8 @@ def _walk(
         words = load_bits(bits_ptr, tile, query, 0, count > 0, FRAGMENTS, BQ, BK, BM, BN)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     if AHEAD:
-        k = load_rows(k_ptr, block * BK, k_n, _inside(block * BK, M, PARTIAL, BN), UNIT, BN, D, DP)
+        # Where no block is FULL, there may be fewer keys than a step has.
+        k = load_rows(k_ptr, block * BK, k_n, _inside(block * BK, M, True, BN), UNIT, BN, D, DP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
         next_block = tl.load(entries_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     for i in range(0, count * SPLIT):
@@ -166,7 +167,7 @@ def _walk(
 
 @triton.jit
 def _inside(first, M, PARTIAL: tl.constexpr, BN: tl.constexpr):
-    """Which rows from `first` on there are, [BN]; None for all, as in a FULL block."""
+    """Which keys from `first` on there are, [BN]; None for all, as in a FULL block."""
     keep = None
     if PARTIAL:
         keep = first + tl.arange(0, BN) < M

@@ -194,9 +194,10 @@ def described(found: list[Loop]) -> str:
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.launch.within(case.block)
+    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
-        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {'+'.join(case.features)}{' cut' * case.cut} | "
+        f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "
         f"registers {used.registers:3} spilled {used.spilled:4} shared {used.shared / 1024:5.1f}K"
         f"{'' if used.fits(case.architecture) else '  DOES NOT FIT'}"
     )
