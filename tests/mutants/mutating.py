@@ -96,7 +96,7 @@ def _set(node: ast.AST, **fields: Any) -> ast.AST:
 def _become(node: ast.AST, other: ast.AST) -> ast.AST:
     """Make a node another one where it stands."""
     where = {name: getattr(node, name) for name in ("lineno", "col_offset", "end_lineno", "end_col_offset")}
-    node.__class__ = other.__class__  # type: ignore[assignment]
+    node.__class__ = other.__class__
     node.__dict__.clear()
     node.__dict__.update(other.__dict__ | where)
     return ast.fix_missing_locations(node)
