@@ -57,7 +57,7 @@ def contenders(model: PixelTransformerConfig) -> list[Contender]:
         Contender("tiles, 5 x 3 of 8 x 16", replace(model, **_tiles((8, 16), "(2, 1)"), tokens="all")),
         Contender("butterfly", replace(pixels, pattern="butterfly(unit=128)")),
         Contender("dense", replace(pixels, pattern="full()")),
-        Contender("dense, torch SDPA", replace(pixels, pattern="full()"), _sdpa),
+        Contender("dense, torch SDPA", replace(pixels, pattern="full()"), sdpa),
         Contender("lit tiles, 5 x 5 of 8 x 8", replace(model, **_tiles((8, 8), "2"), tokens="lit_tiles")),
         Contender("lit pixels, 16 around", lit_pixels),
     ]
@@ -69,11 +69,11 @@ def _tiles(tile: tuple[int, int], reach: str) -> dict[str, Any]:
     return {"pattern": pattern, "unit": "tile", "order": "tile", "tile": tile, "block": (size, size)}
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _left_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def left_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return v
 
 
@@ -120,7 +120,7 @@ def compare(
     times: list[tuple[Step, list[float], list[float]]] = []
     for contender in contenders(config.model):
         step = Step(contender, config, images, device)
-        for attend in (step.attend, _left_out):  # compiles masks and kernels
+        for attend in (step.attend, left_out):  # compiles masks and kernels
             step.seconds(attend)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -138,7 +138,7 @@ def compare(
     for _ in range(runs):
         for step, whole, without in times:
             whole.append(step.seconds(step.attend))
-            without.append(step.seconds(_left_out))
+            without.append(step.seconds(left_out))
     for row, (_, whole, without) in zip(rows, times, strict=True):
         median = statistics.median(whole)
         row |= {

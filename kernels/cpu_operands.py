@@ -8,7 +8,7 @@ queries each, of a band or gathering H * R with G * X; seen as five dims both ar
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -230,11 +230,12 @@ class Masks:
     """What PARTIAL blocks hide: scores by their tile, and keys that no query of the block sees."""
 
     def __init__(
-        self, tiles: Tiles, block: tuple[int, int], dtype: torch.dtype, operands: Sequence[torch.Tensor]
+        self, tiles: Tiles, block: tuple[int, int], dtype: torch.dtype, q: torch.Tensor, *keys: torch.Tensor
     ) -> None:
         self.tiles, self.block, self.dtype = tiles, block, dtype
         self.eight = _hidden(torch.arange(256, dtype=torch.uint8), dtype)
-        self.dirty = not all(bool(torch.isfinite(x.sum())) for x in operands)
+        self.dirty = not all(bool(torch.isfinite(x.sum())) for x in keys)
+        self.rough = not bool(torch.isfinite(q.sum()))
         held = len(tiles.bits) * block[0] * block[1] * dtype.itemsize <= TILES_HELD
         self.held = self._unpacked(tiles.bits) if held else None
         self.recent: dict[tuple[int, ...], torch.Tensor] = {}
@@ -245,7 +246,11 @@ class Masks:
         size = self.block[1]
         for some in piece.masked:
             first, last = some.first * size, min(some.last * size, keys)
-            scores[..., first:last] += self._rows(some)[:, :queries, : last - first]
+            tile = self._rows(some)[:, :queries, : last - first]
+            if self.rough:  # NaN - inf would be NaN, also for a query that sees nothing
+                scores[..., first:last].masked_fill_(tile == -torch.inf, -torch.inf)
+            else:
+                scores[..., first:last] += tile
 
     def _rows(self, some: Masked) -> torch.Tensor:
         """0 or -inf [R, BQ, n * BK], or [1, BQ, n * BK] for all rows."""

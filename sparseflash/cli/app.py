@@ -161,6 +161,9 @@ def train(
     save_memory: Annotated[
         bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
     ] = None,
+    context_parallel: Annotated[
+        int, typer.Option(help="Processes that share each image's tokens, under torchrun; see below.")
+    ] = 1,
     workers: Annotated[int | None, typer.Option(help="Processes that draw images ahead. Default: 0 on a CPU.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay.")] = 3,
@@ -172,7 +175,10 @@ def train(
 
     Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU
     with the same losses bit for bit.
-    Several processes: torchrun --nproc-per-node 4 -m sparseflash train path256
+    Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
+    tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
+    and keeps a quarter of an image. N must divide the processes, and every pixel be a token (--tokens all). --resume
+    goes on with any other N and number of groups that divides a step's batches: the same losses to within rounding.
 
     [bold]Examples[/bold]
 
@@ -183,6 +189,10 @@ def train(
         sparseflash train path256 --preset path256-lit --minutes 25
 
         sparseflash train path256 --out runs/path256-lit --resume --minutes 25
+
+        torchrun --nproc-per-node 4 -m sparseflash train path256
+
+        torchrun --nproc-per-node 8 -m sparseflash train path256 --context-parallel 4
     """
     from sparseflash.cli.train import run
 
@@ -207,7 +217,10 @@ def train(
         "precision": precision,
         "activation_checkpointing": save_memory,
     }
-    run(task, preset, out, steps, minutes, resume, device, options, workers, save_every, keep, pictures)
+    run(
+        task, preset, out, steps, minutes, resume, device, options, context_parallel,
+        workers, save_every, keep, pictures,
+    )  # fmt: skip
 
 
 @app.command()

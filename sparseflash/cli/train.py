@@ -13,7 +13,7 @@ from sparseflash.models import PixelTransformerConfig
 from sparseflash.patterns import parse
 from sparseflash.train import TASKS, TrainConfig, recipe, train
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import load_checkpoint
+from sparseflash.train.checkpoint import latest_checkpoint
 from sparseflash.train.devices import resolve_device
 
 
@@ -26,6 +26,7 @@ def run(
     resume: bool,
     device_name: str | None,
     options: dict[str, Any],
+    context_parallel: int,
     workers: int | None,
     save_every: int,
     keep: int,
@@ -43,7 +44,7 @@ def run(
         size = block_size(options["block"])
         options["block"] = (size, size) if isinstance(size, int) else size
     if resume:
-        config = load_checkpoint(out).config
+        config = latest_checkpoint(out).config
         _refuse_changes(task, options, config, out)
     else:
         config = recipe(task, preset=preset, device=device.type, **options)
@@ -60,6 +61,7 @@ def run(
         minutes=minutes,
         resume=resume,
         device=device,
+        context_parallel=context_parallel,
         workers=workers,
         save_every=save_every,
         keep=keep,
@@ -68,6 +70,8 @@ def run(
     if not first:
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
+        again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     stage = config.stages[result.progress.stage]
     how = f"{result.progress.accuracy:.1%} running accuracy, {stage_baseline(stage):.1%} by the marker distance alone"
     where = f"in stage {result.progress.stage + 1} of {len(config.stages)} ({stage}): {how}"

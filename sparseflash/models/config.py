@@ -9,12 +9,15 @@ import json
 from collections.abc import Mapping
 from typing import Any, get_args, get_origin, get_type_hints
 
+from sparseflash.foreign import parse_json
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
 TOKENS = ("all", "lit_tiles", "lit_pixels")
+# A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
+MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,12 +87,16 @@ class PixelTransformerConfig:
             if len(value) != 2:
                 raise ValueError(f"{name} must have two entries; got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        for name in ("width", "heads", "layers", "mlp_width", "classes"):
+        for name, most in MOST.items():
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} must be an int; got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-        for name in ("dense_classes", "readout_reach"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most:,}; got {getattr(self, name)!r}")
+        for name, most in (("dense_classes", MOST["classes"]), ("readout_reach", 1 << 12)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be 0 or more, and at most {most:,}; got {getattr(self, name)!r}")
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width / heads must be a multiple of 4; got width={self.width!r} and heads={self.heads!r}"
@@ -172,8 +179,8 @@ class PixelTransformerConfig:
             ValueError: not JSON, not an object, or fields that are unknown or out of range.
         """
         try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
+            fields = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"a model config must be JSON; {error}") from None
         return cls.from_dict(fields)
 

@@ -8,16 +8,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sparseflash.foreign import read_text
+
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name and rename it."""
+    """Write a safetensors file under a temporary name and rename it.
+
+    Raises:
+        OSError: the disk refused, is full, or may not be written to.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
         os.replace(temporary, path)
+    except SafetensorError as error:
+        raise OSError(f"cannot write {path}: {error}") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -51,8 +59,4 @@ def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise FileNotFoundError(f"{folder} holds no model: it has no {name}")
-    try:
-        text = (folder / CONFIG).read_text()
-    except UnicodeDecodeError:
-        raise ValueError(f"{folder / CONFIG} is not a text file") from None
-    return text, read_tensors(folder / WEIGHTS)
+    return read_text(folder / CONFIG), read_tensors(folder / WEIGHTS)

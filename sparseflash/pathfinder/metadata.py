@@ -7,13 +7,16 @@ despite their ``.npy`` suffix, separated by spaces; the original generator write
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
 
+from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import Geometry
 
 _COLUMNS: Final = 4  # those that are read: a file with fewer cannot be used
@@ -50,10 +53,12 @@ def metadata_files(folder: Path) -> list[Path]:
 
 def read_rows(file: Path) -> list[tuple[str, str, int]]:
     """(subfolder, file name, label) of each image of one metadata file."""
-    data = file.read_bytes()
+    data = read_bytes(file)
     try:
         if data.startswith(b"\x93NUMPY"):
-            lines = _array_rows(file)
+            _check_array(data)
+            table = np.load(io.BytesIO(data), allow_pickle=False)
+            lines = [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
         else:
             lines = [line.split() for line in data.decode().splitlines() if line.strip()]
     except Exception as error:  # NumPy's reader of headers raises whatever its parts do: TokenError, TypeError, ...
@@ -61,12 +66,21 @@ def read_rows(file: Path) -> list[tuple[str, str, int]]:
     return [_row(file, number, line) for number, line in enumerate(lines, 1)]
 
 
-def _array_rows(file: Path) -> list[list[str]]:
-    # Mapped, an array cannot claim to be larger than its file.
-    table = np.load(file, mmap_mode="r", allow_pickle=False)
-    if table.ndim != 2 or not table.itemsize:
-        raise ValueError(f"an array of {table.ndim} dimensions, {table.itemsize} bytes an entry")
-    return [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
+def _check_array(data: bytes) -> None:
+    """Raise ValueError unless a NumPy file is a table of strings, as large as its header says.
+
+    NumPy allocates what the header says before it looks whether the file holds as much.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"a NumPy file of version {version}")
+    shape, _, dtype = read_header[version](stream)
+    if len(shape) != 2 or dtype.kind not in "SU" or not dtype.itemsize:
+        raise ValueError(f"an array {shape} of {dtype}, expected rows and columns of strings")
+    if prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"an array {shape} of {dtype} in a file of {len(data):,} bytes")
 
 
 def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:

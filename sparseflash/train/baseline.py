@@ -1,10 +1,10 @@
 """What the distance between the markers alone gives, on a stage's images or on a folder of them."""
 
-import json
 import re
 from pathlib import Path
 from typing import Final
 
+from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
 from sparseflash.train.config import Stage
 
@@ -23,7 +23,7 @@ def folder_baseline(folder: Path) -> float | None:
         folder: such as ``pathfinder256/curv_contour_length_14``.
     """
     try:
-        made = json.loads((folder / "generator.json").read_text())
+        made = parse_json(read_text(folder / "generator.json"))
         geometry = Geometry(**made["geometry"])
         match_distance = bool(made["match_distance"])
     except (OSError, ValueError, KeyError, TypeError):

@@ -10,6 +10,7 @@ from sparseflash.pathfinder import Geometry
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +97,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kinds = _KINDS.get(field.type)
+            if kinds and type(getattr(self, field.name)) not in kinds:
+                raise ValueError(f"{field.name} must be {kinds[0].__name__}; got {getattr(self, field.name)!r}")
         for name, least in (("schedule_steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0), ("seed", 0)):
             value = getattr(self, name)
             if value < least:

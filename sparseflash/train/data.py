@@ -4,10 +4,8 @@
 neither on the number of workers nor on when it was stopped and resumed.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -18,6 +16,7 @@ from torch import Tensor
 
 from sparseflash import pathfinder
 from sparseflash.pathfinder import splits
+from sparseflash.pathfinder.workers import Workers
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import drawn_from
 
@@ -84,45 +83,69 @@ Draw = tuple[Stage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
 class Stream:
-    """The batches of a run: `take` them in the order of their parts.
+    """The batches of a run that are one process's: `take` them in the order of its turns.
+
+    A part is one batch for each process that the run was begun with. Batches are dealt to the processes of today in
+    turn, so that these, be they more or fewer, see together what those would have seen.
 
     Args:
         config: stages, batch size, data, seed.
         rank: number of this process.
         world: how many processes share the images of a step.
         workers: processes that draw ahead; 0 draws when asked. The images are the same.
+        streams: batches of a part; default one for each process.
+
+    Raises:
+        WorkerError: (from `take`) they die again and again; one that dies alone is replaced.
     """
 
-    def __init__(self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0, streams: int | None = None
+    ) -> None:
         self._config, self._rank, self._world, self._workers = config, rank, world, workers
-        self._ahead: deque[tuple[int, int, Future[Batch]]] = deque()  # part, stage it was drawn for, batch
-        # Fresh processes: forking one that has started threads can deadlock.
-        spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, spawn, initializer=_prepare_worker) if workers else None
+        self._streams = world if streams is None else streams
+        self._ahead: deque[tuple[int, int]] = deque()  # turn, stage it is drawn for
+        self._pool: Workers[Draw, Batch] | None = Workers(_draw, workers) if workers else None
 
-    def take(self, part: int, stage: int) -> Batch:
-        """The batch of a part, a run standing in a stage. Past images that were drawn for another stage."""
+    def take(self, turn: int, stage: int) -> Batch:
+        """The batch of a turn, a run standing in a stage. Past images that were drawn for another stage."""
         if self._pool is None:
-            return draw(*planned(self._config, part, stage, self._rank, self._world))
-        if self._ahead and self._ahead[0][:2] != (part, stage):
-            for _, _, waiting in self._ahead:
-                waiting.cancel()
+            return draw(*self._planned(turn, stage))
+        if self._ahead and self._ahead[0] != (turn, stage):
+            self._pool.drop()
             self._ahead.clear()
-        following = self._ahead[-1][0] + 1 if self._ahead else part
-        for number in range(following, part + 2 * self._workers + 1):
-            wanted = planned(self._config, number, stage, self._rank, self._world)
-            self._ahead.append((number, stage, self._pool.submit(draw, *wanted)))
-        return self._ahead.popleft()[2].result()
+        following = self._ahead[-1][0] + 1 if self._ahead else turn
+        for number in range(following, turn + 2 * self._workers + 1):
+            self._pool.submit(self._planned(number, stage))
+            self._ahead.append((number, stage))
+        batch = self._pool.take()
+        self._ahead.popleft()
+        return batch
+
+    def part(self, turn: int) -> int:
+        """The part that the batch of a turn is of."""
+        return self._number(turn) // self._streams
+
+    def _number(self, turn: int) -> int:
+        return turn * self._world + self._rank
+
+    def _planned(self, turn: int, stage: int) -> Draw:
+        part, stream = divmod(self._number(turn), self._streams)
+        return planned(self._config, part, stage, stream, self._streams)
 
     def close(self) -> None:
         """End the workers."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
 
 
-def planned(config: TrainConfig, part: int, stage: int, rank: int = 0, world: int = 1) -> Draw:
-    """The arguments of `draw` for a part."""
-    first = (part * world + rank) * config.batch
+def _draw(wanted: Draw) -> Batch:
+    return draw(*wanted)
+
+
+def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams: int = 1) -> Draw:
+    """The arguments of `draw` for a part, one of its batches."""
+    first = (part * streams + stream) * config.batch
     order = np.arange(first, first + config.batch)
     if config.data == "fixed":
         indices, seed = _of_rounds(_shuffled, config.seed, order), splits.SEED
@@ -153,11 +176,3 @@ def _shuffled(seed: int, number: int) -> NDArray[np.int64]:
 @lru_cache(maxsize=2)
 def _symmetries(seed: int, number: int) -> NDArray[np.int64]:
     return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=ROUND)
-
-
-def _prepare_worker() -> None:
-    # Ctrl-C goes to the whole process group; the trainer decides what it means.
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)

@@ -158,4 +158,6 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             break
-    path.write_text("".join(kept))
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
+from sparseflash.foreign import read_text
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
@@ -59,12 +60,12 @@ def load_preset(name: str | Path) -> Preset:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(read_text(path))
         summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
         model = PixelTransformerConfig.from_dict(fields.pop("model"))
         stages = tuple(_stage(stage) for stage in fields.pop("stages"))
         config = TrainConfig(model=model, stages=stages, **fields)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (RecursionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no preset: {error}") from None
     if config.task not in TASKS:
         raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")

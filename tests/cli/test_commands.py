@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from sparseflash import pathfinder
 from sparseflash.cli import app
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 
@@ -44,6 +46,16 @@ def test_help_teaches_by_examples() -> None:
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
+    shared = "torchrun --nproc-per-node 8 -m sparseflash train path256 --context-parallel 4"
+    assert shared in " ".join(invoke("train", "--help").stdout.split())
+
+
+def test_dead_workers_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise WorkerError("worker processes died 3 times before they finished anything")
+
+    monkeypatch.setattr(pathfinder, "write", dies)
+    assert "error: worker processes died 3 times" in refused("generate", "--size", 32, "--count", 1, "--out", tmp_path)
 
 
 def test_bench_measures_us_beside_dense_attention() -> None:
@@ -271,6 +283,8 @@ def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str
         (["demo", "--preset", "mine.toml"], "no file mine.toml"),
         (["demo", "--data", "old"], "data must be one of fixed, fresh"),
         (["demo", "--tokens", "lit_tiles"], "need unit"),
+        (["demo", "--context-parallel", "2"], "one process does not divide into groups of 2; start a multiple of 2"),
+        (["demo", "--context-parallel", "0"], "context_parallel must be at least 1; got 0"),
     ],
 )
 def test_train_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:

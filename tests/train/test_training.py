@@ -1,5 +1,6 @@
 """Training: resumed runs, interruptions, checkpoints, learning."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,7 +16,7 @@ import pytest
 import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
-from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
+from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sparseflash.train.data import Batch
 from sparseflash.train.interrupt import Interrupt
@@ -232,6 +233,21 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(tmp_path: Path
     assert stopped.losses + resumed.losses == run(tmp_path / "whole", steps).losses
 
 
+def test_a_signal_is_noted_where_its_exception_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code that asks whether an attribute is there clears whatever exception was raised meanwhile."""
+    make = loop._optimizer
+
+    def clears(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(model, config)
+
+    monkeypatch.setattr(loop, "_optimizer", clears)
+    stopped = run(tmp_path, 3)
+    assert (stopped.interrupted, stopped.step) == (True, 1)
+    assert load_checkpoint(tmp_path).step == 1
+
+
 def test_shields_hold_signals_back() -> None:
     reached: list[str] = []
 
@@ -265,28 +281,54 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_damaged_checkpoints_are_refused(copied: Path, name: str, damage: str) -> None:
-    path = checkpoints(copied)[-1] / name
+def damage(path: Path, how: str) -> None:
     data = path.read_bytes()
-    if damage == "missing":
+    if how == "missing":
         path.unlink()
     else:
-        path.write_bytes(data[:-20] if damage == "truncated" else data.replace(b"3", b"4", 1) + b" ")
+        path.write_bytes(data[:-20] if how == "truncated" else data.replace(b"3", b"4", 1) + b" ")
+
+
+FILES = ["model.safetensors", "config.json", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_damaged_checkpoints_are_refused(copied: Path, name: str, how: str) -> None:
+    for path in checkpoints(copied):
+        damage(path / name, how)
     kept = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
     with pytest.raises((ValueError, FileNotFoundError), match=name.replace(".", r"\.")):
+        load_checkpoint(copied)
+    with pytest.raises(ValueError, match="no checkpoint that is whole: .*" + name.replace(".", r"\.")):
         run(copied, 4, resume=True)
     assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == kept
 
 
-def test_a_damaged_latest_checkpoint_names_the_one_before(copied: Path) -> None:
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_a_damaged_latest_checkpoint_is_passed_over_and_made_again(
+    copied: Path, tmp_path: Path, name: str, how: str
+) -> None:
     latest = checkpoints(copied)[-1]
-    (latest / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="to go on from step-00000002"):
-        run(copied, 4, resume=True)
-    shutil.rmtree(latest)
-    assert run(copied, 4, resume=True).step == 4
+    whole = {path.name: path.read_bytes() for path in latest.iterdir()}
+    damage(latest / name, how)
+    with pytest.warns(UserWarning, match=name.replace(".", r"\.") + ".*going on from step-00000002"):
+        again = run(copied, 3, resume=True)
+    assert again.checkpoint == latest
+    assert {path.name: path.read_bytes() for path in latest.iterdir()} == whole
+    assert run(copied, 4, resume=True).losses == run(tmp_path / "whole", 4).losses[3:]
+
+
+def test_a_damaged_checkpoint_counts_for_nothing_when_old_ones_are_removed(tmp_path: Path) -> None:
+    train(SMALL, tmp_path, steps=4, save_every=2, keep=2, line=quiet)
+    damage(checkpoints(tmp_path)[-1] / "state.json", "truncated")
+    with pytest.warns(UserWarning, match="going on from step-00000002"):
+        train(SMALL, tmp_path, steps=3, resume=True, keep=1, line=quiet)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    with pytest.warns(UserWarning, match="going on from step-00000003"):
+        train(SMALL, tmp_path, steps=5, resume=True, keep=1, line=quiet)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005"]
 
 
 def test_foreign_checkpoints_are_refused(copied: Path, tmp_path: Path) -> None:
