@@ -100,3 +100,8 @@ def test_dense_and_causal_tables_are_not_cut() -> None:
         work, merges = deal(spans)
         assert merges.size == 0
         assert work.shape[1] == spans.shape[1]
+
+
+def test_the_busiest_worker_is_found_by_hand() -> None:
+    assert makespan([8, 1, 1, 1, 1], 2) == 8
+    assert makespan([4, 4, 1, 1, 1, 1], 2) == 6

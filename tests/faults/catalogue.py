@@ -155,8 +155,8 @@ TRITON = [
     Fault(
         "a dropped mask in dQ",
         "kernels.triton_backward_queries",
-        "visible = spread(words, (i % SPLIT) * BN, BM, BN)",
-        "visible = spread(words, (i % SPLIT) * BN, BM, BN) | (q.shape[0] > 0)",
+        "visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN)",
+        "visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN) | (q.shape[0] > 0)",
     ),
     Fault(
         "a wrong offset within a block",

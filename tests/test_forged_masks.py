@@ -1,0 +1,61 @@
+"""Mask files of which each part is well-formed, and which mean nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from sparseflash import patterns as P
+
+MASK = (P.causal() & P.local(30)).compile(200, block=32)  # 7 x 7 blocks
+HUGE = [1 << 40, 1 << 40]
+
+FORGED: list[tuple[dict[str, Any], dict[str, str], str]] = [
+    ({"other": np.zeros(1)}, {}, "expected the arrays"),
+    ({"start": np.zeros(1, np.float64)}, {}, "start must be <i8, got float64"),
+    ({}, {"shape": json.dumps(HUGE)}, "block rows; at most"),
+    ({}, {"shape": "[200]"}, "shape is"),
+    ({}, {"block": '["32", 32]'}, "block is"),
+    ({"tiles": np.zeros((1, 16, 1), np.uint32)}, {}, "tiles of shape"),
+    ({"pattern_of": np.full((1, 1), 5)}, {}, "pattern_of is out of range"),
+    ({"start": np.zeros(1, np.int64)}, {}, "runs of unequal number"),
+    ({"start": MASK.runs.start[::-1]}, {}, "runs are out of range or overlap"),
+    ({"stop": MASK.runs.stop + 49}, {}, "runs are out of range or overlap|crosses a row"),
+    ({"letter": MASK.runs.letter + 9}, {}, "a letter has no tile"),
+    ({"letter": np.ones_like(MASK.runs.letter)}, {}, "the checksum does not match"),
+]
+
+
+@pytest.mark.parametrize(("arrays", "metadata", "message"), FORGED, ids=[f"{i}: {f[2]}" for i, f in enumerate(FORGED)])
+def test_a_forged_mask_is_refused(
+    tmp_path: Path, arrays: dict[str, Any], metadata: dict[str, str], message: str
+) -> None:
+    path = tmp_path / "m.safetensors"
+    MASK.save(path)
+    with safe_open(path, "numpy") as file:
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        said = dict(file.metadata())
+    for name, array in arrays.items():
+        kind = held[name].dtype if name in held and array.dtype.kind != "f" else array.dtype
+        held[name] = np.ascontiguousarray(array.astype(kind))
+    save_file(held, path, said | metadata)
+    with pytest.raises(ValueError, match=f"m.safetensors: damaged block mask.*({message})"):
+        P.BlockMask.load(path)
+
+
+def test_a_run_that_crosses_a_row_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    P.causal().compile(64, block=32).save(path)
+    with safe_open(path, "numpy") as file:
+        held, said = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    kinds = {name: held[name].dtype for name in ("start", "stop", "letter")}
+    held |= {name: np.array([n], kinds[name]) for name, n in (("start", 1), ("stop", 3), ("letter", 1))}
+    save_file(held, path, said)
+    with pytest.raises(ValueError, match="a run crosses a row"):
+        P.BlockMask.load(path)
