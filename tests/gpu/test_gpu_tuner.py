@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -68,15 +69,32 @@ def test_flags_of_a_launch_are_tried_both_ways(monkeypatch: pytest.MonkeyPatch) 
 
 
 @compiles
-def test_gates_let_the_committed_launch_through_and_name_what_rules_others_out() -> None:
+def test_gates_let_the_committed_launch_through_and_not_what_does_not_compile() -> None:
     right = gates.gate(asked(KEY, "forward", FORWARD))
     assert right["fits"]
     assert right["products"] > 2 * right["waits"]
-    # Half a tile more for each thread than it has registers for.
-    spilling = gates.gate(asked(KEY, "forward", Launch(128, 128, 4, 3)))
-    assert (spilling["fits"], spilling["why"]) == (False, "spills")
-    assert spilling["spilled"] > 0
     assert "does not compile" in gates.gate(asked(KEY, "forward", Launch(96, 128, 4, 3)))["why"]
+
+
+@pytest.mark.parametrize(
+    ("sass", "spilled", "shared", "why"),
+    [
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1000, None),
+        (3 * "HGMMA; WARPGROUP.DEPBAR;", 0, 1000, "serialised"),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 8, 1000, "spills"),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1 << 20, "too much shared memory"),
+    ],
+)
+def test_gates_rule_out_what_does_not_fit_and_serialised_products(
+    sass: str, spilled: int, shared: int, why: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machine code made up: a launch that spills takes a minute to compile."""
+    from sparseflash.kernels import triton_report as report
+
+    monkeypatch.setattr(report, "compile_case", lambda case: SimpleNamespace(asm={"sass": sass}))
+    monkeypatch.setattr(report, "resources", lambda compiled: report.Resources(200, spilled, shared))
+    found = gates.gate(asked(KEY, "forward", FORWARD))
+    assert (found["fits"], found.get("why")) == (why is None, why)
 
 
 def test_gates_of_other_kernels_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
