@@ -121,6 +121,14 @@ def sections(wanted: Collection[str], results: Path = RESULTS) -> list[str]:
     return parts
 
 
+def site_pages() -> dict[str, tuple[str, str]]:
+    """The same for the documentation site, a page for each part: part -> (title for the menu, Markdown)."""
+    titles = {part: title.partition(" (")[0].partition(": ")[0] for part, title in (TITLES | gpu.PARTS).items()}
+    titles |= {"communication": "Bytes moved between ranks", "balance": "Work of each rank"}
+    measured = [part for part in titles if sections([part])]
+    return {part: (titles[part], "\n".join([f"# {titles[part]}\n", *sections([part])])) for part in measured}
+
+
 def _triton(result: dict[str, Any]) -> str:
     """Its version, where it made the figures."""
     return f"triton {result['triton']}, " if result["part"] in gpu.PARTS else ""
