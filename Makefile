@@ -2,14 +2,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery docs gpu clean
+.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
 	@echo "make gallery  docs/gallery.md, its pictures and the drawings of the tables, drawn again"
 	@echo "make docs   the documentation site in build/site, notebooks executed, every warning an error"
-	@echo "make gpu    the attention laws on the Triton kernels, on a machine with a GPU"
+	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
+	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
+	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
+	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
+	@echo "make release  wheel and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
+	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -39,13 +44,55 @@ gallery: .venv/ready
 docs: .venv/ready
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
+# Each pair in an environment of its own under .venvs, several GB with CUDA.
+versions:
+	$(PYTHON) -m tests.versions $(if $(TORCH),--only $(TORCH))
+
 # Needs no .venv: the Python of a GPU machine serves that has the run-time dependencies, pytest and hypothesis.
 gpu:
-	@found=$$($(PYTHON) -c "import torch; print(torch.cuda.is_available())") || exit 1; \
-	  if [ "$$found" != True ]; then echo "make gpu: torch sees no GPU here, nothing to check"; exit 0; fi; \
-	  SPARSEFLASH_TEST_BACKEND=triton SPARSEFLASH_EXAMPLES=100 PYTHONPATH=. \
-	     $(PYTHON) -m pytest tests/kernels/numerics tests/test_attention_laws.py \
-	     tests/test_attention_features.py tests/test_heavy_lines.py tests/test_dynamic_tables.py tests/test_decode.py tests/test_routing.py tests/test_cuda_graphs.py
+	@PYTHONPATH=. $(PYTHON) -m benchmarks.gpu $(PART)
+
+# The suite's laws on new and wider cases, MINUTES of processor time for each target; findings lie in fuzz-findings/.
+MINUTES ?= 1
+fuzz: .venv/ready
+	PYTHONPATH=. $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
+
+# What the tests of patterns, tables and the CPU backend leave untried, and which small changes there they do not notice.
+EVERY ?= 1
+COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsing mask_files conversions robustness where \
+  bad_input checking schedule waste drawing viewer text_at_random operators cpu_pieces attention_laws attention_features \
+  heavy_lines decode dropout)
+coverage: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "coverage>=7.6"
+	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
+	$(BIN)/python -m coverage report
+
+mutants: .venv/ready
+	for part in patterns tables cpu; do PYTHONPATH=. $(BIN)/python -m tests.mutants $$part --every $(EVERY) || failed=1; done; \
+	  exit $${failed:-0}
+
+# FULL and READONLY mount a small file system of their own; DEATHS and BY change how often and by what.
+DEATHS ?= 50
+BY ?= KILL INT TERM FULL READONLY
+kills: .venv/ready
+	unshare -Urm $(BIN)/python -m tests.train.killing --deaths $(DEATHS) --by $(BY)
+
+# A package that the vulnerability service does not know is a failure too: unseen is not clean.
+.venv-release/ready: constraints-release.txt
+	$(PYTHON) -m venv .venv-release
+	.venv-release/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-release.txt
+	@touch $@
+
+audit: .venv-release/ready
+	.venv-release/bin/pip-audit --strict --no-deps --disable-pip -r constraints.txt
+
+sbom: .venv-release/ready
+	mkdir -p dist
+	.venv-release/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
+	  --of JSON -o dist/sparseflash.cdx.json constraints.txt
+
+release: .venv/ready audit sbom
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
 
 clean:
-	rm -rf .venv dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf .venv .venvs .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

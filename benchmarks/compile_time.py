@@ -36,14 +36,16 @@ RUNS = 5
 FLEX_LONGEST = 1 << 13
 
 
-def build(pattern: Pattern, seq_len: int) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
+def build(
+    pattern: Pattern, seq_len: int, device: torch.device | str = "cpu"
+) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
     """Seconds to the mask and to the table, from nothing: every cache is emptied first."""
     for cache in (compile_with_advice, compile_pattern, full_mask, _columns, _lookup):
         cache.cache_clear()
     begun = time.perf_counter()
     mask = pattern.compile(seq_len, block=128)
     compiled = time.perf_counter()
-    table = sf.lookup(mask)
+    table = sf.lookup(mask, device)
     return compiled - begun, time.perf_counter() - compiled, mask, table
 
 

@@ -31,8 +31,8 @@ from benchmarks.masks import CPU_MASKS, Mask
 from benchmarks.record import result_path, write
 from sparseflash.bench import peak_mb
 from sparseflash.integrations.flex import to_flex
+from sparseflash.rounds import Call, interleaved
 
-Call = Callable[[], Any]
 Key = tuple[str, str, str]  # whose call, of which mask, "fwd" or "fwd_bwd"
 
 
@@ -58,12 +58,6 @@ SETTINGS = (
 )
 DENSE_TO = 20_000  # tokens up to which masks of half the blocks and more are measured
 MEMORY = Setting(65536, heads=8), Setting(65536, heads=8, dtype="bfloat16")
-
-
-def timed(call: Call) -> float:
-    begun = time.perf_counter()
-    call()
-    return time.perf_counter() - begun
 
 
 def operands(setting: Setting) -> list[torch.Tensor]:
@@ -108,25 +102,13 @@ def measure(
         both("ours", name, partial(sf.attention, q, k, v, sf.lookup(mask)))
         if with_flex and (call := flex(masks[name], setting.seq_len, q, k, v)) is not None:
             calls["flex", name, "fwd"] = torch.no_grad()(call)
-    failed: dict[str, str] = {}
-    times: dict[Key, list[float]] = {key: [] for key in calls}
-    for run in range(runs + 1):
-        for key, call in list(calls.items()):
-            progress(f"round {run} of {runs}: {' '.join(x for x in key if x)}")
-            try:
-                seconds = timed(call)
-            except Exception as error:
-                if key[0] != "flex":  # whatever its compiler says: the other figures are still wanted
-                    raise
-                failed[key[1]] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-                del calls[key]
-                continue
-            if run:
-                times[key].append(seconds)
+    # Whatever FlexAttention's compiler says, the other figures are still wanted.
+    found = interleaved(calls, runs, may_fail=lambda key: key[0] == "flex", progress=progress)
+    failed = {mask: why for (_, mask, _), why in found.failed.items()}
     return [
         {
             "expression": name, **dataclasses.asdict(setting), "block": 128, "density": mask.density,
-            "token_density": mask.token_density, "runs": runs, **figures(name, mask.density, times),
+            "token_density": mask.token_density, "runs": runs, **figures(name, mask.density, found.times),
             **({"flex_failed": failed[name]} if name in failed else {}),
         }
         for name, mask in compiled.items()

@@ -1,4 +1,4 @@
-"""The masks that compile times are measured on: every pattern, sized for a length, and FlexAttention's form of it."""
+"""The masks that are measured: patterns sized for a length, and FlexAttention's form of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
+from sparseflash.patterns.ordering import token_order
 
 Mod = Callable[[Any, Any, Any, Any], Any]  # FlexAttention's mask_mod(b, h, q, k)
 
@@ -36,9 +37,18 @@ def lengths(tokens: int) -> list[int]:
     return [int(n) for n in drawn[: int(np.searchsorted(np.cumsum(drawn), tokens)) + 1]]
 
 
-def _documents_mod(tokens: int) -> Mod:
-    number = torch.repeat_interleave(torch.tensor(lengths(tokens)))[:tokens]
-    return lambda b, h, q, k: number[q] == number[k]
+def mixed_lengths(tokens: int) -> list[int]:
+    """Random document lengths from 64 to 8,192 that cover the sequence, as many near one length as near its double."""
+    drawn = np.exp2(np.random.default_rng(0).uniform(6, 13, size=tokens // 64 + 1)).astype(int)
+    return [int(n) for n in drawn[: int(np.searchsorted(np.cumsum(drawn), tokens)) + 1]]
+
+
+def _documents_mod(cut: Callable[[int], list[int]]) -> Callable[[int], Mod]:
+    def mod(tokens: int) -> Mod:
+        number = torch.repeat_interleave(torch.tensor(cut(tokens)))[:tokens]
+        return lambda b, h, q, k: number[q] == number[k]
+
+    return mod
 
 
 def _power(x: Any) -> Any:
@@ -92,7 +102,7 @@ MASKS: dict[str, Mask] = {
     ),
     "global_tokens(64)": Mask(lambda n: P.global_tokens(64), lambda n: lambda b, h, q, k: (q < 64) | (k < 64)),
     "random_blocks(8)": Mask(lambda n: P.random_blocks(8)),
-    "documents(random, near 1000)": Mask(lambda n: P.documents(lengths(n)), _documents_mod),
+    "documents(random, near 1000)": Mask(lambda n: P.documents(lengths(n)), _documents_mod(lengths)),
     "causal() & documents(random)": Mask(lambda n: P.causal() & P.documents(lengths(n))),
     "prefix(1000)": Mask(lambda n: P.prefix(1000), lambda n: lambda b, h, q, k: (k <= q) | (k < 1000)),
     "log_sparse()": Mask(lambda n: P.log_sparse(), lambda n: lambda b, h, q, k: _power((q - k).abs())),
@@ -131,4 +141,63 @@ CPU_MASKS: dict[str, Mask] = {
     "neighborhood((s, s), 4)": MASKS["neighborhood((s, s), 4)"],
     "causal()": MASKS["causal()"],
     "full()": MASKS["full()"],
+}  # fmt: skip
+
+
+def random_cells(density: float, unit: int, tokens: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which cells see which: so many of each row, drawn anew for each row; at least one."""
+    cells = -(-tokens // unit)
+    draw = np.random.default_rng(0).random((cells, cells)).argsort(axis=1)
+    return draw < max(round(density * cells), 1)
+
+
+def random_mask(density: float, unit: int) -> Mask:
+    """Random blocks of which a row stores this share."""
+
+    def mod(tokens: int) -> Mod:
+        table = torch.tensor(random_cells(density, unit, tokens))
+        return lambda b, h, q, k: table[q // unit, k // unit]
+
+    return Mask(lambda n: P.from_blocks(random_cells(density, unit, n), unit=unit), mod, longest=1 << 18)
+
+
+def _bigbird_mod(tokens: int) -> Mod:
+    first = np.arange(0, tokens, 64)
+    drawn = torch.tensor(P.random_blocks(3, unit=64, count=len(first)).allows(first[:, None], first))
+
+    def mod(b: Any, h: Any, q: Any, k: Any) -> Any:
+        i, j = q // 64, k // 64
+        return ((i - j).abs() <= 1) | (i < 2) | (j < 2) | drawn[i, j]
+
+    return mod
+
+
+def _morton_mod(tokens: int) -> Mod:
+    pixels = torch.tensor(token_order((side(tokens), side(tokens)), "morton")[0])
+    y, x = pixels // side(tokens), pixels % side(tokens)
+    return lambda b, h, q, k: ((y[q] - y[k]).abs() <= 8) & ((x[q] - x[k]).abs() <= 8)
+
+
+DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02)
+# The masks that attention on a GPU is timed on; a length is the square of a power of two. A random mask's cells are as
+# large as the blocks it is measured with.
+GPU_MASKS: dict[str, Mask] = {
+    "full()": MASKS["full()"],
+    "causal()": MASKS["causal()"],
+    "local(1024)": MASKS["local(1024)"],
+    "causal() & local(4096)": Mask(
+        lambda n: P.causal() & P.local(4096), lambda n: lambda b, h, q, k: (k <= q) & (q - k <= 4096)
+    ),
+    "documents(random, 64 to 8192)": Mask(lambda n: P.documents(mixed_lengths(n)), _documents_mod(mixed_lengths)),
+    "butterfly(unit=128)": MASKS["butterfly(unit=128)"],
+    "local(1024) | butterfly(unit=128)": Mask(
+        lambda n: P.local(1024) | P.butterfly(unit=128),
+        lambda n: lambda b, h, q, k: ((q - k).abs() <= 1024) | _power((q // 128) ^ (k // 128)),
+    ),
+    "bigbird()": Mask(lambda n: P.bigbird(), _bigbird_mod),
+    "longformer(512, 64)": Mask(
+        lambda n: P.longformer(512, 64), lambda n: lambda b, h, q, k: ((q - k).abs() <= 256) | (q < 64) | (k < 64)
+    ),
+    "neighborhood((s, s), 8, 'morton')": Mask(MASKS["neighborhood((s, s), 8, 'morton')"].pattern, _morton_mod),
+    **{f"random({d}, unit={u})": random_mask(d, u) for u in (128, 64) for d in DENSITIES},
 }  # fmt: skip

@@ -57,7 +57,7 @@ def contenders(model: PixelTransformerConfig) -> list[Contender]:
         Contender("tiles, 5 x 3 of 8 x 16", replace(model, **_tiles((8, 16), "(2, 1)"), tokens="all")),
         Contender("butterfly", replace(pixels, pattern="butterfly(unit=128)")),
         Contender("dense", replace(pixels, pattern="full()")),
-        Contender("dense, torch SDPA", replace(pixels, pattern="full()"), _sdpa),
+        Contender("dense, torch SDPA", replace(pixels, pattern="full()"), sdpa),
         Contender("lit tiles, 5 x 5 of 8 x 8", replace(model, **_tiles((8, 8), "2"), tokens="lit_tiles")),
         Contender("lit pixels, 16 around", lit_pixels),
     ]
@@ -69,11 +69,11 @@ def _tiles(tile: tuple[int, int], reach: str) -> dict[str, Any]:
     return {"pattern": pattern, "unit": "tile", "order": "tile", "tile": tile, "block": (size, size)}
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v)
 
 
-def _left_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
+def left_out(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
     return v
 
 
@@ -95,7 +95,7 @@ class Step:
         self._wait()
         begun = time.perf_counter()
         self._optimizer.zero_grad(set_to_none=True)
-        loss, _ = loss_of(self.model, self._batch, self._config, Stage(self._config.stages[-1].geometry))
+        loss, _ = loss_of(self.model, self._batch, self._config, Stage(self._config.pixel_stages[-1].geometry))
         loss.backward()
         self._optimizer.step()
         self._wait()
@@ -113,19 +113,19 @@ def compare(
     config = load_preset(task).config
     config = replace(config, model=replace(config.model, layers=layers or config.model.layers))
     config = replace(config, precision="bf16" if device.type == "cuda" else "fp32")
-    stage = next(s for s in reversed(config.stages) if side in (None, s.geometry.size))
+    stage = next(s for s in reversed(config.pixel_stages) if side in (None, s.geometry.size))
     images = draw(stage, 0, range(batch))
     shape = (stage.geometry.size,) * 2
     rows: list[dict[str, Any]] = []
     times: list[tuple[Step, list[float], list[float]]] = []
-    for contender in contenders(config.model):
+    for contender in contenders(config.pixel_model):
         step = Step(contender, config, images, device)
-        for attend in (step.attend, _left_out):  # compiles masks and kernels
+        for attend in (step.attend, left_out):  # compiles masks and kernels
             step.seconds(attend)
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         step.seconds(step.attend)
-        tokens = step.model.tokens(images.images.to(device))
+        tokens = step.model.tokens(images.inputs.to(device))
         row = {
             "attention": contender.name,
             "pattern": contender.model.pattern,
@@ -138,7 +138,7 @@ def compare(
     for _ in range(runs):
         for step, whole, without in times:
             whole.append(step.seconds(step.attend))
-            without.append(step.seconds(_left_out))
+            without.append(step.seconds(left_out))
     for row, (_, whole, without) in zip(rows, times, strict=True):
         median = statistics.median(whole)
         row |= {
@@ -166,7 +166,7 @@ def run(
     result = train(
         config, out, minutes=minutes, resume=bool(found), device=device, workers=workers, pictures=True, save_every=200
     )
-    stage = config.stages[result.progress.stage]
+    stage = config.pixel_stages[result.progress.stage]
     row: dict[str, Any] = {
         "preset": preset,
         "steps": result.step,
@@ -174,7 +174,7 @@ def run(
         "stage": str(stage),
         "running_accuracy": result.progress.accuracy,
         "marker_distance_baseline": stage_baseline(stage),
-        "tokens": config.model.tokens if stage.tokens is None else stage.tokens,
+        "tokens": config.pixel_model.tokens if stage.tokens is None else stage.tokens,
     }
     if not result.out_of_time or test is not None:
         score = evaluate(result.model, held_out(stage, test, batch=16, workers=workers), device, tokens=stage.tokens)

@@ -193,8 +193,9 @@ def _differentiate(
     log = lse.unsqueeze(-1) * LOG2_E
     careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
     if careful:
-        # Whatever cotangents queries that see nothing get, their gradients are 0: P becomes exp2(-inf - inf).
+        # Whatever queries that see nothing are, and their cotangents, gradients are 0: P becomes exp2(-inf - inf).
         dead = log == -torch.inf
+        q = q.masked_fill(dead, 0)
         log, dout, delta = log.masked_fill(dead, torch.inf), dout.masked_fill(dead, 0), delta.masked_fill(dead, 0)
     else:
         weight = torch.exp2(-log)
@@ -243,7 +244,7 @@ class _Call:
         self.scratch = Scratch(self.dtype)
         plain = not score.featured and q.dtype == torch.float32 and q.shape[3] == v.shape[3]
         self.tall = FLASH and plain
-        self.masks = Masks(tiles, block, self.dtype, (k, v))
+        self.masks = Masks(tiles, block, self.dtype, q, k, v)
         self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
 
     def bundles(

@@ -1,11 +1,13 @@
 """In which pieces the block rows of a table are worked through: some rows, and key blocks that all of them meet alike.
 
 A piece becomes one batch of matrix products, so it wants many scores, rows of equal length and keys that need not be
-copied. Hence two kinds:
+copied. Hence three kinds:
 
 - a *window*: one row whose key blocks lie side by side, for all heads at once; keys and values are read where they
   lie. It is *tall* where adjacent rows begin with the same FULL blocks (dense, below a causal diagonal): what torch's
   flash operator is fastest at. The rest of such rows is in other pieces, to be merged.
+- a *band*: R rows of one key head whose windows are alike and move on by the same step; keys and values are read where
+  they lie, and what neighbours share is found in a cache.
 - a *gathering*: R rows with equally many blocks, whose keys and values are copied to lie side by side.
 
 All is numpy on the host, the work of a table and not of tokens, and remembered for as long as the table lives.
@@ -31,6 +33,9 @@ WINDOW_SCORES = 1 << 19
 # Queries of a tall window; from 768 on torch's flash operator takes its largest steps. And keys at least.
 TALL = 1024
 WIDE = 512
+# Rows of a band at least, and how many bands may be interleaved.
+BAND = 4
+PERIODS = 1, 2, 4
 
 
 @dataclass(frozen=True)
@@ -40,11 +45,11 @@ class Masked:
     first: int
     last: int
     tiles: torch.Tensor  # int64 [R, last - first]
-    name: tuple[int, ...]  # the tiles, if there is one row
+    name: tuple[int, ...]  # the tiles of a row, if all have the same
 
     @classmethod
     def of(cls, first: int, tiles: torch.Tensor) -> Masked:
-        name = tuple(tiles.flatten().tolist()) if len(tiles) == 1 else ()
+        name = tuple(tiles[0].tolist()) if bool((tiles == tiles[:1]).all()) else ()
         return cls(first, first + tiles.shape[1], tiles, name)
 
     def part(self, first: int, last: int) -> Masked:
@@ -61,7 +66,8 @@ class Piece:
     at: slice | torch.Tensor  # the same, to index with
     short: bool  # the row is the last, and has fewer queries
     entries: int
-    start: int | None  # the first key block of a window
+    start: int | None  # the first key block of a window, or of the first one of a band
+    step: int | None  # of a band: so many blocks from a row's first key block to the next row's
     cols: torch.Tensor | None  # int64 [R, E] of a gathering
     masked: tuple[Masked, ...]
     tall: bool
@@ -69,12 +75,18 @@ class Piece:
     blind: bool  # some query sees nothing
     ends: bool  # the last entry is the last key block, and that is short
 
+    @property
+    def window(self) -> bool:
+        """Whether all rows are queries of one matrix a head; else each row has one of its own."""
+        return self.cols is None and self.step is None
+
     def blocks(self) -> torch.Tensor:
         """int64 [R or 1, E]: the key blocks."""
         if self.cols is not None:
             return self.cols
         assert self.start is not None
-        return torch.arange(self.start, self.start + self.entries).unsqueeze(0)
+        rows = 1 if self.step is None else len(self.rows)
+        return self.start + (self.step or 0) * torch.arange(rows)[:, None] + torch.arange(self.entries)
 
     def parts(self, at_once: int) -> Iterator[Piece]:
         """The piece in steps of at most so many entries."""
@@ -100,6 +112,12 @@ class Plan:
     pieces: list[Piece]
     empty: Ints
 
+    @property
+    def banded(self) -> bool:
+        """Whether most blocks are in bands."""
+        blocks = [len(piece.rows) * piece.entries * (1 if piece.step is None else -1) for piece in self.pieces]
+        return sum(blocks) < 0
+
 
 # For the spans of a side: what was asked, the other tensors it was asked of, and the answer.
 _Known = dict[tuple[object, ...], tuple[tuple[torch.Tensor, ...], Plan]]
@@ -107,14 +125,25 @@ _plans = WeakTensorKeyDictionary()
 
 
 def plan(
-    side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int, tall: bool
+    side: Side,
+    tiles: Tiles,
+    pattern: int,
+    block: tuple[int, int],
+    q_len: int,
+    kv_len: int,
+    heads: int,
+    alone: bool,
+    tall: bool,
 ) -> Plan:
-    """How the rows of a pattern are worked through for so many query heads at once, with tall windows or without."""
+    """How the rows of a pattern are worked through, for so many query heads at once.
+
+    With bands where the heads share one key head, `alone`, and with tall windows where these may be.
+    """
     known: _Known = _plans.setdefault(side.spans, {})
     tensors = side.full, side.partial, side.tile, tiles.bits
-    key = pattern, block, q_len, kv_len, heads, tall, SCORES_AT_ONCE, WINDOW_SCORES, TALL, WIDE
+    key = pattern, block, q_len, kv_len, heads, alone, tall, SCORES_AT_ONCE, WINDOW_SCORES, TALL, WIDE, BAND
     if key not in known or any(a is not b for a, b in zip(tensors, known[key][0], strict=True)):
-        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan(tall)
+        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan(alone, tall)
     return known[key][1]
 
 
@@ -130,7 +159,7 @@ class _Planner:
         self.queries_there = q_len % block[0]
         self.short_col = kv_len // block[1] if kv_len % block[1] else -1
 
-    def plan(self, tall: bool) -> Plan:
+    def plan(self, alone: bool, tall: bool) -> Plan:
         spans = self.spans
         pieces = list(self._tall()) if tall else []
         met = np.zeros(len(spans), bool)
@@ -139,17 +168,44 @@ class _Planner:
         fulls, partials = spans[:, FULL_STOP] - spans[:, FULL_START], spans[:, PARTIAL_STOP] - spans[:, PARTIAL_START]
         entries = fulls + partials
         low, high = self._bounds(fulls > 0, partials > 0)
-        window = (high - low + 1 == entries) & (entries * self.area >= WINDOW_SCORES)
-        pieces += self._windows(window.nonzero()[0], low, entries, met)
+        adjacent = (high - low + 1 == entries) & (entries > 0)
         ends = high == self.short_col
         kinds = np.stack([fulls, partials, ends, np.arange(len(spans)) == self.short_row, met], 1)
-        others = (~window & (entries > 0)).nonzero()[0]
+        left = entries > 0
+        if alone:
+            for rows in self._bands(adjacent.nonzero()[0], kinds, low):
+                left[rows] = False
+                pieces += [self._window(x, low, entries, met) for x in self._batches(rows, int(entries[rows[0]]))]
+        windows = left & adjacent & (entries * self.area >= WINDOW_SCORES)
+        pieces += [self._window(row, low, entries, met) for row in windows.nonzero()[0][:, None]]
+        others = (left & ~windows).nonzero()[0]
         for kind in np.unique(kinds[others], axis=0):
             rows = others[(kinds[others] == kind).all(1)]
-            at_once = max(1, SCORES_AT_ONCE // (self.area * int(kind[0] + kind[1])))
-            some = np.array_split(rows, -(-len(rows) // at_once))
+            some = self._batches(rows, int(kind[0] + kind[1]))
             pieces += [self._gathering(x, int(kind[0]), int(kind[1]), bool(kind[2]), bool(kind[4])) for x in some]
         return Plan(pieces, ((entries == 0) & ~met).nonzero()[0])
+
+    def _batches(self, rows: Ints, entries: int) -> list[Ints]:
+        """Rows of so many entries, as many at once as the scores allow: an even number, for two threads and more."""
+        at_once = max(1, SCORES_AT_ONCE // (self.area * entries))
+        at_once -= at_once % 2 if at_once > 1 else 0
+        return np.split(rows, range(at_once, len(rows), at_once))
+
+    def _bands(self, rows: Ints, kinds: Ints, low: Ints) -> Iterator[Ints]:
+        """Rows of adjacent key blocks, PARTIAL ones at the same places, at even distances, moving on by even steps."""
+        alike: dict[bytes, list[int]] = {}
+        for row in rows.tolist():
+            alike.setdefault(kinds[row].tobytes() + (self._partials(row) - low[row]).tobytes(), []).append(row)
+        for some in map(np.array, alike.values()):
+            for apart in PERIODS:  # in an image, some rows in turn may see the same rows of pixels
+                moves = np.stack([x[apart:] - x[:-apart] for x in (some, low[some])], 1)
+                if len(some) >= BAND * apart and (moves == moves[0]).all() and moves[0, 1] >= 0:
+                    yield from (some[first::apart] for first in range(apart))
+                    break
+
+    def _partials(self, row: int) -> Ints:
+        """The PARTIAL key blocks of a row."""
+        return self.partial[self.spans[row, PARTIAL_START] : self.spans[row, PARTIAL_STOP]].astype(np.int64)
 
     def _bounds(self, any_full: npt.NDArray[np.bool_], any_partial: npt.NDArray[np.bool_]) -> tuple[Ints, Ints]:
         """The first and last key block of each row."""
@@ -176,29 +232,33 @@ class _Planner:
             if (heads == heads[0]).all() and (tails - heads == common - 1).all():
                 where = self._rows(np.arange(first, first + count))
                 self.spans[some, FULL_START] += common
-                yield Piece(*where, common, int(heads[0]), None, (), tall=True, again=False, blind=False, ends=False)
+                yield Piece(
+                    *where, common, int(heads[0]), None, None, (), tall=True, again=False, blind=False, ends=False
+                )
 
-    def _windows(self, rows: Ints, low: Ints, entries: Ints, met: npt.NDArray[np.bool_]) -> Iterator[Piece]:
-        for row in rows.tolist():
-            first, last = self.spans[row, PARTIAL_START], self.spans[row, PARTIAL_STOP]
-            places, tiles = self.partial[first:last] - low[row], self.tile[first:last].astype(np.int64)
-            cuts = (np.diff(places) != 1).nonzero()[0] + 1
-            masked = tuple(
-                Masked.of(int(where[0]), torch.from_numpy(their[None]))
-                for where, their in zip(np.split(places, cuts), np.split(tiles, cuts), strict=True)
-                if len(where)
-            )
-            yield Piece(
-                *self._rows(np.array([row])),
-                entries=int(entries[row]),
-                start=int(low[row]),
-                cols=None,
-                masked=masked,
-                tall=False,
-                again=bool(met[row]),
-                blind=self._blind(row, tiles[None], int(entries[row]) - len(tiles)),
-                ends=bool(low[row] + entries[row] - 1 == self.short_col),
-            )
+    def _window(self, rows: Ints, low: Ints, entries: Ints, met: npt.NDArray[np.bool_]) -> Piece:
+        """The window of one row, or the band of several."""
+        row = int(rows[0])
+        places = self._partials(row) - low[row]
+        tiles = self.tile[self.spans[rows, PARTIAL_START, None] + np.arange(len(places))].astype(np.int64)
+        cuts = (np.diff(places) != 1).nonzero()[0] + 1
+        masked = tuple(
+            Masked.of(int(where[0]), torch.from_numpy(their))
+            for where, their in zip(np.split(places, cuts), np.split(tiles, cuts, axis=1), strict=True)
+            if len(where)
+        )
+        return Piece(
+            *self._rows(rows),
+            entries=int(entries[row]),
+            start=int(low[row]),
+            step=int(low[rows[1]] - low[row]) if len(rows) > 1 else None,
+            cols=None,
+            masked=masked,
+            tall=False,
+            again=bool(met[row]),
+            blind=self._blind(int(rows[-1]), tiles, int(entries[row]) - len(places)),
+            ends=bool(low[row] + entries[row] - 1 == self.short_col),
+        )
 
     def _gathering(self, rows: Ints, fulls: int, partials: int, ends: bool, again: bool) -> Piece:
         spans = self.spans[rows]
@@ -209,6 +269,7 @@ class _Planner:
             *self._rows(rows),
             entries=fulls + partials,
             start=None,
+            step=None,
             cols=torch.from_numpy(cols.astype(np.int64)),
             masked=(Masked.of(fulls, torch.from_numpy(tiles)),) if partials else (),
             tall=False,

@@ -22,6 +22,7 @@ class Launch(NamedTuple):
     BN: int  # keys a step
     warps: int
     stages: int
+    ahead: bool = False  # forward only: products of the next step's keys are issued before the softmax of this one
 
     def within(self, block: tuple[int, int]) -> Launch:
         """The same launch with steps no larger than a block of (BQ, BK) tokens."""
@@ -45,8 +46,8 @@ TABLE: dict[tuple[str, int, str], Configuration] = {
     ("sm_80", 256, "half"): Configuration(Launch(64, 32, 8, 2), Launch(16, 64, 8, 2), Launch(32, 32, 4, 2)),
     ("sm_90", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
     ("sm_90", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 128, 8, 3), Launch(128, 64, 8, 3)),
-    ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 64, 8, 3), Launch(128, 64, 8, 3)),
-    ("sm_90", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 64, 8, 2), Launch(64, 16, 8, 2)),
+    ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(16, 128, 8, 3), Launch(128, 64, 8, 3)),
+    ("sm_90", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 64, 8, 2), Launch(128, 32, 8, 2)),
     ("sm_100", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
     ("sm_100", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 64, 4, 3), Launch(128, 64, 8, 3)),
     ("sm_100", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 32, 8, 2), Launch(128, 64, 8, 3)),
@@ -91,7 +92,6 @@ FEATURED: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("sm_80", 128, "single"): {"keys": Launch(16, 32, 8, 1)},
     ("sm_90", 32, "half"): {"keys": Launch(32, 128, 8, 3)},
     ("sm_90", 64, "half"): {"forward": Launch(128, 64, 8, 3), "keys": Launch(32, 128, 8, 3)},
-    ("sm_90", 128, "half"): {"keys": Launch(16, 64, 8, 3)},
     ("sm_90", 256, "half"): {"keys": Launch(16, 32, 8, 2)},
     ("sm_90", 64, "single"): {"forward": Launch(16, 32, 8, 1), "keys": Launch(16, 32, 8, 1)},
     ("sm_100", 32, "half"): {

@@ -36,6 +36,7 @@ from sparseflash.kernels.triton_common import (
 )
 from sparseflash.kernels.triton_merge import add_partials, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import feature_arguments
+from sparseflash.kernels.triton_tiles import ordered
 
 
 @triton.jit(do_not_specialize=["dout_b", "dout_h", "dout_n", "N", "NP", "Hq"])
@@ -110,6 +111,7 @@ def backward(
     pattern_b, pattern_h = pattern_strides(pattern_of)
     strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
     features = feature_arguments(score, q.device)
+    bits, in_fragments = ordered(tiles.bits, BK)
     widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
 
     with device_of(q):
@@ -148,13 +150,14 @@ def backward(
         dq_parts = partial_results(rows, B * Hq, BQ, D)
         queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
-            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
+            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),
             *((None, None) if dq_parts is None else (rows.work, rows.items)),
             dq_parts,
             **features,
+            FRAGMENTS=in_fragments,
             **widths,
             BM=at.BM,
             BN=at.BN,

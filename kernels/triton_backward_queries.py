@@ -16,13 +16,12 @@ from sparseflash.kernels.triton_common import (
     exponential,
     load_rows,
     load_seen,
-    load_words,
     matrix,
     place,
-    spread,
     store_rows,
 )
 from sparseflash.kernels.triton_score import bend, factor, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton_tiles import load_bits, seen_by
 
 
 @triton.jit
@@ -49,6 +48,7 @@ def _walk_queries(
     drops,  # [BM]: row keys of dropout
     threshold,
     PARTIAL: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -67,7 +67,7 @@ def _walk_queries(
     if PARTIAL:
         tile = tl.load(tile_ptr, mask=count > 0, other=0)
         seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
-        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, W, BM, BN)
+        words = load_bits(bits_ptr, tile, query, 0, count > 0, FRAGMENTS, BQ, BK, BM, BN)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     for i in range(0, count * SPLIT):
         first = block * BK + (i % SPLIT) * BN
@@ -76,10 +76,10 @@ def _walk_queries(
         keep = None
         if PARTIAL:
             keep = seen
-            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN)
             key = ((i + 1) % SPLIT) * BN
             seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
-            words = load_words(bits_ptr, tile, query, key, following < count, BQ, W, BM, BN)
+            words = load_bits(bits_ptr, tile, query, key, following < count, FRAGMENTS, BQ, BK, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
         k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
@@ -156,6 +156,7 @@ def queries_kernel(
     q_offset,
     seed_ptr,
     threshold,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -222,7 +223,7 @@ def queries_kernel(
         position,
         drops,
         threshold,
-        *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(False, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start, count = entries(span, None, None, True)
     dq = _walk_queries(
@@ -233,7 +234,7 @@ def queries_kernel(
         position,
         drops,
         threshold,
-        *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(True, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:

@@ -22,27 +22,62 @@ from sparseflash.kernels.triton_common import (
     heads_together,
     load_rows,
     load_seen,
-    load_words,
     matrix,
     padded,
     place,
     programs,
     readable,
     sink_share,
-    spread,
     store_rows,
     stride_unit,
     strides_in,
 )
 from sparseflash.kernels.triton_merge import merge_outputs, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton_tiles import load_bits, ordered, seen_by
+
+
+@triton.jit
+def _absorb(
+    acc,  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
+    peak,  # fp32 [BM]: largest c s so far
+    total,  # fp32 [BM]: sum of exp2(c s - peak)
+    s,  # fp32 [BM, BN]: products of queries and keys
+    v,
+    first,  # key of this step
+    c,
+    visible,  # [BM, BN], when PARTIAL
+    cap,
+    slope,
+    position,
+    drops,
+    threshold,
+    PARTIAL: tl.constexpr,
+    BN: tl.constexpr,
+):
+    """(acc, peak, total) with one step of keys more."""
+    f = factor(c, cap, slope)
+    s = scored(s, c, cap, slope, position, first)
+    if PARTIAL:
+        s = tl.where(visible, s, float("-inf"))
+    top = tl.maximum(peak, tl.max(s, 1) * f)
+    base = top
+    if PARTIAL:
+        base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
+    p = tl.exp2(s * f - base[:, None])
+    fade = tl.exp2(peak - base)
+    total = total * fade + tl.sum(p, 1)
+    if drops is not None:
+        p = tl.where(kept(drops[:, None], (first + tl.arange(0, BN))[None, :], threshold), p, 0.0)
+    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
+    return acc, top, total
 
 
 @triton.jit
 def _walk(
-    acc,  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
-    peak,  # fp32 [BM]: largest c s so far
-    total,  # fp32 [BM]: sum of exp2(c s - peak)
+    acc,  # see _absorb
+    peak,
+    total,
     q,
     k_ptr,
     v_ptr,
@@ -54,6 +89,7 @@ def _walk(
     bits_ptr,
     seen_ptr,
     query,  # first query of this step within its block
+    M,
     c,
     cap,  # from here to threshold: None where the feature is off
     slope,
@@ -61,6 +97,8 @@ def _walk(
     drops,  # [BM]: row keys of dropout
     threshold,
     PARTIAL: tl.constexpr,
+    AHEAD: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -73,52 +111,72 @@ def _walk(
 ):
     SPLIT: tl.constexpr = BK // BN
     W: tl.constexpr = (BK + 31) // 32
-    f = factor(c, cap, slope)
     # What an iteration needs to address its loads is read one iteration ahead: read at the loop's head, it would drain
     # the prefetch of K and V.
     block = tl.load(entries_ptr, mask=count > 0, other=0)
     if PARTIAL:
         tile = tl.load(tile_ptr, mask=count > 0, other=0)
         seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
-        words = load_words(bits_ptr, tile, query, 0, count > 0, BQ, W, BM, BN)
+        words = load_bits(bits_ptr, tile, query, 0, count > 0, FRAGMENTS, BQ, BK, BM, BN)
         tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
+    if AHEAD:
+        k = load_rows(k_ptr, block * BK, k_n, _inside(block * BK, M, PARTIAL, BN), UNIT, BN, D, DP)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        next_block = tl.load(entries_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
     for i in range(0, count * SPLIT):
         first = block * BK + (i % SPLIT) * BN
         following = (i + 1) // SPLIT
         block = tl.load(entries_ptr + following, mask=following < count, other=0)
         keep = None
+        visible = None
         if PARTIAL:
             keep = seen
-            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN)
             key = ((i + 1) % SPLIT) * BN
             seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
-            words = load_words(bits_ptr, tile, query, key, following < count, BQ, W, BM, BN)
+            words = load_bits(bits_ptr, tile, query, key, following < count, FRAGMENTS, BQ, BK, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
-        k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
-        v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        s = scored(s, c, cap, slope, position, first)
-        if PARTIAL:
-            s = tl.where(visible, s, float("-inf"))
-        top = tl.maximum(peak, tl.max(s, 1) * f)
-        base = top
-        if PARTIAL:
-            base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
-        p = tl.exp2(s * f - base[:, None])
-        fade = tl.exp2(peak - base)
-        total = total * fade + tl.sum(p, 1)
-        if drops is not None:
-            p = tl.where(kept(drops[:, None], (first + tl.arange(0, BN))[None, :], threshold), p, 0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        peak = top
+        if AHEAD:
+            # Indices of their own, since the compiler prefetches nothing whose index moves from variable to variable.
+            next_first = next_block * BK + ((i + 1) % SPLIT) * BN
+            next_block = tl.load(entries_ptr + (i + 2) // SPLIT, mask=(i + 2) // SPLIT < count, other=0)
+            k = load_rows(k_ptr, next_first, k_n, _inside(next_first, M, PARTIAL, BN), UNIT, BN, D, DP)
+            v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+            next_s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        else:
+            k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
+            v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+            s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        acc, peak, total = _absorb(
+            *(acc, peak, total, s, v, first, c),
+            visible,
+            cap,
+            slope,
+            position,
+            drops,
+            threshold,
+            PARTIAL,
+            BN,
+        )
+        if AHEAD:
+            s = next_s
     return acc, peak, total
+
+
+@triton.jit
+def _inside(first, M, PARTIAL: tl.constexpr, BN: tl.constexpr):
+    """Which rows from `first` on there are, [BN]; None for all, as in a FULL block."""
+    keep = None
+    if PARTIAL:
+        keep = first + tl.arange(0, BN) < M
+    return keep
 
 
 @triton.jit(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
-        *("scale", "N", "Hq", "group", "lines", "heads", "together"),
+        *("scale", "N", "M", "Hq", "group", "lines", "heads", "together"),
         *("items", "sinks_ptr", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
@@ -149,6 +207,7 @@ def forward_kernel(
     pattern_h,
     scale,
     N,
+    M,
     Hq,
     group,  # query heads per key head
     lines,  # block rows
@@ -165,6 +224,8 @@ def forward_kernel(
     q_offset,
     seed_ptr,
     threshold,
+    AHEAD: tl.constexpr,
+    FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -217,24 +278,24 @@ def forward_kernel(
     start, count = entries(span, None, None, False)
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
-        *(bits_ptr, seen_ptr, query, c),
+        *(bits_ptr, seen_ptr, query, M, c),
         cap,
         slope,
         position,
         drops,
         threshold,
-        *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(False, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start, count = entries(span, None, None, True)
     acc, peak, total = _walk(
         *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
-        *(bits_ptr, seen_ptr, query, c),
+        *(bits_ptr, seen_ptr, query, M, c),
         cap,
         slope,
         position,
         drops,
         threshold,
-        *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        *(True, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
     dead = total == 0.0
@@ -290,16 +351,19 @@ def forward(
     sinks = None if sinks is None else sinks.float().contiguous()
     parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
     pattern_b, pattern_h = pattern_strides(pattern_of)
+    bits, in_fragments = ordered(tiles.bits, BK)
     with device_of(q):
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
-            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, tiles.bits, tiles.seen_keys, pattern_of),
+            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
-            *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
+            *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
             *((None, None) if parts is None else (rows.work, rows.items)),
             *(parts, lses, sinks),
             **feature_arguments(score, q.device),
+            AHEAD=at.ahead,
+            FRAGMENTS=in_fragments,
             UNIT=unit,
             D=D,
             DP=padded(D),

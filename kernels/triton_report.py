@@ -2,8 +2,9 @@
 
     python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features] [cut]
 
-prints one line a launch: plain or with all features on, for whole lines or for lines in pieces. It says nothing about
-speed, and nothing about numerics.
+prints one line a launch: plain or with all features on, for whole lines or for lines in pieces. On sm_90 it shows the
+machine code's loops too, over FULL entries / over PARTIAL ones: see `triton_sass`. It says nothing about speed, and
+nothing about numerics. docs/kernels.md is made of it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from sparseflash.kernels.triton_backward_queries import queries_kernel
 from sparseflash.kernels.triton_common import padded
 from sparseflash.kernels.triton_forward import forward_kernel
 from sparseflash.kernels.triton_merge import STEP, outputs_kernel, sums_kernel
+from sparseflash.kernels.triton_sass import Loop, disassemble, loops
+from sparseflash.kernels.triton_tiles import FRAGMENTED
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -104,6 +107,10 @@ def compile_case(case: Case) -> Any:
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
     }
     kernel = KERNELS[case.kernel]
+    if case.kernel == "forward":
+        constants["AHEAD"] = at.ahead
+    if case.kernel != "keys":
+        constants["FRAGMENTS"] = case.architecture in FRAGMENTED
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
@@ -162,6 +169,28 @@ def resources(compiled: Any) -> Resources:
     return Resources(used["REG"], used["STACK"] + used["LOCAL"], compiled.metadata.shared)
 
 
+def programs_per_sm(case: Case, used: Resources) -> int:
+    """How many programs an sm_90 multiprocessor holds: of 65,536 registers, 228K of shared memory, 2,048 threads.
+
+    Registers are given to a warp in units of 256, and each program's shared memory takes 1K more (Hopper tuning guide).
+    """
+    warps = case.launch.warps
+    registers = -(-used.registers // 8) * 8 * 32 * warps
+    return min(65536 // registers, (228 << 10) // (used.shared + 1024), 64 // warps)
+
+
+def loops_of(compiled: Any) -> list[Loop]:
+    """The loops with matrix products of tensor cores in an sm_90 kernel: over FULL entries, then over PARTIAL ones."""
+    return loops(disassemble(compiled.asm["cubin"]))
+
+
+def described(found: list[Loop]) -> str:
+    """Loops on one line: what a `Loop` has, over FULL / over PARTIAL entries."""
+    counts = ("instructions", "products", "waits")
+    parts = [f"{name} " + "/".join(str(getattr(loop, name)) for loop in found) for name in counts]
+    return ", ".join([*parts, "overlapped " + "/".join(f"{x.overlapped} of {x.exponentials}" for x in found)])
+
+
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.launch.within(case.block)
@@ -174,16 +203,19 @@ def line(case: Case, used: Resources) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the report for some architectures and square blocks, or for all; 1 if something spills or does not fit."""
+    """Print the report for some architectures and square blocks, or for all; 1 if one does not fit or is serialised."""
     features = tuple(FEATURES) if "features" in arguments else ()
     cut = "cut" in arguments
     architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "cut"))
     blocks = tuple(int(a) for a in arguments if a.isdigit())
     bad = 0
     for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, cut):
-        used = resources(compile_case(case))
-        bad += not used.fits(case.architecture)
-        print(line(case, used), flush=True)
+        compiled = compile_case(case)
+        used = resources(compiled)
+        found = loops_of(compiled) if case.architecture == "sm_90" and case.dtype != "fp32" else []
+        bad += not used.fits(case.architecture) or any(loop.serialised for loop in found)
+        shown = f", {programs_per_sm(case, used)} a multiprocessor | {described(found)}" if found else ""
+        print(line(case, used) + shown, flush=True)
     return int(bad > 0)
 
 

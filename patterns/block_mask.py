@@ -73,6 +73,11 @@ class BlockMask:
         """(nQ, nK): block rows and block columns."""
         return self.grid.shape
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the arrays that hold it."""
+        return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.letter, self.tiles, self.pattern_of))
+
     @cached_property
     def patterns(self) -> int:
         """P, the number of distinct patterns."""

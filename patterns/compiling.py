@@ -14,6 +14,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.evaluating import evaluate
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.keeping import MASKS
 from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead, PerSample
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.set_operations import full_mask, stacked
@@ -23,6 +24,7 @@ from sparseflash.patterns.waste import WastefulPattern, advice
 from sparseflash.patterns.where import Where
 
 
+@MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
     """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used."""
@@ -33,21 +35,22 @@ def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
     return mask
 
 
+@MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
     match pattern:
         case Or(left, right):
-            return compile_pattern(left, grid) | compile_pattern(right, grid)
+            mask = compile_pattern(left, grid) | compile_pattern(right, grid)
         case And(left, right):
-            return compile_pattern(left, grid) & compile_pattern(right, grid)
+            mask = compile_pattern(left, grid) & compile_pattern(right, grid)
         case Minus(left, right):
-            return compile_pattern(left, grid) - compile_pattern(right, grid)
+            mask = compile_pattern(left, grid) - compile_pattern(right, grid)
         case Not(inner):
-            return ~compile_pattern(inner, grid)
+            mask = ~compile_pattern(inner, grid)
         case PerHead(parts):
-            return stacked([compile_pattern(part, grid) for part in parts], axis=1)
+            mask = stacked([compile_pattern(part, grid) for part in parts], axis=1)
         case PerSample(parts):
-            return stacked([compile_pattern(part, grid) for part in parts], axis=0)
+            mask = stacked([compile_pattern(part, grid) for part in parts], axis=0)
         case Composed():
             return compile_pattern(pattern.expression(), grid)
         case _:
@@ -55,7 +58,8 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
             if isinstance(pattern, Where) and grid.rows * grid.cols >= MANY_BLOCKS:
                 looked = f"{pattern} was asked about all {grid.rows * grid.cols:,} blocks, O(N^2)"
                 warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=2)
-            return mask
+    MASKS.spend(mask.nbytes)
+    return mask
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:

@@ -71,8 +71,8 @@ def load(path: str | PathLike[str]) -> BlockMask:
     from safetensors.numpy import load as from_bytes
 
     path = Path(path)
-    content = path.read_bytes()
     try:
+        content = _content(path)
         arrays = from_bytes(content)
         metadata = _metadata(content)
     except (SafetensorError, ValueError, KeyError, struct.error, RecursionError) as error:
@@ -83,6 +83,18 @@ def load(path: str | PathLike[str]) -> BlockMask:
         return _checked(arrays, metadata)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: damaged block mask ({error})") from None
+
+
+def _content(path: Path) -> bytes:
+    """All of the file; its header's size is looked at first."""
+    path.stat()
+    if not path.is_file():
+        raise ValueError("a device or a pipe may never end")
+    with path.open("rb") as file:
+        if (header := _header_size(file.read(8))) > MAX_HEADER:
+            raise ValueError(f"header of {header:,} bytes; at most {MAX_HEADER:,} are read")
+        file.seek(0)
+        return file.read()
 
 
 def _header_size(content: bytes) -> int:
@@ -97,9 +109,7 @@ def _checksum(mask: BlockMask, expression: str) -> str:
 
 def _metadata(content: bytes) -> dict[str, str]:
     size = _header_size(content)
-    if size > MAX_HEADER:
-        raise ValueError(f"header of {size:,} bytes; at most {MAX_HEADER:,} are read")
-    found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__", {})
+    found: dict[str, str] = json.loads(content[8 : 8 + size]).get("__metadata__") or {}
     return found
 
 

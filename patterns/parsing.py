@@ -62,8 +62,8 @@ _NOT_TEXT = {
 }
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
 MAX_CHARACTERS = 1_000_000
-MAX_DEPTH = 100
-MAX_OPERATORS = 200  # a chain is as deep as it is long once it is compiled
+MAX_DEPTH = 250  # parentheses, calls and operators: a chain is as deep as it is long once it is compiled
+MAX_OPERATORS = 200
 
 
 def parse(text: str) -> Pattern:
@@ -125,7 +125,7 @@ def register(name: str, fn: Predicate) -> Pattern:
 
 
 def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
-    if depth == 0:
+    if depth <= 0:
         raise ValueError(f"expression is nested more than {MAX_DEPTH} deep")
     if isinstance(node, ast.BinOp):
         return _chain(node, source, depth)
@@ -148,9 +148,9 @@ def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
         node = node.left
     if len(rest) > MAX_OPERATORS:
         raise ValueError(f"a chain of {len(rest):,} operators; at most {MAX_OPERATORS} are read: use parentheses")
-    result = _pattern(node, source, depth - 1)
-    for operator in reversed(rest):
-        result = getattr(result, _OPERATORS[type(operator.op)])(_pattern(operator.right, source, depth - 1))
+    result = _pattern(node, source, depth - len(rest))
+    for above, operator in reversed(list(enumerate(rest, 1))):
+        result = getattr(result, _OPERATORS[type(operator.op)])(_pattern(operator.right, source, depth - above))
     return result
 
 
@@ -186,12 +186,19 @@ def _literal(node: ast.expr, source: str) -> object:
         raise _error(source, node, "arguments are literals such as 1024, (0, 5) or None") from None
 
 
+def _lines(source: str) -> list[str]:
+    """Lines as Python's parser counts them."""
+    return source.replace("\r\n", "\n").replace("\r", "\n").split("\n")
+
+
 def _error(source: str, node: ast.expr, message: str) -> ValueError:
-    line = source.split("\n")[node.lineno - 1]
+    line = _lines(source)[node.lineno - 1]
     # ast counts UTF-8 bytes; the pointer stands under characters.
     return _pointing(source, node.lineno, len(line.encode()[: node.col_offset].decode(errors="ignore")), message)
 
 
 def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
-    text = source.split("\n")[line - 1] if source else ""
+    lines = _lines(source)
+    # What is missing at the end is said to stand in a line that is not there.
+    text = lines[line - 1] if line <= len(lines) else ""
     return ValueError(f"{message}\n  {text}\n  {' ' * column}^")

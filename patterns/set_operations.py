@@ -11,11 +11,13 @@ import numpy as np
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.canonical import gather
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.keeping import MASKS
 from sparseflash.patterns.refinement import combined
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import all_letters, pack
 
 
+@MASKS.bounds
 @lru_cache(maxsize=64)
 def full_mask(grid: Grid) -> BlockMask:
     """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
@@ -32,7 +34,9 @@ def full_mask(grid: Grid) -> BlockMask:
     letters[-2:] = bottom, corner
     some = starts < stops
     runs = Runs((nq, nk), starts[some], stops[some], letters[some])
-    return BlockMask.canonical(grid, runs, pack(bits))
+    mask = BlockMask.canonical(grid, runs, pack(bits))
+    MASKS.spend(mask.nbytes)
+    return mask
 
 
 def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 
 from sparseflash.functional import attention
 from sparseflash.patterns import BlockMask, Pattern
+from sparseflash.rounds import interleaved, waiting_for
 from sparseflash.tables import lookup
 
 Call = Callable[[], torch.Tensor]
@@ -88,23 +88,21 @@ def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> d
     progress("compiling the mask")
     mask = case.pattern.compile(case.seq_len, block=case.block)
     contenders, left_out = _contenders(case, mask)
-    for name, contender in list(contenders.items()):
-        progress(f"first call of {name}")
-        try:
-            contender.first_s = _seconds(contender.call, case.device)
-        except Exception as error:
-            if name != "flex":  # whatever its compiler says: the other figures are still wanted
-                raise
-            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
-            del contenders[name]
-            continue
+    # Whatever FlexAttention's compiler says, the other figures are still wanted.
+    timings = interleaved(
+        {name: contender.call for name, contender in contenders.items()},
+        case.runs,
+        waiting_for(case.device),
+        may_fail=lambda name: name == "flex",
+        progress=progress,
+    )
+    left_out |= timings.failed
+    contenders = {name: contender for name, contender in contenders.items() if name not in left_out}
+    for name, contender in contenders.items():
+        contender.first_s, contender.times = timings.first[name], timings.times[name]
         with peak_mb(case.device) as peak:
             contender.call()
         contender.peak_mb = peak()
-    for run in range(case.runs):
-        for name, contender in contenders.items():
-            progress(f"run {run + 1} of {case.runs}: {name}")
-            contender.times.append(_seconds(contender.call, case.device))
     medians = {name: statistics.median(c.times) for name, c in contenders.items()}
     speedup = medians["sdpa"] / medians["sparseflash"]
     found: dict[str, Any] = {
@@ -178,17 +176,6 @@ def _flex(mask: BlockMask, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gr
     theirs = to_flex(mask, q.device)
     compiled = torch.compile(flex_attention)
     return lambda: compiled(q, k, v, block_mask=theirs, enable_gqa=grouped)
-
-
-def _seconds(call: Call, device: str) -> float:
-    on_gpu = torch.device(device).type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    begun = time.perf_counter()
-    call()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - begun
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from rich.console import Console
 from sparseflash import parse, reference
 from sparseflash.cli.show import figures, show
 from sparseflash.functional import attention
+from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import marker_distance_baseline
 from sparseflash.train import evaluate, held_out, recipe, train
 from sparseflash.train.pictures import draw_answers
@@ -142,9 +143,9 @@ def _speed(console: Console) -> None:
 
 def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
     config = recipe("demo", seed=seed)
-    stage = config.stages[0]
+    stage = config.pixel_stages[0]
     size = stage.geometry.size
-    tile_height, tile_width = config.model.tile
+    tile_height, tile_width = config.pixel_model.tile
     console.print(
         f"{config.model.layers} layers of attention, no convolution; all {size * size:,} pixels of a {size} x {size} "
         f"image are tokens, ordered in {tile_height} x {tile_width} tiles, and see each other through "
@@ -161,6 +162,7 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
         raise KeyboardInterrupt
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
     score = evaluate(result.model, held_out(stage, FRESH))
+    assert isinstance(result.model, PixelTransformer)
     draw_answers(result.model, stage, picture)
     verdict = "[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]"
     console.print(

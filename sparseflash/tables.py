@@ -17,6 +17,7 @@ from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.packing import Header, pack, unpack
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import positions
+from sparseflash.patterns.keeping import TABLES
 from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import Words
@@ -151,6 +152,8 @@ class LookupTable:
 def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask on a device, cached by content and device. ``attention`` calls this by itself.
 
+    The cache holds 64 tables, and no more than 256 MB of them beside the newest.
+
     Args:
         mask: a compiled pattern.
         device: where the tensors are to lie.
@@ -199,6 +202,7 @@ def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
     return cached if active_fake_mode() is None else cached.__wrapped__
 
 
+@TABLES.bounds
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
@@ -212,6 +216,7 @@ def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     ]
     buffer, layout = pack(Header(*mask.shape, *mask.block, mask.q_offset), arrays, device)
     table = LookupTable.unpacked(buffer, layout)
+    TABLES.spend(table.nbytes)
     if os.environ.get("SPARSEFLASH_DEBUG") == "1":
         mask.check()
         table.check(mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,8 @@ from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
 
 BLOCKS = (16, 32, 64, 128, 256)
+# A campaign (tests/fuzz) draws larger expressions and longer sequences than the suite has time for.
+WIDER = 2 if os.environ.get("SPARSEFLASH_FUZZ") else 1
 
 named_leaves = st.one_of(
     st.just(P.full()),
@@ -67,7 +70,7 @@ def combined(inner: st.SearchStrategy[Pattern]) -> st.SearchStrategy[Pattern]:
 
 def expressions(base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
     """Patterns without heads."""
-    return st.recursive(base, combined, max_leaves=4)
+    return st.recursive(base, combined, max_leaves=4 * WIDER)
 
 
 def per_head(heads: int, base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
@@ -106,7 +109,7 @@ class Shape:
 
 
 def shapes(max_len: int = 600) -> st.SearchStrategy[Shape]:
-    lengths = st.integers(1, max_len)
+    lengths = st.integers(1, min(max_len * WIDER, 5000))  # what the largest leaves cover
     return st.builds(
         Shape,
         lengths,

@@ -9,12 +9,43 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import compile_time, cpu, report
+from benchmarks import compile_time, cpu, numerics, numerics_page, report
 from benchmarks.masks import CPU_MASKS, MASKS
+from sparseflash import reference
 
 
 def test_the_page_is_generated_from_the_results() -> None:
     assert report.PAGE.read_text() == report.page(), "run python -m benchmarks.report"
+
+
+def test_the_page_of_errors_is_generated_from_the_results() -> None:
+    assert numerics_page.PAGE.read_text() == numerics_page.page(), "run python -m benchmarks.numerics_page"
+
+
+@pytest.mark.parametrize("dtype", numerics.DTYPES)
+@pytest.mark.parametrize("changes", [{}, {"spread": 10.0}, {"spread": 10.0, "softcap": 2.0}], ids=str)
+def test_errors_against_float64_are_those_of_rounding(dtype: str, changes: dict[str, float]) -> None:
+    row = numerics.measure(numerics.Setting("", dtype, 256, **changes), "cpu")
+    other = "eager" if "softcap" in changes else "sdpa"
+    for name in numerics.NAMES:
+        assert 0 < row[f"ours_{name}"] < 50 * torch.finfo(numerics.DTYPES[dtype]).eps
+        assert row[f"ours_{name}"] < 2 * row[f"{other}_{name}"] or dtype == "fp32"
+
+
+def test_the_truth_of_the_page_of_errors_is_dense_attention() -> None:
+    setting = numerics.Setting("", "fp32", 64, 3.0, 4.0)
+    q, k, v, dout = (x.double() for x in numerics.operands(setting, "cpu"))
+    leaves = [x.requires_grad_() for x in (q, k, v)]
+    out = reference.attention(*leaves, scale=setting.scale, softcap=setting.softcap)
+    expected = [out, *torch.autograd.grad(out, leaves, dout)]
+    for got, want in zip(numerics.truth(setting, q, k, v, dout), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+
+
+def test_a_result_that_is_not_finite_is_told() -> None:
+    row = numerics.measure(numerics.Setting("", "fp32", 64, 1e38), "cpu")
+    assert row["ours_out"] is row["sdpa_out"] is None
+    assert numerics_page._shown(None) == "—"
 
 
 # Bars on one core; CPU time is asked for, since other work may share the core.

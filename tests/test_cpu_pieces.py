@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import gc
 import time
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,13 +19,14 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels import cpu, cpu_operands, cpu_plan
 from sparseflash.patterns import Pattern
-from tests.oracle import Case, check, ours, random_case
+from tests.oracle import Case, Features, check, ours, random_case
 
 SMALL = {"SCORES_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10, "TALL": 64, "WIDE": 32}
+PARTS = SMALL | {"SCORES_AT_ONCE": 1 << 11}  # few rows of more than one entry fit
 
 
 def without_dlse(case: Case) -> Case:
-    return dataclasses.replace(case, dlse=torch.zeros_like(case.dlse))
+    return replace(case, dlse=torch.zeros_like(case.dlse))
 
 
 def set_sizes(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
@@ -71,6 +72,7 @@ def test_pieces_of_every_kind_are_masked_dense_attention(
         ("WINDOW_SCORES", 1 << 40),
         ("TALL", 32),
         ("WIDE", 16),
+        ("BAND", 1 << 40),
         ("KEYS_HELD", 1),
         ("TILES_HELD", 1),
         ("RECENT", 1),
@@ -84,13 +86,13 @@ def test_other_sizes_give_the_same(monkeypatch: pytest.MonkeyPatch, name: str, v
 
 
 @pytest.mark.parametrize("factor", [1.0, 30.0, 1000.0])
-@pytest.mark.parametrize("sizes", [{}, SMALL], ids=["whole rows", "rows in parts"])
+@pytest.mark.parametrize("sizes", [{}, PARTS], ids=["whole rows", "rows in parts"])
 def test_scores_past_the_range_of_their_exponential(
     monkeypatch: pytest.MonkeyPatch, factor: float, sizes: dict[str, int]
 ) -> None:
     set_sizes(monkeypatch, **sizes)
     case = random_case(7, 1, 2, 1, 200, 200, 16, 16, torch.float32)
-    case = dataclasses.replace(case, q=case.q * factor)
+    case = replace(case, q=case.q * factor)
     mask = P.local(60).compile(200, block=16)
     check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
 
@@ -98,7 +100,7 @@ def test_scores_past_the_range_of_their_exponential(
 def test_huge_scores_that_nobody_sees_do_no_harm() -> None:
     case = random_case(8, 1, 1, 1, 64, 64, 16, 16, torch.float32)
     keys = torch.where(torch.arange(64)[:, None] % 2 == 0, case.k, case.k * 1e30)
-    case = dataclasses.replace(case, k=keys)
+    case = replace(case, k=keys)
     mask = P.where(lambda q, k: (k % 2 == 0) & (q >= 0)).compile(64, block=32)
     check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
 
@@ -110,7 +112,7 @@ def test_dirty_keys_in_long_rows_leave_no_trace(monkeypatch: pytest.MonkeyPatch,
     mask = (P.local(400) - P.where(lambda q, k: (k % 7 == 3) & (q >= 0))).compile(1024, block=16)
     unseen = torch.arange(1024) % 7 == 3
     clean, dirty = (
-        dataclasses.replace(clean, **{n: getattr(clean, n).masked_fill(unseen[:, None], fill) for n in ("k", "v")})
+        replace(clean, **{n: getattr(clean, n).masked_fill(unseen[:, None], fill) for n in ("k", "v")})
         for fill in (0.0, float("nan"))
     )
     for want, got in zip(ours(clean, mask, "cpu"), ours(dirty, mask, "cpu"), strict=True):
@@ -141,8 +143,50 @@ def test_without_torchs_operator_the_result_is_the_same(monkeypatch: pytest.Monk
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
 
-def planned(table: sf.LookupTable, heads: int = 1, tall: bool = True) -> cpu_plan.Plan:
-    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads, tall)
+def planned(table: sf.LookupTable, heads: int = 1, alone: bool = True, tall: bool = True) -> cpu_plan.Plan:
+    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads, alone, tall)
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        P.local(60),
+        P.causal() & P.local(40),
+        P.neighborhood((20, 32), 2),
+        P.local(30) - P.where(lambda q, k: (k % 7 == 3) & (q >= 0)),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("lengths", [(640, 640), (633, 640), (640, 470)], ids=str)
+@pytest.mark.parametrize("group", [1, 2])
+@pytest.mark.parametrize(
+    "features", [Features(), Features(softcap=2.0, dropout_p=0.3, seed=5)], ids=["plain", "features"]
+)
+def test_bands_are_masked_dense_attention(
+    monkeypatch: pytest.MonkeyPatch, pattern: Pattern, lengths: tuple[int, int], group: int, features: Features
+) -> None:
+    if "neighborhood" in str(pattern):
+        lengths = 640, 640
+    mask = pattern.compile(lengths, block=16)
+    pieces = planned(sf.lookup(mask), heads=group).pieces
+    assert any(piece.step for piece in pieces)
+    case = replace(random_case(2, 2, 1, group, *lengths, 16, 24, torch.float32), features=features)
+    allowed = torch.from_numpy(mask.to_dense())
+    check(case, allowed, ours(case, mask, "cpu"))
+    set_sizes(monkeypatch, SCORES_AT_ONCE=1 << 12)
+    check(case, allowed, ours(case, mask, "cpu"))
+
+
+def test_dirty_keys_in_bands_leave_no_trace() -> None:
+    clean = random_case(3, 1, 1, 1, 512, 512, 16, 16, torch.float32)
+    mask = (P.local(50) - P.where(lambda q, k: (k % 7 == 3) & (q >= 0))).compile(512, block=16)
+    assert any(piece.step for piece in planned(sf.lookup(mask)).pieces)
+    unseen = (torch.arange(512) % 7 == 3)[:, None]
+    clean, dirty = (
+        replace(clean, k=clean.k.masked_fill(unseen, x), v=clean.v.masked_fill(unseen, x)) for x in (0.0, torch.nan)
+    )
+    for want, got in zip(ours(clean, mask, "cpu"), ours(dirty, mask, "cpu"), strict=True):
+        torch.testing.assert_close(got, want)
 
 
 @given(
@@ -152,18 +196,22 @@ def planned(table: sf.LookupTable, heads: int = 1, tall: bool = True) -> cpu_pla
     st.sampled_from([16, 64]),
     st.sampled_from([1, 1 << 12, 1 << 14, 1 << 20]),
     st.booleans(),
+    st.sampled_from([0, 30, 100]),
 )
-def test_pieces_hold_each_block_once(seed: int, q_len: int, kv_len: int, size: int, scores: int, tall: bool) -> None:
+def test_pieces_hold_each_block_once(
+    seed: int, q_len: int, kv_len: int, size: int, scores: int, tall: bool, window: int
+) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        set_sizes(patch, SCORES_AT_ONCE=scores, WINDOW_SCORES=scores, TALL=2 * size, WIDE=size)
+        set_sizes(patch, SCORES_AT_ONCE=scores, WINDOW_SCORES=scores, TALL=2 * size, WIDE=size, BAND=2)
         generator = np.random.default_rng(seed)
         array = generator.random((-(-q_len // 8), -(-kv_len // 8))) < generator.choice([0.1, 0.5, 0.95])
         array[:, : int(generator.integers(0, array.shape[1] + 1))] |= tall
-        mask = P.from_blocks(array, unit=8).compile((q_len, kv_len), block=size, q_offset=0)
+        pattern = P.local(window) if window else P.from_blocks(array, unit=8)
+        mask = pattern.compile((q_len, kv_len), block=size, q_offset=0)
         table = sf.lookup(mask)
         plan = planned(table, tall=tall)
         seen = np.zeros((q_len, kv_len), int)
-        tiles = cpu_operands.Masks(table.tiles, table.block, torch.float32, ())
+        tiles = cpu_operands.Masks(table.tiles, table.block, torch.float32, torch.zeros(1))
         for piece in plan.pieces:
             assert tall or not piece.tall
             assert piece.short == (piece.rows[-1] * size + size > q_len)
@@ -185,13 +233,11 @@ def test_pieces_hold_each_block_once(seed: int, q_len: int, kv_len: int, size: i
 
 def test_a_plan_lives_as_long_as_its_table() -> None:
     mask = P.local(100).compile(300, block=16)
-    table = dataclasses.replace(
-        sf.lookup(mask), rows=sf.lookup(mask).rows._replace(spans=sf.lookup(mask).rows.spans.clone())
-    )
+    table = replace(sf.lookup(mask), rows=sf.lookup(mask).rows._replace(spans=sf.lookup(mask).rows.spans.clone()))
     plan = planned(table)
     assert planned(table) is plan
     assert planned(table, heads=2) is not plan
-    other = dataclasses.replace(table, rows=table.rows._replace(tile=table.rows.tile.clone()))
+    other = replace(table, rows=table.rows._replace(tile=table.rows.tile.clone()))
     assert planned(other) is not plan
     gone = weakref.ref(planned(table))
     del table, other, plan

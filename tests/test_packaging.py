@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tarfile
+import tomllib
 import venv
 import zipfile
 from email.message import Message
@@ -113,3 +115,19 @@ def test_extras_are_declared_and_those_of_the_command_line_ask_for_nothing_new(b
         assert named
         assert named <= always, extra
     assert "Typing :: Typed" in told.get_all("Classifier", [])
+
+
+def test_everything_that_is_installed_is_pinned() -> None:
+    """What CI and a release install is what was tested, to the version."""
+    pins = {}
+    for name in ("constraints.txt", "constraints-release.txt"):
+        lines = [line for line in (ROOT / name).read_text().splitlines() if line.strip()]
+        assert lines
+        assert [line for line in lines if not re.fullmatch(r"[\w.-]+==[\w.+!]+", line)] == []
+        pins[name] = {re.sub(r"[-_.]+", "-", line.partition("==")[0]).lower() for line in lines}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = [*project["build-system"]["requires"], *project["project"]["dependencies"]]
+    asked += [need for extra in project["project"]["optional-dependencies"].values() for need in extra]
+    names = {re.sub(r"[-_.]+", "-", re.split(r"[<>=; ]", need)[0]).lower() for need in asked}
+    assert names - pins["constraints.txt"] == set()
+    assert {"pip-audit", "cyclonedx-bom"} <= pins["constraints-release.txt"]

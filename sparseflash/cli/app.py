@@ -118,7 +118,10 @@ def bench(
 @app.command()
 @plain_errors
 def train(
-    task: Annotated[str, typer.Argument(metavar="TASK", help="path32, path64, pathx, path256 or demo.")],
+    task: Annotated[
+        str,
+        typer.Argument(metavar="TASK", help="path32, path64, pathx, path256, listops, text, retrieval, image or demo."),
+    ],
     preset: Annotated[
         str | None, typer.Option(metavar="NAME", help="A recipe by name, such as path256-lit, or a .toml file.")
     ] = None,
@@ -134,7 +137,7 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
     device: Device = None,
     batch: Annotated[
-        int | None, typer.Option(help="Images a forward pass. Default: the task's for the device.")
+        int | None, typer.Option(help="Examples a forward pass. Default: the task's for the device.")
     ] = None,
     accumulate: Annotated[int | None, typer.Option(help="Forward passes a step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
@@ -142,7 +145,10 @@ def train(
         int | None, typer.Option(help="Steps of the last stage, over which the learning rate falls.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(help="fixed: 160,000 training images a stage; fresh: images without end.")
+        str | None, typer.Option(help="fixed: the training set, again and again; fresh: examples without end.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="The files of text, retrieval, image or listops. Default: listops is drawn.")
     ] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
@@ -161,6 +167,9 @@ def train(
     save_memory: Annotated[
         bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
     ] = None,
+    context_parallel: Annotated[
+        int, typer.Option(help="Processes that share each image's tokens, under torchrun; see below.")
+    ] = 1,
     workers: Annotated[int | None, typer.Option(help="Processes that draw images ahead. Default: 0 on a CPU.")] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
     keep: Annotated[int, typer.Option(help="Checkpoints that stay.")] = 3,
@@ -168,11 +177,15 @@ def train(
         bool, typer.Option("--pictures", help="Draw mistakes and attention at the end of each stage.")
     ] = False,
 ) -> None:
-    """Train a transformer over pixels: one pixel, one token, attention through a pattern.
+    """Train a transformer over pixels, or over bytes: one pixel, one token, attention through a pattern.
 
-    Images are drawn on the fly; contours grow as the model learns. Ctrl-C saves and stops; --resume goes on, on a CPU
+    Pathfinder images are drawn on the fly; contours grow as the model learns. The other tasks are those of the Long
+    Range Arena. Ctrl-C saves and stops; --resume goes on, on a CPU
     with the same losses bit for bit.
-    Several processes: torchrun --nproc-per-node 4 -m sparseflash train path256
+    Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
+    tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
+    and keeps a quarter of an image. N must divide the processes, and every pixel be a token (--tokens all). --resume
+    goes on with any other N and number of groups that divides a step's batches: the same losses to within rounding.
 
     [bold]Examples[/bold]
 
@@ -183,6 +196,14 @@ def train(
         sparseflash train path256 --preset path256-lit --minutes 25
 
         sparseflash train path256 --out runs/path256-lit --resume --minutes 25
+
+        sparseflash train listops --preset listops-short
+
+        sparseflash train text --folder aclImdb --pattern "local(256) | global_tokens(16)"
+
+        torchrun --nproc-per-node 4 -m sparseflash train path256
+
+        torchrun --nproc-per-node 8 -m sparseflash train path256 --context-parallel 4
     """
     from sparseflash.cli.train import run
 
@@ -207,7 +228,10 @@ def train(
         "precision": precision,
         "activation_checkpointing": save_memory,
     }
-    run(task, preset, out, steps, minutes, resume, device, options, workers, save_every, keep, pictures)
+    run(
+        task, preset, out, steps, minutes, resume, device, folder, options, context_parallel,
+        workers, save_every, keep, pictures,
+    )  # fmt: skip
 
 
 @app.command()
@@ -216,7 +240,7 @@ def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a saved model.")],
     data: Annotated[
         Path | None,
-        typer.Option(help="Folder in the layout of the Long Range Arena release. Default: the task's fixed test set."),
+        typer.Option(help="Folder in the layout of the Long Range Arena release. Default: the fixed test set."),
     ] = None,
     level: Annotated[
         str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what is there.")
@@ -233,13 +257,13 @@ def evaluate(
         int | None, typer.Option(help="Which stage's fixed set, from 1. Default: a run's own, else the last.")
     ] = None,
     tokens: Annotated[str | None, typer.Option(help="all, lit_tiles or lit_pixels. Default: as trained.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a forward pass.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples a forward pass.")] = None,
     workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Accuracy on images never trained on, with its 95 % interval, beside what the marker distance alone would give.
+    """Accuracy on examples never trained on, with its 95 % interval, beside what a rule of thumb would give.
 
     [bold]Examples[/bold]
 
@@ -260,24 +284,26 @@ def evaluate(
 @app.command()
 @plain_errors
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder that gets a pathfinder{SIZE} in the LRA layout.")],
-    count: Annotated[int, typer.Option(help="How many images.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets a pathfinder{SIZE}, or ListOps' files.")],
+    count: Annotated[int, typer.Option(help="How many images; of listops, training trees.")],
     size: Annotated[int | None, typer.Option(help="32, 64, 128 (Path-X) or 256.")] = None,
     task: Annotated[
-        str | None, typer.Option(help="Instead of --size: the images of a training task, e.g. demo.")
+        str | None, typer.Option(help="Instead of --size: the images of a training task, e.g. demo; or listops.")
     ] = None,
     level: Annotated[str, typer.Option(help="easy, intermediate or hard: 6, 9 or 14 dashes.")] = "hard",
     seed: Annotated[int, typer.Option(help="(seed, index) decides an image.")] = 0,
     start: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
     workers: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
 ) -> None:
-    """Write Pathfinder images and their metadata; a stopped run goes on where it was.
+    """Write Pathfinder images and their metadata, or ListOps; a stopped run of images goes on where it was.
 
     [bold]Examples[/bold]
 
         sparseflash generate --size 256 --count 1000 --out data
 
         sparseflash generate --task demo --count 500 --out data --seed 7
+
+        sparseflash generate --task listops --count 96000 --out data/listops-1000
     """
     from sparseflash.cli.generate import run
 

@@ -7,11 +7,13 @@ from typing import ParamSpec, TypeVar
 
 import typer
 
+from sparseflash.pathfinder.workers import WorkerError
+
 P = ParamSpec("P")
 R = TypeVar("R")
 
 # What the library raises for a user's mistake, and what the system says about files.
-_EXPECTED = (ValueError, TypeError, OSError, FloatingPointError)
+_EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, WorkerError)
 
 
 def plain_errors(command: Callable[P, R]) -> Callable[P, R]:

@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import typer
@@ -12,10 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sparseflash import pathfinder
-from sparseflash.models import PixelTransformer
-from sparseflash.train import Stage, TrainConfig, evaluate, held_out, recipe, stored_images
+from sparseflash.models import ModelConfig, PixelTransformer, from_pretrained
+from sparseflash.train import SequenceStage, Stage, TrainConfig, evaluate, held_out, recipe, stored_images
 from sparseflash.train.baseline import folder_baseline, stage_baseline
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
+from sparseflash.train.data import sets
 from sparseflash.train.devices import resolve_device
 
 TOKENS_AT_ONCE = 1 << 16
@@ -23,15 +24,14 @@ TOKENS_AT_ONCE = 1 << 16
 
 @dataclass(frozen=True)
 class _Set:
-    """Images to score a model on."""
+    """Examples to score a model on."""
 
     name: str
-    split: str
-    side: int
+    side: int | None  # of images
     count: int
-    images: Iterator[tuple[Tensor, Tensor]]
+    examples: Iterator[tuple[Tensor, Tensor]]
     baseline: float | None
-    tokens: str | None
+    tokens: str | None = None
 
 
 def run(
@@ -59,14 +59,17 @@ def run(
     ):
         if value is not None and value < least:
             raise ValueError(f"{name} must be at least {least}; got {value}")
-    folds = ("all", "s4", "contiguous") if data is not None else ("test", "val")
+    device = resolve_device(device_name)
+    folder = resolve(checkpoint)
+    model = from_pretrained(folder, device)
+    of_images = isinstance(model, PixelTransformer)
+    folds = ("all", "s4", "contiguous") if data is not None and of_images else ("test", "val")
     split = folds[0] if split is None else split
     if split not in folds:
         raise ValueError(f"--split must be {', '.join(folds[:-1])} or {folds[-1]}; got {split!r}")
-    device = resolve_device(device_name)
-    folder = resolve(checkpoint)
-    model = PixelTransformer.from_pretrained(folder, device)
-    if data is not None:
+    if tokens is not None and not of_images:
+        raise ValueError("--tokens is for models over pixels; this one is over symbols")
+    if data is not None and of_images:
         if (folder / STATE).is_file():
             load_checkpoint(folder)  # verifies
         if task is not None or stage is not None:
@@ -75,15 +78,17 @@ def run(
     else:
         if level is not None or size is not None:
             raise ValueError("--level and --size are for --data; name a fixed set by --task and --stage")
-        found = _fixed(folder, task, stage, split, limit, batch, workers)
-    # A size that the pattern or the order cannot take shows before any image is read.
-    model.masks((found.side, found.side))
+        found = _fixed(folder, model.config, task, stage, data, split, limit, batch, workers)
+    if isinstance(model, PixelTransformer) and found.side is not None:
+        # A size that the pattern or the order cannot take shows before any image is read.
+        model.masks((found.side, found.side))
     tokens = found.tokens if tokens is None else tokens
+    rule = "marker-distance baseline" if of_images else "most frequent answer"
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("", total=found.count)
-        score = evaluate(model, found.images, device, lambda done: progress.advance(bar, done), tokens)
+        score = evaluate(model, found.examples, device, lambda done: progress.advance(bar, done), tokens)
     low, high = score.interval
     if as_json:
         result = {
@@ -93,14 +98,14 @@ def run(
             **asdict(score),
             "accuracy": score.accuracy,
             "interval_95": [low, high],
-            "marker_distance_baseline": found.baseline,
+            rule.replace("-", "_").replace(" ", "_"): found.baseline,
         }
         print(json.dumps(result, indent=2))
         return
     typer.echo(f"{folder} on {found.name} ({split})")
-    typer.echo(f"accuracy                  {score}")
     known = "not known for these images" if found.baseline is None else f"{found.baseline:.1%}"
-    typer.echo(f"marker-distance baseline  {known}")
+    typer.echo(f"{'accuracy':<{len(rule)}}  {score}")
+    typer.echo(f"{rule}  {known}")
 
 
 def _folder(data: Path, level: str | None, size: int | None, split: str, limit: int | None, batch: int | None) -> _Set:
@@ -109,22 +114,37 @@ def _folder(data: Path, level: str | None, size: int | None, split: str, limit: 
         dataset = dataset.split(split).test
     if limit is not None:
         dataset = dataset.subset(slice(limit))
-    images = stored_images(dataset, batch or _batch(dataset.size))
+    images = stored_images(dataset, batch or max(1, TOKENS_AT_ONCE // dataset.size**2))
     baseline = folder_baseline(dataset.folder)
-    return _Set(str(dataset.folder), split, dataset.size, len(dataset), images, baseline, None)
+    return _Set(str(dataset.folder), dataset.size, len(dataset), images, baseline)
 
 
 def _fixed(
-    folder: Path, task: str | None, number: int | None, split: str, limit: int | None, batch: int | None, workers: int
+    folder: Path,
+    model: ModelConfig,
+    task: str | None,
+    number: int | None,
+    data: Path | None,
+    split: str,
+    limit: int | None,
+    batch: int | None,
+    workers: int,
 ) -> _Set:
     config, stage = _stage(folder, task, number)
-    count = len(pathfinder.SPLITS[split]) if limit is None else limit
-    side = stage.geometry.size
-    images = held_out(stage, count, split, batch or _batch(side), workers)
-    return _Set(f"{config.task}: {stage}", split, side, count, images, stage_baseline(stage), stage.tokens)
+    if isinstance(stage, SequenceStage) and data is not None:
+        stage = replace(stage, folder=str(data), grammar=None)
+    stage.check(model)
+    known = sets(stage)
+    count = limit or len(known.get(split, ()))
+    if isinstance(stage, SequenceStage):
+        tokens_each, side, tokens = stage.length, None, None
+    else:
+        tokens_each, side, tokens = stage.geometry.size**2, stage.geometry.size, stage.tokens
+    examples = held_out(stage, count, split, batch or max(1, TOKENS_AT_ONCE // tokens_each), workers)
+    return _Set(f"{config.task}: {stage}", side, count, examples, stage_baseline(stage), tokens)
 
 
-def _stage(folder: Path, task: str | None, number: int | None) -> tuple[TrainConfig, Stage]:
+def _stage(folder: Path, task: str | None, number: int | None) -> tuple[TrainConfig, Stage | SequenceStage]:
     """The stage to be examined in: of the task, or else of the run that the checkpoint belongs to."""
     reached = None
     if (folder / STATE).is_file():
@@ -138,7 +158,3 @@ def _stage(folder: Path, task: str | None, number: int | None) -> tuple[TrainCon
     if chosen > len(config.stages):
         raise ValueError(f"--stage must be at most {len(config.stages)}, the stages of {config.task}; got {chosen}")
     return config, config.stages[chosen - 1]
-
-
-def _batch(side: int) -> int:
-    return max(1, TOKENS_AT_ONCE // side**2)

@@ -1,4 +1,4 @@
-"""``sparseflash generate``: images in the LRA layout."""
+"""``sparseflash generate``: images, or ListOps, in the layout of the Long Range Arena."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,10 @@ def run(
     if task is not None:
         from sparseflash.train.tasks import recipe
 
-        stage = recipe(task).stages[-1]
+        if task == "listops":
+            _trees(out, count, seed, start, workers)
+            return
+        stage = recipe(task).pixel_stages[-1]
         geometry, match_distance = stage.geometry, stage.match_distance
     report = pathfinder.write(
         out,
@@ -34,3 +37,14 @@ def run(
     there = f", {report.kept} were there already" if report.kept else ""
     skipped = f", {len(report.skipped)} complete batches were skipped" if report.skipped else ""
     typer.echo(f"{report.written:,} images written to {report.folder}{there}{skipped}")
+
+
+def _trees(out: Path, count: int, seed: int, start: int, workers: int | None) -> None:
+    """The three files of ListOps."""
+    from sparseflash.lra.listops import LISTOPS
+    from sparseflash.lra.listops_files import write
+
+    if start:
+        raise ValueError("--start is for images: ListOps is written from its first tree on")
+    counts = write(out, LISTOPS, count, seed, (os.cpu_count() or 1) if workers is None else workers)
+    typer.echo(", ".join(f"{number:,} {split}" for split, number in counts.items()) + f" trees written to {out}")

@@ -9,11 +9,10 @@ from typing import Any
 import typer
 
 from sparseflash.cli.errors import block_size
-from sparseflash.models import PixelTransformerConfig
 from sparseflash.patterns import parse
-from sparseflash.train import TASKS, TrainConfig, recipe, train
+from sparseflash.train import TASKS, SequenceStage, TrainConfig, recipe, train
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import load_checkpoint
+from sparseflash.train.checkpoint import latest_checkpoint
 from sparseflash.train.devices import resolve_device
 
 
@@ -25,7 +24,9 @@ def run(
     minutes: float | None,
     resume: bool,
     device_name: str | None,
+    folder: Path | None,
     options: dict[str, Any],
+    context_parallel: int,
     workers: int | None,
     save_every: int,
     keep: int,
@@ -43,10 +44,12 @@ def run(
         size = block_size(options["block"])
         options["block"] = (size, size) if isinstance(size, int) else size
     if resume:
-        config = load_checkpoint(out).config
+        if folder is not None:
+            raise ValueError("--folder is of a run's recipe; leave it out to resume")
+        config = latest_checkpoint(out).config
         _refuse_changes(task, options, config, out)
     else:
-        config = recipe(task, preset=preset, device=device.type, **options)
+        config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
@@ -60,6 +63,7 @@ def run(
         minutes=minutes,
         resume=resume,
         device=device,
+        context_parallel=context_parallel,
         workers=workers,
         save_every=save_every,
         keep=keep,
@@ -68,8 +72,10 @@ def run(
     if not first:
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
+        again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     stage = config.stages[result.progress.stage]
-    how = f"{result.progress.accuracy:.1%} running accuracy, {stage_baseline(stage):.1%} by the marker distance alone"
+    how = f"{result.progress.accuracy:.1%} running accuracy, {stage_baseline(stage):.1%} by {stage.rule}"
     where = f"in stage {result.progress.stage + 1} of {len(config.stages)} ({stage}): {how}"
     if result.interrupted:
         saved = f"saved {result.checkpoint}" if result.checkpoint else "nothing was completed, so nothing is saved"
@@ -85,22 +91,27 @@ def run(
 
 def describe(config: TrainConfig, device: str) -> str:
     """A line that says what is trained on what."""
-    size = config.stages[-1].geometry.size
-    which = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}[config.model.tokens]
+    last = config.stages[-1]
+    if isinstance(last, SequenceStage):
+        tokens, which, examples = last.length, "", "examples"
+    else:
+        tokens, examples = last.geometry.size**2, "images"
+        kinds = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}
+        which = kinds[config.pixel_model.tokens]
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
     loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
     return (
-        f"{config.task}: {size * size:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
-        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} images, "
+        f"{config.task}: {tokens:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
+        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} {examples}, "
         f"{config.precision} on {device}"
     )
 
 
 def _refuse_changes(task: str, options: dict[str, Any], config: TrainConfig, out: Path) -> None:
     """A run goes on with the recipe it was started with."""
-    in_model = {field.name for field in fields(PixelTransformerConfig)}
+    in_model = {field.name for field in fields(config.model)}
     for name, wanted in {"task": task, **options}.items():
-        found = getattr(config.model if name in in_model else config, name)
+        found = getattr(config.model if name in in_model else config, name, None)
         if found != wanted:
             option = "TASK" if name == "task" else "--" + name.replace("_", "-")
             raise ValueError(

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias
 
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
@@ -32,6 +33,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparseflash.distributed.agreement import agree
+from sparseflash.foreign import parse_json, read_text
 
 FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -135,11 +137,11 @@ def _progress(path: Path) -> dict[str, Number]:
     if not (path / STATE).is_file():
         raise FileNotFoundError(f"{path} is no distributed checkpoint: it has no {STATE}")
     try:
-        state = json.loads((path / STATE).read_text())
+        state = parse_json(read_text(path / STATE))
         if state["format"] != FORMAT or state["version"] != VERSION:
             raise KeyError("format")
         files, progress = dict(state["files"]), dict(state["progress"])
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(
             f"{path / STATE} is foreign or damaged: it describes no checkpoint of version {VERSION}"
         ) from None
@@ -154,7 +156,10 @@ def _progress(path: Path) -> dict[str, Number]:
 
 def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
     """Refuse a checkpoint of another model before anything is read into this one."""
-    entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    try:
+        entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
+    except (SafetensorError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is foreign or damaged: {error}") from None
     saved = {name: tuple(entry.size) for name, entry in entries.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | wanted.keys()):

@@ -78,7 +78,7 @@ class Sharding:
             raise ValueError(f"masks that share a sharding have one length, got {sorted(lengths)}")
         square = all(m.shape[0] == m.shape[1] for m in masks)
         cell = max(max(m.block) if square else m.block[axis == "k"] for m in masks)
-        _check_ranks(ranks, lengths.copy().pop(), cell)
+        check_ranks(ranks, lengths.copy().pop(), cell)
         return _of(tuple(masks), int(ranks), deal, lengths.pop(), cell, square)
 
     @cached_property
@@ -183,7 +183,13 @@ def _listed(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
-def _check_ranks(ranks: int, length: int, cell: int) -> None:
+def check_ranks(ranks: int, length: int, cell: int) -> None:
+    """Refuse to share a sequence among ranks that would hold nothing of it.
+
+    Raises:
+        TypeError: ranks is no int.
+        ValueError: fewer cells of so many tokens than ranks.
+    """
     if not is_int(ranks):
         raise TypeError(f"ranks must be an int, got {ranks!r}")
     cells = -(-length // cell)

@@ -1,7 +1,23 @@
 """Models whose attention is a pattern."""
 
 from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.kinds import Model, ModelConfig, build, config_from, from_pretrained
 from sparseflash.models.looking import looks
 from sparseflash.models.pixel_transformer import PixelOutput, PixelTransformer
+from sparseflash.models.sequence_config import SequenceTransformerConfig
+from sparseflash.models.sequence_transformer import SequenceOutput, SequenceTransformer
 
-__all__ = ["PixelOutput", "PixelTransformer", "PixelTransformerConfig", "looks"]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "PixelOutput",
+    "PixelTransformer",
+    "PixelTransformerConfig",
+    "SequenceOutput",
+    "SequenceTransformer",
+    "SequenceTransformerConfig",
+    "build",
+    "config_from",
+    "from_pretrained",
+    "looks",
+]

@@ -7,14 +7,30 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
+from sparseflash.foreign import parse_json
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
 TOKENS = ("all", "lit_tiles", "lit_pixels")
+# A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
+MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
+
+
+class LayerShape(Protocol):
+    """What a transformer layer needs to know of its model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,17 +92,24 @@ class PixelTransformerConfig:
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
             object.__setattr__(self, "pattern", tuple(self.pattern))
+        texts = self.pattern if isinstance(self.pattern, tuple) else (self.pattern,)
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError(f"pattern must be one expression or several, got {self.pattern!r}")
         for name in ("block", "tile", "wavelengths"):
             value = getattr(self, name)
             if len(value) != 2:
                 raise ValueError(f"{name} must have two entries; got {value!r}")
             object.__setattr__(self, name, tuple(value))
-        for name in ("width", "heads", "layers", "mlp_width", "classes"):
+        for name, most in MOST.items():
+            if type(getattr(self, name)) is not int:
+                raise ValueError(f"{name} must be an int; got {getattr(self, name)!r}")
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1; got {getattr(self, name)!r}")
-        for name in ("dense_classes", "readout_reach"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name} must be 0 or more; got {getattr(self, name)!r}")
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} must be at most {most:,}; got {getattr(self, name)!r}")
+        for name, most in (("dense_classes", MOST["classes"]), ("readout_reach", 1 << 12)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} must be 0 or more, and at most {most:,}; got {getattr(self, name)!r}")
         if self.width % self.heads or self.width // self.heads % 4:
             raise ValueError(
                 f"width / heads must be a multiple of 4; got width={self.width!r} and heads={self.heads!r}"
@@ -169,8 +192,8 @@ class PixelTransformerConfig:
             ValueError: not JSON, not an object, or fields that are unknown or out of range.
         """
         try:
-            fields = json.loads(text)
-        except json.JSONDecodeError as error:
+            fields = parse_json(text)
+        except ValueError as error:
             raise ValueError(f"a model config must be JSON; {error}") from None
         return cls.from_dict(fields)
 
@@ -183,9 +206,28 @@ class PixelTransformerConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
         try:
-            return cls(**fields)
+            return cls(**of_kinds(cls, fields))
         except TypeError as error:
             raise ValueError(f"a model config field has the wrong type: {error}") from None
+
+
+def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a dataclass as they are, if ints, floats, strings and booleans are where it has such.
+
+    Raises:
+        TypeError: a field of another kind: JSON that others wrote may hold anything.
+    """
+    hints = get_type_hints(cls)
+    for name, value in fields.items():
+        hint = hints.get(name)
+        several = get_origin(hint) is tuple
+        kinds = set(get_args(hint) or (hint,))
+        kinds |= {int} if float in kinds else set()
+        if not kinds <= {int, float, str, bool, type(None)} or (several and not isinstance(value, list | tuple)):
+            continue  # checked where it is used
+        if any(type(one) not in kinds for one in (value if several else [value])):
+            raise TypeError(f"{name} must be {' or '.join(sorted(k.__name__ for k in kinds))}, got {value!r}")
+    return fields
 
 
 def _filled(text: str, shape: tuple[int, int], order: str) -> str:

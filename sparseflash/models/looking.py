@@ -53,7 +53,7 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
         for hook in hooks:
             hook.remove()
     found: Tensor = torch.zeros(len(inputs), model.config.heads, height * width)
-    for weights, (layer, (x, mask, cos, sin)) in zip(found, inputs, strict=True):
+    for weights, (layer, (x, mask, cos, sin, *_)) in zip(found, inputs, strict=True):
         with torch.no_grad():
             q, k, v = layer.project(x, cos, sin)
         # An output is the sum of weight * value, so its derivative by a value is the weight.

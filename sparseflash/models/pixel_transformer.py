@@ -7,7 +7,7 @@ images), C = width of the residual stream, H heads of size D, L lit pixels in th
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,16 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparseflash.functional import Mask, attention
-from sparseflash.models.config import PixelTransformerConfig
-from sparseflash.models.files import load_model, save_model
+from sparseflash.models.config import LayerShape, PixelTransformerConfig
+from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
 from sparseflash.rotary import rotate
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Attend = Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
 
 
 class PixelOutput(NamedTuple):
@@ -28,7 +33,8 @@ class PixelOutput(NamedTuple):
 
     Attributes:
         logits: [B, K] scores of the classes of each image.
-        dense_logits: [L, K'] scores for each lit pixel; None without a dense head.
+        dense_logits: [L, K'] scores for each lit pixel; None without a dense head. Where ranks share the images, of
+            the pixels that this one holds.
         dense_pixels: [L] where these pixels lie: flat indices into the images [B, height, width]; None likewise.
     """
 
@@ -72,9 +78,9 @@ class Layer(nn.Module):
         attend: `sparseflash.attention`, or what a comparison puts in its place: (q, k, v, mask) -> out.
     """
 
-    attend: Callable[[Tensor, Tensor, Tensor, Mask], Tensor]
+    attend: Attend
 
-    def __init__(self, config: PixelTransformerConfig) -> None:
+    def __init__(self, config: LayerShape) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -95,12 +101,12 @@ class Layer(nn.Module):
         q, k, v = rearrange(self.qkv(self.attention_norm(x)), "s n (three h d) -> three s h n d", three=3, h=self.heads)
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
-    def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor) -> Tensor:
-        """[S, N, C] -> [S, N, C]."""
+    def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor, attend: Attend | None = None) -> Tensor:
+        """[S, N, C] -> [S, N, C]; ``attend`` serves this once."""
         q, k, v = self.project(x, cos, sin)
         # The CPU backend computes half precision in float32 inside; autocast would round its products again.
         with torch.autocast(x.device.type, enabled=False):
-            seen = self.attend(q, k, v, mask)
+            seen = (attend or self.attend)(q, k, v, mask)
         x = x + self.attention_out(rearrange(seen, "s h n d -> s n (h d)"))
         x = x + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(x)), approximate="tanh"))
         return x
@@ -146,7 +152,13 @@ class PixelTransformer(nn.Module):
         """
         return compiled(self.config, shape)
 
-    def forward(self, images: Tensor, masks: Sequence[Mask] | None = None, tokens: str | None = None) -> PixelOutput:
+    def forward(
+        self,
+        images: Tensor,
+        masks: Sequence[Mask] | None = None,
+        tokens: str | None = None,
+        mesh: "DeviceMesh | None" = None,
+    ) -> PixelOutput:
         """Classify images.
 
         Args:
@@ -155,14 +167,15 @@ class PixelTransformer(nn.Module):
                 `sparseflash.attention` takes, in token order.
             tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
                 the config says.
-            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
-                the config says.
+            mesh: a DeviceMesh of one dim whose ranks share the tokens of these images, which are equal on all of them.
+                A collective: every rank of it calls.
 
         Returns:
             Logits of the images and, with a dense head, of their lit pixels.
 
         Raises:
-            ValueError: images of another rank or dtype, or a number of masks that is not the number of layers.
+            ValueError: images of another rank or dtype, a number of masks that is not the number of layers, or tokens
+                that ranks cannot share.
         """
         if images.ndim != 3 or images.dtype != torch.uint8:
             raise ValueError(f"images must be uint8 [B, height, width]; got {images.dtype} {list(images.shape)}")
@@ -171,20 +184,31 @@ class PixelTransformer(nn.Module):
         if len(masks) != self.config.layers:
             raise ValueError(f"masks must be one for each of the {self.config.layers} layers; got {len(masks)}")
 
+        attend: Attend | None = None
+        if mesh is not None:
+            from sparseflash.models.sharing import shared
+
+            chosen, attend = shared(chosen, masks, mesh)
+
         x = self.embedding(images.flatten()[chosen.place])
         for number, mask in enumerate(masks):
             layer = self.layers[0 if self.config.tied else number]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, use_reentrant=False))
+                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, attend, use_reentrant=False))
             else:
-                x = layer(x, mask, chosen.cos, chosen.sin)
+                x = layer(x, mask, chosen.cos, chosen.sin, attend)
 
-        read = self._read(images).flatten()[chosen.place]  # [S, N]
+        readable = self._read(images)  # [B, height, width]; all of them are tokens
+        read = readable.flatten()[chosen.place]  # [S, N]
         lit = self.norm(x[read])  # [L, C]
         pixels = chosen.place[read]  # [L]
         image = pixels // images[0].numel()
         total = lit.new_zeros(len(images), lit.shape[1]).index_add(0, image, lit)
-        count = torch.bincount(image, minlength=len(images)).clamp(min=1)
+        if mesh is not None:
+            from sparseflash.distributed.pooling import summed
+
+            total = summed(total, mesh)
+        count = readable.flatten(1).sum(1).clamp(min=1)
         logits = self.head(total / count[:, None])
         if self.dense_head is None:
             return PixelOutput(logits, None, None)
@@ -223,14 +247,5 @@ class PixelTransformer(nn.Module):
             ValueError: a file that is corrupt, or weights that are not of this config.
         """
         config_text, weights = load_model(Path(folder))
-        model = cls(PixelTransformerConfig.from_json(config_text))
-        expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
-        if expected != found:
-            odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-            raise ValueError(
-                f"the weights in {folder} are not of the model in its config.json: {odd!r} should be "
-                f"{expected.get(odd, 'absent')}; got {found.get(odd, 'nothing')}"
-            )
-        model.load_state_dict(weights)
-        return model.to(device)
+        config = PixelTransformerConfig.from_json(config_text)
+        return loaded(lambda: cls(config), weights, Path(folder)).to(device)

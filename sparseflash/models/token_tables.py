@@ -1,60 +1,66 @@
 """Lookup tables whose every block has bits of its own, made on the device: exact token masks that data decide.
 
-Shape legend: T blocks of t tokens on either side, K entries a row, E = T * K, W words of 32 keys.
+Shape legend: T blocks of t tokens on either side, E pairs of blocks that see each other, W words of 32 keys.
 """
-
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseflash.kernels.layout import PARTIAL_STOP, Side, Tiles
-from sparseflash.tables import LookupTable
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.tables import READ_AHEAD, LookupTable
 
 WORD = 32
 
 
-def with_tiles(table: LookupTable, bits: Tensor) -> LookupTable:
-    """A table of whole blocks, each cut down to its own bits.
+def table_of_pairs(row: Tensor, column: Tensor, words: Tensor, blocks: int) -> LookupTable:
+    """A table of one pattern in which these pairs of blocks see each other, each through a tile of its own.
 
     Args:
-        table: of one pattern with equal and whole blocks, from `LookupTable.from_indices` with K entries a row.
-        bits: bool [E, t, t]: may this query see that key, for each entry of the rows in the table's order.
+        row: int64 [E], ascending: the block of queries of each pair.
+        column: int64 [E], ascending within a row: its block of keys.
+        words: int32 [E, t, W]: which of its queries sees which of its keys, as `packed` writes it.
+        blocks: T.
     """
-    blocks = table.rows.order.shape[1]
-    rows, columns = table.rows, table.columns
-    number = torch.arange(len(bits), device=bits.device)
-    at = torch.zeros(blocks, blocks, dtype=torch.int64, device=bits.device)
-    stored = _stored(rows)
-    per_row = len(bits) // blocks
-    live = (torch.arange(per_row, device=bits.device) < stored[:, None]).flatten()
-    row = number[live] // per_row
-    at[row, rows.full[: len(bits)][live].long()] = number[live]
-    column = torch.arange(blocks, device=bits.device).repeat_interleave(_stored(columns))
-    by_column = at[columns.full[: len(column)].long(), column]
-    return replace(
-        table,
-        rows=_partial(rows, number),
-        columns=_partial(columns, by_column),
-        tiles=Tiles(packed(bits), packed(bits.any(1, keepdim=True))[:, 0]),
+    if not len(words):  # a kernel may read a tile's words before it knows that there is none
+        words = words.new_zeros(1, *words.shape[1:])
+    by_column = column.argsort(stable=True)
+    number = torch.arange(len(row), device=row.device)
+    return LookupTable(
+        shape=(blocks * words.shape[1],) * 2,
+        block=(words.shape[1],) * 2,
+        q_offset=0,
+        rows=_side(row, column, number, blocks),
+        columns=_side(column[by_column], row[by_column], by_column, blocks),
+        tiles=Tiles(words, _any(words)),
+        pattern_of=torch.zeros(1, 1, dtype=torch.int32, device=row.device),
     )
 
 
 def packed(bits: Tensor) -> Tensor:
     """Bool [..., t] to int32 words [..., W]; bit j of word w is key 32 w + j."""
-    bits = F.pad(bits, (0, -bits.shape[-1] % WORD))
-    powers = 1 << torch.arange(WORD, device=bits.device)
-    words = (bits.unflatten(-1, (-1, WORD)) * powers).sum(-1)
-    return torch.where(words >= 1 << (WORD - 1), words - (1 << WORD), words).int()
+    bits = F.pad(bits, (0, -bits.shape[-1] % WORD)).contiguous()
+    # Eight booleans are eight bytes 0 or 1; the product moves byte j to bit 56 + j, and no two terms meet on the way.
+    # Little-endian, as every processor and GPU that torch is built for.
+    eight = bits.view(torch.int64)
+    return ((eight * 0x0102040810204080) >> 56).to(torch.uint8).view(torch.int32)
 
 
-def _stored(side: Side) -> Tensor:
-    return (side.spans[0, :, PARTIAL_STOP] - side.spans[0, :, 0]).long()
+def _any(words: Tensor) -> Tensor:
+    """[E, t, W] to [E, W]: the OR over all queries, t a power of two."""
+    while words.shape[1] > 1:
+        words = words[:, ::2] | words[:, 1::2]
+    return words[:, 0]
 
 
-def _partial(side: Side, tile: Tensor) -> Side:
-    """All entries as PARTIAL ones, with these tiles."""
-    start, stop = side.spans[..., 0], side.spans[..., PARTIAL_STOP]
-    spans = torch.stack([start, start, start, stop], -1)
-    return side._replace(spans=spans, tile=F.pad(tile.int(), (0, len(side.partial) - len(tile))))
+def _side(line: Tensor, other: Tensor, tile: Tensor, lines: int) -> Side:
+    """One side with PARTIAL entries alone, listed line by line."""
+    count = torch.bincount(line, minlength=lines)
+    stop = count.cumsum(0)
+    start = stop - count
+    none = line.new_empty((1, 0, 6), dtype=torch.int32)
+    partial, tile = (F.pad(x.int(), (0, READ_AHEAD)) for x in (other, tile))
+    spans = torch.stack([start * 0, start * 0, start, stop], -1)
+    order = count.argsort(descending=True, stable=True)
+    full = partial.new_zeros(READ_AHEAD)
+    return Side(spans[None].int(), full, partial, tile, order[None].int(), none, none[..., :3])

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder.distance import resolve, seed_word
 from sparseflash.pathfinder.geometry import Geometry, whole
 from sparseflash.pathfinder.images import index_range, prepare
@@ -169,7 +170,7 @@ def _refuse_foreign(folder: Path, identity: str) -> None:
     if not any((folder / name).exists() for name in ("imgs", "metadata", _IDENTITY)):
         return
     try:
-        found = json.loads((folder / _IDENTITY).read_text())
+        found = parse_json(read_text(folder / _IDENTITY))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds images that `write` did not make; choose another folder") from None
     except ValueError:

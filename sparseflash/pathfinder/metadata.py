@@ -10,11 +10,13 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import Final
 
 import numpy as np
 
+from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import Geometry
 
 _COLUMNS: Final = 4  # those that are read: a file with fewer cannot be used
@@ -51,18 +53,34 @@ def metadata_files(folder: Path) -> list[Path]:
 
 def read_rows(file: Path) -> list[tuple[str, str, int]]:
     """(subfolder, file name, label) of each image of one metadata file."""
-    data = file.read_bytes()
+    data = read_bytes(file)
     try:
         if data.startswith(b"\x93NUMPY"):
+            _check_array(data)
             table = np.load(io.BytesIO(data), allow_pickle=False)
-            if table.ndim != 2:
-                raise ValueError(f"an array of {table.ndim} dimensions")
             lines = [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
         else:
             lines = [line.split() for line in data.decode().splitlines() if line.strip()]
-    except (ValueError, EOFError, OSError) as error:
+    except Exception as error:  # NumPy's reader of headers raises whatever its parts do: TokenError, TypeError, ...
         raise ValueError(f"{file}: neither text nor a plain NumPy array ({error})") from error
     return [_row(file, number, line) for number, line in enumerate(lines, 1)]
+
+
+def _check_array(data: bytes) -> None:
+    """Raise ValueError unless a NumPy file is a table of strings, as large as its header says.
+
+    NumPy allocates what the header says before it looks whether the file holds as much.
+    """
+    stream = io.BytesIO(data)
+    version = np.lib.format.read_magic(stream)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    if version not in read_header:
+        raise ValueError(f"a NumPy file of version {version}")
+    shape, _, dtype = read_header[version](stream)
+    if len(shape) != 2 or dtype.kind not in "SU" or not dtype.itemsize:
+        raise ValueError(f"an array {shape} of {dtype}, expected rows and columns of strings")
+    if prod(shape) * dtype.itemsize != len(data) - stream.tell():
+        raise ValueError(f"an array {shape} of {dtype} in a file of {len(data):,} bytes")
 
 
 def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:

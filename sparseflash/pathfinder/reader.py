@@ -15,6 +15,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import LEVELS
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
@@ -102,7 +103,7 @@ class Dataset:
         from PIL import Image
 
         path = self.folder / name
-        data = path.read_bytes()
+        data = read_bytes(path)
         problem = _header_problem(data[:33], self.size)
         if problem:
             raise ValueError(f"{path}: {problem}")

@@ -1,61 +1,171 @@
-"""Ordered work in processes that start afresh (the ``spawn`` method) and run one thread each."""
+"""Ordered work in processes that start afresh (``spawn``), run one thread each, and are replaced when they die."""
 
 from __future__ import annotations
 
 import os
 import signal
+import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing import get_context
-from typing import Final, TypeVar
+from multiprocessing import connection, get_context, parent_process
+from typing import Final, Generic, TypeVar
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+_DEATHS: Final = 3  # in a row, without a result between them, before it is given up
+
+
+class WorkerError(RuntimeError):
+    """Worker processes died again and again, without a result in between."""
+
+
+class Workers(Generic[Task, Result]):
+    """Calls of one function in other processes; results come in the order of the calls.
+
+    When a worker dies (killed for memory, say), all are started anew and what was not finished is done again, so the
+    function must give the same result when it is called again. Workers end when this process does, however it ends.
+
+    Args:
+        function: picklable, of one argument.
+        count: how many processes.
+
+    Example:
+        >>> import math
+        >>> workers = Workers(math.factorial, 1)
+        >>> workers.submit(3)
+        >>> workers.submit(4)
+        >>> workers.take(), workers.take()
+        (6, 24)
+        >>> workers.close()
+    """
+
+    def __init__(self, function: Callable[[Task], Result], count: int) -> None:
+        self._function, self._count = function, count
+        self._waiting: deque[tuple[Task, Future[Result]]] = deque()
+        self._deaths = 0
+        self._pool = self._started()
+
+    def submit(self, task: Task) -> None:
+        """Hand out a task.
+
+        Raises:
+            WorkerError: they die again and again.
+        """
+        while True:
+            try:
+                self._waiting.append((task, self._call(task)))
+                return
+            except BrokenProcessPool as error:
+                self._replace(error)
+
+    def take(self) -> Result:
+        """The result of the oldest task that has not been taken.
+
+        Raises:
+            WorkerError: they die again and again.
+        """
+        while True:
+            try:
+                result = self._waiting[0][1].result()
+            except BrokenProcessPool as error:
+                self._replace(error)
+            else:
+                self._waiting.popleft()
+                self._deaths = 0
+                return result
+
+    def drop(self) -> None:
+        """Forget the tasks that have been handed out."""
+        for _, future in self._waiting:
+            future.cancel()
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """End the processes; running tasks finish, waiting ones do not begin."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def _started(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._count, get_context("spawn"), initializer=_begin)
+
+    def _call(self, task: Task) -> Future[Result]:
+        # Processes start as tasks arrive and inherit the environment of that moment.
+        with _one_thread():
+            return self._pool.submit(self._function, task)
+
+    def _replace(self, error: BrokenProcessPool) -> None:
+        """New processes in the place of broken ones, and the unfinished tasks handed out again."""
+        while True:
+            self._deaths += 1
+            if self._deaths >= _DEATHS:
+                raise WorkerError(
+                    f"worker processes died {_DEATHS} times before they finished anything: they were killed (out of "
+                    'memory?), or the calling script lacks the `if __name__ == "__main__":` guard that new processes '
+                    "need; fewer workers need less memory, workers=1 avoids processes"
+                ) from error
+            warnings.warn("a worker process died before it finished; its work is done again", stacklevel=3)
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = self._started()
+            try:
+                again = [(task, future if _has_result(future) else self._call(task)) for task, future in self._waiting]
+            except BrokenProcessPool as later:
+                error = later
+                continue
+            self._waiting = deque(again)
+            return
 
 
 def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
     """``map(function, tasks)`` in order, by ``workers`` processes; in this process when one would do.
 
     At most two tasks a worker are in flight, so results do not pile up. When the caller stops early, or presses Ctrl-C,
-    waiting tasks are dropped, running ones finish, and the processes end.
+    waiting tasks are dropped, running ones finish, and the processes end. A worker that dies is replaced.
 
     Raises:
-        RuntimeError: a worker died.
+        WorkerError: they die again and again.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_interrupts)
-    waiting: deque[Future[Result]] = deque()
+    pool = Workers(function, workers)
     try:
-        # Processes start as tasks arrive and inherit the environment of that moment.
-        with _one_thread():
-            for task in tasks[: 2 * workers]:
-                waiting.append(pool.submit(function, task))
+        for task in tasks[: 2 * workers]:
+            pool.submit(task)
         for task in tasks[2 * workers :]:
-            done = waiting.popleft().result()
-            waiting.append(pool.submit(function, task))
+            done = pool.take()
+            pool.submit(task)
             yield done
-        while waiting:
-            yield waiting.popleft().result()
-    except BrokenProcessPool as error:
-        raise RuntimeError(
-            "a worker process died before it finished: it was killed (out of memory?), or the calling script lacks "
-            'the `if __name__ == "__main__":` guard that new processes need; workers=1 avoids processes'
-        ) from error
+        for _ in tasks[: 2 * workers]:
+            yield pool.take()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.close()
 
 
-def _ignore_interrupts() -> None:
+def _has_result(future: Future[Result]) -> bool:
+    try:
+        return future.done() and not isinstance(future.exception(), BrokenProcessPool)
+    except CancelledError:
+        return False
+
+
+def _begin() -> None:
     # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed tells its workers nothing, and each of them keeps the queue open on which all wait.
+    parent = parent_process()
+    assert parent is not None
+    connection.wait([parent.sentinel])
+    os._exit(1)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
-"""Training on Pathfinder images drawn on the fly."""
+"""Training on Pathfinder images drawn on the fly, and on the other tasks of the Long Range Arena."""
 
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import Progress
 from sparseflash.train.data import Stream
 from sparseflash.train.evaluate import Score, evaluate, held_out, stored_images
 from sparseflash.train.loop import TrainResult, train
+from sparseflash.train.sequences import SequenceStage
 from sparseflash.train.tasks import PRESETS, TASKS, Preset, load_preset, recipe
 
 __all__ = [
@@ -13,6 +14,7 @@ __all__ = [
     "Preset",
     "Progress",
     "Score",
+    "SequenceStage",
     "Stage",
     "Stream",
     "TrainConfig",

@@ -1,12 +1,13 @@
 """What the distance between the markers alone gives, on a stage's images or on a folder of them."""
 
-import json
 import re
 from pathlib import Path
 from typing import Final
 
+from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
 from sparseflash.train.config import Stage
+from sparseflash.train.sequences import SequenceStage
 
 # Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
 KNOWN: Final = {(32, "hard"): 0.543, (64, "hard"): 0.556, (128, "hard"): 0.526, (256, "hard"): 0.626}
@@ -23,7 +24,7 @@ def folder_baseline(folder: Path) -> float | None:
         folder: such as ``pathfinder256/curv_contour_length_14``.
     """
     try:
-        made = json.loads((folder / "generator.json").read_text())
+        made = parse_json(read_text(folder / "generator.json"))
         geometry = Geometry(**made["geometry"])
         match_distance = bool(made["match_distance"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -32,10 +33,15 @@ def folder_baseline(folder: Path) -> float | None:
     return stage_baseline(Stage(geometry, match_distance))
 
 
-def stage_baseline(stage: Stage) -> float:
-    """The marker-distance baseline of a stage: as its recipe says, as is known of a published task, or measured now."""
+def stage_baseline(stage: Stage | SequenceStage) -> float:
+    """What a stage's rule of thumb gives: as its recipe says, as is known of a published task, or measured now.
+
+    The rule is the distance of the markers, or for sequences always to give the most frequent answer.
+    """
     if stage.baseline is not None:
         return stage.baseline
+    if isinstance(stage, SequenceStage):
+        return stage.majority()
     for (size, level), baseline in KNOWN.items():
         if stage.geometry == Geometry.lra(size, level) and not stage.match_distance:
             return baseline

@@ -2,10 +2,15 @@
 
 A run folder holds ``checkpoints/step-00000120/`` with
 
-- ``model.safetensors`` and ``config.json``: what `PixelTransformer.from_pretrained` reads;
+- ``model.safetensors`` and ``config.json``: what the model's `from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, a SHA-256 of each of the other files and of itself.
+- ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
+  files and of itself.
+
+A folder gets its name when all of it is on the disk, and loses it before any of it is removed: a process may be killed
+anywhere, and what bears a name is whole. Names that begin with a dot are what a kill left behind. Nothing depends on
+how many processes wrote it: any number goes on from it, see `Processes.check`.
 """
 
 import hashlib
@@ -13,6 +18,7 @@ import json
 import os
 import re
 import shutil
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +26,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.foreign import parse_json, read_text
+from sparseflash.models import Model
+from sparseflash.models.config import of_kinds
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
@@ -35,12 +43,16 @@ _NAME = re.compile(r"step-(\d{8,})")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A verified checkpoint, on the CPU."""
+    """A verified checkpoint, on the CPU.
+
+    ``streams``: batches of a part, see `Stream`; None where it was not written down yet.
+    """
 
     path: Path
     step: int
     progress: Progress
     config: TrainConfig
+    streams: int | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -50,8 +62,7 @@ def checkpoints(run: Path) -> list[Path]:
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    found = {path: match for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))}
-    return sorted(found, key=lambda path: int(found[path][1]))
+    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
 
 
 def save_checkpoint(
@@ -59,10 +70,11 @@ def save_checkpoint(
     step: int,
     progress: Progress,
     config: TrainConfig,
-    model: PixelTransformer,
+    model: Model,
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
+    streams: int = 1,
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
 
@@ -75,12 +87,13 @@ def save_checkpoint(
         optimizer: with its moments.
         averaged: the moving average of the model, which people then load; None where there is none.
         keep: how many checkpoints stay.
+        streams: batches of a part.
 
     Returns:
         The checkpoint's folder.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
-    if final.exists():
+    if final.exists() and _is_whole(final):
         # A checkpoint is named by its step and the step determines it.
         return final
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
@@ -95,18 +108,47 @@ def save_checkpoint(
             "step": step,
             "progress": asdict(progress),
             "config": config.to_dict(),
+            "streams": streams,
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
         state["sha256"][STATE] = _digest(state)
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
-        for path in temporary.iterdir():
+        for path in (*temporary.iterdir(), temporary):
             _flush_to_disk(path)
+        _remove(final)  # a damaged one, which training has overtaken
         os.replace(temporary, final)
+        _flush_to_disk(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in checkpoints(run)[:-keep]:
-        shutil.rmtree(old)
+    older = [path for path in checkpoints(run) if _step_of(path) < step]
+    for path in older[: max(0, len(older) - keep + 1)]:
+        _remove(path)
+    for path in final.parent.glob(".step-*"):  # of processes that were killed
+        shutil.rmtree(path, ignore_errors=True)
     return final
+
+
+def latest_checkpoint(run: Path) -> Checkpoint:
+    """The newest checkpoint of a run that is whole; a warning names those that are not.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: all are damaged.
+    """
+    found = checkpoints(run)
+    problems: list[Exception] = []
+    for path in reversed(found):
+        try:
+            checkpoint = load_checkpoint(path)
+        except (OSError, ValueError) as error:
+            problems.append(error)
+            continue
+        for problem in problems:
+            warnings.warn(f"{problem}; going on from {path.name}, which is whole", stacklevel=1)
+        return checkpoint
+    if problems:
+        raise ValueError(f"{run} has no checkpoint that is whole: {problems[0]}")
+    return load_checkpoint(run)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -123,10 +165,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not (path / STATE).is_file():
         raise FileNotFoundError(f"{path} is no training checkpoint: it has no {STATE}")
     try:
-        state = json.loads((path / STATE).read_text())
+        state = parse_json(read_text(path / STATE))
         if state["format"] != FORMAT:
             raise KeyError("format")
-    except (UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (KeyError, TypeError, ValueError):
         raise ValueError(f"{path / STATE} is foreign or damaged: it does not describe a checkpoint") from None
     if state.get("version") != VERSION:
         raise ValueError(f"{path} has checkpoint version {state.get('version')!r}; this library reads {VERSION}")
@@ -137,19 +179,22 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
         if _sha256(path / name) != sums.get(name):
-            older = [other.name for other in checkpoints(path.parent.parent) if other.name < path.name]
-            advice = f"; remove {path} to go on from {older[-1]}" if older else ""
-            raise ValueError(f"{path / name} is damaged: its checksum does not fit{advice}")
-    config = TrainConfig.from_dict(state["config"])
+            raise ValueError(f"{path / name} is damaged: its checksum does not fit")
+    config = TrainConfig.from_dict(state.get("config", {}))
+    step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
+    numbers = [step, *(place.get(name) for name in ("stage", "since", "images"))] if isinstance(place, dict) else []
     try:
-        progress = Progress(**state["progress"])
-    except (KeyError, TypeError) as error:
+        progress = Progress(**of_kinds(Progress, place))
+        if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
+            raise ValueError(f"step {step!r}, {progress}")
+        if streams is not None and not (type(streams) is int and streams > 0):
+            raise ValueError(f"streams {streams!r}")
+    except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
-    if PixelTransformerConfig.from_json((path / CONFIG).read_text()) != config.model:
+    if type(config.model).from_json(read_text(path / CONFIG)) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    return Checkpoint(
-        path, state["step"], progress, config, read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
-    )
+    tensors = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    return Checkpoint(path, step, progress, config, streams, *tensors)
 
 
 def resolve(path: Path) -> Path:
@@ -239,6 +284,31 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _step_of(path: Path) -> int:
+    return int(path.name.removeprefix("step-"))
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        load_checkpoint(path)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _remove(path: Path) -> None:
+    """Take a checkpoint's name away, then the checkpoint."""
+    if path.exists():
+        nameless = path.with_name(f".{path.name}.removed")
+        shutil.rmtree(nameless, ignore_errors=True)
+        os.replace(path, nameless)
+        shutil.rmtree(nameless)
+
+
 def _flush_to_disk(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
+    """A file's content, or the names in a folder."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -3,13 +3,16 @@
 import dataclasses
 import json
 import math
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from sparseflash.models.config import TOKENS, PixelTransformerConfig
+from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
+from sparseflash.models.config import TOKENS, of_kinds
 from sparseflash.pathfinder import Geometry
+from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
+_KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,12 +31,27 @@ class Stage:
     tokens: str | None = None
     baseline: float | None = None
 
+    rule: ClassVar[str] = "the distance between the discs alone"
+
     def __str__(self) -> str:
         return f"{self.geometry.size} px, {self.geometry.contour_length} dashes"
 
     def __post_init__(self) -> None:
         if self.tokens is not None and self.tokens not in TOKENS:
             raise ValueError(f"a stage's tokens must be one of {', '.join(TOKENS)}; got {self.tokens!r}")
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a model is told beside the images."""
+        return {"tokens": self.tokens}
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ValueError unless this model can read these images."""
+        if not isinstance(model, PixelTransformerConfig):
+            raise ValueError("images need a model over pixels; this one is over symbols")
+        if self.tokens is not None:
+            dataclasses.replace(model, tokens=self.tokens)
+        model.grid((self.geometry.size, self.geometry.size))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,8 +91,8 @@ class TrainConfig:
     """
 
     task: str
-    model: PixelTransformerConfig
-    stages: tuple[Stage, ...]
+    model: ModelConfig
+    stages: tuple[Stage | SequenceStage, ...]
     schedule_steps: int
     promote_at: float = 0.91
     review: int = 3
@@ -96,6 +114,10 @@ class TrainConfig:
     activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            kinds = _KINDS.get(field.type)
+            if kinds and type(getattr(self, field.name)) not in kinds:
+                raise ValueError(f"{field.name} must be {kinds[0].__name__}; got {getattr(self, field.name)!r}")
         for name, least in (("schedule_steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0), ("seed", 0)):
             value = getattr(self, name)
             if value < least:
@@ -111,8 +133,10 @@ class TrainConfig:
         for name, known in (("precision", PRECISIONS), ("data", DATA)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")
-        if not 0.5 < self.promote_at <= 1:
-            raise ValueError(f"promote_at must be above 0.5 and at most 1; got {self.promote_at!r}")
+        if not self.chance < self.promote_at <= 1:
+            raise ValueError(
+                f"promote_at must be above {self.chance:.3g}, which is chance, and at most 1; got {self.promote_at!r}"
+            )
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in 0..1, 1 excluded; got {self.ema!r}")
         if self.review < 0 or self.review == 1:
@@ -124,14 +148,43 @@ class TrainConfig:
                 f"first_stage must be one of the {len(self.stages)} stages, from 0; got {self.first_stage!r}"
             )
         for stage in self.stages:
-            if stage.tokens is not None:
-                dataclasses.replace(self.model, tokens=stage.tokens)
-            self.model.grid((stage.geometry.size, stage.geometry.size))
-        if bool(self.dense_weight) != bool(self.model.dense_classes):
+            stage.check(self.model)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        dense_classes = self.model.dense_classes if isinstance(self.model, PixelTransformerConfig) else 0
+        if bool(self.dense_weight) != bool(dense_classes):
             raise ValueError(
                 f"a dense loss needs a dense head and the reverse; got dense_weight={self.dense_weight!r} and "
-                f"dense_classes={self.model.dense_classes!r}"
+                f"dense_classes={dense_classes!r}"
             )
+        for stage in self.stages:
+            if isinstance(stage, SequenceStage) and self.augment:
+                raise ValueError("augment mirrors images; sequences have no such symmetry")
+            if isinstance(stage, SequenceStage) and self.data == "fresh" and not stage.drawn:
+                raise ValueError('data "fresh" has no end, and files do; use "fixed"')
+
+    @property
+    def pixel_model(self) -> PixelTransformerConfig:
+        """The model of a task over pixels.
+
+        Raises:
+            ValueError: the task is over symbols.
+        """
+        if not isinstance(self.model, PixelTransformerConfig):
+            raise ValueError(f"the task {self.task} is over symbols, not over pixels")
+        return self.model
+
+    @property
+    def pixel_stages(self) -> tuple[Stage, ...]:
+        """The stages of a task over pixels; raises as `pixel_model` does."""
+        assert self.pixel_model
+        return tuple(stage for stage in self.stages if isinstance(stage, Stage))
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of guessing."""
+        return 1 / self.model.classes
 
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:
         """Linear warm-up, the peak, and once the last stage has begun a cosine from `lr` to `final_lr * lr`.
@@ -158,15 +211,19 @@ class TrainConfig:
         """
         try:
             fields = dict(fields)
-            fields["model"] = PixelTransformerConfig.from_dict(fields["model"])
-            fields["stages"] = tuple(
-                Stage(**{**stage, "geometry": Geometry(**stage["geometry"])}) for stage in fields["stages"]
-            )
-            return cls(**fields)
-        except (KeyError, TypeError) as error:
+            fields["model"] = config_from(fields["model"])
+            fields["stages"] = tuple(map(_stage_from, fields["stages"]))
+            return cls(**of_kinds(cls, fields))
+        except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a training config of this version: {error}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Names of the fields in which two configs differ."""
         mine, theirs = (json.loads(json.dumps(config.to_dict())) for config in (self, other))
         return [name for name in mine if mine[name] != theirs[name]]
+
+
+def _stage_from(fields: dict[str, Any]) -> Stage | SequenceStage:
+    if "geometry" not in fields:
+        return sequence_stage_from(fields)
+    return Stage(**of_kinds(Stage, {**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))}))

@@ -6,6 +6,7 @@ Contours grow by about a dash a stage: from labels alone a jump, or all lengths 
 from dataclasses import dataclass, replace
 
 from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.sequences import SequenceStage
 
 # The running accuracy is a mean over about so many images; a stage gives way no sooner.
 IMAGES = 1_000
@@ -41,7 +42,12 @@ class Progress:
     def promoted(self, config: TrainConfig, step: int) -> "Progress":
         """The next stage, if this one is done and not the last; else the same place."""
         done = self.images >= IMAGES and self.accuracy >= config.promote_at
-        return Progress(self.stage + 1, step) if done and self.stage + 1 < len(config.stages) else self
+        return begun(config, self.stage + 1, step) if done and self.stage + 1 < len(config.stages) else self
+
+
+def begun(config: TrainConfig, stage: int, step: int = 0) -> Progress:
+    """A place at the beginning of a stage, where a model can but guess."""
+    return Progress(stage, step, accuracy=config.chance)
 
 
 def drawn_from(config: TrainConfig, part: int, stage: int) -> int:
@@ -55,6 +61,6 @@ def last_stage_since(config: TrainConfig, progress: Progress) -> int | None:
     return progress.since if progress.stage == len(config.stages) - 1 else None
 
 
-def current(config: TrainConfig, progress: Progress) -> Stage:
+def current(config: TrainConfig, progress: Progress) -> Stage | SequenceStage:
     """The stage itself."""
     return config.stages[progress.stage]

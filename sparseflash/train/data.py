@@ -1,13 +1,11 @@
-"""Training images straight from the generator, without a file.
+"""Training examples, straight from a generator or from files.
 
-(seed, geometry, index) decides an image, and the number of a part decides the indices: the batches of a run depend
+(seed, stage, index) decides an example, and the number of a part decides the indices: the batches of a run depend
 neither on the number of workers nor on when it was stopped and resumed.
 """
 
-import multiprocessing
 from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
 from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
@@ -18,39 +16,41 @@ from torch import Tensor
 
 from sparseflash import pathfinder
 from sparseflash.pathfinder import splits
+from sparseflash.pathfinder.workers import Workers
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import drawn_from
+from sparseflash.train.sequences import SequenceStage
 
 SYMMETRIES = 8
 Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 class Batch(NamedTuple):
-    """Images and what is to be learned about them, B images of H x H pixels."""
+    """Examples and what is to be learned about them: B images of H x H pixels, or documents of at most N tokens."""
 
-    images: Tensor  # uint8 [B, H, H]
+    inputs: Tensor  # uint8 [B, H, H]; int16 [B, N] or [B, 2, N] for sequences, -1 behind the end
     labels: Tensor  # int64 [B]
     targets: Tensor | None  # int64 [B, H, H]: markers on the curve of each pixel, -1 where there is none
 
     def to(self, device: torch.device) -> "Batch":
         """The batch on a device."""
         targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        return Batch(self.images.to(device), self.labels.to(device), targets)
+        return Batch(self.inputs.to(device), self.labels.to(device), targets)
 
 
 def draw(
-    stage: Stage,
+    stage: Stage | SequenceStage,
     seed: int,
     indices: NDArray[np.int64] | range,
     dense: bool = False,
     symmetries: NDArray[np.int64] | None = None,
 ) -> Batch:
-    """Images of a stage.
+    """Examples of a stage.
 
     Args:
-        stage: the distribution.
-        seed: of the image stream.
-        indices: of the images.
+        stage: the distribution, or the files.
+        seed: of the stream of examples; files have none.
+        indices: of the examples.
         dense: with the ground truth for a dense loss.
         symmetries: for each image how it is turned, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
 
@@ -59,6 +59,8 @@ def draw(
         >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """
+    if isinstance(stage, SequenceStage):
+        return Batch(*stage.draw(seed, indices), None)
     images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
     targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
     if symmetries is not None:
@@ -80,84 +82,105 @@ def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pix
     return result
 
 
-Draw = tuple[Stage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
+Draw = tuple[Stage | SequenceStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
 class Stream:
-    """The batches of a run: `take` them in the order of their parts.
+    """The batches of a run that are one process's: `take` them in the order of its turns.
+
+    A part is one batch for each process that the run was begun with. Batches are dealt to the processes of today in
+    turn, so that these, be they more or fewer, see together what those would have seen.
 
     Args:
         config: stages, batch size, data, seed.
         rank: number of this process.
         world: how many processes share the images of a step.
         workers: processes that draw ahead; 0 draws when asked. The images are the same.
+        streams: batches of a part; default one for each process.
+
+    Raises:
+        WorkerError: (from `take`) they die again and again; one that dies alone is replaced.
     """
 
-    def __init__(self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0) -> None:
+    def __init__(
+        self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0, streams: int | None = None
+    ) -> None:
         self._config, self._rank, self._world, self._workers = config, rank, world, workers
-        self._ahead: deque[tuple[int, int, Future[Batch]]] = deque()  # part, stage it was drawn for, batch
-        # Fresh processes: forking one that has started threads can deadlock.
-        spawn = multiprocessing.get_context("spawn")
-        self._pool = ProcessPoolExecutor(workers, spawn, initializer=_prepare_worker) if workers else None
+        self._streams = world if streams is None else streams
+        self._ahead: deque[tuple[int, int]] = deque()  # turn, stage it is drawn for
+        self._pool: Workers[Draw, Batch] | None = Workers(_draw, workers) if workers else None
 
-    def take(self, part: int, stage: int) -> Batch:
-        """The batch of a part, a run standing in a stage. Past images that were drawn for another stage."""
+    def take(self, turn: int, stage: int) -> Batch:
+        """The batch of a turn, a run standing in a stage. Past images that were drawn for another stage."""
         if self._pool is None:
-            return draw(*planned(self._config, part, stage, self._rank, self._world))
-        if self._ahead and self._ahead[0][:2] != (part, stage):
-            for _, _, waiting in self._ahead:
-                waiting.cancel()
+            return draw(*self._planned(turn, stage))
+        if self._ahead and self._ahead[0] != (turn, stage):
+            self._pool.drop()
             self._ahead.clear()
-        following = self._ahead[-1][0] + 1 if self._ahead else part
-        for number in range(following, part + 2 * self._workers + 1):
-            wanted = planned(self._config, number, stage, self._rank, self._world)
-            self._ahead.append((number, stage, self._pool.submit(draw, *wanted)))
-        return self._ahead.popleft()[2].result()
+        following = self._ahead[-1][0] + 1 if self._ahead else turn
+        for number in range(following, turn + 2 * self._workers + 1):
+            self._pool.submit(self._planned(number, stage))
+            self._ahead.append((number, stage))
+        batch = self._pool.take()
+        self._ahead.popleft()
+        return batch
+
+    def part(self, turn: int) -> int:
+        """The part that the batch of a turn is of."""
+        return self._number(turn) // self._streams
+
+    def _number(self, turn: int) -> int:
+        return turn * self._world + self._rank
+
+    def _planned(self, turn: int, stage: int) -> Draw:
+        part, stream = divmod(self._number(turn), self._streams)
+        return planned(self._config, part, stage, stream, self._streams)
 
     def close(self) -> None:
         """End the workers."""
         if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool.close()
 
 
-def planned(config: TrainConfig, part: int, stage: int, rank: int = 0, world: int = 1) -> Draw:
-    """The arguments of `draw` for a part."""
-    first = (part * world + rank) * config.batch
+def _draw(wanted: Draw) -> Batch:
+    return draw(*wanted)
+
+
+def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams: int = 1) -> Draw:
+    """The arguments of `draw` for a part, one of its batches."""
+    first = (part * streams + stream) * config.batch
     order = np.arange(first, first + config.batch)
+    source = config.stages[drawn_from(config, part, stage)]
+    # Training examples come first, so that a place among them is an index.
+    count = len(sets(source)["train"])
     if config.data == "fixed":
-        indices, seed = _of_rounds(_shuffled, config.seed, order), splits.SEED
+        indices, seed = _of_rounds(_shuffled, config.seed, order, count), splits.SEED
     else:
         indices, seed = splits.FRESH + order, config.seed
         if indices[-1] >= splits.END:
             raise ValueError(f"part {part} would need images past index 2**32; use another seed")
-    symmetries = _of_rounds(_symmetries, config.seed, order) if config.augment else None
-    return config.stages[drawn_from(config, part, stage)], seed, indices, config.dense_weight > 0, symmetries
+    symmetries = _of_rounds(_symmetries, config.seed, order, count) if config.augment else None
+    return source, seed, indices, config.dense_weight > 0, symmetries
 
 
-ROUND = len(splits.SPLITS["train"])
+def sets(stage: Stage | SequenceStage) -> dict[str, range]:
+    """The sets of a stage, each a range of indices; the training one begins at 0."""
+    return splits.SPLITS if isinstance(stage, Stage) else stage.splits
 
 
 def _of_rounds(
-    numbers: Callable[[int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64]
+    numbers: Callable[[int, int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """What stands at places of an endless list that is made round by round, ROUND numbers each."""
-    rounds = range(order[0] // ROUND, order[-1] // ROUND + 1)
-    return np.concatenate([numbers(seed, number)[order[order // ROUND == number] % ROUND] for number in rounds])
+    """What stands at places of an endless list that is made round by round, ``count`` numbers each."""
+    rounds = range(order[0] // count, order[-1] // count + 1)
+    return np.concatenate([numbers(seed, number, count)[order[order // count == number] % count] for number in rounds])
 
 
 @lru_cache(maxsize=2)
-def _shuffled(seed: int, number: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 0, number)).permutation(ROUND)
+def _shuffled(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 0, number)).permutation(count)
 
 
 @lru_cache(maxsize=2)
-def _symmetries(seed: int, number: int) -> NDArray[np.int64]:
-    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=ROUND)
-
-
-def _prepare_worker() -> None:
-    # Ctrl-C goes to the whole process group; the trainer decides what it means.
-    import signal
-
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
+def _symmetries(seed: int, number: int, count: int) -> NDArray[np.int64]:
+    return np.random.default_rng((seed, 1, number)).integers(SYMMETRIES, size=count)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseflash.pathfinder import SPLITS, Dataset, splits
+from sparseflash.pathfinder import Dataset, splits
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.train.config import Stage
-from sparseflash.train.data import draw
+from sparseflash.train.data import draw, sets
+from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Score:
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.accuracy:.1%} of {self.count:,} images (95 % interval {low:.1%} to {high:.1%})"
+        return f"{self.accuracy:.1%} of {self.count:,} examples (95 % interval {low:.1%} to {high:.1%})"
 
 
 def evaluate(
@@ -53,54 +54,56 @@ def evaluate(
     advance: Callable[[int], None] = lambda done: None,
     tokens: str | None = None,
 ) -> Score:
-    """Score a `PixelTransformer`.
+    """Score a `PixelTransformer` or a `SequenceTransformer`.
 
     Args:
         model: left in the mode it came in.
-        batches: images uint8 [B, H, H] and labels int64 [B].
+        batches: what the model takes, of B examples, and labels int64 [B].
         device: where the model is.
-        advance: told how many images each batch had.
+        advance: told how many examples each batch had.
         tokens: which pixels are tokens, instead of what the model's config says.
 
     Raises:
-        ValueError: no images.
+        ValueError: no examples.
     """
+    options = {} if tokens is None else {"tokens": tokens}
     training, right, count = model.training, 0, 0
     model.eval()
     try:
         with torch.no_grad():
-            for images, labels in batches:
-                answers = model(images.to(device), tokens=tokens).logits.argmax(-1).cpu()
+            for inputs, labels in batches:
+                answers = model(inputs.to(device), **options).logits.argmax(-1).cpu()
                 right, count = right + int((answers == labels).sum()), count + len(labels)
                 advance(len(labels))
     finally:
         model.train(training)
     if not count:
-        raise ValueError("there are no images to evaluate on")
+        raise ValueError("there are no examples to evaluate on")
     return Score(right, count)
 
 
 def held_out(
-    stage: Stage, count: int | None = None, split: str = "test", batch: int = 50, workers: int = 0
+    stage: Stage | SequenceStage, count: int | None = None, split: str = "test", batch: int = 50, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The first images of a fixed set of a stage; no training run has seen those of "val" and "test".
+    """The first examples of a fixed set of a stage; no training run has seen those of "val" and "test".
 
     Args:
-        stage: where the images come from.
-        count: how many; default all, 20,000.
-        split: a name in `sparseflash.pathfinder.SPLITS`.
-        batch: images at a time.
-        workers: processes that draw ahead; 0 draws when asked. The images are the same.
+        stage: where they come from.
+        count: how many; default all.
+        split: a name in `sparseflash.pathfinder.SPLITS`; reviews have no "val".
+        batch: examples at a time.
+        workers: processes that draw ahead; 0 draws when asked. The examples are the same.
 
     Raises:
         ValueError: an unknown split, or a count that is not in 1 to its size.
     """
-    if split not in SPLITS:
-        raise ValueError(f"split must be one of {', '.join(SPLITS)}; got {split!r}")
-    indices = SPLITS[split]
+    known = sets(stage)
+    if split not in known:
+        raise ValueError(f"split must be one of {', '.join(known)}; got {split!r}")
+    indices = known[split]
     count = len(indices) if count is None else count
     if not 1 <= count <= len(indices):
-        raise ValueError(f"the {split} set has {len(indices):,} images; got a count of {count!r}")
+        raise ValueError(f"the {split} set has {len(indices):,} examples; got a count of {count!r}")
     parts = [indices[start : min(start + batch, count)] for start in range(0, count, batch)]
     for images, labels, _ in run_tasks(partial(draw, stage, splits.SEED), parts, max(1, workers)):
         yield images, labels

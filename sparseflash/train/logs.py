@@ -31,7 +31,7 @@ class Reporter:
     Args:
         run: the run folder.
         step: steps done before.
-        images: images a step.
+        images: examples a step.
         quiet: show and record nothing (other processes than the first).
         line: takes lines instead of the terminal.
     """
@@ -85,21 +85,22 @@ class Reporter:
         self._file.close()
         self._board.close()
 
-    def stage(self, step: int, name: str, baseline: Callable[[], float], until: int | None) -> None:
+    def stage(self, step: int, name: str, rule: str, baseline: Callable[[], float], until: int | None) -> None:
         """Report that a stage begins.
 
         Args:
             step: steps done.
             name: of the stage, for people.
-            baseline: gives the accuracy that the marker distance alone allows; may take seconds.
+            rule: of thumb that a model must beat, for people.
+            baseline: gives the accuracy of that rule; may take seconds.
             until: the step at which training ends, if known.
         """
         if self._quiet:
             return
         self._until, self._baseline = until, baseline()
         self._recent.clear()
-        self._board.add_scalar("marker_distance_baseline", self._baseline, step)
-        self._say(f"{name}; the distance between the discs alone gives {self._baseline:.1%}")
+        self._board.add_scalar("baseline", self._baseline, step)
+        self._say(f"{name}; {rule} gives {self._baseline:.1%}")
         if self._progress is not None:
             self._progress.update(self._bar, total=until)
 
@@ -113,11 +114,11 @@ class Reporter:
         now = time.perf_counter()
         self._times.append(now)
         rate = (len(self._times) - 1) * self._images / max(now - self._times[0], 1e-9)
-        for name, value in {**figures, "images_per_second": rate}.items():
+        for name, value in {**figures, "examples_per_second": rate}.items():
             self._board.add_scalar(name, value, step)
         shown = [f"{name.removesuffix('_accuracy')} {self._mean(name):.3f}" for name in figures if "accuracy" in name]
         text = ", ".join([f"loss {self._mean('loss'):.3f}", *shown, f"baseline {self._baseline:.3f}"])
-        text += f", {rate:.3g} images/s"
+        text += f", {rate:.3g} examples/s"
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, figures=text)
         elif now - self._told >= SECONDS_BETWEEN_LINES or step == self._until:
@@ -158,4 +159,6 @@ def _cut(path: Path, step: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             break
-    path.write_text("".join(kept))
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_text("".join(kept))
+    temporary.replace(path)

@@ -1,7 +1,6 @@
 """The training loop, top to bottom."""
 
 import math
-import os
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
@@ -14,16 +13,19 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparseflash.models import PixelTransformer
+from sparseflash.models import Model, PixelTransformer, build
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import begin_with, checkpoints, load_checkpoint, resolve, restore, save_checkpoint
+from sparseflash.train.checkpoint import begin_with, checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
-from sparseflash.train.curriculum import Progress, current, drawn_from, last_stage_since
-from sparseflash.train.data import Stream
+from sparseflash.train.curriculum import Progress, begun, current, drawn_from, last_stage_since
+from sparseflash.train.data import Stream, sets
 from sparseflash.train.interrupt import Interrupt
 from sparseflash.train.logs import Reporter
 from sparseflash.train.losses import loss_of
 from sparseflash.train.pictures import attention, mistakes
+from sparseflash.train.processes import Processes
+from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class TrainResult:
         out_of_time: the time budget ended the run early.
     """
 
-    model: PixelTransformer = field(repr=False)
+    model: Model = field(repr=False)
     step: int
     losses: list[float] = field(repr=False)
     checkpoint: Path | None
@@ -57,6 +59,7 @@ def train(
     minutes: float | None = None,
     resume: bool = False,
     device: str | torch.device = "cpu",
+    context_parallel: int = 1,
     workers: int = 0,
     save_every: int = 500,
     keep: int = 3,
@@ -66,7 +69,10 @@ def train(
     """Train a model, or go on training it.
 
     On a CPU, a run that was stopped and resumed any number of times has, bit for bit, the losses and weights of an
-    uninterrupted one. Under torchrun every process trains on its share of each step's images.
+    uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
+    damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
+    images, or of their tokens; another number of processes that goes on from a checkpoint takes the same steps, to
+    within rounding.
 
     Args:
         config: the recipe.
@@ -74,8 +80,9 @@ def train(
         steps: optimizer steps in all, those before a resume included; default: until the last stage has had
             ``config.schedule_steps``.
         minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out``.
+        resume: go on from the latest checkpoint in ``out`` that is whole.
         device: where to train.
+        context_parallel: ranks that share the tokens of each image; those that do not draw other images.
         workers: processes that draw images ahead; 0 draws them in this one.
         save_every: steps between checkpoints; one more is written at the end.
         keep: how many checkpoints stay.
@@ -83,10 +90,13 @@ def train(
         line: takes a line of progress at a time, instead of the terminal.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is off, its checkpoint is damaged or was made with
-            another config, or steps, minutes, save_every or keep are too small.
+        ValueError: ``out`` holds a run already and ``resume`` is off, all its checkpoints are damaged or the latest
+            was made with another config, steps, minutes, save_every or keep are too small, or the processes cannot
+            share images or tokens so, see `Processes`.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
+        OSError: the disk is full or may not be written to; earlier checkpoints stay.
+        WorkerError: workers died again and again; the completed steps are saved.
 
     Example:
         >>> import tempfile
@@ -108,46 +118,63 @@ def train(
     if not resume and checkpoints(run):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
-    rank, world, device = _join_processes(torch.device(device))
-    torch.manual_seed(config.seed)
-    model = PixelTransformer(config.model)
-    if config.init and not resume:
-        begin_with(model, resolve(Path(config.init)))
-    model.activation_checkpointing = config.activation_checkpointing
-    model.to(device).train()
-    optimizer = _optimizer(model, config)
-    # The first update copies the weights.
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
-    averaged = None if average is None else average.module
-    step, progress, saved = 0, Progress(config.first_stage), None
-    if resume:
-        checkpoint = load_checkpoint(run)
-        if different := config.differences(checkpoint.config):
-            raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
-        restore(checkpoint, model, optimizer, averaged)
-        step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
-        if average is not None:
-            average.n_averaged.fill_(step)
-    trained: nn.Module = DistributedDataParallel(model) if world > 1 else model
-    losses: list[float] = []
-    out_of_time = False
+    for wanted in config.stages:
+        sets(wanted)  # files that are not there show before anything is written
+        if pictures and not isinstance(wanted, Stage):
+            raise ValueError("pictures are drawn of Pathfinder images; sequences have none")
 
-    shown = model if averaged is None else averaged
-    assert isinstance(shown, PixelTransformer)
-
-    def save() -> Path:
-        return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep)
-
-    def show(stage: Stage) -> None:
-        if pictures and rank == 0:
-            for name, draw in (("mistakes", mistakes), ("attention", attention)):
-                reporter.figure(name, draw(shown, stage), step)
-
+    processes = Processes.here(context_parallel)
     with ExitStack() as stack:
-        interrupt = stack.enter_context(Interrupt(at_once=world == 1))
-        images = config.batch * config.accumulate * world
-        reporter = stack.enter_context(Reporter(run, step, images, quiet=rank > 0, line=line))
-        stream = Stream(config, rank, world, workers)
+        # First of all: where Python swallows the exception that a signal raises, it has still been noted.
+        interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
+        checkpoint = None
+        if resume:
+            with interrupt.shield():  # a load cut short would look like damage
+                checkpoint = latest_checkpoint(run)
+            if different := config.differences(checkpoint.config):
+                raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
+        streams = (checkpoint and checkpoint.streams) or processes.groups
+        processes.check(config, streams)
+        device, mesh, joined = processes.join(torch.device(device))
+        torch.manual_seed(config.seed)
+        model = build(config.model)
+        if config.init and not resume:
+            begin_with(model, resolve(Path(config.init)))
+        model.activation_checkpointing = config.activation_checkpointing
+        model.to(device).train()
+        optimizer = _optimizer(model, config)
+        # The first update copies the weights.
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
+        averaged = None if average is None else average.module
+        step, progress, saved = 0, begun(config, config.first_stage), None
+        if checkpoint is not None:
+            restore(checkpoint, model, optimizer, averaged)
+            step, progress, saved = checkpoint.step, checkpoint.progress, checkpoint.path
+            if average is not None:
+                average.n_averaged.fill_(step)
+        trained: nn.Module = DistributedDataParallel(model) if processes.world > 1 else model
+        losses: list[float] = []
+        out_of_time = False
+        # A step's parts have a batch for each stream; each group of processes takes so many of these batches.
+        batches = config.accumulate * streams
+        turns = batches // processes.groups
+
+        shown = model if averaged is None else averaged
+        assert isinstance(shown, Model)
+
+        def save() -> Path:
+            return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep, streams)
+
+        def show(stage: Stage | SequenceStage) -> None:
+            if pictures and processes.first:
+                assert isinstance(stage, Stage)
+                assert isinstance(shown, PixelTransformer)
+                for name, draw in (("mistakes", mistakes), ("attention", attention)):
+                    reporter.figure(name, draw(shown, stage), step)
+
+        images = config.batch * batches
+        reporter = stack.enter_context(Reporter(run, step, images, quiet=not processes.first, line=line))
+        stream = Stream(config, processes.group, processes.groups, workers, streams)
         stack.callback(stream.close)
         try:
             _enter(reporter, config, progress, step, steps)
@@ -155,18 +182,18 @@ def train(
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate(step, last_stage_since(config, progress))
                 optimizer.zero_grad(set_to_none=True)
-                parts: list[Tensor] = []
-                for part in range(step * config.accumulate, (step + 1) * config.accumulate):
-                    stage = config.stages[drawn_from(config, part, progress.stage)]
-                    batch = stream.take(part, progress.stage).to(device)
-                    # Processes exchange gradients once a step, with the last part.
-                    alone = world > 1 and (part + 1) % config.accumulate
+                figures: list[Tensor] = []
+                for turn in range(step * turns, (step + 1) * turns):
+                    stage = config.stages[drawn_from(config, stream.part(turn), progress.stage)]
+                    batch = stream.take(turn, progress.stage).to(device)
+                    # Processes exchange gradients once a step, with the last batch.
+                    alone = processes.world > 1 and (turn + 1) % turns
                     with trained.no_sync() if alone else nullcontext():  # type: ignore[operator]
-                        loss, figures = loss_of(trained, batch, config, stage)
-                        (loss / config.accumulate).backward()
-                    parts.append(figures)
+                        loss, of_batch = loss_of(trained, batch, config, stage, mesh)
+                        (loss / turns).backward()
+                    figures.append(of_batch)
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
-                each = _mean_over_processes(torch.stack(parts), world)
+                each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, streams)).mean(1)
                 mean = each.mean(0)
                 loss_value, *accuracies = mean.tolist()
                 if not (torch.isfinite(mean).all() and torch.isfinite(norm)):
@@ -181,18 +208,18 @@ def train(
                     if average is not None:
                         average.update_parameters(model)
                     lr = optimizer.param_groups[0]["lr"]
-                    progress = _counted(config, progress, step, each[:, 1].tolist(), config.batch * world)
+                    progress = _counted(config, progress, step, each[:, 1].tolist(), config.batch * streams)
                     step += 1
                     losses.append(loss_value)
                     logged = {"loss": loss_value, **dict(zip(("accuracy", "dense_accuracy"), accuracies, strict=False))}
                     logged |= {"stage": progress.stage, "running_accuracy": progress.accuracy}
                     reporter.step(step, {**logged, "lr": lr, "gradient_norm": norm.item()})
                     out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
-                    stop = _in_any_process(interrupt.asked or out_of_time, world, device)
+                    stop = processes.any(interrupt.asked or out_of_time, device)
                     following = progress.promoted(config, step)
                     promoted, progress = following != progress, following
                     last = step == _last_step(config, progress, steps)
-                    if rank == 0 and (step % save_every == 0 or promoted or last or stop):
+                    if processes.first and (step % save_every == 0 or promoted or last or stop):
                         saved = save()
                     if promoted:
                         show(config.stages[progress.stage - 1])
@@ -206,7 +233,11 @@ def train(
             interrupt.hold()
             if losses:
                 saved = save()
-    if world > 1:
+        except WorkerError:
+            if losses and processes.first:
+                save()
+            raise
+    if joined:
         distributed.destroy_process_group()
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)
 
@@ -230,7 +261,9 @@ def _counted(config: TrainConfig, progress: Progress, step: int, accuracies: lis
 def _enter(reporter: Reporter, config: TrainConfig, progress: Progress, step: int, steps: int | None) -> None:
     stage = current(config, progress)
     number = f"stage {progress.stage + 1} of {len(config.stages)}: " if len(config.stages) > 1 else ""
-    reporter.stage(step, f"{number}{stage}", lambda: stage_baseline(stage), _last_step(config, progress, steps))
+    reporter.stage(
+        step, f"{number}{stage}", stage.rule, lambda: stage_baseline(stage), _last_step(config, progress, steps)
+    )
 
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
@@ -246,29 +279,3 @@ def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(0.9, 0.98),
     )
-
-
-def _join_processes(device: torch.device) -> tuple[int, int, torch.device]:
-    """Rank, number of processes and device of this one; torchrun sets the environment."""
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    if world == 1:
-        return 0, 1, device
-    if device.type == "cuda":
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    return distributed.get_rank(), world, device
-
-
-def _mean_over_processes(figures: Tensor, world: int) -> Tensor:
-    if world > 1:
-        distributed.all_reduce(figures)
-    return figures / world
-
-
-def _in_any_process(flag: bool, world: int, device: torch.device) -> bool:
-    if world == 1:
-        return flag
-    shared = torch.tensor(float(flag), device=device)
-    distributed.all_reduce(shared)
-    return bool(shared > 0)

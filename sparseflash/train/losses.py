@@ -5,30 +5,49 @@ from contextlib import nullcontext
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 
+from sparseflash.distributed.pooling import summed
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.data import Batch
+from sparseflash.train.sequences import SequenceStage
 
 
-def loss_of(model: nn.Module, batch: Batch, config: TrainConfig, stage: Stage) -> tuple[Tensor, Tensor]:
+def loss_of(
+    model: nn.Module,
+    batch: Batch,
+    config: TrainConfig,
+    stage: Stage | SequenceStage,
+    mesh: DeviceMesh | None = None,
+) -> tuple[Tensor, Tensor]:
     """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels.
 
+    Ranks that share the tokens have losses and figures whose means are those of the whole images: each rank's dense
+    part is the sum over its own pixels, times the number of ranks, over the pixels of all.
+
     Args:
-        model: a `PixelTransformer`, or what wraps one.
+        model: a `PixelTransformer` or `SequenceTransformer`, or what wraps one.
         batch: on the model's device.
         config: weights of the losses, precision.
-        stage: what the images are of.
+        stage: where the batch comes from.
+        mesh: of the ranks that share the tokens of these images.
     """
     half = config.precision == "bf16"
-    with torch.autocast(batch.images.device.type, torch.bfloat16) if half else nullcontext():
-        output = model(batch.images, tokens=stage.tokens)
+    shared = {} if mesh is None else {"mesh": mesh}
+    with torch.autocast(batch.labels.device.type, torch.bfloat16) if half else nullcontext():
+        output = model(batch.inputs, **stage.options, **shared)
         loss = F.cross_entropy(output.logits, batch.labels)
     right = (output.logits.argmax(-1) == batch.labels).float().mean()
     if batch.targets is None:
         return loss, torch.stack([loss.detach(), right])
     wanted = batch.targets.flatten()[output.dense_pixels]
     asked = wanted >= 0
-    dense = F.cross_entropy(output.dense_logits.float()[asked], wanted[asked])
-    loss = loss + config.dense_weight * dense
-    dense_right = (output.dense_logits.argmax(-1)[asked] == wanted[asked]).float().mean()
+    ranks, pixels = 1 if mesh is None else mesh.size(), asked.sum()
+    if mesh is not None:
+        pixels = summed(pixels, mesh)
+    logits, wanted = output.dense_logits[asked], wanted[asked]
+    # No rounding to less than fp32: under autocast the logits come in half precision.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    loss = loss + config.dense_weight * (ranks * F.cross_entropy(logits, wanted, reduction="sum") / pixels)
+    dense_right = ranks * (logits.argmax(-1) == wanted).sum() / pixels
     return loss, torch.stack([loss.detach(), right, dense_right])

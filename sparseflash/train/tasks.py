@@ -3,7 +3,8 @@
 A preset is TOML: fields of `TrainConfig`, a ``[model]`` with fields of `PixelTransformerConfig`, and a ``[[stages]]``
 for each stage, whose images are named by ``size`` and ``length`` (in dashes): the published task where they are a
 published one's and nothing else is said, else the dashes of the ``base`` task on that canvas. ``geometry`` changes
-single fields of the images.
+single fields of the images. Of a sequence task the ``[model]`` is a `SequenceTransformerConfig`, and a stage has fields
+of `SequenceStage`, with a ``grammar`` where its trees are not the Arena's.
 """
 
 import dataclasses
@@ -13,15 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.foreign import read_text
+from sparseflash.lra import TASKS as SEQUENCE_TASKS
+from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
 from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
-TASKS: Final = ("demo", "path32", "path64", "pathx", "path256")
+TASKS: Final = ("demo", "path32", "path64", "pathx", "path256", "listops", "text", "retrieval", "image")
 FOLDER: Final = Path(__file__).parent / "recipes"
 PRESETS: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 _LENGTHS: Final = {length: level for level, (_, length) in LEVELS.items()}
+_PIXELS: Final = {field.name for field in dataclasses.fields(PixelTransformerConfig)}
 _OF_STAGES: Final = {"size", "length", "base", "match_distance", "tokens", "baseline", "geometry"}
 
 
@@ -59,19 +64,21 @@ def load_preset(name: str | Path) -> Preset:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        fields = tomllib.loads(path.read_text())
+        fields = tomllib.loads(read_text(path))
         summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
-        model = PixelTransformerConfig.from_dict(fields.pop("model"))
-        stages = tuple(_stage(stage) for stage in fields.pop("stages"))
+        model = config_from(fields.pop("model"))
+        stages = tuple(_stage(fields["task"], stage) for stage in fields.pop("stages"))
         config = TrainConfig(model=model, stages=stages, **fields)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (RecursionError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is no preset: {error}") from None
     if config.task not in TASKS:
         raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
     return Preset(summary, config, cpu_batch or config.batch)
 
 
-def _stage(fields: Mapping[str, Any]) -> Stage:
+def _stage(task: str, fields: Mapping[str, Any]) -> Stage | SequenceStage:
+    if task in SEQUENCE_TASKS:
+        return sequence_stage_from({"task": task, **fields})
     if unknown := sorted(set(fields) - _OF_STAGES):
         raise ValueError(f"a stage has no field {', '.join(map(repr, unknown))}; known: {sorted(_OF_STAGES)}")
     size, length, changes = fields["size"], fields["length"], fields.get("geometry", {})
@@ -87,7 +94,13 @@ def _stage(fields: Mapping[str, Any]) -> Stage:
 
 
 def recipe(
-    task: str, *, preset: str | Path | None = None, device: str = "cpu", pattern: str | None = None, **changes: Any
+    task: str,
+    *,
+    preset: str | Path | None = None,
+    device: str = "cpu",
+    pattern: str | None = None,
+    folder: str | Path | None = None,
+    **changes: Any,
 ) -> TrainConfig:
     """The config of a task, with changes.
 
@@ -96,6 +109,7 @@ def recipe(
         preset: one of `PRESETS` for this task, or a file; default the preset with the task's name.
         device: a CPU gets the preset's smaller batch, and fp32.
         pattern: textual form of another attention pattern, over pixels unless ``unit`` says otherwise.
+        folder: where a sequence task's files are, see `sparseflash.lra.open_corpus`.
         changes: other fields of `TrainConfig`, or of its model; None leaves a field as it is.
 
     Raises:
@@ -114,12 +128,20 @@ def recipe(
     if device.startswith("cpu"):
         config = replace(config, batch=found.cpu_batch, precision="fp32")
     given = {name: value for name, value in {"pattern": pattern, **changes}.items() if value is not None}
-    in_model = {field.name for field in dataclasses.fields(PixelTransformerConfig)}
-    if given.get("dense_weight") == 0:
-        given.setdefault("dense_classes", 0)
-    elif "dense_weight" in given:
-        given.setdefault("dense_classes", 3)
-    if pattern is not None and config.model.tokens == "all":
+    if "dense_weight" in given:
+        given.setdefault("dense_classes", 3 if given["dense_weight"] else 0)
+    in_model = {field.name for field in dataclasses.fields(config.model)}
+    if foreign := sorted((given.keys() & _PIXELS) - in_model):
+        raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is no task over pixels")
+    if pattern is not None and isinstance(config.model, PixelTransformerConfig) and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
+    if folder is not None:
+        given["stages"] = tuple(_from_files(stage, folder) for stage in config.stages)
     model = replace(config.model, **{name: value for name, value in given.items() if name in in_model})
     return replace(config, model=model, **{name: value for name, value in given.items() if name not in in_model})
+
+
+def _from_files(stage: Stage | SequenceStage, folder: str | Path) -> SequenceStage:
+    if not isinstance(stage, SequenceStage):
+        raise ValueError("a folder is for the sequence tasks; Pathfinder images are drawn")
+    return replace(stage, folder=str(Path(folder).resolve()), grammar=None)

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from sparseflash import pathfinder
 from sparseflash.cli import app
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 
@@ -44,6 +46,16 @@ def test_help_teaches_by_examples() -> None:
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
+    shared = "torchrun --nproc-per-node 8 -m sparseflash train path256 --context-parallel 4"
+    assert shared in " ".join(invoke("train", "--help").stdout.split())
+
+
+def test_dead_workers_are_told_in_plain_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def dies(*_: object, **__: object) -> None:
+        raise WorkerError("worker processes died 3 times before they finished anything")
+
+    monkeypatch.setattr(pathfinder, "write", dies)
+    assert "error: worker processes died 3 times" in refused("generate", "--size", 32, "--count", 1, "--out", tmp_path)
 
 
 def test_bench_measures_us_beside_dense_attention() -> None:
@@ -201,7 +213,7 @@ def test_train_resume_evaluate(tmp_path: Path) -> None:
     assert found["accuracy"] == found["right"] / 5
     assert 0.4 < found["marker_distance_baseline"] < 0.6
     told = invoke("evaluate", run, "--data", folder, "--device", "cpu", "--limit", 3)
-    assert "of 3 images (95 % interval" in told.stdout
+    assert "of 3 examples (95 % interval" in told.stdout
     assert "marker-distance baseline" in told.stdout
 
 
@@ -214,7 +226,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr
     assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
-    assert "52.3% by the marker distance alone" in first.stdout
+    assert "52.3% by the distance between the discs alone" in first.stdout
     assert len(list((run / "pictures").iterdir())) == 2
     second = invoke("train", "path256", "--out", run, "--resume", "--steps", 2, "--device", "cpu")
     assert second.exit_code == 0, second.output
@@ -243,7 +255,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
         (["--task", "path256", "--split", "train"], "--split must be test or val; got 'train'"),
         (["--task", "path256", "--size", 64], "--level and --size are for --data"),
         (["--task", "path256", "--data", "."], "leave them out with --data"),
-        (["--task", "path256", "--limit", 20_001], "the test set has 20,000 images"),
+        (["--task", "path256", "--limit", 20_001], "the test set has 20,000 examples"),
         (["--task", "path256", "--workers", -1], "--workers must be at least 0"),
     ],
 )
@@ -271,6 +283,8 @@ def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str
         (["demo", "--preset", "mine.toml"], "no file mine.toml"),
         (["demo", "--data", "old"], "data must be one of fixed, fresh"),
         (["demo", "--tokens", "lit_tiles"], "need unit"),
+        (["demo", "--context-parallel", "2"], "one process does not divide into groups of 2; start a multiple of 2"),
+        (["demo", "--context-parallel", "0"], "context_parallel must be at least 1; got 0"),
     ],
 )
 def test_train_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -416,7 +430,7 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
 
 def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
     config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
-    model = PixelTransformer(config.model)
+    model = PixelTransformer(config.pixel_model)
     (mask, *_) = model.masks((256, 256))
     assert mask.shape == (65_536, 65_536)
     assert mask.density < 0.05

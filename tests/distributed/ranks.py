@@ -22,7 +22,9 @@ class Ranks:
     def __init__(self, count: int) -> None:
         # The server imports torch once, and every rank is a fork of it: seconds instead of seconds for each.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.distributed.programs", "tests.distributed.training"])
+        context.set_forkserver_preload(
+            ["tests.distributed.programs", "tests.distributed.training", "tests.distributed.trainer"]
+        )
         self.count = count
         self.folder = tempfile.TemporaryDirectory()
         self.pipes: list[Connection] = []

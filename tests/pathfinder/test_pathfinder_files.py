@@ -3,6 +3,9 @@
 import json
 import shutil
 import struct
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +99,23 @@ def test_resume(tmp_path: Path) -> None:
     assert one.files == other.files
     assert len(one) == 8
     assert write(tmp_path / "whole", 8).skipped == (0, 1, 2)
+
+
+def test_a_killed_writer_leaves_whole_files_and_the_next_one_finishes(tmp_path: Path) -> None:
+    call = f"pf.write({str(tmp_path / 'killed')!r}, 32, 40, seed=3, progress=False)"
+    folder = tmp_path / "killed" / "pathfinder32" / HARD
+    for least in (3, 9, 20):
+        writer = subprocess.Popen([sys.executable, "-c", f"import sparseflash.pathfinder as pf; {call}"])
+        while writer.poll() is None and len(list(folder.glob("imgs/0/*.png"))) < least:
+            time.sleep(0.001)
+        writer.kill()
+        writer.wait()
+    report = pf.write(tmp_path / "killed", 32, 40, seed=3, progress=False)
+    assert report.kept >= 20 or report.skipped == (0,)
+    whole = pf.write(tmp_path / "whole", 32, 40, seed=3, progress=False).folder
+    names = sorted(str(path.relative_to(whole)) for path in whole.rglob("*.*"))
+    assert names == sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+    assert all((whole / name).read_bytes() == (folder / name).read_bytes() for name in names)
 
 
 def test_only_labels_missing(tmp_path: Path) -> None:

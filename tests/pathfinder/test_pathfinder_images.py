@@ -2,10 +2,14 @@
 
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +18,7 @@ import sparseflash.pathfinder as pf
 from sparseflash.pathfinder.render import render
 from sparseflash.pathfinder.scene import stream
 from sparseflash.pathfinder.strokes import marker
-from sparseflash.pathfinder.workers import run_tasks
+from sparseflash.pathfinder.workers import WorkerError, run_tasks
 
 SMALL = pf.Geometry.curriculum(64, 3)
 
@@ -162,8 +166,62 @@ def test_workers_keep_order_and_report_failures() -> None:
     assert [next(done) for _ in range(6)] == [6, 2, 1, 1, 24, 120]
     with pytest.raises(ValueError, match="negative"):
         next(done)
-    with pytest.raises(RuntimeError, match="worker process died"):
+    with (
+        pytest.warns(UserWarning, match="its work is done again"),
+        pytest.raises(WorkerError, match="died 3 times before they finished anything"),
+    ):
         list(run_tasks(os._exit, [1, 1, 1], 2))
+
+
+def _dies_at_first(marker: str, task: int) -> int:
+    """Kills its process at task 3, once."""
+    if task == 3:
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            pass
+        else:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return task * task
+
+
+def test_a_worker_that_dies_is_replaced_and_its_work_done_again(tmp_path: Path) -> None:
+    tasks = [*range(8), 8, 9]
+    with pytest.warns(UserWarning, match="its work is done again"):
+        found = list(run_tasks(partial(_dies_at_first, str(tmp_path / "died")), tasks, 2))
+    assert found == [task * task for task in tasks]
+
+
+def test_workers_end_when_their_parent_is_killed() -> None:
+    code = (
+        "import math, time\n"
+        "from sparseflash.pathfinder.workers import Workers\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(math.factorial, 2)\n"
+        "    for _ in range(4): workers.submit(3)\n"
+        "    assert [workers.take() for _ in range(4)] == [6] * 4\n"
+        "    print(*workers._pool._processes, flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    processes = [int(number) for number in parent.stdout.readline().split()]
+    assert processes
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    waiting = time.monotonic() + 20
+    while any(map(_runs, processes)) and time.monotonic() < waiting:
+        time.sleep(0.02)
+    assert not any(map(_runs, processes))
+
+
+def _runs(process: int) -> bool:
+    """Whether it is there and no zombie that nobody waits for."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def test_generator_does_not_import_torch_or_pillow_early() -> None:

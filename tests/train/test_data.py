@@ -13,7 +13,7 @@ from sparseflash.pathfinder import SPLITS, Geometry, splits
 from sparseflash.train import Stage, Stream, TrainConfig, held_out, recipe
 from sparseflash.train.data import draw, planned, turned
 
-EASY = recipe("demo").stages[0].geometry
+EASY = recipe("demo").pixel_stages[0].geometry
 CONFIG = replace(
     recipe("demo"), batch=4, data="fixed", stages=(Stage(EASY), Stage(replace(EASY, contour_length=3, size=32)))
 )
@@ -53,17 +53,17 @@ def test_fresh_images_are_in_no_set_and_never_come_twice() -> None:
 def test_images_depend_on_seed_and_part_alone_and_processes_share_them() -> None:
     config = replace(CONFIG, augment=True)
     stream = Stream(config)
-    images = [stream.take(part, 0).images for part in range(3)]
-    assert torch.equal(Stream(config).take(2, 0).images, images[2])
-    halves = [Stream(replace(config, batch=2), rank, 2).take(1, 0).images for rank in range(2)]
+    images = [stream.take(part, 0).inputs for part in range(3)]
+    assert torch.equal(Stream(config).take(2, 0).inputs, images[2])
+    halves = [Stream(replace(config, batch=2), rank, 2).take(1, 0).inputs for rank in range(2)]
     assert torch.equal(torch.cat(halves), images[1])
 
 
 def test_a_later_stage_reviews_the_one_before() -> None:
-    sizes = [planned(CONFIG, part, 1)[0].geometry.size for part in range(6)]
-    assert sizes == [32, 32, 24, 32, 32, 24]
-    assert [planned(replace(CONFIG, review=0), part, 1)[0].geometry.size for part in range(3)] == [32] * 3
-    assert {planned(CONFIG, part, 0)[0].geometry.size for part in range(6)} == {24}
+    first, second = CONFIG.stages
+    assert [planned(CONFIG, part, 1)[0] for part in range(6)] == [second, second, first] * 2
+    assert [planned(replace(CONFIG, review=0), part, 1)[0] for part in range(3)] == [second] * 3
+    assert [planned(CONFIG, part, 0)[0] for part in range(6)] == [first] * 6
 
 
 def test_workers_draw_the_same_images_also_when_a_stage_gives_way() -> None:
@@ -75,7 +75,7 @@ def test_workers_draw_the_same_images_also_when_a_stage_gives_way() -> None:
             assert a.targets is not None
             assert b.targets is not None
             assert all(
-                torch.equal(x, y) for x, y in ((a.images, b.images), (a.labels, b.labels), (a.targets, b.targets))
+                torch.equal(x, y) for x, y in ((a.inputs, b.inputs), (a.labels, b.labels), (a.targets, b.targets))
             )
     finally:
         ahead.close()
@@ -91,9 +91,9 @@ def test_symmetries_are_the_eight_of_the_square_and_turn_targets_alike() -> None
     assert plain.targets is not None
     assert moved.targets is not None
     for i in range(8):
-        assert sorted(plain.images[i].flatten().tolist()) == sorted(moved.images[i].flatten().tolist())
+        assert sorted(plain.inputs[i].flatten().tolist()) == sorted(moved.inputs[i].flatten().tolist())
         # A lit pixel keeps its target wherever it goes.
-        for targets, images in ((plain.targets[i], plain.images[i]), (moved.targets[i], moved.images[i])):
+        for targets, images in ((plain.targets[i], plain.inputs[i]), (moved.targets[i], moved.inputs[i])):
             assert ((targets >= 0) <= (images > 0)).all()
     assert torch.equal(plain.labels, moved.labels)
 

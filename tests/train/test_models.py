@@ -14,6 +14,7 @@ from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.rotary import rotary_table_2d, rotate
+from sparseflash.tables import LookupTable
 
 SMALL = PixelTransformerConfig(
     pattern="local(40) | butterfly(unit=16)", block=(16, 16), width=16, heads=2, layers=2, mlp_width=32, dense_classes=3
@@ -177,6 +178,9 @@ def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left
     picture = torch.cat([images(2, 24), sparse_images(1), torch.zeros(1, 24, 24, dtype=torch.uint8)])
     model = model_of(replace(PIXELS, order=order, block=(block, block)))
     found = model(picture)
+    for table in model.tokens(picture).masks:
+        assert isinstance(table, LookupTable)
+        table.check()
     place = model.tokens(picture[:1], "all").place[0]
     for image, logits in zip(picture, found.logits, strict=True):
         lit = (image.flatten()[place] > 31).numpy()
@@ -305,7 +309,10 @@ def test_config_round_trips_through_json(pattern: str | tuple[str, ...]) -> None
         ({"pattern": ("full()",), "layers": 2}, "each of the 2 layers; got 1"),
         ({"colour": "red"}, "no field 'colour'"),
         ({"wavelengths": (8.0, 4.0)}, "shortest <= longest"),
-        ({"width": "wide"}, "wrong type"),
+        ({"width": "wide"}, "width must be an int; got 'wide'"),
+        ({"wavelengths": "ab"}, "wrong type"),
+        ({"layers": 1 << 30}, "layers must be at most 1,024; got 1073741824"),
+        ({"dense_classes": 1 << 30}, "dense_classes must be 0 or more, and at most 1,048,576"),
         ({"unit": "patch"}, "unit must be one of pixel, tile"),
         ({"tokens": "some"}, "tokens must be one of all, lit_tiles, lit_pixels"),
         ({"unit": "tile"}, "needs order \"tile\"; got 'morton'"),

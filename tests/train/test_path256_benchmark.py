@@ -36,9 +36,9 @@ def test_every_contender_takes_a_step_and_the_figures_are_written(
 def test_dense_contenders_compute_the_same() -> None:
     config = load_preset("path256").config
     config = replace(config, precision="fp32", model=replace(config.model, layers=1))
-    images = draw(replace(config.stages[0], match_distance=False), 0, range(1))
+    images = draw(replace(config.pixel_stages[0], match_distance=False), 0, range(1))
     losses = {}
-    for contender in path256.contenders(config.model):
+    for contender in path256.contenders(config.pixel_model):
         if contender.name.startswith("dense"):
             step = path256.Step(contender, config, images, torch.device("cpu"))
             for layer in step.model.layers:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
-from sparseflash.train import PRESETS, TASKS, TrainConfig, load_preset, recipe
+from sparseflash.train import PRESETS, TASKS, TrainConfig, load_preset, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.tasks import FOLDER
 
@@ -19,17 +19,17 @@ def test_every_preset_is_a_recipe_that_ends_at_its_task(name: str) -> None:
     config = load_preset(name).config
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
     if config.task in LAST:
-        last = config.stages[-1]
+        last = config.pixel_stages[-1]
         assert (last.geometry, last.match_distance) == (Geometry.lra(LAST[config.task]), False)
         assert config.dense_weight == 0
         assert config.data == "fixed"
         assert all(stage.baseline is not None for stage in config.stages)
-        lengths = [stage.geometry.contour_length for stage in config.stages]
+        lengths = [stage.geometry.contour_length for stage in config.pixel_stages]
         assert lengths == sorted(lengths)
 
 
 def test_baselines_in_the_files_are_what_is_measured() -> None:
-    for stage in load_preset("path256-cpu").config.stages[:5:2]:
+    for stage in load_preset("path256-cpu").config.pixel_stages[:5:2]:
         found = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance, pairs=1000)
         assert found == pytest.approx(stage_baseline(stage), abs=0.05)
 
@@ -41,12 +41,12 @@ def test_every_task_has_a_preset_of_its_name() -> None:
 
 def test_recipes_by_name() -> None:
     assert recipe("path256", pattern="local(512) | butterfly(unit=256)").batch == 1
-    assert recipe("path256", pattern="local(512)").model.unit == "pixel"
+    assert recipe("path256", pattern="local(512)").pixel_model.unit == "pixel"
     assert recipe("path256", device="cuda").batch > 1
     assert (recipe("path256").precision, recipe("path256", device="cuda").precision) == ("fp32", "bf16")
-    assert recipe("path256", preset="path256-lit").model.tokens == "lit_tiles"
-    assert recipe("demo", dense_weight=0.0).model.dense_classes == 0
-    assert recipe("path32", dense_weight=0.5).model.dense_classes == 3
+    assert recipe("path256", preset="path256-lit").pixel_model.tokens == "lit_tiles"
+    assert recipe("demo", dense_weight=0.0).pixel_model.dense_classes == 0
+    assert recipe("path32", dense_weight=0.5).pixel_model.dense_classes == 3
     assert recipe("path32", layers=2).model.layers == 2
     with pytest.raises(ValueError, match=r"task must be one of .*; got 'path512'"):
         recipe("path512")
@@ -104,3 +104,26 @@ def test_bad_changes_are_refused(changes: dict[str, object], words: str) -> None
 def test_configs_that_are_none_are_refused() -> None:
     with pytest.raises(ValueError, match="not a training config"):
         TrainConfig.from_dict({"task": "demo"})
+
+
+@pytest.mark.parametrize("name", sorted(set(PRESETS) - {"text", "retrieval", "image"}))
+def test_every_preset_takes_a_step_stops_by_its_minutes_and_goes_on(name: str, tmp_path: Path) -> None:
+    """A tiny model through everything else that the preset says, at its precision on a GPU."""
+    config = load_preset(name).config
+    heads = 1 if config.task == "listops" else config.model.heads
+    small = replace(config.model, layers=2, heads=heads, width=8 * heads, mlp_width=8)
+    config = replace(config, model=small, batch=1)
+    first = train(config, tmp_path, minutes=1e-9, line=lambda text: None)
+    assert (first.step, first.out_of_time, first.progress.stage) == (1, True, 0)
+    second = train(config, tmp_path, minutes=1e-9, resume=True, line=lambda text: None)
+    assert (second.step, second.out_of_time) == (2, True)
+
+
+@pytest.mark.parametrize("name", ["path32", "path64", "pathx", "pathx-lit", "pathx-cpu", "path256-lit", "path256-cpu"])
+def test_the_last_stage_of_a_preset_takes_a_step(name: str, tmp_path: Path) -> None:
+    config = load_preset(name).config
+    small = replace(config.pixel_model, layers=1, heads=1, width=8, mlp_width=8)
+    config = replace(config, model=small, batch=1, accumulate=1, first_stage=len(config.stages) - 1)
+    result = train(config, tmp_path, steps=1, line=lambda text: None)
+    assert result.progress.stage == len(config.stages) - 1
+    assert config.pixel_stages[-1].geometry == Geometry.lra(LAST[config.task])

@@ -1,34 +1,66 @@
-"""Several processes that train together see what one would."""
+"""Several processes that train together see what one would, and one goes on where several were killed."""
 
 import json
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+TINY = ["--batch", "2", "--layers", "1", "--width", "16", "--heads", "1"]
 
-def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+
+def start(count: int, *arguments: object) -> list[subprocess.Popen[bytes]]:
+    """So many processes of ``sparseflash train``, as torchrun would start them."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     here = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    train = [sys.executable, "-m", "sparseflash", "train", "path256", "--preset", "path256-cpu", "--layers", "1"]
-    train += ["--steps", "2", "--device", "cpu"]
-    jobs = [({"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank)}, "2", "both") for rank in range(2)]
-    processes = [
-        subprocess.Popen([*train, "--batch", batch, "--out", tmp_path / out], env=here | extra, stderr=subprocess.PIPE)
-        for extra, batch, out in [*jobs, ({}, "4", "one")]
-    ]
+    line = [sys.executable, "-m", "sparseflash", "train", *map(str, arguments), "--device", "cpu"]
+    each = [{"WORLD_SIZE": str(count), "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    return [subprocess.Popen(line, env=here | own, stderr=subprocess.PIPE) for own in each]
+
+
+def finish(processes: list[subprocess.Popen[bytes]]) -> None:
     for process in processes:
         _, error = process.communicate(timeout=300)
         assert process.returncode == 0, error.decode()
-    both, one = (
-        [json.loads(line) for line in (tmp_path / out / "steps.jsonl").read_text().splitlines()]
-        for out in ("both", "one")
-    )
-    assert len(both) == 2
-    for mine, theirs in zip(both, one, strict=True):
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "steps.jsonl").read_text().splitlines()]
+
+
+def test_two_processes_take_the_steps_of_one(tmp_path: Path) -> None:
+    train = ["path256", "--preset", "path256-cpu", "--layers", 1, "--steps", 2]
+    both = start(2, *train, "--batch", 2, "--out", tmp_path / "both")
+    one = start(1, *train, "--batch", 4, "--out", tmp_path / "one")
+    finish(both + one)
+    assert len(log(tmp_path / "both")) == 2
+    for mine, theirs in zip(log(tmp_path / "both"), log(tmp_path / "one"), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+def test_one_process_goes_on_where_ranks_that_shared_images_were_killed(tmp_path: Path) -> None:
+    """In fp32, as people run it; test_shared_training.py compares in float64."""
+    killed = tmp_path / "killed"
+    ranks = start(2, "demo", *TINY, "--steps", 1000, "--save-every", 1, "--context-parallel", 2, "--out", killed)
+    end = time.monotonic() + 120
+    while not (killed / "steps.jsonl").exists() or len(log(killed)) < 3:
+        assert time.monotonic() < end, "no third step in two minutes"
+        assert all(process.poll() is None for process in ranks), [process.communicate() for process in ranks]
+        time.sleep(0.02)
+    for process in ranks:
+        process.kill()
+        process.communicate()
+    steps = len(log(killed)) + 2
+    again = start(1, "demo", "--resume", "--steps", steps, "--out", killed)
+    whole = start(1, "demo", *TINY, "--steps", steps, "--out", tmp_path / "whole")
+    finish(again + whole)
+    assert len(log(killed)) == steps
+    for mine, theirs in zip(log(killed), log(tmp_path / "whole"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)

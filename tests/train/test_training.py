@@ -1,5 +1,6 @@
 """Training: resumed runs, interruptions, checkpoints, learning."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -15,12 +16,12 @@ import pytest
 import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
-from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
+from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sparseflash.train.data import Batch
 from sparseflash.train.interrupt import Interrupt
 
-EASY = recipe("demo").stages[0].geometry
+EASY = recipe("demo").pixel_stages[0].geometry
 SMALL = TrainConfig(
     task="demo",
     model=PixelTransformerConfig(
@@ -64,7 +65,12 @@ LADDER = replace(
     SMALL,
     stages=(Stage(EASY, baseline=0.5), Stage(replace(EASY, num_distractors=1), baseline=0.5)),
     model=replace(
-        SMALL.model, pattern="neighborhood({shape}, 1)", unit="tile", order="tile", tile=(4, 4), tokens="lit_tiles"
+        SMALL.pixel_model,
+        pattern="neighborhood({shape}, 1)",
+        unit="tile",
+        order="tile",
+        tile=(4, 4),
+        tokens="lit_tiles",
     ),
     schedule_steps=2,
     batch=2,
@@ -128,7 +134,7 @@ def test_a_time_budget_saves_and_the_run_goes_on(tmp_path: Path) -> None:
 def test_a_run_may_begin_with_the_weights_of_another_and_at_a_later_stage(tmp_path: Path) -> None:
     first = run(tmp_path / "first", 2, replace(LADDER, ema=0.0))
     config = replace(LADDER, ema=0.0, init=str(tmp_path / "first"), first_stage=1, lr=1e-12, weight_decay=0.0)
-    config = replace(config, model=replace(config.model, tokens="all"))
+    config = replace(config, model=replace(config.pixel_model, tokens="all"))
     second = run(tmp_path / "second", 1, config)
     assert second.progress.stage == 1
     for name, value in weights(second).items():
@@ -194,7 +200,7 @@ def test_the_loss_falls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         return Batch(torch.where(lit, 100 + 100 * labels[:, None, None], 0).to(torch.uint8), labels, None)
 
     monkeypatch.setattr("sparseflash.train.data.draw", bright_or_dim)
-    config = replace(SMALL, model=replace(SMALL.model, dense_classes=0), dense_weight=0.0)
+    config = replace(SMALL, model=replace(SMALL.pixel_model, dense_classes=0), dense_weight=0.0)
     losses = run(tmp_path, 40, config).losses
     assert losses[0] > 0.3
     assert max(losses[-5:]) < 0.1
@@ -232,6 +238,21 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(tmp_path: Path
     assert stopped.losses + resumed.losses == run(tmp_path / "whole", steps).losses
 
 
+def test_a_signal_is_noted_where_its_exception_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """C code that asks whether an attribute is there clears whatever exception was raised meanwhile."""
+    make = loop._optimizer
+
+    def clears(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
+        with contextlib.suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return make(model, config)
+
+    monkeypatch.setattr(loop, "_optimizer", clears)
+    stopped = run(tmp_path, 3)
+    assert (stopped.interrupted, stopped.step) == (True, 1)
+    assert load_checkpoint(tmp_path).step == 1
+
+
 def test_shields_hold_signals_back() -> None:
     reached: list[str] = []
 
@@ -265,28 +286,54 @@ def copied(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "optimizer.safetensors", "state.json"])
-@pytest.mark.parametrize("damage", ["truncated", "altered", "missing"])
-def test_damaged_checkpoints_are_refused(copied: Path, name: str, damage: str) -> None:
-    path = checkpoints(copied)[-1] / name
+def damage(path: Path, how: str) -> None:
     data = path.read_bytes()
-    if damage == "missing":
+    if how == "missing":
         path.unlink()
     else:
-        path.write_bytes(data[:-20] if damage == "truncated" else data.replace(b"3", b"4", 1) + b" ")
+        path.write_bytes(data[:-20] if how == "truncated" else data.replace(b"3", b"4", 1) + b" ")
+
+
+FILES = ["model.safetensors", "config.json", "optimizer.safetensors", "state.json"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_damaged_checkpoints_are_refused(copied: Path, name: str, how: str) -> None:
+    for path in checkpoints(copied):
+        damage(path / name, how)
     kept = {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()}
     with pytest.raises((ValueError, FileNotFoundError), match=name.replace(".", r"\.")):
+        load_checkpoint(copied)
+    with pytest.raises(ValueError, match="no checkpoint that is whole: .*" + name.replace(".", r"\.")):
         run(copied, 4, resume=True)
     assert {file: file.read_bytes() for file in copied.rglob("*") if file.is_file()} == kept
 
 
-def test_a_damaged_latest_checkpoint_names_the_one_before(copied: Path) -> None:
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("how", ["truncated", "altered", "missing"])
+def test_a_damaged_latest_checkpoint_is_passed_over_and_made_again(
+    copied: Path, tmp_path: Path, name: str, how: str
+) -> None:
     latest = checkpoints(copied)[-1]
-    (latest / "model.safetensors").write_bytes(b"no")
-    with pytest.raises(ValueError, match="to go on from step-00000002"):
-        run(copied, 4, resume=True)
-    shutil.rmtree(latest)
-    assert run(copied, 4, resume=True).step == 4
+    whole = {path.name: path.read_bytes() for path in latest.iterdir()}
+    damage(latest / name, how)
+    with pytest.warns(UserWarning, match=name.replace(".", r"\.") + ".*going on from step-00000002"):
+        again = run(copied, 3, resume=True)
+    assert again.checkpoint == latest
+    assert {path.name: path.read_bytes() for path in latest.iterdir()} == whole
+    assert run(copied, 4, resume=True).losses == run(tmp_path / "whole", 4).losses[3:]
+
+
+def test_a_damaged_checkpoint_counts_for_nothing_when_old_ones_are_removed(tmp_path: Path) -> None:
+    train(SMALL, tmp_path, steps=4, save_every=2, keep=2, line=quiet)
+    damage(checkpoints(tmp_path)[-1] / "state.json", "truncated")
+    with pytest.warns(UserWarning, match="going on from step-00000002"):
+        train(SMALL, tmp_path, steps=3, resume=True, keep=1, line=quiet)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000003", "step-00000004"]
+    with pytest.warns(UserWarning, match="going on from step-00000003"):
+        train(SMALL, tmp_path, steps=5, resume=True, keep=1, line=quiet)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-00000005"]
 
 
 def test_foreign_checkpoints_are_refused(copied: Path, tmp_path: Path) -> None:
@@ -323,7 +370,7 @@ def test_a_save_that_fails_leaves_nothing(copied: Path, monkeypatch: pytest.Monk
         raise OSError("no space left on device")
 
     loaded = load_checkpoint(copied)
-    model = PixelTransformer(loaded.config.model)
+    model = PixelTransformer(loaded.config.pixel_model)
     monkeypatch.setattr(checkpoint, "write_tensors", full)
     before = sorted(copied.rglob("*"))
     with pytest.raises(OSError, match="no space"):
@@ -356,16 +403,16 @@ def test_nonsense_is_refused_before_anything_is_written(tmp_path: Path, changes:
 
 
 def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
-    model = PixelTransformer(SMALL.model)
+    model = PixelTransformer(SMALL.pixel_model)
     seen: list[int] = []
     score = evaluate(model, held_out(SMALL.stages[0], 7, batch=3), advance=seen.append)
     assert (score.count, seen, model.training) == (7, [3, 3, 1], True)
-    with pytest.raises(ValueError, match="no images"):
+    with pytest.raises(ValueError, match="no examples"):
         evaluate(model, [])
 
 
 def test_a_model_can_be_trained_after_an_evaluation() -> None:
-    model = PixelTransformer(replace(SMALL.model, pattern="local(61)"))
+    model = PixelTransformer(replace(SMALL.pixel_model, pattern="local(61)"))
     evaluate(model, held_out(SMALL.stages[0], 2))
     images, _ = next(held_out(SMALL.stages[0], 2))
     model(images).logits.sum().backward()

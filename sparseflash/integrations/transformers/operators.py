@@ -26,6 +26,7 @@ from sparseflash.ops import MaskArguments
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.keeping import MASKS, TABLES
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern, PerSample, holds
@@ -134,6 +135,7 @@ def _decodes(told: Description, q: Tensor) -> bool:
     return q.shape[2] <= MOST_QUERIES and told.first_query > 0 and all(p and p[-1][1] == keys for p in told.samples)
 
 
+@TABLES.bounds
 @lru_cache(maxsize=64)
 def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], device: torch.device) -> LookupTable:
     return lookup(compiled(pattern, told, shape, block, told.first_query), device)
@@ -151,6 +153,7 @@ def _room(pattern: str, told: Description, tokens: int, device: torch.device) ->
     return _cached_room(pattern, dataclasses.replace(told, first_query=1, samples=samples), room, device)
 
 
+@TABLES.bounds
 @lru_cache(maxsize=64)
 def _cached_room(pattern: str, told: Description, room: int, device: torch.device) -> LookupTable:
     return lookup(compiled(pattern, told, (room, room), DECODE_BLOCK, 0), device)
@@ -174,6 +177,7 @@ def compiled(
 
 
 # Batches differ, but their samples are padded to lengths that come again and again.
+@MASKS.bounds
 @lru_cache(maxsize=512)
 def _of_sample(
     pattern: Pattern, pieces: tuple[Piece, ...], shape: tuple[int, int], block: int | tuple[int, int], q_offset: int

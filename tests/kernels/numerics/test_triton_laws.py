@@ -13,6 +13,7 @@ import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from sparseflash.kernels import triton_tiles
 from sparseflash.kernels.triton_common import grid_of, matrix
 from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
 
@@ -56,6 +57,13 @@ def test_every_dtype(dtype: torch.dtype) -> None:
 def test_a_step_divides_the_block(block: tuple[int, int], steps: tuple[int, int]) -> None:
     N, M = (40 if size < 128 else 140 for size in block)
     exact(Problem(masks(["letters"], N, M, 32), block, Hq=1, Hkv=1), steps)
+
+
+@pytest.mark.parametrize("steps", [(16, 32), (32, 16)], ids=str)
+def test_tiles_in_the_natural_order(steps: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As all but sm_90 and the other tests here read them."""
+    monkeypatch.setattr(triton_tiles, "FRAGMENTED", ())
+    exact(Problem(masks(["letters"], 40, 140, 32), (32, 64), Hq=1, Hkv=1), steps)
 
 
 @pytest.mark.parametrize(

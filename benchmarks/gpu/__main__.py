@@ -1,0 +1,71 @@
+"""Everything that waits for a GPU, in four parts: check, kernels, step, peers. ``make gpu`` runs this.
+
+    python -m benchmarks.gpu                  # all parts in order
+    python -m benchmarks.gpu kernels          # one; the same line again goes on where it stopped
+    python -m benchmarks.gpu check --again    # and takes failed rows again
+
+Each part ends within nine minutes and writes benchmarks/results/<device>/<date>-<part>.json after every row; the page
+benchmarks/README.md is written anew from these files at the end. docs/gpu.md says what each part measures.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import subprocess
+import sys
+
+import torch
+
+from benchmarks.record import ROOT
+
+PARTS = ("check", "kernels", "step", "peers")
+SECONDS = 500  # after which no row begins: a row may take half a minute
+
+
+def run_part(part: str, seconds: float, again: bool) -> bool:
+    """Whether a part is complete, and nothing in it failed that must not."""
+    if part == "check":
+        from benchmarks.gpu import check
+
+        return check.run(seconds, again=again)
+    if part == "step":
+        return run_step(seconds)
+    from benchmarks.gpu import kernels, peers
+    from benchmarks.gpu.machine import gpu
+
+    if part == "kernels":
+        return kernels.run(gpu(), seconds, again=again)
+    return peers.run(gpu(), seconds, again=again)
+
+
+def run_step(seconds: float) -> bool:
+    """Whole training steps, by the module that measures them."""
+    if importlib.util.find_spec("benchmarks.step") is None:
+        print("step: benchmarks/step.py is not in this checkout, whole training steps stay unmeasured")
+        return True
+    command = [sys.executable, "-m", "benchmarks.step", "--seconds", f"{seconds:.0f}"]
+    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 if every part that was asked for is complete and right, or if there is no GPU."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="part", help=f"of {', '.join(PARTS)}; default all of them")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="of a part, after which it begins no row")
+    parser.add_argument("--again", action="store_true", help="measure rows again that failed")
+    given = parser.parse_args(arguments)
+    if unknown := set(given.parts) - set(PARTS):
+        parser.error(f"parts are {', '.join(PARTS)}, got {' '.join(sorted(unknown))}")
+    if not torch.cuda.is_available():
+        print("make gpu: torch sees no GPU here, nothing to measure")
+        return 0
+    complete = [run_part(part, given.seconds, given.again) for part in given.parts or PARTS]
+    from benchmarks import report
+
+    report.main([])
+    return int(not all(complete))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,141 @@
+"""Part "check": whether the kernels are right on this card, before anybody asks how fast they are.
+
+Each step is a process of its own with a time box: an illegal address in one leaves the others alone. What a failing
+step printed last is kept in its row; hypothesis ends with the smallest failing case, and the sweep tries small cases
+first and stops at one that fails.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import ROOT, Growing
+
+LONGEST = 240  # seconds of a step
+LINES = 40  # that are kept of a step that failed
+
+
+@dataclass(frozen=True)
+class Step:
+    """One row.
+
+    Attributes:
+        name: what is checked.
+        command: arguments of Python, or of the tool.
+        tool: a program that runs Python; the step is left out where it is missing.
+        environment: more of it.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    tool: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+LAWS = {
+    "laws of the kernels": "tests/kernels/numerics",
+    "laws of attention": "tests/test_attention_laws.py",
+    "features": "tests/test_attention_features.py",
+    "lines in pieces": "tests/test_heavy_lines.py",
+    "tables made on the device, without waiting for it": "tests/test_dynamic_tables.py",
+    "routing, without waiting for the device": "tests/test_routing.py",
+    "decoding": "tests/test_decode.py",
+    "CUDA graphs": "tests/test_cuda_graphs.py",
+}
+ON_THE_GPU = {"SPARSEFLASH_TEST_BACKEND": "triton"}
+SANITIZER = "compute-sanitizer"
+
+
+def steps() -> Iterator[Step]:
+    """What is checked, in order of how much rests on it."""
+    several = ("-n", "8") if importlib.util.find_spec("xdist") else ()
+    laws = {
+        name: Step(name, ("-m", "pytest", *several, path), environment={**ON_THE_GPU, "SPARSEFLASH_EXAMPLES": "100"})
+        for name, path in LAWS.items()
+    }
+    yield laws.pop("laws of the kernels")
+    sweep = ("-m", "pytest", "-x", *several, "tests/test_sweep.py")
+    yield Step("every dtype, head dim and block size", sweep, environment=ON_THE_GPU)
+    yield Step("a million tokens, and addresses past 2^31 elements", ("-m", "benchmarks.gpu.long"))
+    yield laws.pop("tables made on the device, without waiting for it")
+    yield laws.pop("laws of attention")
+    # The allocator's own cache would hide an access past the end of a tensor.
+    careful = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    for tool in ("memcheck", "racecheck"):
+        command = (SANITIZER, "--tool", tool, "--error-exitcode", "9")
+        yield Step(f"{SANITIZER} {tool}", ("-m", "benchmarks.gpu.small"), command, careful)
+    yield from laws.values()
+
+
+def measure(step: Step, seconds: float, longest: float = LONGEST) -> dict[str, Any]:
+    """Whether a step passes, within its time."""
+    if step.tool and shutil.which(step.tool[0]) is None:
+        return {"left_out": f"{step.tool[0]} is not on the PATH"}
+    allowed = min(seconds, longest)
+    process = subprocess.Popen(
+        [*step.tool, sys.executable, *step.command],
+        env={**os.environ, "PYTHONPATH": str(ROOT), **step.environment}, cwd=ROOT,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
+    )  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=allowed)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # with the workers that it started
+        said, _ = process.communicate()
+        return {"passed": False, "failed": f"stopped after {allowed:.0f} s", "said": _tail(said)}
+    if process.returncode == 0:
+        return {"passed": True, "summary": _summary(said)}
+    return {"passed": False, "failed": f"exit status {process.returncode}", "said": _tail(said)}
+
+
+def _summary(text: str) -> str:
+    """The last line with something in it, without colours."""
+    return re.sub(r"\x1b\[[\d;]*m", "", next((line for line in reversed(text.splitlines()) if line.strip()), ""))
+
+
+def _tail(text: str) -> list[str]:
+    return text.splitlines()[-LINES:]
+
+
+def run(
+    seconds: float,
+    path: Path | None = None,
+    todo: Callable[[], Iterator[Step]] = steps,
+    longest: float = LONGEST,
+    say: Callable[[str], object] = print,
+    again: bool = False,
+) -> bool:
+    """Take the steps that are missing; whether every one was taken and none failed."""
+    results = Growing("check", path)
+    by_name = {step.name: step for step in todo()}
+
+    def one(asked: Mapping[str, Any], left: float) -> Mapping[str, Any]:
+        found = measure(by_name[asked["step"]], left, longest)
+        said = found.get("said", [])
+        say("\n".join([f"  {verdict(found)}", *(f"    {line}" for line in said)]))
+        return found
+
+    finished = results.go_on(
+        ({"step": name} for name in by_name), one, seconds, say, again=lambda row: again and "failed" in row
+    )
+    failures = [row["step"] for row in results.rows if "failed" in row]
+    if failures:
+        say(f"check: FAILED: {', '.join(failures)}; --again takes failed steps again")
+    return finished and not failures
+
+
+def verdict(row: Mapping[str, Any]) -> str:
+    """A row in words."""
+    if row.get("passed"):
+        return f"passed: {row['summary']}"
+    return f"left out: {row['left_out']}" if "left_out" in row else f"FAILED: {row['failed']}"

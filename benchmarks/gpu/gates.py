@@ -1,0 +1,118 @@
+"""Candidate launches, and the gates that they pass or not ahead of time: no GPU is needed for either."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import NOT_ON_A_GPU, RESULTS, Growing, Row, source
+from sparseflash.kernels import launch as table
+from sparseflash.kernels.launch import Launch
+
+# Steps that are tried, queries x keys. A kernel walks along one of them, and holds its accumulators along the other.
+STEPS = {
+    "forward": ((64, 128), (32, 64, 128)),
+    "keys": ((16, 32, 64), (32, 64, 128)),
+    "queries": ((32, 64, 128), (16, 32, 64, 128)),
+}
+WARPS, STAGES = (4, 8), (2, 3, 4)
+DTYPES = {"half": ("bf16", "bfloat16"), "single": ("fp32", "float32")}  # as Triton and as torch name them
+BLOCK = 128  # of the table that candidates are compiled for
+
+TableKey = tuple[str, int, str]  # architecture, head dim, "half" or "single"
+# What a gate says depends on the kernels, not on which launches the table holds today.
+GATED_SOURCE = (*NOT_ON_A_GPU, "launch.py")
+
+
+def candidates(key: TableKey, kernel: str) -> list[Launch]:
+    """Launches of a kernel that may be worth a look, those most like the committed one first, which leads."""
+    committed: Launch = getattr(table.TABLE[key], kernel)
+    # Whatever a launch decides beside sizes is a flag, and the forward kernel's alone.
+    flags = [name for name, default in Launch._field_defaults.items() if isinstance(default, bool)]
+    values = [(False, True) if kernel == "forward" else (False,) for _ in flags]
+    every = [
+        committed._replace(BM=BM, BN=BN, warps=warps, stages=stages, **dict(zip(flags, chosen, strict=True)))
+        for BM, BN, warps, stages in itertools.product(*STEPS[kernel], WARPS, STAGES)
+        for chosen in itertools.product(*values)
+    ]
+    every.sort(key=lambda launch: sum(a != b for a, b in zip(launch, committed, strict=True)))
+    return list(dict.fromkeys([committed, *every]))
+
+
+def asked(key: TableKey, kernel: str, launch: Launch) -> dict[str, Any]:
+    """What a row of either file is known by."""
+    architecture, D, dtype = key
+    return {"architecture": architecture, "head_dim": D, "dtype": dtype, "kernel": kernel, "launch": list(launch)}
+
+
+def is_of(row: Mapping[str, Any], key: TableKey, kernel: str) -> bool:
+    """Whether a row of either file speaks of this kernel."""
+    return (row["architecture"], row["head_dim"], row["dtype"], row["kernel"]) == (*key, kernel)
+
+
+def gate(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Compile one candidate ahead of time: what it needs, and whether that rules it out."""
+    from sparseflash.kernels import triton_report as report
+
+    launch, D = Launch(*row["launch"]), row["head_dim"]
+    dtype = DTYPES[row["dtype"]][0]
+    case = report.Case(row["architecture"], row["kernel"], D, D, dtype, (BLOCK, BLOCK), launch)
+    try:
+        compiled = report.compile_case(case)
+    except Exception as error:  # Triton refuses some combinations, each in its own way
+        return {"fits": False, "why": f"does not compile: {type(error).__name__}: {str(error)[:200]}"}
+    used = report.resources(compiled)
+    found = {"registers": used.registers, "spilled": used.spilled, "shared": used.shared}
+    if not used.fits(case.architecture):
+        return {"fits": False, "why": "spills" if used.spilled else "too much shared memory", **found}
+    if case.architecture == "sm_90" and row["dtype"] == "half":
+        waits, products = (compiled.asm["sass"].count(name) for name in ("WARPGROUP.DEPBAR", "HGMMA"))
+        found |= {"waits": waits, "products": products}
+        if products <= 2 * waits:  # ptxas waits after every product
+            return {"fits": False, "why": "serialised", **found}
+    return {"fits": True, **found}
+
+
+def gated(rows: Sequence[dict[str, Any]], results: Growing, workers: int, seconds: float) -> bool:
+    """Gate the candidates that no file knows, several at once; whether all are known."""
+    begun = time.monotonic()
+    todo = [row for row in rows if results.find(row) is None]
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        for start in range(0, len(todo), 4 * workers):
+            if time.monotonic() - begun > seconds:
+                print(f"gates: time is up, {len(todo) - start} candidates are missing; the same command goes on")
+                return False
+            batch = todo[start : start + 4 * workers]
+            for row, found in zip(batch, pool.map(gate, batch), strict=True):
+                results.add(row, found)
+                print(line(row, found), flush=True)
+    return True
+
+
+def line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """A candidate in words."""
+    launch = ", ".join(f"{k} {v}" for k, v in Launch(*row["launch"])._asdict().items())
+    said = "fits" if found.get("fits") else found.get("why", "")
+    return f"{row['architecture']} {row['kernel']} D {row['head_dim']} {row['dtype']}: {launch}: {said}"
+
+
+def known_gates(results: Path = RESULTS) -> list[Row]:
+    """All gates that were taken of these kernels, on whatever machine."""
+    rows: list[Row] = []
+    current = source(GATED_SOURCE)
+    for path in sorted(results.glob("*/*-gates.json")):
+        rows += [row for row in json.loads(path.read_text())["rows"] if row["source"] == current]
+    return rows
+
+
+def fitting(key: TableKey, kernel: str, gates: Sequence[Row]) -> list[Launch]:
+    """The candidates to time: the committed one, and those that passed a gate or were never gated."""
+    verdicts = {tuple(row["launch"]): row["fits"] for row in gates if is_of(row, key, kernel)}
+    committed, *others = candidates(key, kernel)
+    return [committed, *(launch for launch in others if verdicts.get(tuple(launch), True))]

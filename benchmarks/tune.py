@@ -1,0 +1,224 @@
+"""Find launches: the offline tuner behind the table of `kernels/launch.py`.
+
+    python -m benchmarks.tune gates    # no GPU: which candidates fit, and are not serialised
+    python -m benchmarks.tune measure  # on the GPU: times these beside the committed launch, the likeliest first
+    python -m benchmarks.tune propose  # from what was measured: rows for the table, to look at and commit
+
+Each goes on where it stopped; --seconds bounds a run, --head-dim and --kernel name a part. Results go to
+results/<device>/<date>-gates.json and -tune.json, the proposal to <date>-launch.txt beside the latter. Gates that were
+taken on one machine hold on every other, as long as the kernels are the same.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.gates import (
+    DTYPES,
+    GATED_SOURCE,
+    TableKey,
+    asked,
+    candidates,
+    fitting,
+    gated,
+    is_of,
+    known_gates,
+)
+from benchmarks.gpu.kernels import operands, passes
+from benchmarks.gpu.machine import Machine, gpu
+from benchmarks.gpu.rows import COMMON, Setting, random_name
+from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
+from benchmarks.gpu.work import Pass
+from benchmarks.masks import GPU_MASKS
+from benchmarks.record import Growing, Row
+from sparseflash.kernels import launch as table
+from sparseflash.kernels.launch import Launch
+from sparseflash.rounds import interleaved
+
+HEAD_DIMS = (128, 64, 32, 256)
+PASS_OF: dict[str, Pass] = {"forward": "fwd", "keys": "bwd", "queries": "bwd"}
+RUNS, SECONDS = 12, 2.0  # of a mask
+AHEAD_OF = 0.02  # by which share a launch must at least be faster than the committed one
+
+
+def settings(D: int, dtype: str) -> list[Setting]:
+    """What launches are timed on: dense, few blocks, PARTIAL blocks, and blocks smaller than a step."""
+    tokens, named = (16384, "bfloat16") if dtype == "half" else (4096, "float32")
+    return [
+        Setting("full()", tokens, D, dtype=named),
+        Setting(random_name(0.1, 128), tokens, D, dtype=named),
+        Setting(COMMON, tokens, D, dtype=named),
+        Setting(random_name(0.1, 64), tokens, D, 64, dtype=named),
+    ]
+
+
+def committed_as(key: TableKey, kernel: str, launch: Launch) -> Any:
+    """While it is open, the table holds this launch."""
+    return mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})})
+
+
+def time_candidate(
+    key: TableKey, kernel: str, launch: Launch, machine: Machine, timed_on: Sequence[Setting], runs: int = RUNS
+) -> dict[str, Any]:
+    """Its times beside the committed launch's, on each mask; the committed launch twice, whose difference is noise."""
+    row: dict[str, Any] = {"ms": {}, "committed_ms": {}, "again_ms": {}}
+    which = PASS_OF[kernel]
+    committed: Launch = getattr(table.TABLE[key], kernel)
+    for setting in timed_on:
+        pattern = GPU_MASKS[setting.mask].pattern(setting.seq_len)
+        attend = ours(pattern.compile(setting.seq_len, block=setting.block), machine.device)
+        given = operands(setting, machine)
+        with committed_as(key, kernel, launch):
+            sampled = drawn_rows(setting.seq_len, 8)
+            wrong = disagreement(attend, *given[0], sampled, rows_of(pattern, sampled, setting.seq_len))
+        if wrong:
+            return {"failed": f"{setting.mask}: {wrong}"}
+
+        def under(chosen: Launch, setting: Setting = setting, attend: Any = attend, given: Any = given) -> list[Any]:
+            def bound(call: Any) -> Any:
+                def timed() -> Any:
+                    with committed_as(key, kernel, chosen):
+                        return call()
+
+                return timed
+
+            return [bound(call) for call in passes(attend, given)[which]]
+
+        calls = {"ms": under(launch), "committed_ms": under(committed), "again_ms": under(committed)}
+        for name, times in interleaved(calls, runs, machine.clock, seconds=SECONDS).times.items():
+            row[name][f"{setting.mask}, block {setting.block}"] = 1e3 * statistics.median(times)
+    return row
+
+
+def gain(row: Row) -> float:
+    """Geometric mean over masks of the committed launch's time over this one's."""
+    return math.exp(statistics.fmean(math.log(row["committed_ms"][name] / ms) for name, ms in row["ms"].items()))
+
+
+def noise(rows: Sequence[Row]) -> float:
+    """The largest geometric mean over masks by which the committed launch differed from itself."""
+    return max(
+        abs(statistics.fmean(math.log(row["again_ms"][name] / ms) for name, ms in row["committed_ms"].items()))
+        for row in rows
+    )
+
+
+def winner(key: TableKey, kernel: str, rows: Sequence[Row]) -> tuple[Launch, float] | None:
+    """The fastest right launch of those measured and its gain; None where the committed one stays."""
+    mine = [row for row in rows if "failed" not in row and is_of(row, key, kernel)]
+    if not mine:
+        return None
+    best = max(mine, key=gain)
+    if gain(best) <= 1 + max(AHEAD_OF, noise(mine)):
+        return None
+    return Launch(*best["launch"]), gain(best)
+
+
+def spelled(launch: Launch) -> str:
+    """A launch as the table writes it."""
+    sizes = [str(value) for name, value in launch._asdict().items() if name not in Launch._field_defaults]
+    defaults = Launch._field_defaults
+    flags = [f"{name}={value}" for name, value in launch._asdict().items() if defaults.get(name, value) != value]
+    return f"Launch({', '.join([*sizes, *flags])})"
+
+
+def proposal(rows: Sequence[Row], head: str) -> str:
+    """Rows of the table for everything that was measured, with what changes and by how much."""
+    keys = list(dict.fromkeys((row["architecture"], row["head_dim"], row["dtype"]) for row in rows))
+    lines = [f"# {head}", "# After these are in TABLE, check FEATURED and PIECES: triton_report sm_90 features cut"]
+    for key in keys:
+        chosen, notes = table.TABLE[key], []
+        for kernel in table.TABLE[key]._fields:
+            if found := winner(key, kernel, rows):
+                chosen = chosen._replace(**{kernel: found[0]})
+                notes.append(f"{kernel} {found[1]:.2f}x")
+        launches = ", ".join(spelled(launch) for launch in chosen)
+        architecture, D, dtype = key
+        lines.append(f"# {', '.join(notes) or 'as committed'}")
+        lines.append(f'    ("{architecture}", {D}, "{dtype}"): Configuration({launches}),')
+    return "\n".join(lines) + "\n"
+
+
+def write_proposal(results: Growing) -> Path:
+    """Put the proposal beside the result file."""
+    path = results.path.with_name(results.path.name.replace("-tune.json", "-launch.txt"))
+    about = json.loads(results.path.read_text())
+    where = f"{about['device']}, {about['date']}, triton {about['triton']}, commit {about['commit']}"
+    head = f"Measured on {where}: {results.path.name}"
+    current = [row for row in results.rows if row["source"] == results.source]
+    temporary = path.with_suffix(".part")
+    temporary.write_text(proposal(current, head))
+    temporary.replace(path)
+    return path
+
+
+def measured(
+    keys: Sequence[tuple[TableKey, str]], machine: Machine, results: Growing, gates: Sequence[Row], seconds: float
+) -> bool:
+    """Time what fits; whether all was timed."""
+    by_turn = itertools.zip_longest(
+        *([asked(key, kernel, launch) for launch in fitting(key, kernel, gates)] for key, kernel in keys)
+    )
+    todo = [row for turn in by_turn for row in turn if row is not None]
+
+    def one(row: Mapping[str, Any], left: float) -> dict[str, Any]:
+        key = row["architecture"], row["head_dim"], row["dtype"]
+        timed_on = settings(row["head_dim"], row["dtype"])
+        found = time_candidate(key, row["kernel"], Launch(*row["launch"]), machine, timed_on)
+        how = f"FAILED: {found['failed']}" if "failed" in found else f"{gain(found):.3f}x the committed launch's speed"
+        print(f"  {how}", flush=True)
+        return found
+
+    return results.go_on(todo, one, seconds, alive=machine.alive)
+
+
+def wanted(given: argparse.Namespace) -> Iterator[tuple[TableKey, str]]:
+    """The kernels that a command names."""
+    for D, kernel in itertools.product(given.head_dim, given.kernel):
+        yield (given.architecture, D, given.dtype), kernel
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The exit status: 0 if nothing is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("gates", "measure", "propose"))
+    parser.add_argument("--architecture", default="sm_90", choices=sorted({key[0] for key in table.TABLE}))
+    parser.add_argument("--head-dim", type=int, nargs="+", default=HEAD_DIMS, choices=HEAD_DIMS)
+    parser.add_argument("--kernel", nargs="+", default=list(PASS_OF), choices=list(PASS_OF))
+    parser.add_argument("--dtype", default="half", choices=list(DTYPES))
+    parser.add_argument("--seconds", type=float, default=500)
+    parser.add_argument("--workers", type=int, default=2, help="processes that compile, for gates")
+    given = parser.parse_args(arguments)
+    if given.what == "gates":
+        rows = [asked(key, kernel, launch) for key, kernel in wanted(given) for launch in candidates(key, kernel)]
+        return int(not gated(rows, Growing("gates", skip=GATED_SOURCE), given.workers, given.seconds))
+    results = Growing("tune")
+    if given.what == "propose":
+        if not results.rows:
+            print(f"{results.path} holds no measurements: python -m benchmarks.tune measure, on a GPU")
+            return 1
+        print(write_proposal(results).read_text())
+        return 0
+    if not torch.cuda.is_available():
+        print("tune: torch sees no GPU here, nothing to measure; gates need none")
+        return 0
+    if (here := table.family(torch.device("cuda"))) != given.architecture:
+        parser.error(f"this GPU is {here}, launches were asked for {given.architecture}")
+    complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds)
+    print("written:", results.path, write_proposal(results))
+    return int(not complete)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,98 @@
+"""Write docs/kernels.md, what the machine code of every committed sm_90 launch in half precision shows.
+
+python -m docs.make_kernels          # compile them all, which needs no GPU and a minute or two, and rewrite the page
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import triton
+
+from sparseflash.kernels import triton_report as report
+from sparseflash.kernels.triton_sass import Loop
+
+PAGE = Path(__file__).parent / "kernels.md"
+COMPILER = f"Triton {triton.__version__}"
+FORMS = {
+    "Plain": ((), False),
+    "Lines in pieces": ((), True),
+    "Every feature on": (tuple(report.FEATURES), False),
+}
+HEAD = f"""# What ahead-of-time compilation shows of the kernels
+
+Every committed launch for sm_90 in half precision (bf16, blocks of 128 x 128), compiled without a GPU by {COMPILER};
+the figures are read from the machine code. **None of these kernels has been timed**: the page says what a program
+needs and does, not how fast it is. `python -m docs.make_kernels` writes it, the tests compare each row with what they
+compile, and `python -m sparseflash.kernels.triton_report` prints the same for other architectures and block sizes.
+
+- *step*: queries x keys of one iteration.
+- *regs* a thread, *shared* memory a program, and how many programs fit on a multiprocessor. Nothing spills.
+- In pairs, the loop over FULL entries / the loop over PARTIAL ones: *instructions* a thread issues in an iteration; of
+  them *products* (HGMMA) and *waits* for groups of products: a wait for every product would be a serialised loop, and
+  there is none; *exponentials*, and how many of them run while a product is in flight.
+- *issue*: cycles that a multiprocessor's four schedulers take to issue the instructions of 64 x 64 scores, beside the
+  cycles *matrix* that its tensor cores take for them at 4,096 operations a cycle (989 TFLOP/s, 132 multiprocessors at
+  1.83 GHz: the H100 datasheet). Where the first is the larger one, instructions are the limit.
+
+A loop without products (-) uses the older `mma.sync`: its step is too small for a warpgroup.
+"""
+COLUMNS = (
+    *("kernel", "D", "step", "warps", "stages", "regs", "shared", "programs"),
+    *("instructions", "products", "waits", "exponentials overlapped", "issue", "matrix"),
+)
+PRODUCTS = {"forward": 2, "keys": 4, "queries": 3}
+
+
+def cases(form: str) -> list[report.Case]:
+    """What a section of the page shows."""
+    features, cut = FORMS[form]
+    return [case for case in report.cases(("sm_90",), features=features, cut=cut) if case.dtype != "fp32"]
+
+
+def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
+    """One line of a table."""
+    at = case.launch.within(case.block)
+
+    def pair(*values: object) -> str:
+        return " / ".join(map(str, values)) or "-"
+
+    return "| {} |".format(
+        " | ".join(
+            str(cell)
+            for cell in (
+                *(case.kernel, case.D, f"{at.BM}x{at.BN}", at.warps, at.stages),
+                *(used.registers, f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
+                *(pair(*(getattr(x, name) for x in found)) for name in ("instructions", "products", "waits")),
+                pair(*(f"{x.overlapped} of {x.exponentials}" for x in found)),
+                pair(*(round(x.instructions * at.warps * 1024 / (at.BM * at.BN)) for x in found)),
+                PRODUCTS[case.kernel] * 2 * case.D,
+            )
+        )
+    )
+
+
+def measured(case: report.Case) -> tuple[report.Resources, list[Loop]]:
+    """What the page says of a case, compiled."""
+    compiled = report.compile_case(case)
+    return report.resources(compiled), report.loops_of(compiled)
+
+
+def main() -> int:
+    lines = [HEAD]
+    rule = "|".join(["---"] * len(COLUMNS))
+    for form in FORMS:
+        lines += [f"## {form}\n", f"| {' | '.join(COLUMNS)} |", f"|{rule}|"]
+        for case in cases(form):
+            lines.append(row(case, *measured(case)))
+            print(lines[-1], flush=True)
+        lines.append("")
+    new = PAGE.with_suffix(".new")
+    new.write_text("\n".join(lines))
+    new.replace(PAGE)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

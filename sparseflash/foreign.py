@@ -1,0 +1,49 @@
+"""Files that others may have written: bounded in size and depth before anything is made of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+MOST_BYTES = 16 << 20
+
+
+def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+    """A regular file of at most so many bytes.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: longer, or no regular file: a device or a pipe may never end.
+    """
+    path.stat()
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file")
+    with path.open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path} has more than {most:,} bytes, the most that are read")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file of at most `MOST_BYTES`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: longer, no regular file, or no text.
+    """
+    try:
+        return read_bytes(path).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"{path} is not a text file") from None
+
+
+def parse_json(text: str) -> Any:
+    """Plain data from JSON.
+
+    Raises:
+        ValueError: no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("JSON that is nested too deeply") from None

@@ -1,0 +1,74 @@
+"""Image: CIFAR-10 in grey, pixel by pixel (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
+
+The *binary* version, folder ``cifar-10-batches-bin``: ``data_batch_1.bin`` to ``data_batch_5.bin`` and
+``test_batch.bin``, each 10,000 records of 3,073 bytes, which are the label and 32 x 32 pixels in red, green and blue,
+plane by plane. The Python version is pickles, and loading a pickle runs what is in it: it is refused.
+
+Grey is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, rounded half up. The first nine tenths of the training
+images are for training and the rest for validation, as in the Arena; there in the order of TensorFlow Datasets, here of
+the files.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+SIDE: Final = 32
+PIXELS: Final = SIDE * SIDE
+RECORD: Final = 1 + 3 * PIXELS
+CLASSES: Final = 10
+TRAIN: Final = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
+TEST: Final = ("test_batch.bin",)
+
+
+class Images:
+    """The images of some files in order: ``images[i] -> (uint8 [1024] in rows, label)``.
+
+    Args:
+        folder: with the files.
+        names: of the files.
+
+    Raises:
+        FileNotFoundError: a file is not there.
+        ValueError: a file that is not made of whole records, or holds a label above 9.
+    """
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        parts = []
+        for name in names:
+            path = folder / name
+            if not path.is_file():
+                pickled = path.with_suffix("")
+                hint = (
+                    f"; {pickled.name} is a pickle and is not read: get the binary version" if pickled.exists() else ""
+                )
+                raise FileNotFoundError(f"no file {path}{hint}")
+            size = path.stat().st_size
+            if not size or size % RECORD:
+                raise ValueError(f"{path} must be whole records of {RECORD:,} bytes; it has {size:,} bytes")
+            part = np.fromfile(path, np.uint8).reshape(-1, RECORD)
+            if (most := int(part[:, 0].max())) >= CLASSES:
+                raise ValueError(f"{path} holds the label {most}; there are {CLASSES} classes")
+            parts.append(part)
+        self._records = np.concatenate(parts)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
+        record = self._records[index]
+        return grey(record[1:].reshape(3, PIXELS)), int(record[0])
+
+
+def grey(planes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Luma of red, green and blue [3, ...].
+
+    Example:
+        >>> grey(np.array([[255, 255, 0], [255, 0, 0], [255, 0, 255]], np.uint8)).tolist()
+        [255, 76, 29]
+    """
+    red, green, blue = planes.astype(np.uint32)
+    luma: NDArray[np.uint8] = ((299 * red + 587 * green + 114 * blue + 500) // 1000).astype(np.uint8)
+    return luma

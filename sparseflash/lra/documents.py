@@ -1,0 +1,83 @@
+"""Text and Retrieval: documents as bytes.
+
+**Text** is IMDb (Maas et al. 2011): is a review favourable? The release does not hold it; the Arena takes it from
+TensorFlow Datasets, and both are the folder ``aclImdb`` of https://ai.stanford.edu/~amaas/data/sentiment/:
+``{train,test}/{neg,pos}/*.txt``, 12,500 files in each. There is no validation set; the Arena used the test set as one.
+
+**Retrieval** is AAN (Radev et al. 2013) as the release has it in ``tsv_data``: ``new_aan_pairs.{train,eval,test}.tsv``
+without a header, a line being label (``0.0`` or ``1.0``), two paper numbers and two texts: does one cite the other? The
+texts stand in the file as Python wrote them (``b'...'`` and backslash escapes) and are taken as they stand, without
+quotes meaning anything: so the Arena's own reader and that of S4 take them.
+"""
+
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash.lra.lines import Lines
+
+Bytes = NDArray[np.uint8]
+ANSWERS: Final = ("neg", "pos")
+
+
+class Reviews:
+    """The reviews of one part of IMDb: ``reviews[i] -> (uint8 [N], 0 or 1)``, the unfavourable ones first.
+
+    Args:
+        folder: such as ``aclImdb/train``.
+
+    Raises:
+        FileNotFoundError: no ``neg`` or ``pos`` in it.
+        ValueError: one of them holds no review; when one is read, an empty file.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._files: list[tuple[Path, int]] = []
+        for answer, name in enumerate(ANSWERS):
+            if not (folder / name).is_dir():
+                raise FileNotFoundError(f"{folder} is no part of aclImdb: it has no folder {name}")
+            # Names are NUMBER_RATING.txt: in the order of numbers, which no file system keeps by itself.
+            found = sorted((folder / name).glob("*.txt"), key=lambda path: (len(path.stem.split("_")[0]), path.name))
+            if not found:
+                raise ValueError(f"{folder / name} holds no review: *.txt")
+            self._files += [(path, answer) for path in found]
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Bytes, int]:
+        path, answer = self._files[index]
+        text = path.read_bytes()
+        if not text:
+            raise ValueError(f"{path} is empty")
+        return np.frombuffer(text, np.uint8), answer
+
+
+class Papers:
+    """The pairs of one file of AAN: ``papers[i] -> ((uint8 [N], uint8 [M]), 0 or 1)``.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no lines; when one is read, a line that is no pair.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._lines = Lines(path)
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    def __getitem__(self, index: int) -> tuple[tuple[Bytes, Bytes], int]:
+        fields = self._lines[index].split(b"\t")
+        if len(fields) != 5:
+            raise ValueError(
+                f"{self._lines.where(index)}: a pair has 5 fields (label, two numbers, two texts); got {len(fields)}"
+            )
+        label, first, second = fields[0], fields[3], fields[4]
+        if label not in (b"0", b"1", b"0.0", b"1.0"):
+            raise ValueError(f"{self._lines.where(index)}: the label must be 0.0 or 1.0; got {label[:20]!r}")
+        if not first or not second:
+            raise ValueError(f"{self._lines.where(index)}: a text is empty")
+        return (np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)), int(label[:1])

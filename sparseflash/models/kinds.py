@@ -1,0 +1,51 @@
+"""The two kinds of model, told apart by their configs."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+
+from sparseflash.foreign import parse_json
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.files import CONFIG, load_model, loaded
+from sparseflash.models.pixel_transformer import PixelTransformer
+from sparseflash.models.sequence_config import SequenceTransformerConfig
+from sparseflash.models.sequence_transformer import SequenceTransformer
+
+Model: TypeAlias = PixelTransformer | SequenceTransformer
+ModelConfig: TypeAlias = PixelTransformerConfig | SequenceTransformerConfig
+
+
+def build(config: ModelConfig) -> Model:
+    """A model with random weights."""
+    return PixelTransformer(config) if isinstance(config, PixelTransformerConfig) else SequenceTransformer(config)
+
+
+def config_from(fields: Mapping[str, Any]) -> ModelConfig:
+    """The config with these fields: of a sequence transformer if it says how many symbols there are.
+
+    Raises:
+        ValueError: fields that are missing, unknown or out of range.
+
+    Example:
+        >>> config_from({"symbols": 15, "layers": 2}).layers
+        2
+    """
+    kind = SequenceTransformerConfig if isinstance(fields, dict) and "symbols" in fields else PixelTransformerConfig
+    return kind.from_dict(fields)
+
+
+def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> Model:
+    """The model that either kind's `save_pretrained` wrote.
+
+    Raises:
+        FileNotFoundError: the folder or one of its two files is not there.
+        ValueError: a file that is corrupt, or weights that are not of its config.
+    """
+    text, weights = load_model(Path(folder))
+    try:
+        config = config_from(parse_json(text))
+    except ValueError as error:
+        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {error}") from None
+    return loaded(lambda: build(config), weights, Path(folder)).to(device)

@@ -1,0 +1,122 @@
+"""What a sequence transformer is made of, as data: round-trips through JSON, with the pattern expressions in it."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Self
+
+from sparseflash.foreign import parse_json
+from sparseflash.models.config import MOST, of_kinds
+from sparseflash.patterns import Pattern, parse
+from sparseflash.patterns.grid import BLOCK_SIZES
+
+READOUTS = ("mean", "first")
+
+
+@dataclasses.dataclass(frozen=True)
+class SequenceTransformerConfig:
+    """The shape of a `SequenceTransformer`. It names no length: positions are relative, patterns are size-free.
+
+    Attributes:
+        symbols: how many tokens there are: 256 for bytes.
+        pattern: the textual form of the attention pattern, one for all layers or one for each of them.
+        block: (BQ, BK) at which patterns are compiled.
+        documents: how many documents make an example; all are read by the same weights.
+        readout: ``"mean"`` over the tokens of a document, or its ``"first"`` token.
+        width: size of the residual stream.
+        heads: attention heads; the head dim ``width / heads`` must be even.
+        layers: how many layers.
+        tied: all layers share one set of weights.
+        mlp_width: hidden size of the MLP, and of the head where there are two documents.
+        classes: outputs of the classification head.
+        rotary_base: plane i of a head of size D turns by ``rotary_base ** (-2 i / D)`` a token.
+
+    Raises:
+        ValueError: a field out of range, or a pattern that does not parse.
+
+    Example:
+        >>> config = SequenceTransformerConfig(symbols=15, classes=10, pattern="local(64) | global_tokens(1)")
+        >>> SequenceTransformerConfig.from_json(config.to_json()) == config
+        True
+    """
+
+    symbols: int
+    pattern: str | tuple[str, ...] = "full()"
+    block: tuple[int, int] = (128, 128)
+    documents: int = 1
+    readout: str = "mean"
+    width: int = 64
+    heads: int = 2
+    layers: int = 4
+    tied: bool = False
+    mlp_width: int = 128
+    classes: int = 2
+    rotary_base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.pattern, list):
+            object.__setattr__(self, "pattern", tuple(self.pattern))
+        object.__setattr__(self, "block", tuple(self.block))
+        if len(self.block) != 2 or not set(self.block) <= set(BLOCK_SIZES):
+            raise ValueError(f"block must be two of {', '.join(map(str, BLOCK_SIZES))}; got {self.block!r}")
+        for name in ("width", "heads", "layers", "mlp_width", "classes"):
+            if not 1 <= getattr(self, name) <= MOST[name]:
+                raise ValueError(f"{name} must be in 1..{MOST[name]:,}; got {getattr(self, name)!r}")
+        if not 1 <= self.symbols <= 256:
+            raise ValueError(f"symbols must be in 1..256, for a token is a byte; got {self.symbols!r}")
+        if self.classes < 2:
+            raise ValueError(f"classes must be at least 2; got {self.classes!r}")
+        if self.documents not in (1, 2):
+            raise ValueError(f"documents must be 1 or 2; got {self.documents!r}")
+        if self.readout not in READOUTS:
+            raise ValueError(f"readout must be one of {', '.join(READOUTS)}; got {self.readout!r}")
+        if self.width % self.heads or self.width // self.heads % 2:
+            raise ValueError(f"width / heads must be an even number; got {self.width!r} and {self.heads!r}")
+        if not self.rotary_base > 0:
+            raise ValueError(f"rotary_base must be positive; got {self.rotary_base!r}")
+        if isinstance(self.pattern, tuple) and len(self.pattern) != self.layers:
+            raise ValueError(
+                f"pattern must be one expression or one for each of the {self.layers} layers; got {len(self.pattern)}"
+            )
+        self.patterns()
+
+    @property
+    def head_dim(self) -> int:
+        """Size of one head."""
+        return self.width // self.heads
+
+    def patterns(self) -> tuple[Pattern, ...]:
+        """The parsed pattern of each layer."""
+        texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
+        parsed = {text: parse(text) for text in set(texts)}
+        return tuple(parsed[text] for text in texts)
+
+    def to_json(self) -> str:
+        """The config as indented JSON."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, not an object, or fields that are missing, unknown or out of range.
+        """
+        try:
+            fields = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"a model config must be JSON; {error}") from None
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The config with these fields; those left out keep their defaults."""
+        if not isinstance(fields, dict):
+            raise ValueError(f"a model config must be a JSON object; got {type(fields).__name__}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
+        try:
+            return cls(**of_kinds(cls, fields))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a model config field is missing or has the wrong type: {error}") from None

@@ -1,0 +1,76 @@
+"""The tokens of images shared out among ranks: each computes with its part, and meets the others in attention alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+
+from sparseflash.distributed.context import context_parallel_attention
+from sparseflash.distributed.sharding import Sharding, check_ranks
+from sparseflash.functional import Mask
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.tokens import Tokens
+from sparseflash.patterns import BlockMask
+
+if TYPE_CHECKING:
+    from sparseflash.models.pixel_transformer import Attend
+
+
+def shared(tokens: Tokens, masks: Sequence[Mask], mesh: DeviceMesh) -> tuple[Tokens, Attend]:
+    """This rank's part of the tokens, and the attention through which the ranks see each other's.
+
+    All layers hold the same tokens, dealt by the work of all their masks.
+
+    Args:
+        tokens: of whole images, equal on all ranks.
+        masks: what each layer attends through.
+        mesh: a DeviceMesh of one dim.
+
+    Raises:
+        ValueError: masks that are no BlockMask, or fewer cells than ranks.
+    """
+    compiled = [mask for mask in masks if isinstance(mask, BlockMask)]
+    if other := [type(mask).__name__ for mask in masks if not isinstance(mask, BlockMask)]:
+        raise ValueError(f"ranks share tokens by what each layer's BlockMask says; got a {other[0]}: {_ON_HOST}")
+    sharding = Sharding.of(compiled, mesh.size())
+    here = _positions(sharding, mesh.get_local_rank(), tokens.place.device)
+    part = tokens._replace(place=tokens.place[:, here], cos=tokens.cos[here], sin=tokens.sin[here])
+    return part, partial(context_parallel_attention, mesh=mesh, sharding=sharding)
+
+
+def check_shared(config: PixelTransformerConfig, size: int, tokens: str | None, ranks: int) -> None:
+    """Refuse images whose tokens so many ranks cannot share.
+
+    Args:
+        config: of the model.
+        size: height and width of the images, in pixels.
+        tokens: which pixels are tokens, where it is not what the config says.
+        ranks: how many share the tokens of an image.
+
+    Raises:
+        ValueError: tokens that images decide, or fewer cells than ranks.
+
+    Example:
+        >>> check_shared(PixelTransformerConfig(), 64, None, ranks=32)
+        >>> check_shared(PixelTransformerConfig(), 64, None, ranks=64)
+        Traceback (most recent call last):
+        ValueError: 4096 tokens are 32 cells of 128, which 64 ranks cannot share: a rank holds at least one; ...
+    """
+    which = config.tokens if tokens is None else tokens
+    if which != "all":
+        raise ValueError(f'tokens "{which}" cannot be shared out among ranks: {_ON_HOST}; use tokens "all"')
+    check_ranks(ranks, size * size, max(config.block))
+
+
+_ON_HOST = "who needs which keys must be known on the host, before an image is seen"
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)  # made while evaluating, they must serve a later training step
+def _positions(sharding: Sharding, rank: int, device: torch.device) -> Tensor:
+    return sharding.positions(rank).to(device)

@@ -1,0 +1,126 @@
+"""The processes that train together: groups that draw images of their own, and ranks that share each image's tokens."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.sharing import check_shared
+from sparseflash.train.config import Stage, TrainConfig
+
+
+@dataclass(frozen=True)
+class Processes:
+    """How many there are, and which one this is.
+
+    Ranks of a group are neighbours: with ``context`` ranks a group, ranks 0 to ``context - 1`` are the first one.
+
+    Attributes:
+        rank: of this process among all.
+        world: all of them.
+        context: ranks of a group, which share the tokens of each image.
+    """
+
+    rank: int = 0
+    world: int = 1
+    context: int = 1
+
+    @classmethod
+    def here(cls, context: int) -> "Processes":
+        """Those of the process group that there is, or else those that torchrun's environment tells of.
+
+        Raises:
+            ValueError: the processes do not divide into groups of ``context``.
+        """
+        if context < 1:
+            raise ValueError(f"context_parallel must be at least 1; got {context!r}")
+        if distributed.is_initialized():
+            rank, world = distributed.get_rank(), distributed.get_world_size()
+        else:
+            rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        if world % context:
+            processes = f"{world} processes do" if world > 1 else "one process does"
+            raise ValueError(
+                f"context_parallel={context} ranks share each image, but {processes} not divide into groups of "
+                f"{context}; start a multiple of {context}: torchrun --nproc-per-node {-(-world // context) * context}"
+            )
+        return cls(rank, world, context)
+
+    @property
+    def first(self) -> bool:
+        """This process writes and reports."""
+        return self.rank == 0
+
+    @property
+    def groups(self) -> int:
+        """How many groups draw images of their own."""
+        return self.world // self.context
+
+    @property
+    def group(self) -> int:
+        """Which of them this process is in."""
+        return self.rank // self.context
+
+    def check(self, config: TrainConfig, streams: int) -> None:
+        """Refuse what these processes cannot train together.
+
+        Args:
+            config: the recipe.
+            streams: batches of a part, one for each group that the run was begun with.
+
+        Raises:
+            ValueError: a step's batches do not divide among the groups, or an image's tokens among the ranks.
+        """
+        if (batches := config.accumulate * streams) % self.groups:
+            raise ValueError(
+                f"this run's steps have {batches} batches, which {self.groups} groups of processes cannot share "
+                f"evenly; resume with a number of groups that divides {batches}, of {self.context} processes each"
+            )
+        if self.context > 1:
+            for stage in config.stages[config.first_stage :]:
+                if not isinstance(stage, Stage) or not isinstance(config.model, PixelTransformerConfig):
+                    raise ValueError(
+                        f"ranks share the tokens of images, not of the sequences of {config.task}; "
+                        f"leave context_parallel at 1"
+                    )
+                check_shared(config.model, stage.geometry.size, stage.tokens, self.context)
+
+    def join(self, device: torch.device) -> tuple[torch.device, DeviceMesh | None, bool]:
+        """Start the process group, unless there is one.
+
+        Returns:
+            The device of this process, the mesh of its group where tokens are shared, and whether it was this call that
+            started the process group.
+        """
+        joined = False
+        if self.world > 1:
+            if device.type == "cuda":
+                device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+                torch.cuda.set_device(device)
+            if joined := not distributed.is_initialized():
+                distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        if self.context == 1:
+            return device, None, joined
+        mesh = init_device_mesh(device.type, (self.groups, self.context), mesh_dim_names=("data", "context"))
+        return device, mesh["context"], joined
+
+    def gathered(self, figures: Tensor) -> Tensor:
+        """The figures [turns, F] of every group, in the order in which batches are dealt: [turns * groups, F]."""
+        if self.world == 1:
+            return figures
+        every = figures.new_zeros(len(figures), self.groups, figures.shape[1])
+        every[:, self.group] = figures / self.context
+        distributed.all_reduce(every)
+        return every.flatten(0, 1)
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is up in any process."""
+        if self.world == 1:
+            return flag
+        shared = torch.tensor(float(flag), device=device)
+        distributed.all_reduce(shared)
+        return bool(shared > 0)

@@ -1,0 +1,132 @@
+"""Stages of the Long Range Arena's sequence tasks: which examples, and how many tokens of them a model reads."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
+from sparseflash.lra.listops import SYMBOLS, majority_share
+from sparseflash.models import ModelConfig, SequenceTransformerConfig
+from sparseflash.models.config import of_kinds
+from sparseflash.pathfinder.splits import SEED
+
+# Symbols, documents and classes of a task's examples.
+SHAPES: Final = {
+    "listops": (len(SYMBOLS), 1, 10),
+    "text": (256, 1, 2),
+    "retrieval": (256, 2, 2),
+    "image": (256, 1, 10),
+}
+ROUNDED = 64
+"""Rows are filled up to a multiple of this, so that there are few lengths."""
+
+
+@dataclass(frozen=True)
+class SequenceStage:
+    """One stage of a sequence task.
+
+    Attributes:
+        task: one of `sparseflash.lra.TASKS`.
+        length: tokens that are read of a document; what follows them is cut off.
+        folder: where the files are; empty for ListOps that is drawn.
+        grammar: of ListOps that is drawn; None for the Arena's.
+        baseline: share of the most frequent answer, if known.
+
+    Raises:
+        ValueError: an unknown task, a length below 1, or trees that are longer.
+
+    Example:
+        >>> stage = SequenceStage("listops", 32, grammar=Grammar(max_depth=3, min_length=8, max_length=30))
+        >>> tokens, values = stage.draw(seed=0, indices=range(2))
+        >>> tokens.shape, values.tolist()
+        (torch.Size([2, 32]), [9, 1])
+    """
+
+    task: str
+    length: int
+    folder: str = ""
+    grammar: Grammar | None = None
+    baseline: float | None = None
+
+    rule: ClassVar[str] = "the most frequent answer"
+    options: ClassVar[dict[str, Any]] = {}
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise ValueError(f"a stage's task must be one of {', '.join(TASKS)}; got {self.task!r}")
+        if self.length < 1:
+            raise ValueError(f"a stage's length must be at least 1; got {self.length!r}")
+        if self.grammar is not None and (self.task != "listops" or self.folder):
+            raise ValueError("a grammar is for ListOps that is drawn, not read from files")
+        longest = (self.grammar or LISTOPS).max_length - 1
+        if self.drawn and longest > self.length:
+            raise ValueError(f"trees of up to {longest:,} symbols would be cut off at {self.length:,}")
+
+    def __str__(self) -> str:
+        if not self.drawn:
+            return f"{self.task}, {self.length:,} tokens"
+        grammar = self.grammar or LISTOPS
+        least, most = grammar.min_length + 1, grammar.max_length - 1
+        return f"listops, {least:,} to {most:,} symbols" if least < most else f"listops, {most:,} symbols"
+
+    @property
+    def drawn(self) -> bool:
+        """Whether examples are drawn, not read from files."""
+        return self.task == "listops" and not self.folder
+
+    @property
+    def splits(self) -> dict[str, range]:
+        """The sets, each a range of indices; opens the files."""
+        return self._corpus().splits
+
+    def _corpus(self, seed: int = SEED) -> Corpus:
+        return open_corpus(self.task, self.folder, self.grammar, seed)
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ValueError unless this model can read these examples."""
+        symbols, documents, classes = SHAPES[self.task]
+        if not isinstance(model, SequenceTransformerConfig):
+            raise ValueError(f"the task {self.task} needs a model over symbols; this one is over pixels")
+        if (model.symbols, model.documents, model.classes) != (symbols, documents, classes):
+            raise ValueError(
+                f"the task {self.task} has {symbols} symbols, {documents} documents an example and {classes} classes; "
+                f"the model has {model.symbols}, {model.documents} and {model.classes}"
+            )
+
+    def draw(self, seed: int, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
+        """Examples: int16 [B, N], or [B, 2, N] of pairs, with -1 behind the end, and their labels int64 [B]."""
+        corpus = self._corpus(seed)
+        examples = [corpus[int(index)] for index in indices]
+        documents = [document[: self.length] for example in examples for document in example.documents]
+        tokens = padded(documents, self.length)
+        labels = torch.tensor([example.label for example in examples])
+        return (tokens.view(len(examples), 2, -1) if SHAPES[self.task][1] == 2 else tokens), labels
+
+    def majority(self) -> float:
+        """Share of the most frequent answer among a thousand drawn trees; chance, where files were not counted."""
+        return majority_share(self.grammar or LISTOPS) if self.drawn else 1 / SHAPES[self.task][2]
+
+
+def padded(documents: list[np.ndarray[Any, np.dtype[np.uint8]]], most: int) -> Tensor:
+    """Documents as rows int16 [S, N] with -1 behind their ends; N is a multiple of 64, or ``most`` itself."""
+    longest = max(map(len, documents))
+    rows = np.full((len(documents), min(most, -(-longest // ROUNDED) * ROUNDED)), -1, np.int16)
+    for row, document in zip(rows, documents, strict=True):
+        row[: len(document)] = document
+    return torch.from_numpy(rows)
+
+
+def sequence_stage_from(fields: dict[str, Any]) -> SequenceStage:
+    """The stage that `dataclasses.asdict` described.
+
+    Raises:
+        TypeError: fields are missing or unknown.
+        ValueError: fields out of range.
+    """
+    grammar = fields.get("grammar")
+    grammar = None if grammar is None else Grammar(**of_kinds(Grammar, grammar))
+    return SequenceStage(**of_kinds(SequenceStage, {**fields, "grammar": grammar}))

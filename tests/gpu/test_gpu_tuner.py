@@ -1,0 +1,208 @@
+"""The launch tuner: candidates, gates ahead of time, and what is chosen from measurements."""
+
+from __future__ import annotations
+
+import ast
+import itertools
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import tune
+from benchmarks.gpu import contenders, gates
+from benchmarks.gpu.contenders import Attend
+from benchmarks.gpu.gates import GATED_SOURCE, STEPS, asked, candidates, fitting
+from benchmarks.gpu.machine import cpu
+from benchmarks.gpu.rows import Setting
+from benchmarks.record import Growing
+from sparseflash.kernels.launch import TABLE, Launch, committed
+
+KEY = "sm_90", 64, "half"
+FORWARD = TABLE[KEY].forward
+compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles; not for the interpreter")
+
+
+def other(number: int) -> Launch:
+    """A candidate that is not the committed launch."""
+    return candidates(KEY, "forward")[number]
+
+
+@pytest.mark.parametrize("kernel", STEPS)
+def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kernel: str) -> None:
+    for D in tune.HEAD_DIMS:
+        found = candidates(("sm_90", D, "half"), kernel)
+        assert found[0] == getattr(TABLE["sm_90", D, "half"], kernel)
+        assert len(found) == len(set(found)) > 30
+        for launch, block in itertools.product(found, (16, 32, 64, 128, 256)):
+            step = launch.within((block, block))
+            assert block % step.BM == block % step.BN == 0
+        unlike = [sum(a != b for a, b in zip(launch, found[0], strict=True)) for launch in found]
+        assert unlike == sorted(unlike)
+
+
+def test_flags_of_a_launch_are_tried_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
+    from typing import NamedTuple
+
+    class Flagged(NamedTuple):
+        BM: int
+        BN: int
+        warps: int
+        stages: int
+        ahead: bool = False
+
+    class Row(NamedTuple):
+        forward: Flagged
+        keys: Flagged
+
+    monkeypatch.setattr(gates, "Launch", Flagged)
+    monkeypatch.setitem(TABLE, KEY, Row(Flagged(64, 128, 4, 3), Flagged(64, 64, 8, 3)))
+    assert {launch.ahead for launch in candidates(KEY, "forward")} == {False, True}
+    assert {launch.ahead for launch in candidates(KEY, "keys")} == {False}
+    monkeypatch.setattr(tune, "Launch", Flagged)
+    assert tune.spelled(Flagged(64, 128, 4, 3, ahead=True)) == "Launch(64, 128, 4, 3, ahead=True)"  # type: ignore[arg-type]
+    assert tune.spelled(Flagged(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"  # type: ignore[arg-type]
+
+
+@compiles
+def test_gates_let_the_committed_launch_through_and_name_what_rules_others_out() -> None:
+    right = gates.gate(asked(KEY, "forward", FORWARD))
+    assert right["fits"]
+    assert right["products"] > 2 * right["waits"]
+    # Half a tile more for each thread than it has registers for.
+    spilling = gates.gate(asked(KEY, "forward", Launch(128, 128, 4, 3)))
+    assert (spilling["fits"], spilling["why"]) == (False, "spills")
+    assert spilling["spilled"] > 0
+    assert "does not compile" in gates.gate(asked(KEY, "forward", Launch(96, 128, 4, 3)))["why"]
+
+
+def test_gates_of_other_kernels_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "some-cpu" / "2026-01-01-gates.json"
+    results = Growing("gates", path, skip=GATED_SOURCE)
+    results.add(asked(KEY, "forward", other(1)), {"fits": False, "why": "spills"})
+    results.add(asked(KEY, "forward", FORWARD), {"fits": False, "why": "spills"})
+    known = gates.known_gates(tmp_path)
+    assert len(known) == 2
+    timed = fitting(KEY, "forward", known)
+    assert timed[0] == FORWARD, "what is committed is timed whatever a gate says: others are compared with it"
+    assert other(1) not in timed
+    assert len(timed) == len(candidates(KEY, "forward")) - 1, "what no gate has seen is timed"
+    elsewhere = "sm_90", 128, "half"
+    assert len(fitting(elsewhere, "forward", known)) == len(candidates(elsewhere, "forward")), "another head dim"
+    monkeypatch.setattr(gates, "source", lambda skip: "other kernels")
+    assert gates.known_gates(tmp_path) == []
+
+
+def row(launch: Launch, speed: float, noise: float = 0.001, kernel: str = "forward") -> dict[str, Any]:
+    """A recorded measurement: so much faster than the committed launch on one mask, twice that on another."""
+    times = {"ms": {"a": 1 / speed, "b": 2 / speed / 2}, "committed_ms": {"a": 1.0, "b": 2.0}}
+    again = {"again_ms": {"a": 1 + noise, "b": 2 + 2 * noise}}
+    return asked(KEY, kernel, launch) | times | again | {"source": "made up"}
+
+
+def test_the_fastest_right_launch_is_chosen_if_it_is_faster_by_more_than_noise() -> None:
+    assert tune.gain(row(other(1), 1.5)) == pytest.approx(1.5 * 2**0.5), "the geometric mean over masks"
+    wrong = asked(KEY, "forward", other(3)) | {"failed": "full(): out: error 1 above 0.01"}
+    rows = [row(FORWARD, 2**-0.5), row(other(1), 0.8), row(other(2), 0.9), wrong]
+    chosen = tune.winner(KEY, "forward", rows)
+    assert chosen is not None
+    assert chosen[0] == other(2)
+    assert chosen[1] == pytest.approx(0.9 * 2**0.5)
+    noisy = [row(other(2), 0.9, noise=0.4)]
+    assert tune.winner(KEY, "forward", noisy) is None, "the committed launch differs as much from itself"
+    assert tune.winner(KEY, "forward", [row(other(2), 1.01 * 2**-0.5)]) is None, "1 % is not worth a change"
+    assert tune.winner(KEY, "keys", rows) is None
+    assert tune.winner(KEY, "forward", []) is None
+
+
+def test_the_proposal_is_a_row_of_the_table(tmp_path: Path) -> None:
+    path = tmp_path / "2026-01-01-tune.json"
+    results = Growing("tune", path)
+    measured = {key: value for key, value in row(other(2), 0.9).items() if key.endswith("ms")}
+    results.add(asked(KEY, "forward", other(2)), measured)
+    written = tune.write_proposal(results)
+    assert written == tmp_path / "2026-01-01-launch.txt"
+    text = written.read_text()
+    assert "# forward 1.27x" in text
+    table = ast.parse("TABLE = {\n" + text + "}").body[0]
+    assert isinstance(table, ast.Assign)
+    assert isinstance(table.value, ast.Dict)
+    (key,), (value,) = table.value.keys, table.value.values
+    assert key is not None
+    assert ast.literal_eval(key) == KEY
+    assert isinstance(value, ast.Call)
+    launches = [Launch(*map(ast.literal_eval, call.args)) for call in value.args if isinstance(call, ast.Call)]
+    assert launches == [other(2), TABLE[KEY].keys, TABLE[KEY].queries]
+    assert not list(tmp_path.glob("*.part"))
+
+
+TIMED_ON = [Setting("causal()", 128, 16, 32, dtype="float32", heads=1, batch=1)]
+
+
+def test_a_candidate_is_in_the_table_while_it_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Launch] = []
+    monkeypatch.setattr(tune, "ours", _watched(seen, 1.0))
+    found = tune.time_candidate(KEY, "forward", other(1), cpu(), TIMED_ON, runs=3)
+    assert seen[0] == other(1), "what is compared with dense attention is the candidate"
+    # A warm-up and three rounds of the candidate, the committed launch, and that again.
+    assert seen[1:] == 4 * [other(1), FORWARD, FORWARD]
+    assert committed(KEY, False, False).forward == FORWARD
+    for name in ("ms", "committed_ms", "again_ms"):
+        assert list(found[name]) == ["causal(), block 32"]
+        assert found[name]["causal(), block 32"] > 0
+
+
+def _watched(seen: list[Launch], factor: float) -> Any:
+    def ours(mask: Any, device: torch.device) -> Attend:
+        right = contenders.ours(mask, device)
+
+        def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Any:
+            seen.append(TABLE[KEY].forward)
+            out, lse = right(q, k, v)
+            return out * factor, lse
+
+        return attend
+
+    return ours
+
+
+def test_a_candidate_that_computes_something_else_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Launch] = []
+    monkeypatch.setattr(tune, "ours", _watched(seen, 1.01))
+    found = tune.time_candidate(KEY, "forward", other(1), cpu(), TIMED_ON)
+    assert found["failed"].startswith("causal(): out: error")
+    assert seen == [other(1)]
+
+
+def test_measuring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tune, "settings", lambda D, dtype: TIMED_ON)
+    monkeypatch.setattr(tune, "fitting", lambda key, kernel, gates: candidates(key, kernel)[:2])
+    path = tmp_path / "tune.json"
+    todo = [(KEY, "forward"), (KEY, "keys")]
+    assert not tune.measured(todo, cpu(), Growing("tune", path), [], 0)
+    assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
+    rows = json.loads(path.read_text())["rows"]
+    order = [(one["kernel"], one["launch"]) for one in rows]
+    assert order == [(kernel, list(candidates(KEY, kernel)[i])) for i in (0, 1) for kernel in ("forward", "keys")]
+    before = path.read_bytes()
+    assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
+    assert path.read_bytes() == before
+
+
+@compiles
+def test_the_exponentials_of_the_micro_kernel_are_those_that_it_counts() -> None:
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from benchmarks.gpu.exp2_kernel import BLOCK, exp2_kernel
+
+    signature = {"x_ptr": "*fp32", "y_ptr": "*fp32", "rounds": "i32", "BLOCK": "constexpr"}
+    source = ASTSource(exp2_kernel, signature, {"BLOCK": BLOCK})
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": 4})
+    loop = compiled.asm["sass"].split("LBB1:")[1].split("BRA LBB1")[0]
+    assert loop.count("MUFU.EX2") == BLOCK // 128, "one for each element of a thread, in every round"
+    assert "FMUL" not in loop, "no other work for the exponential's sake"

@@ -1,0 +1,143 @@
+"""Change the source of a part of the library in small ways, and count the changes that the suite notices.
+
+``python -m tests.mutants patterns [--every n]`` (or ``tables``, ``cpu``) takes every n-th mutant of a shuffled list,
+runs the tests that cover its module in a forked process, and prints those that survive. Nothing on disk is changed.
+Before that the tests must pass without a change.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import importlib.util
+import io
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from rich.progress import track
+
+from tests.faults.finding import Found
+from tests.mutants.mutating import count, mutant
+
+ROOT = Path(__file__).parent.parent.parent
+SECONDS = 300  # of processor time: a mutant that takes longer does not end
+
+PATTERNS = [
+    *("test_pattern_definitions", "test_parsing", "test_where", "test_pattern_laws", "test_conversions"),
+    *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_text_at_random"),
+]
+DRAWN = {
+    "drawing": ["test_drawing"],
+    "pixels": ["test_drawing", "test_viewer"],
+    "notebook": ["test_drawing", "test_viewer"],
+    "viewer": ["test_viewer"],
+    "writing": ["test_mask_files", "test_drawing"],
+}
+PARTS: dict[str, tuple[list[str], list[str]]] = {
+    "patterns": (["patterns/*.py"], PATTERNS),
+    "tables": (
+        ["sparseflash/tables.py", "sparseflash/schedule.py", "sparseflash/packing.py", "kernels/layout.py"],
+        ["test_schedule", "test_checking", "test_pattern_laws", "test_heavy_lines", "test_operators", "test_bad_input"],
+    ),
+    "cpu": (
+        ["kernels/cpu*.py", "kernels/sinks.py", "kernels/dropout.py"],
+        ["test_heavy_lines", "test_cpu_pieces", "test_attention_laws", "test_decode", "test_dropout"],
+    ),
+}
+LEFT_OUT = "not triton_kernels and not costs and not compile and not graph"  # slow, or the clock
+# Loaded before the first fork, so that a child has only ours to import.
+THIRD = (
+    "torch",
+    "torch._dynamo.testing",
+    "hypothesis.extra.numpy",
+    "scipy.sparse",
+    "numpy.testing",
+    "safetensors.numpy",
+)
+
+
+def tests_of(part: str, file: Path) -> list[str]:
+    names = DRAWN.get(file.stem, PARTS[part][1]) if part == "patterns" else PARTS[part][1]
+    return [str(ROOT / "tests" / f"{name}.py") for name in names]
+
+
+def survives(part: str, file: Path, text: str) -> str:
+    """What became of the mutant: ``killed``, ``survived`` or ``without end``; in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+                used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+                resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
+                place = Path(folder) / file.name
+                place.write_text(text)
+                folders = (
+                    p for p in file.relative_to(ROOT).with_suffix("").parts if p not in ("sparseflash", "__init__")
+                )
+                sys.meta_path.insert(0, Found(".".join(["sparseflash", *folders]), place))
+                options = [
+                    "-x",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    "--assert",
+                    "plain",
+                    "--basetemp",
+                    f"{folder}/temp",
+                    "-k",
+                    LEFT_OUT,
+                ]
+                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                    code = int(pytest.main([*options, *tests_of(part, file)]))
+            finally:
+                os._exit(code)
+        status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status):
+        return "without end" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed"
+    return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+
+
+def main() -> int:
+    """0 if at least 90 % of the mutants are noticed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.mutants", description=__doc__)
+    parser.add_argument("part", choices=list(PARTS))
+    parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
+    parser.add_argument("--first", type=int, default=0, help="beginning with this one")
+    options = parser.parse_args()
+    os.environ.setdefault("SPARSEFLASH_EXAMPLES", "20")
+    for name in THIRD:
+        importlib.import_module(name)
+    import torch
+
+    torch.set_num_threads(1)
+    files = [file for pattern in PARTS[options.part][0] for file in sorted(ROOT.glob(pattern))]
+    everything = [(file, number) for file in files for number in range(count(file.read_text()))]
+    random.Random(0).shuffle(everything)
+    some = everything[options.first :: options.every]
+    if survives(options.part, files[0], files[0].read_text()) != "survived":
+        raise SystemExit("the tests do not even pass without a change")
+    found: dict[str, int] = {"killed": 0, "survived": 0, "without end": 0}
+    for file, number in track(some, console=Console(stderr=True), description=options.part):
+        line, what, text = mutant(file.read_text(), number)
+        fate = survives(options.part, file, text)
+        found[fate] += 1
+        if fate != "killed":
+            print(f"{fate}: {file.relative_to(ROOT)}:{line}: {what}", flush=True)
+    noticed = len(some) - found["survived"]
+    print(f"{options.part}: {noticed} of {len(some)} mutants noticed ({100 * noticed / max(1, len(some)):.1f} %), "
+          f"of {len(everything)} there are")  # fmt: skip
+    return int(noticed < 0.9 * len(some))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
