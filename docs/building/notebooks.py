@@ -9,6 +9,7 @@ import sys
 from base64 import b64decode
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import nbformat
@@ -67,11 +68,20 @@ def executed(path: Path) -> Any:
     from traitlets.config import Config
 
     notebook = read(path)
-    config = Config({"KernelManager": {"transport": "ipc"}})  # sockets in a folder of this user, not TCP ports
     where = {"metadata": {"path": str(ROOT)}}
-    NotebookClient(
-        notebook, timeout=SECONDS, kernel_name="python3", resources=where, coalesce_streams=True, config=config
-    ).execute()
+    with TemporaryDirectory() as sockets:
+        # Sockets in a folder of their own, not TCP ports: kernels of two builds at once must not meet.
+        config = Config({"KernelManager": {"transport": "ipc", "ip": f"{sockets}/kernel"}})
+        client = NotebookClient(
+            notebook,
+            timeout=SECONDS,
+            startup_timeout=SECONDS,
+            kernel_name="python3",
+            resources=where,
+            coalesce_streams=True,
+            config=config,
+        )
+        client.execute()
     return notebook
 
 
