@@ -99,8 +99,7 @@ def found(results: Path) -> list[tuple[Path, dict[str, Any]]]:
 
 def page(results: Path = RESULTS) -> str:
     """The page as it must be for these result files."""
-    measured = any(result["part"] == "kernels" for _, result in found(results))
-    return "\n".join([HEAD, *([] if measured else [NO_GPU]), *sections({*COLUMNS, *gpu.PARTS}, results)])
+    return "\n".join([front(results), *sections({*COLUMNS, *gpu.PARTS}, results)])
 
 
 def sections(wanted: Collection[str], results: Path = RESULTS) -> list[str]:
@@ -121,12 +120,22 @@ def sections(wanted: Collection[str], results: Path = RESULTS) -> list[str]:
     return parts
 
 
-def site_pages() -> dict[str, tuple[str, str]]:
-    """The same for the documentation site, a page for each part: part -> (title for the menu, Markdown)."""
+def site_pages(results: Path = RESULTS) -> dict[str, tuple[str, str]]:
+    """The same for the documentation site, a page for each part that was measured: (title for the menu, Markdown)."""
     titles = {part: title.partition(" (")[0].partition(": ")[0] for part, title in (TITLES | gpu.PARTS).items()}
     titles |= {"communication": "Bytes moved between ranks", "balance": "Work of each rank"}
-    measured = [part for part in titles if sections([part])]
-    return {part: (titles[part], "\n".join([f"# {titles[part]}\n", *sections([part])])) for part in measured}
+    measured = {result["part"] for _, result in found(results)}
+    return {
+        part: (title, "\n".join([f"# {title}\n", *sections([part], results)]))
+        for part, title in titles.items()
+        if part in measured
+    }
+
+
+def front(results: Path = RESULTS) -> str:
+    """What stands above the sections."""
+    measured = any(result["part"] == "kernels" for _, result in found(results))
+    return "\n".join([HEAD, *([] if measured else [NO_GPU])])
 
 
 def _triton(result: dict[str, Any]) -> str:

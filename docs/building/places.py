@@ -13,6 +13,7 @@ MOVED = {
     "docs/README.md": "index.md",  # a list of pages, which the site's own menu is
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "SECURITY.md": "security.md",
     "benchmarks/README.md": "benchmarks/index.md",
 }
 CODE = re.compile(r"(^ *```.*?^ *```[^\n]*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
