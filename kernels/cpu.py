@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from sparseflash.kernels import cpu_plan
+from sparseflash.kernels import cpu_operands, cpu_plan
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.cpu_operands import Keys, Lane, Masks, Queries, Scratch, Sums, bundles
 from sparseflash.kernels.cpu_plan import Piece
@@ -226,6 +226,11 @@ def _differentiate(
     return acc
 
 
+def _follow(x: torch.Tensor) -> bool:
+    """Whether the heads of each sample follow those of the one before."""
+    return x.stride(0) == x.shape[1] * x.stride(1)
+
+
 class _Call:
     """What all pieces of a call share."""
 
@@ -253,7 +258,10 @@ class _Call:
         """Lanes with tensors like k as [heads, M, ...], like q as [heads, G, N, ...]; a sample each, or all as one."""
         patterns, samples = self.patterns, len(self.patterns)
         queries = [x.unflatten(1, (-1, self.group)) for x in queries]
-        if samples == 1 or all(x.stride(0) == x.shape[1] * x.stride(1) for x in (*keys, *queries)):
+        if samples > 1 and sum(x.nbytes for x in (*keys, *queries)) <= cpu_operands.KEYS_HELD:
+            # Samples side by side are worth a copy of operands with interleaved heads. Results never are such.
+            keys, queries = ([x if _follow(x) else x.contiguous() for x in some] for some in (keys, queries))
+        if samples == 1 or all(_follow(x) for x in (*keys, *queries)):
             keys, queries = ([x.flatten(0, 1).unsqueeze(0) for x in some] for some in (keys, queries))
             patterns = patterns.reshape(1, -1, self.group)
         for sample, mine in enumerate(patterns):

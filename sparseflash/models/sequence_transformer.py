@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparseflash.functional import Mask, attention
+from sparseflash.functional import Mask
 from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.models.sequence_config import SequenceTransformerConfig
@@ -23,9 +23,6 @@ from sparseflash.patterns import BlockMask, Pattern, per_sample
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.interval import Interval
 from sparseflash.rotary import rotary_table
-
-SHORT = 512
-"""Up to so many tokens a CPU is faster if it copies heads side by side and takes all documents at once."""
 
 
 class SequenceOutput(NamedTuple):
@@ -36,26 +33,6 @@ class SequenceOutput(NamedTuple):
     """
 
     logits: Tensor
-
-
-class _SideBySide(torch.autograd.Function):
-    """The same tensor, contiguous, with a contiguous gradient: neither is a view of tokens with all their heads."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x.contiguous()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor, mask: Mask) -> Tensor:
-    if q.device.type != "cpu" or q.shape[2] > SHORT:
-        return attention(q, k, v, mask)
-    seen = attention(q.contiguous(), k.contiguous(), v.contiguous(), mask)
-    whole: Tensor = _SideBySide.apply(seen)  # type: ignore[no-untyped-call]
-    return whole
 
 
 @dataclass(frozen=True, repr=False)
@@ -98,9 +75,6 @@ class SequenceTransformer(nn.Module):
         self.activation_checkpointing = False
         self.embedding = nn.Embedding(config.symbols, config.width)
         self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.tied else config.layers))
-        for layer in self.layers:
-            assert isinstance(layer, Layer)
-            layer.attend = _attend
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         if config.documents == 1:
             self.head: nn.Module = nn.Linear(config.width, config.classes)
