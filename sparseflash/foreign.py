@@ -1,8 +1,9 @@
 """Files that others may have written: bounded in size and depth before anything is made of them."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 MOST_BYTES = 16 << 20
 
@@ -47,3 +48,22 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+
+
+def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The fields of a dataclass as they are, if ints, floats, strings and booleans are where it has such.
+
+    Raises:
+        TypeError: a field of another kind: JSON that others wrote may hold anything.
+    """
+    hints = get_type_hints(cls)
+    for name, value in fields.items():
+        hint = hints.get(name)
+        several = get_origin(hint) is tuple
+        kinds = set(get_args(hint) or (hint,))
+        kinds |= {int} if float in kinds else set()
+        if not kinds <= {int, float, str, bool, type(None)} or (several and not isinstance(value, list | tuple)):
+            continue  # checked where it is used
+        if any(type(one) not in kinds for one in (value if several else [value])):
+            raise TypeError(f"{name} must be {' or '.join(sorted(k.__name__ for k in kinds))}, got {value!r}")
+    return fields

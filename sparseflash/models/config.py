@@ -5,36 +5,18 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 """
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
-from sparseflash.foreign import parse_json
+from sparseflash.models.json_config import MOST, JsonConfig
 from sparseflash.ordering import ORDERS
 from sparseflash.patterns import Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
 TOKENS = ("all", "lit_tiles", "lit_pixels")
-# A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
-MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
-
-
-class LayerShape(Protocol):
-    """What a transformer layer needs to know of its model's config."""
-
-    @property
-    def width(self) -> int: ...
-    @property
-    def heads(self) -> int: ...
-    @property
-    def layers(self) -> int: ...
-    @property
-    def mlp_width(self) -> int: ...
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelTransformerConfig:
+class PixelTransformerConfig(JsonConfig):
     """The shape of a `PixelTransformer`. It names no image size: positions are relative, patterns are size-free.
 
     Attributes:
@@ -179,55 +161,6 @@ class PixelTransformerConfig:
         texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
         parsed = {text: parse(_filled(text, self.grid(shape), order)) for text in set(texts)}
         return tuple(parsed[text] for text in texts)
-
-    def to_json(self) -> str:
-        """The config as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> "PixelTransformerConfig":
-        """The config that `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, not an object, or fields that are unknown or out of range.
-        """
-        try:
-            fields = parse_json(text)
-        except ValueError as error:
-            raise ValueError(f"a model config must be JSON; {error}") from None
-        return cls.from_dict(fields)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> "PixelTransformerConfig":
-        """The config with these fields; those left out keep their defaults."""
-        if not isinstance(fields, dict):
-            raise ValueError(f"a model config must be a JSON object; got {type(fields).__name__}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
-        try:
-            return cls(**of_kinds(cls, fields))
-        except TypeError as error:
-            raise ValueError(f"a model config field has the wrong type: {error}") from None
-
-
-def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a dataclass as they are, if ints, floats, strings and booleans are where it has such.
-
-    Raises:
-        TypeError: a field of another kind: JSON that others wrote may hold anything.
-    """
-    hints = get_type_hints(cls)
-    for name, value in fields.items():
-        hint = hints.get(name)
-        several = get_origin(hint) is tuple
-        kinds = set(get_args(hint) or (hint,))
-        kinds |= {int} if float in kinds else set()
-        if not kinds <= {int, float, str, bool, type(None)} or (several and not isinstance(value, list | tuple)):
-            continue  # checked where it is used
-        if any(type(one) not in kinds for one in (value if several else [value])):
-            raise TypeError(f"{name} must be {' or '.join(sorted(k.__name__ for k in kinds))}, got {value!r}")
-    return fields
 
 
 def _filled(text: str, shape: tuple[int, int], order: str) -> str:

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from sparseflash.functional import Mask, attention
-from sparseflash.models.config import LayerShape, PixelTransformerConfig
+from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import load_model, loaded, save_model
+from sparseflash.models.json_config import LayerShape
 from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
 from sparseflash.rotary import rotate

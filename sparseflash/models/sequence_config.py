@@ -1,12 +1,8 @@
 """What a sequence transformer is made of, as data: round-trips through JSON, with the pattern expressions in it."""
 
 import dataclasses
-import json
-from collections.abc import Mapping
-from typing import Any, Self
 
-from sparseflash.foreign import parse_json
-from sparseflash.models.config import MOST, of_kinds
+from sparseflash.models.json_config import MOST, JsonConfig
 from sparseflash.patterns import Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
@@ -14,7 +10,7 @@ READOUTS = ("mean", "first")
 
 
 @dataclasses.dataclass(frozen=True)
-class SequenceTransformerConfig:
+class SequenceTransformerConfig(JsonConfig):
     """The shape of a `SequenceTransformer`. It names no length: positions are relative, patterns are size-free.
 
     Attributes:
@@ -90,33 +86,3 @@ class SequenceTransformerConfig:
         texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
         parsed = {text: parse(text) for text in set(texts)}
         return tuple(parsed[text] for text in texts)
-
-    def to_json(self) -> str:
-        """The config as indented JSON."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """The config that `to_json` wrote.
-
-        Raises:
-            ValueError: not JSON, not an object, or fields that are missing, unknown or out of range.
-        """
-        try:
-            fields = parse_json(text)
-        except ValueError as error:
-            raise ValueError(f"a model config must be JSON; {error}") from None
-        return cls.from_dict(fields)
-
-    @classmethod
-    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The config with these fields; those left out keep their defaults."""
-        if not isinstance(fields, dict):
-            raise ValueError(f"a model config must be a JSON object; got {type(fields).__name__}")
-        known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(set(fields) - known):
-            raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
-        try:
-            return cls(**of_kinds(cls, fields))
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"a model config field is missing or has the wrong type: {error}") from None

@@ -26,9 +26,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.foreign import parse_json, read_text
+from sparseflash.foreign import of_kinds, parse_json, read_text
 from sparseflash.models import Model
-from sparseflash.models.config import of_kinds
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress

@@ -5,8 +5,9 @@ import json
 import math
 from typing import Any, ClassVar, Self
 
+from sparseflash.foreign import of_kinds
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
-from sparseflash.models.config import TOKENS, of_kinds
+from sparseflash.models.config import TOKENS
 from sparseflash.pathfinder import Geometry
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sparseflash.foreign import of_kinds
 from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
 from sparseflash.lra.listops import SYMBOLS, majority_share
 from sparseflash.models import ModelConfig, SequenceTransformerConfig
-from sparseflash.models.config import of_kinds
 from sparseflash.pathfinder.splits import SEED
 
 # Symbols, documents and classes of a task's examples.

@@ -1,0 +1,60 @@
+"""What the configs of both kinds of model have in common: the way to JSON and back, and bounds."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol, Self
+
+from sparseflash.foreign import of_kinds, parse_json
+
+# A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
+MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
+
+
+class LayerShape(Protocol):
+    """What a transformer layer needs to know of its model's config."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def heads(self) -> int: ...
+    @property
+    def layers(self) -> int: ...
+    @property
+    def mlp_width(self) -> int: ...
+
+
+class JsonConfig:
+    """A dataclass of plain fields that is written to JSON and read back, checked."""
+
+    def to_json(self) -> str:
+        """The config as indented JSON."""
+        assert dataclasses.is_dataclass(self)
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The config that `to_json` wrote.
+
+        Raises:
+            ValueError: not JSON, not an object, or fields that are missing, unknown or out of range.
+        """
+        try:
+            fields = parse_json(text)
+        except ValueError as error:
+            raise ValueError(f"a model config must be JSON; {error}") from None
+        return cls.from_dict(fields)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Self:
+        """The config with these fields; those left out keep their defaults."""
+        assert dataclasses.is_dataclass(cls)
+        if not isinstance(fields, dict):
+            raise ValueError(f"a model config must be a JSON object; got {type(fields).__name__}")
+        known = {field.name for field in dataclasses.fields(cls)}
+        if unknown := sorted(set(fields) - known):
+            raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
+        try:
+            return cls(**of_kinds(cls, fields))
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"a model config field is missing or has the wrong type: {error}") from None
