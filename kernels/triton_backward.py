@@ -111,7 +111,7 @@ def backward(
     pattern_b, pattern_h = pattern_strides(pattern_of)
     strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
     features = feature_arguments(score, q.device)
-    bits, in_fragments = ordered(tiles.bits, BK)
+    bits, in_fragments = ordered(tiles.bits, BK, q.dtype)
     widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
 
     with device_of(q):

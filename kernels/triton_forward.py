@@ -352,7 +352,7 @@ def forward(
     sinks = None if sinks is None else sinks.float().contiguous()
     parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
     pattern_b, pattern_h = pattern_strides(pattern_of)
-    bits, in_fragments = ordered(tiles.bits, BK)
+    bits, in_fragments = ordered(tiles.bits, BK, q.dtype)
     with device_of(q):
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),

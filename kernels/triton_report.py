@@ -28,7 +28,7 @@ from sparseflash.kernels.triton_common import padded
 from sparseflash.kernels.triton_forward import forward_kernel
 from sparseflash.kernels.triton_merge import STEP, outputs_kernel, sums_kernel
 from sparseflash.kernels.triton_sass import Loop, disassemble, loops
-from sparseflash.kernels.triton_tiles import FRAGMENTED
+from sparseflash.kernels.triton_tiles import fragmented
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -110,7 +110,7 @@ def compile_case(case: Case) -> Any:
     if case.kernel == "forward":
         constants["AHEAD"] = at.ahead
     if case.kernel != "keys":
-        constants["FRAGMENTS"] = case.architecture in FRAGMENTED
+        constants["FRAGMENTS"] = fragmented(case.architecture, case.dtype == "fp32")
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))

@@ -26,9 +26,15 @@ FRAGMENTED = ("sm_90", "interpreter")
 _known = WeakTensorKeyDictionary()
 
 
-def ordered(bits: torch.Tensor, BK: int) -> tuple[torch.Tensor, bool]:
+def fragmented(architecture: str, single: bool) -> bool:
+    """Whether kernels for operands in half or single precision read tiles in fragment order."""
+    # Without matrix units, as single precision is, scores lie otherwise, and some launches would spill.
+    return architecture in FRAGMENTED and not single
+
+
+def ordered(bits: torch.Tensor, BK: int, dtype: torch.dtype) -> tuple[torch.Tensor, bool]:
     """The tiles [T, BQ, ceil(BK / 32)] of a table as kernels on their device read them; whether in fragment order."""
-    if family(bits.device) not in FRAGMENTED:
+    if not fragmented(family(bits.device), dtype.itemsize == 4):
         return bits, False
     if bits.is_cuda and torch.cuda.is_current_stream_capturing():
         return fragments(bits, BK), True  # what a graph allocates is the graph's own

@@ -10,7 +10,9 @@ from pathlib import Path
 
 from tests.pages import BLOCKS, ROOT
 
-PROGRAM, *PARTS = [b.code for b in BLOCKS if b.page == "docs/several-gpus.md" and not b.is_session]
+PROGRAM, *PARTS = [
+    b.code for b in BLOCKS if b.page == "docs/several-gpus.md" and b.language == "python" and not b.is_session
+]
 
 # What the parts of a program that the page shows take as given, and what must come of them.
 BEFORE = """

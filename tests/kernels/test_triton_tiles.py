@@ -38,9 +38,9 @@ def test_every_bit_is_where_a_thread_looks_for_it(BQ: int, BK: int, monkeypatch:
 def test_they_are_made_once_and_go_with_the_table() -> None:
     bits, _ = tiles(16, 32, 2)
     with torch.inference_mode():
-        made, in_fragments = ordered(bits, 32)
+        made, in_fragments = ordered(bits, 32, torch.float16)
     assert in_fragments
-    assert ordered(bits, 32)[0] is made
+    assert ordered(bits, 32, torch.float16)[0] is made
     assert not made.is_inference(), "a table first used while evaluating serves a later backward pass"
     held = len(triton_tiles._known)
     del bits
@@ -51,5 +51,10 @@ def test_they_are_made_once_and_go_with_the_table() -> None:
 def test_other_architectures_read_the_table_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_tiles, "family", lambda _: "sm_80")
     bits, _ = tiles(16, 32, 2)
-    assert ordered(bits, 32)[0] is bits
-    assert not ordered(bits, 32)[1]
+    assert ordered(bits, 32, torch.float16)[0] is bits
+    assert not ordered(bits, 32, torch.float16)[1]
+
+
+def test_single_precision_reads_the_table_as_it_is() -> None:
+    bits, _ = tiles(16, 32, 2)
+    assert ordered(bits, 32, torch.float32)[0] is bits

@@ -17,6 +17,7 @@ from sparseflash.train.checkpoint import load_checkpoint
 from tests.train.killing import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
+DEATHS = 3
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def told(own_disk: str) -> str:
         "-m",
         "tests.train.killing",
         "--deaths",
-        "3",
+        str(DEATHS),
         "--by",
         *kinds,
     ]
@@ -48,15 +49,15 @@ def told(own_disk: str) -> str:
 
 
 def test_killed_and_interrupted_runs_lose_nothing_beyond_the_interval(told: str) -> None:
-    assert "4 deaths by KILL" in told
-    assert "4 deaths by INT" in told
+    assert f"{DEATHS} deaths by KILL" in told
+    assert f"{DEATHS} deaths by INT" in told
 
 
 def test_full_and_read_only_disks_leave_good_checkpoints(own_disk: str, told: str) -> None:
     if own_disk:
         pytest.skip(f"no file system can be mounted here: {own_disk}")
-    assert "4 deaths by FULL" in told
-    assert "4 deaths by READONLY" in told
+    assert f"{DEATHS} deaths by FULL" in told
+    assert f"{DEATHS} deaths by READONLY" in told
 
 
 def test_training_goes_on_when_a_worker_is_killed() -> None:

@@ -309,7 +309,7 @@ def test_config_round_trips_through_json(pattern: str | tuple[str, ...]) -> None
         ({"pattern": ("full()",), "layers": 2}, "each of the 2 layers; got 1"),
         ({"colour": "red"}, "no field 'colour'"),
         ({"wavelengths": (8.0, 4.0)}, "shortest <= longest"),
-        ({"width": "wide"}, "width must be an int; got 'wide'"),
+        ({"width": "wide"}, "width must be int, got 'wide'"),
         ({"wavelengths": "ab"}, "wrong type"),
         ({"layers": 1 << 30}, "layers must be at most 1,024; got 1073741824"),
         ({"dense_classes": 1 << 30}, "dense_classes must be 0 or more, and at most 1,048,576"),
