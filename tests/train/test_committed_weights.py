@@ -1,0 +1,17 @@
+"""Weights in benchmarks/weights do what the ledger says of them."""
+
+from pathlib import Path
+
+from sparseflash.models import PixelTransformer
+from sparseflash.train import load_preset
+from sparseflash.train.evaluate import evaluate, held_out
+
+WEIGHTS = Path(__file__).parent.parent.parent / "benchmarks" / "weights"
+
+
+def test_eight_dashes_on_128_pixels() -> None:
+    """93.2 % of 1,000 images; that of so many the first hundred have fewer than 85 right happens once in a thousand."""
+    model = PixelTransformer.from_pretrained(WEIGHTS / "path256-cpu")
+    stage = load_preset("path256").config.pixel_stages[6]
+    assert (stage.geometry.size, stage.geometry.contour_length) == (128, 8)
+    assert evaluate(model, held_out(stage, 100)).right >= 85
