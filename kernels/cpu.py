@@ -8,8 +8,8 @@ A softmax may leave out the search for the largest score: exp2 of the scores the
 the last bit or two unless a row's sum leaves the range of floating point by far, which is seen from that sum. Then the
 piece is done again with running maxima.
 
-Tall windows go to torch's flash operator, which is made for them; without it, or with features, they are pieces like
-any other.
+Some pieces go to torch's flash operator instead (`cpu_flash`): tall windows, which it is made for, and on a processor
+with matrix units all of bf16's. With features there are no such pieces.
 
 Shape legend: see cpu_operands. D is the head dim of q and k, V that of v, P the unscaled probabilities exp2(scores).
 """
@@ -20,7 +20,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from sparseflash.kernels import cpu_operands, cpu_plan
+from sparseflash.kernels import cpu_flash, cpu_operands, cpu_plan
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.cpu_operands import Keys, Lane, Masks, Queries, Scratch, Sums, bundles
 from sparseflash.kernels.cpu_plan import Piece
@@ -31,7 +31,6 @@ from sparseflash.kernels.layout import Score, Side, Tiles
 SOUND = 60
 # Rows whose lse in base 2 is within this bound are differentiated without shifting their scores.
 CAREFREE = 40
-FLASH = hasattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu_backward")
 
 
 def forward(
@@ -52,13 +51,14 @@ def forward(
     for bundle, (kx, vx), (qx, out_x, lse_x) in call.bundles((k, v), (q, out, lse)):
         keys, values = call.keys(kx, bundle, "keys"), call.keys(vx, bundle, "values")
         for lane in bundle:
-            queries, outs, logs = (call.queries(x, lane) for x in (qx, out_x, lse_x))
+            queries = call.queries(qx, lane, call.scratch.dtype)
+            outs, logs = (call.queries(x, lane) for x in (out_x, lse_x))
             outs.clear(0)
             logs.clear(-torch.inf)
             for piece in lane.plan.pieces:
                 value, log = _attend(call, lane, piece, keys, values, queries.of(piece))
                 if piece.again:
-                    value, log = _merged(value, log, outs.of(piece), logs.of(piece))
+                    value, log = _merged(value.to(call.dtype), log, outs.of(piece), logs.of(piece))
                 outs.put(piece, value)
                 logs.put(piece, log)
     if score.seed is not None:
@@ -72,10 +72,11 @@ def _attend(
     call: _Call, lane: Lane, piece: Piece, keys: Keys, values: Keys, q: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output [n, queries, V] and lse [n, queries] of a piece for its queries q [n, queries, D]."""
-    if piece.tall:
-        x = (x.unsqueeze(0) for x in (q, keys.window(piece), values.window(piece)))
-        out, log = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*x, scale=call.score.scale)
-        return out[0], log[0]
+    if piece.tall or call.fused:
+        (k, v), group = call.operands(piece, keys, values), lane.heads.shape[1]
+        queries = q.shape[1] // group // (len(piece.rows) if piece.window else 1)
+        hidden = call.masks.all(piece, call.scratch, group, queries, k.shape[1])
+        return cpu_flash.attend(piece, q, k, v, hidden, call.score.scale)
     acc = call.scratch("out", *q.shape[:2], values.x.shape[2])
     for careful in (True,) if piece.blind else (False, True):
         peak: torch.Tensor | None = None
@@ -179,16 +180,11 @@ def _differentiate(
     keys, values, dkeys, dvalues = sides
     # The operator knows of no cotangent of lse.
     if piece.tall and not dlse.any():
-        halves = 2 if len(q) == 1 else 1  # it shares out batches and heads among threads, not queries
-        left = [x.unflatten(1, (halves, -1)).transpose(0, 1) for x in (dout, q, out, lse)]
-        right = [x.window(piece).expand(halves, -1, -1, -1) for x in (keys, values)]
-        dq, dk, dv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-            *left[:2], *right, left[2], left[3].contiguous(), 0.0, False, scale=call.score.scale
-        )
-        dkeys.take(piece, dk.sum(0))
-        dvalues.take(piece, dv.sum(0))
-        whole: torch.Tensor = dq.transpose(0, 1).flatten(1, 2)
-        return whole
+        operands = q, keys.of(piece), values.of(piece), out, lse, dout
+        dq, dk, dv = cpu_flash.differentiate(*operands, call.score.scale)
+        dkeys.take(piece, dk)
+        dvalues.take(piece, dv)
+        return dq
     delta = (dout * out).sum(-1, keepdim=True).sub_(dlse.unsqueeze(-1))
     log = lse.unsqueeze(-1) * LOG2_E
     careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
@@ -246,10 +242,11 @@ class _Call:
         # What a bundle may have to copy of K and V, and has to hold of their gradients, for a head.
         copied = 0 if k.is_contiguous() and v.is_contiguous() else k.itemsize
         self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + backward * self.dtype.itemsize)
-        self.scratch = Scratch(self.dtype)
-        plain = not score.featured and q.dtype == torch.float32 and q.shape[3] == v.shape[3]
-        self.tall = FLASH and plain
         self.masks = Masks(tiles, block, self.dtype, q, k, v)
+        plain = not score.featured and self.dtype == torch.float32 and q.shape[3] == v.shape[3]
+        self.tall = cpu_flash.FLASH and plain
+        self.fused = plain and not backward and cpu_flash.suits(q.dtype)
+        self.scratch = Scratch(q.dtype if self.fused else self.dtype)
         self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
 
     def bundles(
@@ -273,20 +270,25 @@ class _Call:
     def keys(self, x: torch.Tensor, bundle: list[Lane], name: str) -> Keys:
         return Keys(x[bundle[0].keys], bundle, self.block[1], self.scratch, name)
 
-    def queries(self, x: torch.Tensor, lane: Lane) -> Queries:
-        return Queries(x, lane, self.block[0], self.dtype)
+    def queries(self, x: torch.Tensor, lane: Lane, dtype: torch.dtype | None = None) -> Queries:
+        return Queries(x, lane, self.block[0], dtype or self.dtype)
 
     def parts(self, piece: Piece, q: torch.Tensor) -> Iterator[Piece]:
         return piece.parts(max(1, cpu_plan.SCORES_AT_ONCE // (q.shape[0] * q.shape[1] * self.block[1])))
+
+    def operands(self, part: Piece, keys: Keys, values: Keys) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [n, L, D], 0 where no query sees them if some are not finite."""
+        dirty = self.masks.dirty and bool(part.masked)
+        k, v = keys.of(part, copy=dirty), values.of(part, copy=dirty)
+        if dirty:
+            self.masks.clean(part, k, v)
+        return k, v
 
     def scores(
         self, lane: Lane, part: Piece, keys: Keys, values: Keys, q: torch.Tensor, bent: bool = False
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, Where | None, torch.Tensor | None]:
         """Masked scores [n, queries, L] in base 2, the keys and values [n, L, D] they are of, where, and their bend."""
-        dirty = self.masks.dirty and bool(part.masked)
-        k, v = keys.of(part, copy=dirty), values.of(part, copy=dirty)
-        if dirty:
-            self.masks.clean(part, k, v)
+        k, v = self.operands(part, keys, values)
         scores = self.scratch("scores", *q.shape[:2], k.shape[1])
         torch.baddbmm(scores, q, k.mT, beta=0, alpha=self.shaping.factor, out=scores)
         five = lane.five(scores, part)

@@ -24,6 +24,8 @@ TILES_HELD = 1 << 23
 RECENT = 4
 # Bytes of what a call copies of K and V or sums up of their gradients, or one head's.
 KEYS_HELD = 1 << 25
+# Bytes of K or V that are converted for a bundle at once; more are converted piece by piece.
+WIDENED = KEYS_HELD // 4
 # Keys that a batch has at least, before its heads are taken apart to bound its scores.
 LONG = 1024
 
@@ -143,6 +145,8 @@ class Keys:
         self.x, self.size, self.scratch, self.name = x, size, scratch, name
         self.whole, self.spare = x.shape[1] // size, -x.shape[1] % size
         gathers = any(piece.cols is not None for lane in bundle for piece in lane.plan.pieces)
+        if x.dtype != scratch.dtype and x.numel() * scratch.dtype.itemsize <= WIDENED:
+            self.x = scratch(f"all {name}", *x.shape).copy_(x)
         if gathers and self.x.stride()[1:] != (x.shape[2], 1):
             self.x = self.x.contiguous()
         self.blocks = self.x[:, : self.whole * size].unflatten(1, (self.whole, size))
@@ -251,6 +255,20 @@ class Masks:
                 scores[..., first:last].masked_fill_(tile == -torch.inf, -torch.inf)
             else:
                 scores[..., first:last] += tile
+
+    def all(self, piece: Piece, scratch: Scratch, group: int, queries: int, keys: int) -> torch.Tensor | None:
+        """What `hide` adds for X queries of L keys: 0 or -inf [R or 1, G * X, L]; None if nothing.
+
+        It lies in scratch memory, until the next call.
+        """
+        if not piece.masked:
+            return None
+        tiles, size = [self._rows(some)[:, :queries] for some in piece.masked], self.block[1]
+        found = scratch("hidden", max(map(len, tiles)), group, queries, keys, dtype=self.dtype).zero_()
+        for some, tile in zip(piece.masked, tiles, strict=True):
+            here = found[..., some.first * size : some.last * size]
+            here.copy_(tile[:, None, :, : here.shape[-1]])
+        return found.flatten(1, 2)
 
     def _rows(self, some: Masked) -> torch.Tensor:
         """0 or -inf [R, BQ, n * BK], or [1, BQ, n * BK] for all rows."""

@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels import cpu, cpu_operands, cpu_plan
+from sparseflash.kernels import cpu_flash, cpu_operands, cpu_plan
 from sparseflash.patterns import Pattern
 from tests.oracle import Case, Features, check, ours, random_case
+from tests.test_attention_laws import Drawn, drawn
 
 SMALL = {"SCORES_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10, "TALL": 64, "WIDE": 32}
 PARTS = SMALL | {"SCORES_AT_ONCE": 1 << 11}  # few rows of more than one entry fit
@@ -62,6 +63,38 @@ def test_pieces_of_every_kind_are_masked_dense_attention(
     case = without_dlse(case) if only_out else case
     mask = pattern.compile(lengths, block=16)
     check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
+
+
+@given(drawn(), st.booleans())
+def test_with_matrix_units_and_without_bf16_is_masked_dense_attention(d: Drawn, units: bool) -> None:
+    d = replace(d, dtype=torch.bfloat16, v_dim=d.dim, features={})
+    mask, case = d.mask(), d.case()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_flash, "AMX", units)  # torch's operator takes bf16 on any processor
+        check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "sizes"),
+    [
+        (P.local(40), {}),
+        (P.causal() - P.local(100), {}),  # rows that see nothing
+        (P.local(40) | P.strided(64), {}),
+        (P.causal() | P.strided(48), SMALL),
+        (P.random_blocks(3, unit=16) & P.local(200), {}),
+    ],
+    ids=str,
+)
+def test_pieces_of_every_kind_on_matrix_units(
+    monkeypatch: pytest.MonkeyPatch, pattern: Pattern, sizes: dict[str, int]
+) -> None:
+    set_sizes(monkeypatch, **sizes)
+    for units in (True, False):
+        monkeypatch.setattr(cpu_flash, "AMX", units)
+        for group, keys in ((1, 640), (2, 633)):
+            case = random_case(0, 1, 2, group, 635, keys, 16, 16, torch.bfloat16)
+            mask = pattern.compile((635, keys), block=16)
+            check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
 
 
 @pytest.mark.parametrize(
@@ -119,6 +152,20 @@ def test_dirty_keys_in_long_rows_leave_no_trace(monkeypatch: pytest.MonkeyPatch,
         torch.testing.assert_close(got, want)
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_queries_that_see_nothing_may_be_anything(monkeypatch: pytest.MonkeyPatch, units: bool) -> None:
+    monkeypatch.setattr(cpu_flash, "AMX", units)
+    case = random_case(3, 1, 2, 1, 96, 96, 16, 16, torch.bfloat16)
+    mask = P.where(lambda q, k: (q % 3 > 0) & (k >= 0)).compile(96, block=32)
+    blind = torch.arange(96) % 3 == 0
+    rough = case.q.masked_fill(blind[:, None], torch.nan)
+    (out, lse), (same, its) = (sf.attention(q, case.k, case.v, mask, return_lse=True) for q in (case.q, rough))
+    assert torch.equal(out, same)
+    assert torch.equal(lse, its)
+    assert not out[:, :, blind].any()
+    assert (lse[:, :, blind] == -torch.inf).all()
+
+
 def test_an_expanded_cotangent_is_read_as_it_is_meant() -> None:
     case = random_case(6, 2, 2, 1, 300, 300, 16, 16, torch.float32)
     mask = P.local(50).compile(300, block=32)
@@ -138,7 +185,7 @@ def test_without_torchs_operator_the_result_is_the_same(monkeypatch: pytest.Monk
     mask = P.causal().compile((200, 230), block=32)
     assert any(piece.tall for piece in planned(sf.lookup(mask)).pieces)
     fused = ours(case, mask, "cpu")
-    monkeypatch.setattr(cpu, "FLASH", False)
+    monkeypatch.setattr(cpu_flash, "FLASH", False)
     for a, b in zip(fused, ours(case, mask, "cpu"), strict=True):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
 
@@ -177,8 +224,10 @@ def test_bands_are_masked_dense_attention(
     check(case, allowed, ours(case, mask, "cpu"))
 
 
-def test_dirty_keys_in_bands_leave_no_trace() -> None:
-    clean = random_case(3, 1, 1, 1, 512, 512, 16, 16, torch.float32)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_dirty_keys_in_bands_leave_no_trace(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    monkeypatch.setattr(cpu_flash, "AMX", True)
+    clean = random_case(3, 1, 1, 1, 512, 512, 16, 16, dtype)
     mask = (P.local(50) - P.where(lambda q, k: (k % 7 == 3) & (q >= 0))).compile(512, block=16)
     assert any(piece.step for piece in planned(sf.lookup(mask)).pieces)
     unseen = (torch.arange(512) % 7 == 3)[:, None]
