@@ -15,13 +15,11 @@ dropout, no torch.compile; bf16 autocast on a GPU, fp32 on a CPU.
 from __future__ import annotations
 
 import argparse
-import ctypes
 import gc
 import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,9 +61,6 @@ class Steps:
         """Memory that a step takes beyond weights and moments, in MB."""
         self.model.use(attention)
         self._optimizer.zero_grad(set_to_none=True)
-        gc.collect()
-        if not self._gpu:
-            _give_back()
         with peak_mb(self.model.device.type) as peak:
             self.take()
         return peak()
@@ -73,12 +68,6 @@ class Steps:
     def _wait(self) -> None:
         if self._gpu:
             torch.cuda.synchronize()
-
-
-def _give_back() -> None:
-    """What the process has freed goes back to the system, where its C library can do that: it would hide a peak."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def measure(
