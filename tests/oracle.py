@@ -145,7 +145,10 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
     One ulp of it is what rounding each term once costs, errors being independent, also where the terms cancel: a
     query with one key has dS = dP - delta = 0, and dense attention may get that 0 exactly. What a feature adds is
     rounded in fp32 whatever the dtype, so it counts `fine`, an fp32 ulp in ulps of the dtype, for each rounding.
+    Rounding to the dtype itself costs half of the smallest number there is where that is more than an ulp: `low` ulps,
+    which counts for fp16, whose numbers end at 6e-8 (gradual underflow: Higham 2002, chapter 2).
     """
+    low = torch.finfo(case.q.dtype).tiny / 2
     fine = torch.finfo(torch.float32).eps / torch.finfo(case.q.dtype).eps
     c, f = case.to(torch.float64), case.to(torch.float64).features
     group = c.q.shape[1] // c.k.shape[1]
@@ -182,13 +185,14 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
         growth = growth + fine
     # The backward pass works with P of the keys alone and the cotangent weight * dout, rounded to the dtype.
     shrunk = c.dout * weight
-    out_terms = ((p * kept * weight * (growth + weight_terms)).square() @ v.square()).sqrt()
+    squares_of_shrunk = shrunk.square() if f.sinks is None else shrunk.square() + low**2
+    out_terms = ((p * kept * weight * (growth + weight_terms)).square() @ v.square() + low**2).sqrt()
     out = p * kept * weight @ v
     dp = (shrunk @ v.mT) * kept
     rounded = 1 if f.sinks is None else 2
-    dp_terms = dp.abs() * (1 + weight_terms) + rounded * (shrunk.square() @ v.square().mT).sqrt() * kept
+    dp_terms = dp.abs() * (1 + weight_terms) + rounded * (squares_of_shrunk @ v.square().mT).sqrt() * kept
     delta = (p * dp).sum(-1, keepdim=True) - c.dlse.unsqueeze(-1)
-    delta_terms = delta.abs() + rounded * (shrunk * (p * kept @ v)).square().sum(-1, keepdim=True).sqrt()
+    delta_terms = delta.abs() + rounded * (squares_of_shrunk * (p * kept @ v).square()).sum(-1, keepdim=True).sqrt()
     delta_terms = delta_terms + weight_terms * (delta + c.dlse.unsqueeze(-1)).abs()
     ds = p * (dp_terms + delta_terms + (dp - delta).abs() * growth) * bend * c.scale
     ds = ds + p * (dp - delta).abs() * bend_terms * c.scale
@@ -200,10 +204,11 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
         terms = (-gap).sigmoid() * (dot_terms + dot.abs() * (weight * gap_terms + 3 * fine))
         dsinks_terms = [terms.square().sum((0, 2, 3))]
     by_key_head = [
-        (x.square().mT @ y.square()).unflatten(1, (-1, group)).sum(2) for x, y in ((ds, c.q), (dv_terms, shrunk))
+        (x.square().mT @ squares).unflatten(1, (-1, group)).sum(2)
+        for x, squares in ((ds, c.q.square()), (dv_terms, squares_of_shrunk))
     ]
     squares = (out_terms.square(), growth.square(), ds.square() @ k.square(), *by_key_head, *dsinks_terms)
-    return [float(s.max().sqrt()) for s in squares]
+    return [float((s.max() + low**2).sqrt()) for s in squares]
 
 
 def distances(case: Case) -> torch.Tensor:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
@@ -15,6 +16,8 @@ from sparseflash.models import PixelTransformerConfig
 from sparseflash.pathfinder.metadata import read_rows
 from sparseflash.train.checkpoint import STATE, _digest, load_checkpoint
 from sparseflash.train.config import TrainConfig
+from tests.oracle import check, ours
+from tests.test_attention_laws import Drawn, all_partial
 from tests.test_files_at_random import MODEL, RECIPE, checkpoint
 
 __all__ = ["checkpoint"]  # a fixture
@@ -93,3 +96,14 @@ def test_metadata_with_an_absurd_array_header(tmp_path: Path, header: str) -> No
 def test_configs_of_this_library_still_are_what_they_were() -> None:
     assert TrainConfig.from_dict(json.loads(json.dumps(RECIPE.to_dict()))) == RECIPE
     assert replace(MODEL, wavelengths=(4, 80)) == PixelTransformerConfig.from_json(MODEL.to_json())
+
+
+def test_outputs_below_the_normal_numbers_of_fp16() -> None:
+    """A sink of 21 leaves outputs of 1e-7: how far fp16 rounds those was no part of the tolerance of dsinks."""
+    drawn = Drawn(
+        pattern=P.full(), heads=2, group=1, batch=1, q_len=584, kv_len=594, block=(16, 16), q_offset=None, dim=64,
+        v_dim=16, dtype=torch.float16, seed=258, transposed=False,
+        features={"softcap": 2.0, "dropout_p": 0.1, "sinks": 20.0, "alibi": "head"},
+    )  # fmt: skip
+    mask, case = drawn.mask(), drawn.case()
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, all_partial(mask), "cpu"))
