@@ -42,12 +42,20 @@ class Side(NamedTuple):
         """At most how many partial results a head has, from shapes alone: 0 when no line is cut."""
         return self.items - self.order.shape[1] + self.merges.shape[1]
 
+    def tensors(self) -> list[torch.Tensor]:
+        """All of it by name: torch.compile of torch 2.11 cannot walk a tuple that is a constant of its graph."""
+        return [self.spans, self.full, self.partial, self.tile, self.order, self.work, self.merges]
+
 
 class Tiles(NamedTuple):
     """The bits inside PARTIAL blocks. Bit j of word w in row i: may query i of the block see its key 32 w + j?"""
 
     bits: torch.Tensor  # int32 [T, BQ, W]
     seen_keys: torch.Tensor  # int32 [T, W]: the OR over a tile's rows: keys that some query of the block sees
+
+    def tensors(self) -> list[torch.Tensor]:
+        """All of it by name, as of a side."""
+        return [self.bits, self.seen_keys]
 
 
 class Score(NamedTuple):

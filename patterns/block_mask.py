@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 from sparseflash.patterns.canonical import canonical
+from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import FULL, Runs, frozen
@@ -21,7 +22,7 @@ from sparseflash.patterns.tiles import Words, pack, unpack
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class BlockMask:
+class BlockMask(Constant):
     """A token mask compiled to blocks, for given lengths and block size. Immutable, on the host, without torch.
 
     Made by ``Pattern.compile``. Masks of equal shape and block combine with ``|``, ``&``, ``-`` and ``~``; the

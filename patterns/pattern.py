@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.tiles import Words
 
@@ -19,7 +20,7 @@ Bools: TypeAlias = NDArray[np.bool_]
 LEAF = 100
 
 
-class Pattern(ABC):
+class Pattern(Constant, ABC):
     """Base of all patterns: symbolic, hashable, without lengths or block sizes.
 
     A subclass is a frozen dataclass that must define :meth:`allows`, the truth. It may define the methods that make

@@ -19,6 +19,7 @@ from sparseflash.functional import (
 from sparseflash.kernels import cpu_decode
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lookup
@@ -172,7 +173,7 @@ def decode(
     lengths = _lengths(lengths, q, k)
     table = _table(mask, q, k)
     out, lse = torch.ops.sparseflash.decode(
-        *(q, k, v, sinks, lengths, list(table.rows), list(table.tiles), table.pattern_of, *table.block),
+        *(q, k, v, sinks, lengths, table.rows.tensors(), table.tiles.tensors(), table.pattern_of, *table.block),
         *(backend, scale, softcap, alibi_slopes),
     )
     return (out, lse) if return_lse else out
@@ -206,17 +207,11 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
         if mask.pattern_of.device != q.device:
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         table = mask
+        _check_whole(table, capacity)
     elif isinstance(mask, Pattern | BlockMask):
-        table = _cached_table(mask, capacity, q.device)
+        table = constant(mask, _cached_table, capacity, q.device)
     else:
         raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
-    if table.shape != (capacity, capacity):
-        raise ValueError(
-            f"decode takes a mask of the whole sequence, for (q_len, kv_len) = {(capacity, capacity)} as k has room "
-            f"for {capacity} tokens; got one for {table.shape}"
-        )
-    if table.q_offset != 0:
-        raise ValueError(f"decode takes a mask whose first query stands at 0, got q_offset={table.q_offset}")
     for size, have, what in zip(table.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
         if size not in (1, have):
             raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
@@ -224,9 +219,17 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
 
 
 def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device) -> LookupTable:
-    """The table of a mask; in a compiled graph it is computed once, while tracing."""
-    return lookup(mask.compile(capacity, BLOCK, q_offset=0) if isinstance(mask, Pattern) else mask, device)
+    """The table of a mask."""
+    table = lookup(mask.compile(capacity, BLOCK, q_offset=0) if isinstance(mask, Pattern) else mask, device)
+    _check_whole(table, capacity)
+    return table
 
 
-# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
-_cached_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def _check_whole(table: LookupTable, capacity: int) -> None:
+    if table.shape != (capacity, capacity):
+        raise ValueError(
+            f"decode takes a mask of the whole sequence, for (q_len, kv_len) = {(capacity, capacity)} as k has room "
+            f"for {capacity} tokens; got one for {table.shape}"
+        )
+    if table.q_offset != 0:
+        raise ValueError(f"decode takes a mask whose first query stands at 0, got q_offset={table.q_offset}")

@@ -11,6 +11,7 @@ import torch
 from sparseflash import ops
 from sparseflash.kernels.layout import Score
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lookup
@@ -299,16 +300,7 @@ def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Te
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         return mask
     if isinstance(mask, BlockMask):
-        return _constant_table(mask, q.device)
+        return constant(mask, lookup, q.device)
     if isinstance(mask, AtBlock):
         return lookup(mask.pattern.compile((int(q.shape[2]), int(k.shape[2])), block=mask.block), q.device)
     raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
-
-
-def _constant_table(mask: BlockMask, device: torch.device) -> LookupTable:
-    """The table of a mask; in a compiled graph it is looked up once, while tracing."""
-    return lookup(mask, device)
-
-
-# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
-_constant_table._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparseflash.functional import AtBlock, Mask, attention
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.constant import constant
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
@@ -159,7 +160,7 @@ class SparseAttention(nn.Module):
         if isinstance(rotary, Rotary1d) and torch.compiler.is_compiling():  # one graph for every length
             return rotary.traced_table(x.shape[1], self.head_dim, x.device)
         tokens = range(x.shape[1]).stop  # an image has one length: range() makes a compiled graph decide on it
-        return _rotary_table(rotary, tokens, self.head_dim, x.device)
+        return constant(rotary, _rotary_table, tokens, self.head_dim, x.device)
 
     def _mask(self, q: Tensor, k: Tensor) -> Any:
         if isinstance(self.mask, Pattern):
@@ -301,6 +302,5 @@ def _cached_slopes(heads: int, device: torch.device) -> Tensor:
     return alibi_slopes(heads).to(device)
 
 
-# What torch.compiler.assume_constant_result sets: a compiled graph computes these once, while tracing.
-_rotary_table._dynamo_marked_constant = True  # type: ignore[attr-defined]
+# What torch.compiler.assume_constant_result sets: a compiled graph computes this once, while tracing.
 _slopes_on._dynamo_marked_constant = True  # type: ignore[attr-defined]

@@ -29,10 +29,6 @@ def name_of(pattern: Pattern) -> str:
     return name
 
 
-# What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
-name_of._dynamo_marked_constant = True  # type: ignore[attr-defined]
-
-
 def _new_name(pattern: Pattern) -> str:
     text = str(pattern)
     try:

@@ -16,6 +16,7 @@ from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.named import name_of, named_table
 from sparseflash.packing import Contents
+from sparseflash.patterns.constant import constant
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable
 
@@ -45,7 +46,8 @@ class MaskArguments(NamedTuple):
 
     @classmethod
     def of(cls, table: LookupTable) -> MaskArguments:
-        return cls([*table.rows, *table.columns, *table.tiles, table.pattern_of], table.block)
+        tensors = [*table.rows.tensors(), *table.columns.tensors(), *table.tiles.tensors(), table.pattern_of]
+        return cls(tensors, table.block)
 
     @classmethod
     def packed(cls, table: LookupTable) -> MaskArguments:
@@ -55,7 +57,7 @@ class MaskArguments(NamedTuple):
     @classmethod
     def named(cls, pattern: Pattern, block: tuple[int, int]) -> MaskArguments:
         """For compiled graphs: the table is looked up when they run, for the lengths that come."""
-        return cls([], block, name_of(pattern))
+        return cls([], block, constant(pattern, name_of))
 
 
 class _Operands(NamedTuple):

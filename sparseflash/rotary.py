@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseflash.ordering import ORDERS, Indices, token_order
+from sparseflash.patterns.constant import Constant
 
 
 @dataclass(frozen=True)
-class Rotary1d:
+class Rotary1d(Constant):
     """Token i stands at position i of a line.
 
     Attributes:
@@ -54,7 +55,7 @@ class Rotary1d:
 
 
 @dataclass(frozen=True)
-class Rotary2d:
+class Rotary2d(Constant):
     """Token i is a pixel of an image: half of the planes turn with y, half with x.
 
     Attributes:

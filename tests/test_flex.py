@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,10 @@ MODS: dict[str, tuple[MaskMod, Pattern]] = {
 @pytest.mark.parametrize("separate", [True, False], ids=["full apart", "all partial"])
 def test_a_mask_mod_is_the_pattern_of_the_same_truth(name: str, separate: bool) -> None:
     mod, pattern = MODS[name]
-    theirs = create_block_mask(mod, None, None, 300, 300, device="cpu", BLOCK_SIZE=64, separate_full_blocks=separate)
+    if not separate and "separate_full_blocks" not in inspect.signature(create_block_mask).parameters:
+        pytest.skip("this torch always lists FULL blocks apart")
+    apart = {} if separate else {"separate_full_blocks": False}
+    theirs = create_block_mask(mod, None, None, 300, 300, device="cpu", BLOCK_SIZE=64, **apart)
     assert from_flex(theirs) == pattern.compile(300, block=64)
 
 

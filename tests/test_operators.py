@@ -212,3 +212,21 @@ def test_tables_and_masks_are_cached() -> None:
     assert sf.lookup(mask) is sf.lookup(mask, torch.device("cpu"))
     same_content = ~~mask
     assert sf.lookup(same_content) is sf.lookup(mask)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+def test_a_graph_is_for_the_very_mask() -> None:
+    torch._dynamo.reset()
+    q = torch.randn(1, 1, 64, 16)
+    graph = torch.compile(sf.attention, backend="eager", fullgraph=True)
+    for mask in (P.local(5), P.local(9), P.local(5), P.local(5).compile(64), P.local(9).compile(64)):
+        torch.testing.assert_close(graph(q, q, q, mask), sf.attention(q, q, q, mask))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+def test_a_pattern_made_inside_of_a_compiled_function_is_refused() -> None:
+    torch._dynamo.reset()
+    q = torch.randn(1, 1, 64, 16)
+    graph = torch.compile(lambda q: sf.attention(q, q, q, P.local(5)), backend="eager", fullgraph=True)
+    with pytest.raises(Exception, match=r"a Local was made inside of a compiled function"):
+        graph(q)

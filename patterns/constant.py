@@ -1,0 +1,43 @@
+"""What a compiled graph depends on as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Concatenate, ParamSpec, TypeVar
+
+Self = TypeVar("Self", bound="Constant")
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
+
+
+class Constant:
+    """Base of frozen dataclasses of which graphs of torch.compile hold results, and whose insides they do not see."""
+
+    def evaluated(
+        self: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
+    ) -> Result:
+        """``function(self, *rest)``; while a graph is traced it is called once, and the result a constant of the graph.
+
+        Of a method torch.compile knows the object itself; as an argument of a function, torch 2.11 refuses it.
+
+        Raises:
+            TypeError: the object was made by the code that is being compiled: torch knows nothing but its class.
+        """
+        for name in getattr(self, "__dataclass_fields__", ()):
+            if not hasattr(self, name):
+                raise TypeError(
+                    f"a {type(self).__name__} was made inside of a compiled function, where torch.compile does not "
+                    "know its fields: make patterns and masks outside, and pass them in or refer to them"
+                )
+        return function(self, *rest, **named)
+
+    # What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
+    evaluated._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+def constant(
+    of: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
+) -> Result:
+    """``function(of, *rest)``, which in a graph of torch.compile is a constant: a graph for each object."""
+    id(of)  # makes torch.compile guard the graph with it
+    return of.evaluated(function, *rest, **named)
