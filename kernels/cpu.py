@@ -254,6 +254,7 @@ class _Call:
     ) -> Iterator[tuple[list[Lane], list[torch.Tensor], list[torch.Tensor]]]:
         """Lanes with tensors like k as [heads, M, ...], like q as [heads, G, N, ...]; a sample each, or all as one."""
         patterns, samples = self.patterns, len(self.patterns)
+        at_once = cpu_plan.FUSED_AT_ONCE if self.fused else cpu_plan.SCORES_AT_ONCE
         queries = [x.unflatten(1, (-1, self.group)) for x in queries]
         if samples > 1 and sum(x.nbytes for x in (*keys, *queries)) <= cpu_operands.KEYS_HELD:
             # Samples side by side are worth a copy of operands with interleaved heads. Results never are such.
@@ -263,8 +264,8 @@ class _Call:
             patterns = patterns.reshape(1, -1, self.group)
         for sample, mine in enumerate(patterns):
             first = sample * mine.size
-            lanes = bundles(mine, first, self.rows, self.tiles, self.block, self.lengths, self.bytes_a_head, self.tall)
-            for bundle in lanes:
+            table = self.rows, self.tiles, self.block, self.lengths
+            for bundle in bundles(mine, first, *table, self.bytes_a_head, self.tall, at_once):
                 yield bundle, [x[sample] for x in keys], [x[sample] for x in queries]
 
     def keys(self, x: torch.Tensor, bundle: list[Lane], name: str) -> Keys:

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sparseflash.kernels import cpu_plan
 from sparseflash.kernels.cpu_plan import Ints, Masked, Piece, Plan, plan
 from sparseflash.kernels.layout import Side, Tiles
 
@@ -70,16 +69,18 @@ def bundles(
     lengths: tuple[int, int],
     bytes_a_head: int,
     tall: bool,
+    scores_at_once: int,
 ) -> Iterator[list[Lane]]:
     """All query heads, in bundles of lanes with the same key heads, as many as memory allows."""
     group = patterns.shape[1]
     scores = group * block[0] * min(lengths[1], LONG)
-    at_once = max(1, min(cpu_plan.SCORES_AT_ONCE // scores, KEYS_HELD // max(1, bytes_a_head)))
+    at_once = max(1, min(scores_at_once // scores, KEYS_HELD // max(1, bytes_a_head)))
     numbers = np.arange(patterns.size).reshape(patterns.shape) + first_head
     for members in np.unique(patterns, axis=0):
         # Bands are of one key head: neighbouring rows of a head share keys, heads share nothing.
         known = [
-            plan(side, tiles, pattern, block, *lengths, group, True, tall) for pattern in np.unique(members).tolist()
+            plan(side, tiles, pattern, block, *lengths, group, True, tall, scores_at_once)
+            for pattern in np.unique(members).tolist()
         ]
         heads_at_once = 1 if all(found.banded for found in known) else at_once
         for keys in _slices((patterns == members).all(1).nonzero()[0], heads_at_once):
@@ -87,7 +88,8 @@ def bundles(
             for pattern in np.unique(members).tolist():
                 for places in _slices((members == pattern).nonzero()[0], group):
                     heads = numbers[keys, places]
-                    plans = plan(side, tiles, pattern, block, *lengths, heads.size, len(heads) == 1, tall)
+                    alone = len(heads) == 1
+                    plans = plan(side, tiles, pattern, block, *lengths, heads.size, alone, tall, scores_at_once)
                     bundle.append(Lane(keys, places, torch.from_numpy(heads), plans))
             yield bundle
 

@@ -28,6 +28,8 @@ from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PAR
 Ints = npt.NDArray[np.int64]
 # Scores of one batch: 4 MB in fp32, so that what follows a product finds them in a cache.
 SCORES_AT_ONCE = 1 << 20
+# Of one for torch's flash operator, which holds few at a time: what is gathered for it, and its masks, take some MB.
+FUSED_AT_ONCE = 1 << 22
 # A window has at least so many: below that, many rows in one batch are worth a copy of their keys.
 WINDOW_SCORES = 1 << 19
 # Queries of a tall window; from 768 on torch's flash operator takes its largest steps. And keys at least.
@@ -134,27 +136,30 @@ def plan(
     heads: int,
     alone: bool,
     tall: bool,
+    at_once: int,
 ) -> Plan:
-    """How the rows of a pattern are worked through, for so many query heads at once.
+    """How the rows of a pattern are worked through, for so many query heads and scores at once.
 
     With bands where the heads share one key head, `alone`, and with tall windows where these may be.
     """
     known: _Known = _plans.setdefault(side.spans, {})
     tensors = side.full, side.partial, side.tile, tiles.bits
-    key = pattern, block, q_len, kv_len, heads, alone, tall, SCORES_AT_ONCE, WINDOW_SCORES, TALL, WIDE, BAND
+    key = pattern, block, q_len, kv_len, heads, alone, tall, at_once, WINDOW_SCORES, TALL, WIDE, BAND
     if key not in known or any(a is not b for a, b in zip(tensors, known[key][0], strict=True)):
-        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads).plan(alone, tall)
+        known[key] = tensors, _Planner(side, tiles, pattern, block, q_len, kv_len, heads, at_once).plan(alone, tall)
     return known[key][1]
 
 
 class _Planner:
     def __init__(
-        self, side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int
-    ) -> None:
+        self, side: Side, tiles: Tiles, pattern: int, block: tuple[int, int], q_len: int, kv_len: int, heads: int,
+        at_once: int,
+    ) -> None:  # fmt: skip
         self.full, self.partial, self.tile = (x.numpy() for x in (side.full, side.partial, side.tile))
         self.spans = side.spans[pattern].numpy().astype(np.int64)  # a copy
         self.blind = (tiles.bits.numpy() == 0).all(-1)  # [T, BQ]: a query that sees nothing of a tile
         self.heads, self.height, self.area = heads, block[0], heads * block[0] * block[1]
+        self.at_once = at_once
         self.short_row = q_len // block[0] if q_len % block[0] else -1
         self.queries_there = q_len % block[0]
         self.short_col = kv_len // block[1] if kv_len % block[1] else -1
@@ -187,7 +192,7 @@ class _Planner:
 
     def _batches(self, rows: Ints, entries: int) -> list[Ints]:
         """Rows of so many entries, as many at once as the scores allow: an even number, for two threads and more."""
-        at_once = max(1, SCORES_AT_ONCE // (self.area * entries))
+        at_once = max(1, self.at_once // (self.area * entries))
         at_once -= at_once % 2 if at_once > 1 else 0
         return np.split(rows, range(at_once, len(rows), at_once))
 

@@ -22,7 +22,7 @@ from sparseflash.patterns import Pattern
 from tests.oracle import Case, Features, check, ours, random_case
 from tests.test_attention_laws import Drawn, drawn
 
-SMALL = {"SCORES_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10, "TALL": 64, "WIDE": 32}
+SMALL = {"SCORES_AT_ONCE": 1 << 14, "FUSED_AT_ONCE": 1 << 14, "WINDOW_SCORES": 1 << 10, "TALL": 64, "WIDE": 32}
 PARTS = SMALL | {"SCORES_AT_ONCE": 1 << 11}  # few rows of more than one entry fit
 
 
@@ -191,7 +191,8 @@ def test_without_torchs_operator_the_result_is_the_same(monkeypatch: pytest.Monk
 
 
 def planned(table: sf.LookupTable, heads: int = 1, alone: bool = True, tall: bool = True) -> cpu_plan.Plan:
-    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads, alone, tall)
+    at_once = cpu_plan.SCORES_AT_ONCE
+    return cpu_plan.plan(table.rows, table.tiles, 0, table.block, *table.shape, heads, alone, tall, at_once)
 
 
 @pytest.mark.parametrize(
