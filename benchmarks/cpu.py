@@ -145,6 +145,7 @@ def measure_memory(setting: Setting, masks: dict[str, Mask]) -> list[dict[str, A
                 if backward:
                     torch.autograd.grad(out, (q, k, v), dout)
             grown = peak()
+            del out  # not to be freed while the next part is measured
             if grown is not None:
                 row[f"extra_{part}_mb"] = grown - result - backward * 3 * q.nbytes / 1e6
         rows.append(row)

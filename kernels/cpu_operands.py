@@ -266,7 +266,7 @@ class Masks:
         if not piece.masked:
             return None
         tiles, size = [self._rows(some)[:, :queries] for some in piece.masked], self.block[1]
-        found = scratch("hidden", max(map(len, tiles)), group, queries, keys, dtype=self.dtype).zero_()
+        found = scratch("hidden", max(map(len, tiles)), group, queries, keys).zero_()
         for some, tile in zip(piece.masked, tiles, strict=True):
             here = found[..., some.first * size : some.last * size]
             here.copy_(tile[:, None, :, : here.shape[-1]])

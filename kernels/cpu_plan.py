@@ -29,7 +29,7 @@ Ints = npt.NDArray[np.int64]
 # Scores of one batch: 4 MB in fp32, so that what follows a product finds them in a cache.
 SCORES_AT_ONCE = 1 << 20
 # Of one for torch's flash operator, which holds few at a time: what is gathered for it, and its masks, take some MB.
-FUSED_AT_ONCE = 1 << 22
+FUSED_AT_ONCE = 1 << 21
 # A window has at least so many: below that, many rows in one batch are worth a copy of their keys.
 WINDOW_SCORES = 1 << 19
 # Queries of a tall window; from 768 on torch's flash operator takes its largest steps. And keys at least.
