@@ -131,7 +131,7 @@ def backward(
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *(*strides, pattern_b, pattern_h),
-            *(score.scale, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
+            *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
             *((None, None) if dk_parts is None else (columns.work, columns.items)),
             *(dk_parts, dv_parts),

@@ -44,6 +44,7 @@ def _walk_keys(
     bits_ptr,
     key,  # first key of this step within its block
     c,
+    N,
     cap,  # from here to threshold: None where the feature is off
     slope,
     position,  # of the first key of this step, less that of query 0
@@ -77,8 +78,7 @@ def _walk_keys(
         rows = first + tl.arange(0, BM)
         keep = None
         if PARTIAL:
-            # Rows that see nothing are not read: NaN there would be NaN, times 0 too. Such rows have no FULL blocks.
-            keep = tl.load(norm_ptr + rows) != float("inf")
+            keep = rows < N
             bits = words
             words = load_words_t(bits_ptr, tile, ((i + 1) % SPLIT) * BM, key, following < count, BQ, W, BM, BN)
             following = (i + 2) // SPLIT
@@ -111,7 +111,7 @@ def _walk_keys(
 @triton.jit(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
-        *("pattern_b", "pattern_h", "scale", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
         *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
     ]
 )
@@ -146,6 +146,7 @@ def keys_kernel(
     pattern_b,
     pattern_h,
     scale,
+    N,
     NP,
     M,
     Hkv,
@@ -231,7 +232,7 @@ def keys_kernel(
         start, count = entries(span, low, high, False)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
-            *(full_ptr + start, tile_ptr, count, bits_ptr, key, c),
+            *(full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
             cap,
             slope,
             position,
@@ -243,7 +244,7 @@ def keys_kernel(
         start, count = entries(span, low, high, True)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
-            *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c),
+            *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
             cap,
             slope,
             position,
