@@ -8,8 +8,8 @@ A softmax may leave out the search for the largest score: exp2 of the scores the
 the last bit or two unless a row's sum leaves the range of floating point by far, which is seen from that sum. Then the
 piece is done again with running maxima.
 
-Some pieces go to torch's flash operator instead (`cpu_flash`): tall windows, which it is made for, and on a processor
-with matrix units all of bf16's. With features there are no such pieces.
+Some pieces go to torch's flash operator instead (`cpu_flash`): tall windows, which it is made for, and forward on a
+processor with matrix units all of bf16's. With features there are no such pieces.
 
 Shape legend: see cpu_operands. D is the head dim of q and k, V that of v, P the unscaled probabilities exp2(scores).
 """

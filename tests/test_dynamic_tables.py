@@ -147,7 +147,7 @@ def test_one_choice_may_serve_all_samples_and_heads() -> None:
     all_of_them = LookupTable.from_indices(indices.expand(3, 4, 4, 2), shape=(64, 96), block=16)
     for a, b in zip(*(sf.attention(case.q, case.k, case.v, t, return_lse=True, backend=BACKEND)
                       for t in (one, all_of_them)), strict=True):  # fmt: skip
-        torch.testing.assert_close(a, b)  # rounded otherwise: more heads share a product
+        torch.testing.assert_close(a, b)  # on an Intel Xeon with AMX the last bits differ
 
 
 def routed_layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
