@@ -1,7 +1,7 @@
 """Pieces by torch's flash operator, where that is the faster way than matrix products one by one.
 
-It is so for tall windows, and forward on a processor with matrix units (AMX) for every piece in bf16: there the operator
-takes less than half of its time in fp32, and keeps scores in fp32 between its products, which a product of its own
+It is so for tall windows, and forward on a processor with matrix units (AMX) for every piece in bf16: the operator
+takes less than half of its time in fp32 there, and keeps scores in fp32 between its products, which a product alone
 would round. It has no public name, so a torch without it goes the other way.
 
 Shape legend: see cpu_operands.
