@@ -24,6 +24,11 @@ def share(lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
     return _lead(lse, sinks).sigmoid()
 
 
+def differentiable_share(lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """The same where autograd goes through it: its derivative w (1 - w) of sigmoid loses 1 - w where the sink is light."""
+    return torch.nn.functional.logsigmoid(_lead(lse, sinks)).exp()
+
+
 def fold(
     dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:

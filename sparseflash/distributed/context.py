@@ -149,7 +149,7 @@ def context_parallel_attention(
         out, lse = attention(q_local, k_local, v_local, part.table, return_lse=True, **arguments | {"sinks": None})
         out, lse = _with_split_rows(part.rows, group, rank, out, lse)
         if sinks is not None:
-            out = (out * sink_logits.share(lse, sinks).unsqueeze(-1)).to(q.dtype)
+            out = (out * sink_logits.differentiable_share(lse, sinks).unsqueeze(-1)).to(q.dtype)
     return (out, lse) if return_lse else out
 
 

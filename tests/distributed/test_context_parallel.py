@@ -50,6 +50,7 @@ CALLS = {
     "alibi": Call(P.local(30), 300, heads=2, features=(("alibi", "head"),)),
     "alibi, zigzag, offset": Call(P.causal(), 260, 300, q_offset=7, deal="zigzag", features=(("alibi", "head"),)),
     "sinks": Call(P.causal(), 200, heads=2, features=(("sinks", 2.0),)),
+    "light sinks of split rows": Call(P.star(), 130, heads=2, features=(("sinks", 20.0),), seed=6),
     "dropout": Call(P.causal(), 200, heads=2, batch=2, features=(("dropout_p", 0.3),)),
     "everything": Call(P.causal() & P.local(99), 250, heads=1, group=2, batch=2, features=EVERYTHING),
     "everything, global tokens": Call(WIDE, 633, heads=1, group=2, batch=2, features=EVERYTHING, deal="zigzag"),
