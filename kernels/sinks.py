@@ -25,7 +25,7 @@ def share(lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
 
 
 def differentiable_share(lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """The same where autograd goes through it: its derivative w (1 - w) of sigmoid loses 1 - w where the sink is light."""
+    """The same for autograd, whose derivative of sigmoid, w (1 - w), would lose 1 - w where the sink is light."""
     return torch.nn.functional.logsigmoid(_lead(lse, sinks)).exp()
 
 

@@ -96,7 +96,9 @@ def _check_work(work: NDArray[np.int32], merges: NDArray[np.int32], spans: NDArr
         here = [part[4] for part in parts]
         slots += [slot for slot in here if slot >= 0]
         if line in named:
-            _demand(here == list(range(*named[line])), f"line {line} of the {where} is merged from its slots")
+            first, past = named[line]  # any numbers: nothing as long as they claim may be made of them
+            in_turn = past - first == len(here) and here == list(range(first, past))
+            _demand(in_turn, f"line {line} of the {where} is merged from its slots")
         else:
             _demand(here == [-1], f"line {line} of the {where}, not merged, is one piece")
         for kind in (0, 2):

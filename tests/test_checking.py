@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import Any
 
@@ -83,6 +84,20 @@ def test_a_changed_table_is_noticed(side: str, data: st.DataObject) -> None:
     changed = replace(table, **{side: held._replace(**{field: tensor})})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="the table is damaged"):
         changed.check(mask)
+
+
+def test_the_checker_makes_nothing_as_long_as_a_damaged_table_claims() -> None:
+    table = sf.lookup(HEAVY)
+    merges = table.rows.merges.clone()
+    merges[0, 0, 2] += 1 << 21  # the slot past a line's last
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match="is merged from its slots"):
+            replace(table, rows=table.rows._replace(merges=merges)).check(HEAVY)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6  # a list of these slots has 80 MB
 
 
 def _used(side: Side, field: str, at: int) -> bool:

@@ -52,6 +52,16 @@ def test_what_cannot_be_captured_says_so() -> None:
         sf.attention(q, q, q, P.local(17))
 
 
+def test_no_table_is_copied_during_a_capture() -> None:
+    mask = P.local(3).compile(79, block=16)
+    with patch.object(tables, "capturing", return_value=True), patch.object(tables, "_captured", set()):
+        with pytest.raises(RuntimeError, match="not on the device yet"):
+            sf.lookup(mask)
+        with pytest.raises(RuntimeError, match="not on the device yet"):
+            sf.LookupTable.from_indices(torch.zeros(1, 1, 5, 1, dtype=torch.int64), shape=79, block=16)
+    assert sf.lookup(mask).shape == (79, 79)
+
+
 def test_a_captured_table_outlives_the_cache() -> None:
     def kept(mask: sf.BlockMask) -> weakref.ref[sf.LookupTable]:
         return weakref.ref(sf.lookup(mask))

@@ -126,6 +126,10 @@ def test_attention_over_a_table_from_indices(r: Routed) -> None:
     check(case, token_mask, ours(case, r.table(torch.int32), BACKEND))
 
 
+def test_blocks_are_128_tokens_a_side_unless_told() -> None:
+    assert LookupTable.from_indices(torch.zeros(1, 1, 3, 1, dtype=torch.int64), shape=300).block == (128, 128)
+
+
 @pytest.mark.skipif(BACKEND != "cpu", reason="this process runs the Triton kernels already")
 def test_the_triton_kernels_walk_a_table_from_indices() -> None:
     environment = os.environ | {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from functools import wraps
 from pathlib import Path
@@ -23,6 +24,10 @@ TARGET = os.environ["SPARSEFLASH_FUZZ"]
 FOLDER = Path(os.environ["SPARSEFLASH_FUZZ_FOLDER"])
 SECONDS = float(os.environ["SPARSEFLASH_FUZZ_SECONDS"])
 EXAMPLES = int(os.environ["SPARSEFLASH_FUZZ_EXAMPLES"])
+MEMORY = 8 << 30  # bytes: a case that asks for more is a finding, and must not be the end of its neighbours
+
+
+resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 class Campaign:

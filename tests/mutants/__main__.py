@@ -29,6 +29,7 @@ from tests.mutants.mutating import count, mutant
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 300  # of processor time: a mutant that takes longer does not end
+MEMORY = 8 << 30  # bytes: one that asks for more fails
 
 PATTERNS = [
     *("test_pattern_definitions", "test_parsing", "test_where", "test_pattern_laws", "test_conversions"),
@@ -45,14 +46,17 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
     "patterns": (["patterns/*.py"], PATTERNS),
     "tables": (
         ["sparseflash/tables.py", "sparseflash/schedule.py", "sparseflash/packing.py", "kernels/layout.py"],
-        ["test_schedule", "test_checking", "test_pattern_laws", "test_heavy_lines", "test_operators", "test_bad_input"],
+        [
+            *("test_schedule", "test_checking", "test_pattern_laws", "test_heavy_lines", "test_operators"),
+            *("test_bad_input", "test_dynamic_tables", "test_cuda_graphs"),
+        ],
     ),
     "cpu": (
         ["kernels/cpu*.py", "kernels/sinks.py", "kernels/dropout.py"],
         ["test_heavy_lines", "test_cpu_pieces", "test_attention_laws", "test_decode", "test_dropout"],
     ),
 }
-LEFT_OUT = "not triton_kernels and not costs and not compile and not graph"  # slow, or the clock
+LEFT_OUT = "not triton_kernels and not costs and not compile and (not graph or cuda_graphs)"  # slow, or the clock
 # Loaded before the first fork, so that a child has only ours to import.
 THIRD = (
     "torch",
@@ -79,6 +83,7 @@ def survives(part: str, file: Path, text: str) -> str:
                 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
                 used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
                 resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
+                resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
                 place = Path(folder) / file.name
                 place.write_text(text)
                 folders = (
