@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 from tests.pages import BLOCKS, ROOT
@@ -17,6 +18,7 @@ PROGRAM, *PARTS = [
 # What the parts of a program that the page shows take as given, and what must come of them.
 BEFORE = """
 import torch
+import torch._dynamo  # DDP imports it at first use; in default arguments it would hold the group for good
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
@@ -44,9 +46,15 @@ trained = model.module.weight.detach().clone()
 AFTER = """
 assert step == 100
 assert torch.equal(model.module.weight, trained)
-dist.barrier()
 print(f"rank {dist.get_rank()} is done\\n", end="")
 dist.destroy_process_group()
+"""
+
+# A thread of Gloo that lives on, since something holds the group, may be the death of the rank when Python ends.
+LEFT = """
+import os
+names = [open(f"/proc/self/task/{thread}/comm").read() for thread in os.listdir("/proc/self/task")]
+print(f"{sum('gloo' in name for name in names)} threads are left\\n", end="")
 """
 
 
@@ -66,11 +74,15 @@ def torchrun(code: str, ranks: int, folder: Path) -> str:
 
 def test_the_program_of_the_page_runs_under_torchrun(tmp_path: Path) -> None:
     assert PROGRAM.startswith("# train.py: torchrun")
-    (difference,) = re.findall(r"largest difference to one process: (\S+)", torchrun(PROGRAM, 2, tmp_path))
+    printed = torchrun(PROGRAM + LEFT, 2, tmp_path)
+    (difference,) = re.findall(r"largest difference to one process: (\S+)", printed)
     assert float(difference) < 1e-5
+    assert re.findall(r"(\d+) threads are left", printed) == ["0", "0"]
 
 
 def test_the_parts_that_the_page_shows_run_under_torchrun(tmp_path: Path) -> None:
     parallel, checkpoint = PARTS
-    printed = torchrun("\n".join([BEFORE, parallel, BETWEEN, checkpoint, AFTER]), 4, tmp_path)
+    body = "\n".join([BEFORE, parallel, BETWEEN, checkpoint, AFTER])
+    printed = torchrun(f"def main():\n{textwrap.indent(body, '    ')}\n\nmain()\n{LEFT}", 4, tmp_path)
     assert sorted(re.findall(r"rank (\d) is done", printed)) == ["0", "1", "2", "3"]
+    assert re.findall(r"(\d+) threads are left", printed) == ["0"] * 4
