@@ -18,12 +18,13 @@ PROGRAM, *PARTS = [
 # What the parts of a program that the page shows take as given, and what must come of them.
 BEFORE = """
 import torch
-import torch._dynamo  # DDP imports it at first use; in default arguments it would hold the group for good
+import torch._dynamo  # what is imported once there is a group may hold it for good, as a default argument
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
 import sparseflash as sf
+import sparseflash.distributed.checkpoint
 from sparseflash.distributed import Sharding, context_parallel_attention
 
 device = "cpu"
@@ -44,8 +45,11 @@ optimizer.step()
 trained = model.module.weight.detach().clone()
 """
 AFTER = """
+import gc
 assert step == 100
 assert torch.equal(model.module.weight, trained)
+gc.collect()  # what torch loads checkpoints with refers to itself
+dist.barrier()
 print(f"rank {dist.get_rank()} is done\\n", end="")
 dist.destroy_process_group()
 """
