@@ -73,7 +73,7 @@ def tests_of(part: str, file: Path) -> list[str]:
     return [str(ROOT / "tests" / f"{name}.py") for name in names]
 
 
-def survives(part: str, file: Path, text: str) -> str:
+def survives(part: str, file: Path, text: str, shown: bool = False) -> str:
     """What became of the mutant: ``killed``, ``survived`` or ``without end``; in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         child = os.fork()
@@ -102,7 +102,8 @@ def survives(part: str, file: Path, text: str) -> str:
                     "-k",
                     LEFT_OUT,
                 ]
-                with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+                aside = sys.stderr if shown else io.StringIO()
+                with redirect_stdout(aside), redirect_stderr(aside):
                     code = int(pytest.main([*options, *tests_of(part, file)]))
             finally:
                 os._exit(code)
@@ -125,11 +126,13 @@ def main() -> int:
     import torch
 
     torch.set_num_threads(1)
-    files = [file for pattern in PARTS[options.part][0] for file in sorted(ROOT.glob(pattern))]
+    files = [
+        file for pattern in PARTS[options.part][0] for file in sorted(ROOT.glob(pattern)) if file.name != "__init__.py"
+    ]
     everything = [(file, number) for file in files for number in range(count(file.read_text()))]
     random.Random(0).shuffle(everything)
     some = everything[options.first :: options.every]
-    if survives(options.part, files[0], files[0].read_text()) != "survived":
+    if survives(options.part, files[0], files[0].read_text(), shown=True) != "survived":
         raise SystemExit("the tests do not even pass without a change")
     found: dict[str, int] = {"killed": 0, "survived": 0, "without end": 0}
     for file, number in track(some, console=Console(stderr=True), description=options.part):
