@@ -93,6 +93,17 @@ def test_the_hash_in_plain_integers() -> None:
         assert kept[b, h, i, j] == (hashed >> 8 < round((1 - p) * 2**24))
 
 
+def test_all_24_bits_count() -> None:
+    rows, keys = dropout.row_keys(torch.tensor(5), torch.tensor(0), torch.tensor(0)), torch.arange(64)
+    for key in keys:
+        low, high = 0, dropout.ONE  # the smallest limit that keeps this key, found by halving
+        while low < high:
+            middle = (low + high) // 2
+            low, high = (low, middle) if dropout.kept(rows, key, middle) else (middle + 1, high)
+        hashed = dropout._mixed(rows + (key + 1).to(torch.int32) * dropout._signed(dropout.GOLDEN))
+        assert low - 1 == (int(hashed) >> 8) % dropout.ONE
+
+
 def test_the_mean_over_seeds_is_attention_without_dropout() -> None:
     q, k, v = torch.randn(3, 1, 2, 24, 16, generator=torch.Generator().manual_seed(0)).double().unbind(0)
     mask, runs = sf.patterns.causal().compile(24, block=16), 1500
