@@ -18,7 +18,7 @@ from PIL import Image
 
 from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask, Pattern
-from sparseflash.patterns.drawing import DPI, figure, tick_step
+from sparseflash.patterns.drawing import DPI, figure, heading, tick_step
 from sparseflash.patterns.pixels import (
     EMPTY_COLOUR,
     FULL_COLOUR,
@@ -225,10 +225,19 @@ def test_axes_are_square_for_square_masks_and_panels_do_not_overlap() -> None:
     assert (height, width) == (1, 512)
 
 
+def test_the_heading_says_how_many_blocks_a_pixel_holds() -> None:
+    mask = P.causal().compile((8192, 16384), block=16)
+    lines = heading(mask, None, ((0, 8192), (0, 16384)), 1, (256, 256), 1400)
+    assert lines[-1] == "a pixel holds 2 x 4 blocks: the paler, the fewer of them are stored"
+    part = heading(mask, None, ((0, 4096), (4096, 8192)), 1, (256, 256), 1400)
+    assert part[-1] == "queries 0 to 4,095, keys 4,096 to 8,191"
+
+
 def test_ticks_are_powers_of_two_with_room_for_their_labels() -> None:
     assert tick_step(1 << 20, 1024) == 1 << 17
     assert tick_step(300, 900) == 64
     assert tick_step(1, 1024) == 1
+    assert tick_step(2, 120) == 1
     mask = P.causal().compile(1 << 20)
     drawn = figure(mask, None, checked_window(mask, None))
     drawn.canvas.draw()
@@ -239,6 +248,24 @@ def test_ticks_are_powers_of_two_with_room_for_their_labels() -> None:
     boxes = [t.get_window_extent() for t in drawn.axes[0].get_xticklabels() if 0 <= t.get_position()[0] <= 1 << 20]
     assert all(a.x1 < b.x0 for a, b in pairwise(boxes))
     assert boxes[-1].x1 < drawn.bbox.x1
+
+
+def test_each_axis_has_the_ticks_of_its_own_length() -> None:
+    mask = P.causal().compile((1024, 1 << 16), block=(16, 128))
+    drawn = figure(mask, None, checked_window(mask, None))
+    drawn.canvas.draw()
+    queries, keys = (
+        [t.get_text() for t in axis.get_ticklabels()] for axis in (drawn.axes[0].yaxis, drawn.axes[0].xaxis)
+    )
+    assert "1,024" in queries
+    assert "65,536" in keys
+    assert "65,536" not in queries
+    small = P.causal().compile((48, 128), block=(16, 64))  # few blocks: their borders are drawn
+    lines = figure(small, None, checked_window(small, None)).axes[0].get_lines()
+    assert sorted({tuple(line.get_ydata()) for line in lines if line.get_ydata()[0] == line.get_ydata()[1]}) == [
+        (16, 16), (32, 32),
+    ]  # fmt: skip
+    assert {tuple(line.get_xdata()) for line in lines if line.get_xdata()[0] == line.get_xdata()[1]} == {(64, 64)}
 
 
 def test_colours_differ_in_grey() -> None:

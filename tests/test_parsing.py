@@ -9,6 +9,7 @@ import pytest
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from sparseflash.patterns.parsing import MAX_DEPTH
 
 
 @pytest.mark.parametrize(
@@ -84,6 +85,16 @@ def test_hostile_sizes_are_refused() -> None:
             sf.parse(text)
     with pytest.raises(TypeError, match="parse takes text"):
         sf.parse(3)  # type: ignore[arg-type]
+
+
+def test_the_deepest_nesting_that_is_read() -> None:
+    def nested(levels: int) -> str:
+        twos, one = divmod(levels, 2)
+        return "~per_head(" * twos + "~" * one + "full()" + ")" * twos
+
+    with pytest.raises(ValueError, match=f"more than {MAX_DEPTH} deep"):
+        sf.parse(nested(MAX_DEPTH))
+    sf.parse(nested(MAX_DEPTH - 1))
 
 
 def test_registered_predicates_have_text() -> None:

@@ -72,6 +72,22 @@ def test_definition(pattern: Pattern, definition: Callable[[int, int], bool]) ->
     np.testing.assert_array_equal(pattern.compile(N, block=16).to_dense(), expected)
 
 
+@pytest.mark.parametrize("q_offset", [0, 3, 32, 45])
+def test_butterflies_of_many_cells_a_block(q_offset: int) -> None:
+    """Where a tile is known from the cells its block begins with, if it is an aligned square of cells."""
+    mask = P.butterfly(unit=1).compile((96, 160), block=32, q_offset=q_offset)
+    q, k = np.arange(96)[:, None] + q_offset, np.arange(160)
+    np.testing.assert_array_equal(mask.to_dense(), np.isin(q ^ k, list(POWERS)))
+
+
+def test_axial_reaches_the_last_row_and_column() -> None:
+    for shape in ((3, 16), (5, 32), (2, 17)):
+        n = shape[0] * shape[1]
+        (y, x) = np.divmod(np.arange(n), shape[1])
+        expected = (y[:, None] == y) | (x[:, None] == x)
+        np.testing.assert_array_equal(P.axial(shape).compile(n, block=16).to_dense(), expected)
+
+
 def test_random_blocks_draws_distinct_cells_evenly() -> None:
     cells = P.random_blocks(5, unit=1, seed=3).compile(400, block=16).to_dense()
     assert (cells.sum(axis=1) == 5).all()
@@ -94,6 +110,8 @@ def test_every_named_pattern_is_defined_here() -> None:
 
 BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: P.dilated(2, 0), "dilated: dilation must be at least 1"),
+    (lambda: P.axial((1 << 20, 257)), "more than 2\\*\\*28 pixels"),
+    (lambda: P.axial((257, 1 << 20)), "more than 2\\*\\*28 pixels"),
     (lambda: P.documents([3, 0]), "documents: length must be at least 1, got length=0"),
     (lambda: P.documents([]), "at least one length"),
     (lambda: P.documents(cu_seqlens=[1, 2]), "cu_seqlens must start at 0"),

@@ -166,3 +166,15 @@ def test_positions_of_any_int_type() -> None:
     k: Any = np.arange(9, dtype=np.int32)
     for pattern in (P.full(), P.causal(), P.local(2), P.documents([4, 5]), P.butterfly(unit=2)):
         np.testing.assert_array_equal(pattern.allows(q, k), pattern.compile(9, block=16).to_dense())
+
+
+def test_runs_lie_beside_others_only_where_no_block_is_in_both() -> None:
+    def runs(*stretches: tuple[int, int]) -> Runs:
+        start, stop = np.array(stretches, np.int64).T
+        return Runs((2, 10), start, stop, np.full(len(stretches), 1, np.int32))
+
+    some = runs((0, 2), (5, 7), (12, 14))
+    beside = some.beside(runs((2, 5), (14, 20)))
+    assert beside is not None
+    assert beside.start.tolist() == [0, 2, 5, 12, 14]
+    assert some.beside(runs((2, 4), (6, 8), (16, 18))) is None  # one block of many

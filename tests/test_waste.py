@@ -28,6 +28,7 @@ def test_the_advice_names_a_pattern_that_stores_less(pattern: Pattern, mended: s
         mask = pattern.compile(9216)
     words = str(caught[0].message)
     assert words == advice(pattern, mask)
+    assert caught[0].filename == __file__  # where it was compiled, not inside of the library
     assert f"{mask.density:.1%}" in words
     assert f"{mask.token_density:.2%}" in words
     assert mended in words

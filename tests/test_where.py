@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparseflash import patterns as P
-from sparseflash.patterns.structure import SlowScan
+from sparseflash.patterns.structure import SlowScan, faster_form
 
 DOCUMENT = torch.arange(300) // 37
 RANDOM = np.random.default_rng(0).random((64, 64)) < 0.2
@@ -67,6 +67,11 @@ def test_a_long_scan_says_what_would_make_it_linear(fn: Callable[[Any, Any], Any
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         P.where(lambda q, k: fn(q, k)).compile(2048, block=16)  # short scans are nobody's trouble
+
+
+def test_two_blocks_a_side_are_enough_to_see_a_structure() -> None:
+    assert "depends on q - k alone" in faster_form(P.local(3).compile(32, block=16))
+    assert "depends on q - k alone" not in faster_form(P.local(3).compile(16, block=16))
 
 
 @pytest.mark.filterwarnings("ignore::sparseflash.patterns.structure.SlowScan")

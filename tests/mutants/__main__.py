@@ -36,6 +36,7 @@ PATTERNS = [
     *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_text_at_random"),
 ]
 DRAWN = {
+    "ordering": ["train/test_ordering", *PATTERNS],
     "drawing": ["test_drawing"],
     "pixels": ["test_drawing", "test_viewer"],
     "notebook": ["test_drawing", "test_viewer"],
