@@ -69,6 +69,7 @@ def test_a_captured_table_outlives_the_cache() -> None:
     with patch.object(tables, "_captured", set()):
         mask = P.local(3).compile(77, block=16)
         plain = kept(mask)
+        assert not tables._captured
         with patch.object(tables, "capturing", return_value=True):
             captured = kept(mask)
         tables._lookup.cache_clear()

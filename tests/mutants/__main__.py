@@ -69,9 +69,16 @@ THIRD = (
 )
 
 
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(["sparseflash", *(part for part in parts if part != "sparseflash")])
+
+
 def tests_of(part: str, file: Path) -> list[str]:
+    """The module's own examples first, then files of tests."""
+    examples = f"{ROOT}/tests/test_public_face.py::test_examples_in_docstrings_run[{module_of(file)}]"
     names = DRAWN.get(file.stem, PARTS[part][1]) if part == "patterns" else PARTS[part][1]
-    return [str(ROOT / "tests" / f"{name}.py") for name in names]
+    return [examples, *(str(ROOT / "tests" / f"{name}.py") for name in names)]
 
 
 def survives(part: str, file: Path, text: str, shown: bool = False) -> str:
@@ -87,10 +94,7 @@ def survives(part: str, file: Path, text: str, shown: bool = False) -> str:
                 resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
                 place = Path(folder) / file.name
                 place.write_text(text)
-                folders = (
-                    p for p in file.relative_to(ROOT).with_suffix("").parts if p not in ("sparseflash", "__init__")
-                )
-                sys.meta_path.insert(0, Found(".".join(["sparseflash", *folders]), place))
+                sys.meta_path.insert(0, Found(module_of(file), place))
                 options = [
                     "-x",
                     "-q",
@@ -111,6 +115,8 @@ def survives(part: str, file: Path, text: str, shown: bool = False) -> str:
         status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
         return "without end" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed"
+    if os.WEXITSTATUS(status) in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
+        raise SystemExit(f"pytest found no tests for {file}")
     return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
 
 
