@@ -1,6 +1,7 @@
 """Small changes of a module's text, one at a time: what a slip of the hand could have written.
 
-Types, docstrings, strings (what errors say), decorators and assertions are left alone: no test should notice those.
+Types, docstrings, strings (what errors say), decorators and assertions (``strict`` of zip, too) are left alone: no test
+should notice those.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ def _looked_into(node: ast.AST) -> Iterator[ast.AST]:
         if name in skipped or (isinstance(node, ast.Raise) and name == "exc"):
             continue
         for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.keyword) and child.arg == "strict":
+                continue
             if isinstance(child, ast.AST) and not isinstance(child, ast.Assert | ast.JoinedStr):
                 yield child
 
