@@ -147,7 +147,7 @@ def backward(
     for bundle, (kx, vx, dk_x, dv_x), (*given, dq_x) in call.bundles((k, v, dk, dv), (q, out, lse, dout, dlse, dq)):
         keys, values = call.keys(kx, bundle, "keys"), call.keys(vx, bundle, "values")
         heads = bundle[0].keys
-        dkeys, dvalues = (Sums(x[heads], block[1], call.scratch, n) for x, n in ((kx, "dk"), (vx, "dv")))
+        dkeys, dvalues = (Sums(x[heads], block[1], call.scratch, n) for x, n in ((dk_x, "dk"), (dv_x, "dv")))
         for lane in bundle:
             *sources, dqueries = (call.queries(x, lane) for x in (*given, dq_x))
             dqueries.clear(0)
@@ -155,7 +155,8 @@ def backward(
                 operands = (x.of(piece) for x in sources)
                 dq_here = _differentiate(call, lane, piece, (keys, values, dkeys, dvalues), *operands)
                 (dqueries.add if piece.again else dqueries.put)(piece, dq_here)
-        dk_x[heads], dv_x[heads] = dkeys.x.mT, dvalues.x.mT
+        dkeys.write()
+        dvalues.write()
     if score.seed is not None:
         dv *= call.shaping.retained
     return dq, dk, dv

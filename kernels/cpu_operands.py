@@ -190,17 +190,25 @@ class Keys:
 
 
 class Sums:
-    """Gradients of K or V for the key heads of a bundle, summed up.
+    """Gradients of K or V for the key heads of a bundle, summed up and then written to `into` [H, M, D].
 
     They are held as [H, D, M]: the product of transposed queries and scores takes two thirds of the time of its
-    transpose.
+    transpose. The memory of `into` holds them until then, if it can.
     """
 
-    def __init__(self, like: torch.Tensor, size: int, scratch: Scratch, name: str) -> None:
-        heads, tokens, dim = like.shape
-        self.x, self.size, self.scratch, self.name = scratch(name, heads, dim, tokens).zero_(), size, scratch, name
+    def __init__(self, into: torch.Tensor, size: int, scratch: Scratch, name: str) -> None:
+        heads, tokens, dim = into.shape
+        self.into, self.size, self.scratch, self.name = into, size, scratch, name
+        self.there = into.is_contiguous() and into.dtype == scratch.dtype
+        self.x = into.view(heads, dim, tokens) if self.there else scratch(name, heads, dim, tokens)
+        self.x.zero_()
         self.whole = tokens // size
         self.blocks = self.x[..., : self.whole * size].unflatten(2, (self.whole, size))
+
+    def write(self) -> None:
+        """Write the sums, which end with that."""
+        sums = self.scratch("turned", *self.x.shape).copy_(self.x) if self.there else self.x
+        self.into.copy_(sums.mT)
 
     def take(self, piece: Piece, part: torch.Tensor) -> None:
         """Add part [H, L, D] to the blocks of a window."""
