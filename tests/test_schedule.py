@@ -94,6 +94,18 @@ def test_balance_agrees_with_the_deal(table: np.ndarray) -> None:
     assert found.pieces == counts[merges[0, :, 0] == weights(table[0]).argmax()]
 
 
+def test_where_lines_are_cut() -> None:
+    def heaviest(weight: int, others: int, lines: int) -> int:
+        return int(cuts(np.array([others] * (lines - 1) + [weight]))[-1])
+
+    assert [heaviest(n, 0, 100) for n in (16, 17, 32, 33)] == [1, 2, 2, 3]  # into 16 blocks at least
+    assert [heaviest(n, 100, 100) for n in (203, 204)] == [1, 2]  # past twice the mean: 202.06 and 202.08, rounded up
+    assert [heaviest(n, 0, 8192) for n in (40960, 40961)] == [2048, 1951]  # no piece is less than a 2048th of all
+    plain = balance(np.array([512, *[12] * 511]))
+    assert plain is not None
+    assert plain.workers == 132
+
+
 def test_dense_and_causal_tables_are_not_cut() -> None:
     for pattern in (P.full(), P.causal(), P.local(300)):
         spans = lookup(pattern.compile(1 << 15)).rows.spans.numpy().astype(np.int64)
