@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
-from sparseflash.schedule import HEAVY, SHARES, SHORTEST_PIECE, balance, deal, makespan, piece_sizes, weights
+from sparseflash.schedule import HEAVY, SHARES, SHORTEST_PIECE, balance, cuts, deal, makespan, piece_sizes, weights
 from sparseflash.tables import lookup
 
 
