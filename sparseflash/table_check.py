@@ -59,6 +59,9 @@ def _entries(side: Side, name: str, patterns: int, lines: int, others: int, tile
     _demand(spans.shape == (patterns, lines, 4), f"spans of the {name}s is {(patterns, lines, 4)}, not {spans.shape}")
     _demand(order.shape == (patterns, lines), f"order of the {name}s is {(patterns, lines)}, not {order.shape}")
     _demand(partial.shape == tile.shape, f"every PARTIAL entry of the {name}s has a tile")
+    for what, array, fields in (("work", work, 6), ("merges", merges, 3)):
+        whole = array.ndim == 3 and array.shape[::2] == (patterns, fields)
+        _demand(whole, f"{what} of the {name}s is ({patterns}, items, {fields}), not {array.shape}")
     for what, limit, array in (("full", others, full), ("partial", others, partial), ("tile", tiles, tile)):
         inside = (array >= 0) & (array < limit)
         _demand(inside.all(), f"{what} of the {name}s names {limit} at most, not {array[~inside][:1]}")

@@ -100,6 +100,15 @@ def test_the_checker_makes_nothing_as_long_as_a_damaged_table_claims() -> None:
     assert peak < 20e6  # a list of these slots has 80 MB
 
 
+@pytest.mark.parametrize("field", ["spans", "order", "work", "merges", "tile"])
+def test_a_tensor_of_another_shape_is_noticed(field: str) -> None:
+    table = sf.lookup(HEAVY)
+    tensor = getattr(table.rows, field)
+    longer = torch.cat([tensor, tensor.new_zeros((*tensor.shape[:-1], 1))], -1)
+    with pytest.raises(ValueError, match="the table is damaged"):
+        replace(table, rows=table.rows._replace(**{field: longer})).check()
+
+
 def _used(side: Side, field: str, at: int) -> bool:
     """Whether some line lists the entry: others are read ahead at most, and any block will do there."""
     if field not in ("full", "partial", "tile"):
