@@ -1,0 +1,50 @@
+"""Mutants that no test can or need notice: (file, its line, the change) -> why. A line that changes is judged anew."""
+
+from __future__ import annotations
+
+SAME = "the same result"
+SLOWER = "the same result, for more work"
+WORDS = "where advice begins is a matter of taste"
+
+JUDGED: dict[tuple[str, str, str], str] = {
+    ("patterns/tiles.py", "return -(-bk // 32)", "32  ->  33"): SAME + ": blocks have 16 to 256 keys",
+    (
+        "patterns/documents.py",
+        "return np.concatenate([[0], self._edges, self._edges[-1:]])",
+        "-1  ->  1",
+    ): SAME + ": past the last document an interval ends before it begins",
+    (
+        "patterns/interval.py",
+        "low, stop = self.existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)",
+        "grid.q_offset + grid.q_len - 1  ->  grid.q_offset + grid.q_len + 1",
+    ): SAME + ": rows past the last query are emptied by the next line",
+    ("patterns/butterfly.py", "cells = tokens // self.unit", "tokens // self.unit  ->  tokens * self.unit"): SLOWER,
+    ("patterns/global_tokens.py", "stops = np.concatenate([zero + grid.cols, np.tile(cols + 1, grid.rows)])",
+     "1  ->  2"): SLOWER + ": a candidate more",
+    ("patterns/image.py", "return [(y0, y1, zero, zero + self.shape[1] - 1), (zero, zero + self.shape[0] - 1, x0, x1)]",
+     "1  ->  2"): SAME + " of the first: a row's last pixel shares its block with a column that is reached",
+    ("patterns/ordering.py", "half = side // 2", "side // 2  ->  side * 2"): SAME + ": two turns more, of nothing",
+    ("patterns/pixels.py", "times = max(1, round(size / max(pixels.shape[:2])))", "2  ->  3"): (
+        SAME + ": the third side is the three colours"
+    ),
+    ("patterns/waste.py", "if density > mask.density / 2:",
+     "density > mask.density / 2  ->  density >= mask.density / 2"): WORDS,
+    ("patterns/constant.py", "id(of)  # makes torch.compile guard the graph with it",
+     "id(of)  ->  pass"): "a guard of torch.compile, whose tests are left out here",
+    ("sparseflash/tables.py", "bits = words if len(words) else np.zeros((1, *words.shape[1:]), np.uint32)",
+     "1  ->  2"): SAME,
+    ("sparseflash/tables.py", "common = others if alone.size else 0", "0  ->  1"): SAME + ": one unused entry",
+    ("sparseflash/tables.py", "by_pattern = spans.reshape(patterns, -1, 4)", "1  ->  2"): SAME,
+    ("sparseflash/packing.py", "places, end = [], 0", "0  ->  1"): SAME + ": the first tensor begins one step later",
+    ("kernels/cpu_operands.py", "if gathers and self.x.stride()[1:] != (x.shape[2], 1):", "1  ->  2"): SLOWER,
+    ("kernels/cpu_plan.py", "if len(some) >= BAND * apart and (moves == moves[0]).all() and moves[0, 1] >= 0:",
+     "0  ->  1"): SAME + ": all moves are equal there",
+    ("kernels/cpu.py", "dirty = self.masks.dirty and bool(part.masked)",
+     "self.masks.dirty and bool(part.masked)  ->  self.masks.dirty or bool(part.masked)"): SLOWER,
+    ("kernels/cpu.py", "return low > 2.0**-SOUND and high < 2.0**SOUND  # false for NaN",
+     "2.0 ** SOUND  ->  2.0 * SOUND"): SLOWER + ": the careful way",
+    ("kernels/cpu.py",
+     "if samples > 1 and sum(x.nbytes for x in (*keys, *queries)) <= cpu_operands.KEYS_HELD:",
+     "sum((x.nbytes for x in (*keys, *queries))) <= cpu_operands.KEYS_HELD  ->  "
+     "sum((x.nbytes for x in (*keys, *queries))) < cpu_operands.KEYS_HELD"): SAME + ": copied or not",
+}  # fmt: skip
