@@ -5,6 +5,7 @@ A tile array is uint32 [T, BQ, ceil(BK / 32)]; bit j of word w in row i is key `
 
 from __future__ import annotations
 
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.intervals import Ints
-from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
+from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, frozen
 
 Words = NDArray[np.uint32]
 
@@ -77,7 +78,8 @@ class Alphabet:
         new: list[int] = []
         for begin in range(0, len(words), TILES_AT_ONCE):
             some = words[begin : begin + TILES_AT_ONCE]
-            first, index = distinct_rows(some.reshape(len(some), some.shape[1] * some.shape[2]))
+            rows = np.ascontiguousarray(some).reshape(len(some), some.shape[1] * some.shape[2])
+            first, index = distinct_rows(rows.view(np.uint64))  # a tile has 16 words and more: an even number
             found = np.empty(first.size, np.int32)
             for i, at in enumerate(first.tolist()):
                 digest = _digest(some[at])
@@ -101,7 +103,7 @@ def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
     Rows are compared by a weighted sum, and by content wherever the sums agree; in the unheard-of case of differing
     rows with one sum all rows are kept.
     """
-    weights = np.random.default_rng(0).integers(1 << 64, size=rows.shape[1], dtype=np.uint64)
+    weights = _weights(rows.shape[1])
     _, first, index = np.unique(rows.astype(np.uint64) @ weights, return_index=True, return_inverse=True)
     if (rows != rows[first[index]]).any():
         return np.arange(len(rows)), np.arange(len(rows))
@@ -109,6 +111,11 @@ def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
     place = np.empty_like(in_order)
     place[in_order] = np.arange(in_order.size)
     return first[in_order], place[index]
+
+
+@lru_cache(maxsize=8)
+def _weights(number: int) -> NDArray[np.uint64]:
+    return frozen(np.random.default_rng(0).integers(1 << 64, size=number, dtype=np.uint64))
 
 
 def _digest(tile: Words) -> bytes:

@@ -58,6 +58,7 @@ BARS = [
 ]
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize(("name", "tokens", "seconds", "megabytes"), BARS)
 def test_compiling_stays_under_its_bars(name: str, tokens: int, seconds: float, megabytes: float) -> None:
     pattern = MASKS[name].pattern(tokens)
