@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Executor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -144,6 +145,47 @@ class Growing:
                 if not alive():
                     say(f"{self.part}: the device does not answer after that; the same command goes on behind it")
                     return False
+        return True
+
+    def go_on_abreast(
+        self,
+        asked: Iterable[Mapping[str, Any]],
+        measure: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        seconds: float,
+        pool: Executor,
+        at_once: int,
+        say: Callable[[str], object] = print,
+        again: Callable[[Row], bool] = lambda row: False,
+    ) -> bool:
+        """The same, so many rows at once: each lot ends before the next one begins.
+
+        Args:
+            asked: as for :meth:`go_on`.
+            measure: given these fields, the rest of the row; goes to the pool.
+            seconds: no lot begins after that long.
+            pool: whose threads or processes measure.
+            at_once: rows in a lot.
+            say: told what was measured.
+            again: as for :meth:`go_on`.
+
+        Returns:
+            Whether all rows are there.
+        """
+        end = time.monotonic() + seconds
+        todo = [one for one in asked if (row := self.find(one)) is None or again(row)]
+        for start in range(0, len(todo), at_once):
+            if time.monotonic() > end:
+                say(f"{self.part}: time is up, {len(todo) - start} of its rows are missing; the same command goes on")
+                return False
+            running = {pool.submit(measure, one): one for one in todo[start : start + at_once]}
+            for done in as_completed(running):
+                one = running[done]
+                say(f"{self.part}: {', '.join(f'{k} {v}' for k, v in one.items())}")
+                try:
+                    self.add(one, done.result())
+                except Exception as error:  # also of a process that died: the other rows are still wanted
+                    row = self.add(one, {"failed": f"{type(error).__name__}: {str(error).strip()[:600]}"})
+                    say(f"  FAILED: {row['failed']}")
         return True
 
 

@@ -17,12 +17,15 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 from unittest import mock
 
 import torch
 
+from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.gates import (
     DTYPES,
@@ -44,7 +47,7 @@ from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing, Row
 from sparseflash.kernels import launch as table
 from sparseflash.kernels.launch import Launch
-from sparseflash.rounds import interleaved
+from sparseflash.rounds import Call, interleaved
 
 HEAD_DIMS = (128, 64, 32, 256)
 PASS_OF: dict[str, Pass] = {"forward": "fwd", "keys": "bwd", "queries": "bwd"}
@@ -69,12 +72,19 @@ def committed_as(key: TableKey, kernel: str, launch: Launch) -> Any:
 
 
 def time_candidate(
-    key: TableKey, kernel: str, launch: Launch, machine: Machine, timed_on: Sequence[Setting], runs: int = RUNS
+    key: TableKey,
+    kernel: str,
+    launch: Launch,
+    machine: Machine,
+    timed_on: Sequence[Setting],
+    runs: int = RUNS,
+    alone: Alone = nobody_else,
 ) -> dict[str, Any]:
     """Its times beside the committed launch's, on each mask; the committed launch twice, whose difference is noise."""
     row: dict[str, Any] = {"ms": {}, "committed_ms": {}, "again_ms": {}}
     which = PASS_OF[kernel]
     committed: Launch = getattr(table.TABLE[key], kernel)
+    prepared: dict[str, dict[str, list[Call]]] = {}
     for setting in timed_on:
         pattern = GPU_MASKS[setting.mask].pattern(setting.seq_len)
         attend = ours(pattern.compile(setting.seq_len, block=setting.block), machine.device)
@@ -96,8 +106,13 @@ def time_candidate(
             return [bound(call) for call in passes(attend, given)[which]]
 
         calls = {"ms": under(launch), "committed_ms": under(committed), "again_ms": under(committed)}
+        for call in (each[0] for each in calls.values()):  # compiles
+            call()
+        prepared[f"{setting.mask}, block {setting.block}"] = calls
+    alone()
+    for mask, calls in prepared.items():
         for name, times in interleaved(calls, runs, machine.clock, seconds=SECONDS).times.items():
-            row[name][f"{setting.mask}, block {setting.block}"] = 1e3 * statistics.median(times)
+            row[name][mask] = 1e3 * statistics.median(times)
     return row
 
 
@@ -164,23 +179,39 @@ def write_proposal(results: Growing) -> Path:
 
 
 def measured(
-    keys: Sequence[tuple[TableKey, str]], machine: Machine, results: Growing, gates: Sequence[Row], seconds: float
+    keys: Sequence[tuple[TableKey, str]],
+    machine: Machine,
+    results: Growing,
+    gates: Sequence[Row],
+    seconds: float,
+    at_once: int = 1,
 ) -> bool:
-    """Time what fits; whether all was timed."""
+    """Time what fits; whether all was timed. Several at once are prepared side by side, and timed alone."""
     by_turn = itertools.zip_longest(
         *([asked(key, kernel, launch) for launch in fitting(key, kernel, gates)] for key, kernel in keys)
     )
     todo = [row for turn in by_turn for row in turn if row is not None]
 
-    def one(row: Mapping[str, Any], left: float) -> dict[str, Any]:
-        key = row["architecture"], row["head_dim"], row["dtype"]
-        timed_on = settings(row["head_dim"], row["dtype"])
-        found = time_candidate(key, row["kernel"], Launch(*row["launch"]), machine, timed_on)
-        how = f"FAILED: {found['failed']}" if "failed" in found else f"{gain(found):.3f}x the committed launch's speed"
-        print(f"  {how}", flush=True)
-        return found
+    if at_once == 1:
+        return results.go_on(todo, lambda row, left: _timed(row, machine), seconds, alive=machine.alive)
+    with TemporaryDirectory() as folder, processes(at_once) as pool:
+        (lock := Path(folder) / "lock").touch()
+        one = partial(_in_turn, machine=machine, lock=lock)
+        return results.go_on_abreast(todo, one, seconds, pool, at_once)
 
-    return results.go_on(todo, one, seconds, alive=machine.alive)
+
+def _in_turn(row: Mapping[str, Any], machine: Machine, lock: Path) -> dict[str, Any]:
+    with turns(lock) as alone:
+        return _timed(row, machine, alone)
+
+
+def _timed(row: Mapping[str, Any], machine: Machine, alone: Alone = nobody_else) -> dict[str, Any]:
+    key = row["architecture"], row["head_dim"], row["dtype"]
+    launch, timed_on = Launch(*row["launch"]), settings(row["head_dim"], row["dtype"])
+    found = time_candidate(key, row["kernel"], launch, machine, timed_on, alone=alone)
+    how = f"FAILED: {found['failed']}" if "failed" in found else f"{gain(found):.3f}x the committed launch's speed"
+    print(f"  {row['kernel']} D {row['head_dim']} {spelled(launch)}: {how}", flush=True)
+    return found
 
 
 def wanted(given: argparse.Namespace) -> Iterator[tuple[TableKey, str]]:
@@ -199,6 +230,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--dtype", default="half", choices=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--workers", type=int, default=2, help="processes that compile, for gates")
+    parser.add_argument("--at-once", type=int, default=1, help="candidates that are prepared side by side, for measure")
     given = parser.parse_args(arguments)
     if given.what == "gates":
         rows = [asked(key, kernel, launch) for key, kernel in wanted(given) for launch in candidates(key, kernel)]
@@ -215,7 +247,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if (here := table.family(torch.device("cuda"))) != given.architecture:
         parser.error(f"this GPU is {here}, launches were asked for {given.architecture}")
-    complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds)
+    complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds, given.at_once)
     print("written:", results.path, write_proposal(results))
     return int(not complete)
 

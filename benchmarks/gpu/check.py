@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -56,13 +57,16 @@ ON_THE_GPU = {"SPARSEFLASH_TEST_BACKEND": "triton"}
 SANITIZER = "compute-sanitizer"
 
 
-def steps() -> Iterator[Step]:
-    """What is checked, in order of how much rests on it."""
-    several = ("-n", "8") if importlib.util.find_spec("xdist") else ()
-    laws = {
-        name: Step(name, ("-m", "pytest", *several, path), environment={**ON_THE_GPU, "SPARSEFLASH_EXAMPLES": "100"})
-        for name, path in LAWS.items()
-    }
+def steps(examples: int = 100, workers: int = 8) -> Iterator[Step]:
+    """What is checked, in order of how much rests on it.
+
+    Args:
+        examples: of each law; nearly every one compiles kernels of its own.
+        workers: processes of each step that runs tests.
+    """
+    several = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()
+    drawn = {**ON_THE_GPU, "SPARSEFLASH_EXAMPLES": str(examples)}
+    laws = {name: Step(name, ("-m", "pytest", *several, path), environment=drawn) for name, path in LAWS.items()}
     yield laws.pop("laws of the kernels")
     sweep = ("-m", "pytest", "-x", *several, "tests/test_sweep.py")
     yield Step("every dtype, head dim and block size", sweep, environment=ON_THE_GPU)
@@ -114,20 +118,27 @@ def run(
     longest: float = LONGEST,
     say: Callable[[str], object] = print,
     again: bool = False,
+    at_once: int = 1,
 ) -> bool:
-    """Take the steps that are missing; whether every one was taken and none failed."""
+    """Take the steps that are missing, so many at once; whether every one was taken and none failed."""
     results = Growing("check", path)
     by_name = {step.name: step for step in todo()}
 
-    def one(asked: Mapping[str, Any], left: float) -> Mapping[str, Any]:
+    def one(asked: Mapping[str, Any], left: float = seconds) -> Mapping[str, Any]:
         found = measure(by_name[asked["step"]], left, longest)
         said = found.get("said", [])
-        say("\n".join([f"  {verdict(found)}", *(f"    {line}" for line in said)]))
+        say("\n".join([f"  {asked['step']}: {verdict(found)}", *(f"    {line}" for line in said)]))
         return found
 
-    finished = results.go_on(
-        ({"step": name} for name in by_name), one, seconds, say, again=lambda row: again and "failed" in row
-    )
+    def retried(row: Mapping[str, Any]) -> bool:
+        return again and "failed" in row
+
+    asked = ({"step": name} for name in by_name)
+    if at_once > 1:
+        with ThreadPoolExecutor(at_once) as pool:
+            finished = results.go_on_abreast(asked, one, seconds, pool, at_once, say, retried)
+    else:
+        finished = results.go_on(asked, one, seconds, say, retried)
     failures = [row["step"] for row in results.rows if "failed" in row]
     if failures:
         say(f"check: FAILED: {', '.join(failures)}; --again takes failed steps again")

@@ -8,15 +8,19 @@ ours that is a failure of the row.
 from __future__ import annotations
 
 import statistics
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
 from benchmarks.gpu import decode, hbm, rates
+from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import Attend, ours, peers, prepare_torch
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.rows import Setting, every
@@ -73,8 +77,10 @@ def operands(setting: Setting, machine: Machine) -> list[Operands]:
     return drawn + [one() for _ in range(machine.sets(nbytes) - 1)]
 
 
-def measure(setting: Setting, machine: Machine, card: Rates, protocol: Protocol) -> dict[str, Any]:
-    """One row: everybody's times, and what they mean."""
+def measure(
+    setting: Setting, machine: Machine, card: Rates, protocol: Protocol, alone: Alone = nobody_else
+) -> dict[str, Any]:
+    """One row: everybody's times, and what they mean; `alone` is called before anybody is timed."""
     batch, heads, kv_heads = setting.shape
     mask, tokens = GPU_MASKS[setting.mask], setting.seq_len
     pattern = mask.pattern(tokens)
@@ -100,6 +106,7 @@ def measure(setting: Setting, machine: Machine, card: Rates, protocol: Protocol)
     calls: dict[Key, list[Call]] = {}
     for name, attend in contenders.items():
         calls |= {(name, which): each for which, each in passes(attend, sets).items()}
+    alone()
     found = interleaved(
         calls,
         protocol.runs,
@@ -203,6 +210,7 @@ def run(
     say: Callable[[str], object] = print,
     again: bool = False,
     sizes: Mapping[str, int] | None = None,
+    at_once: int = 1,
 ) -> bool:
     """Measure what is missing; see :class:`benchmarks.record.Growing`.
 
@@ -215,14 +223,15 @@ def run(
         say: told how it goes.
         again: whether rows that failed are measured again.
         sizes: of the programs behind the rates.
+        at_once: rows of attention that are prepared side by side, in processes of their own; each is timed alone.
 
     Returns:
         Whether all rows are there.
     """
-    warnings.simplefilter("ignore", WastefulPattern)
-    prepare_torch()
+    _prepare()
     protocol = protocol or Protocol()
     results = Growing("kernels", path)
+    end = time.monotonic() + seconds
 
     def one(asked: Mapping[str, Any], left: float) -> Mapping[str, Any]:
         if asked["kind"] == "rates":
@@ -239,9 +248,37 @@ def run(
         say(summary(found))
         return found
 
-    return results.go_on(
-        asked(settings()), one, seconds, say, again=lambda row: again and "failed" in row, alive=machine.alive
-    )
+    def retried(row: Mapping[str, Any]) -> bool:
+        return again and "failed" in row
+
+    def go_on(rows: Iterator[dict[str, Any]]) -> bool:
+        return results.go_on(rows, one, end - time.monotonic(), say, retried, machine.alive)
+
+    if at_once > 1:
+        if not go_on(iter([{"kind": "rates"}])) or (card := results.find({"kind": "rates"})) is None:
+            return False
+        with TemporaryDirectory() as folder, processes(at_once) as pool:
+            (lock := Path(folder) / "lock").touch()
+            measure_one = partial(_in_turn, machine=machine, card=rates.rates(card), protocol=protocol, lock=lock)
+            rows = (row for row in asked(settings()) if row["kind"] == "attention")
+            if not results.go_on_abreast(rows, measure_one, end - time.monotonic(), pool, at_once, say, retried):
+                return False
+    return go_on(asked(settings()))
+
+
+def _prepare() -> None:
+    warnings.simplefilter("ignore", WastefulPattern)
+    prepare_torch()
+
+
+def _in_turn(asked: Mapping[str, Any], machine: Machine, card: Rates, protocol: Protocol, lock: Path) -> dict[str, Any]:
+    """One row of attention in a process of its own."""
+    _prepare()
+    plain = {name: value for name, value in asked.items() if name != "kind"}
+    with turns(lock) as alone:
+        found = measure(Setting(**plain), machine, card, protocol, alone)
+    print(summary(found), flush=True)
+    return found
 
 
 def summary(row: Mapping[str, Any]) -> str:

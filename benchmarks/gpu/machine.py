@@ -55,16 +55,14 @@ class Events:
 
     ASLEEP = 2_000_000  # clock cycles, about a millisecond
 
-    def __init__(self) -> None:
-        self.begin, self.end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
     def __call__(self, call: Call) -> float:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda._sleep(self.ASLEEP)
-        self.begin.record()
+        begin.record()
         call()
-        self.end.record()
-        self.end.synchronize()
-        return float(self.begin.elapsed_time(self.end)) / 1e3
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) / 1e3
 
 
 def gpu() -> Machine:

@@ -45,9 +45,9 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
 
 
-def go(path: Path, said: list[str], seconds: float = 100, again: bool = False) -> bool:
+def go(path: Path, said: list[str], seconds: float = 100, again: bool = False, at_once: int = 1) -> bool:
     return kernels.run(
-        cpu(), seconds, path, lambda: iter(SETTINGS), PROTOCOL, said.append, again, sizes=SIZES
+        cpu(), seconds, path, lambda: iter(SETTINGS), PROTOCOL, said.append, again, sizes=SIZES, at_once=at_once
     )  # fmt: skip
 
 
@@ -92,6 +92,22 @@ def test_the_part_measures_everything_once_and_goes_on_where_it_stopped(tmp_path
     assert text.count("unmeasured |") > 5, "targets speak of other settings"
     assert "ncu is not on the PATH" in text
     assert "| 256 | 16 | 64 |" in text
+
+
+def test_rows_that_are_prepared_side_by_side_are_the_same_rows(tmp_path: Path) -> None:
+    one_by_one, abreast = tmp_path / "one-kernels.json", tmp_path / "two-kernels.json"
+    said: list[str] = []
+    assert go(one_by_one, said)
+    assert go(abreast, said, at_once=2)
+
+    def fields(path: Path) -> set[tuple[str, ...]]:
+        return {tuple(row) for row in rows_in(path)}
+
+    assert fields(abreast) == fields(one_by_one)
+    assert not [row for row in rows_in(abreast) if "failed" in row]
+    before = abreast.read_bytes()
+    assert go(abreast, said, at_once=2)
+    assert abreast.read_bytes() == before, "nothing was missing"
 
 
 def _order(kind: str) -> int:

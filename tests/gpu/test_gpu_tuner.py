@@ -6,6 +6,7 @@ import ast
 import itertools
 import json
 import os
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks import tune
 from benchmarks.gpu import contenders, gates
+from benchmarks.gpu.abreast import turns
 from benchmarks.gpu.contenders import Attend
 from benchmarks.gpu.gates import GATED_SOURCE, STEPS, asked, candidates, fitting
 from benchmarks.gpu.machine import cpu
@@ -165,8 +167,8 @@ def test_a_candidate_is_in_the_table_while_it_is_timed(monkeypatch: pytest.Monke
     monkeypatch.setattr(tune, "ours", _watched(seen, 1.0))
     found = tune.time_candidate(KEY, "forward", other(1), cpu(), TIMED_ON, runs=3)
     assert seen[0] == other(1), "what is compared with dense attention is the candidate"
-    # A warm-up and three rounds of the candidate, the committed launch, and that again.
-    assert seen[1:] == 4 * [other(1), FORWARD, FORWARD]
+    # A call that compiles, a warm-up and three rounds of the candidate, the committed launch, and that again.
+    assert seen[1:] == 5 * [other(1), FORWARD, FORWARD]
     assert committed(KEY, False, False).forward == FORWARD
     for name in ("ms", "committed_ms", "again_ms"):
         assert list(found[name]) == ["causal(), block 32"]
@@ -208,6 +210,36 @@ def test_measuring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     before = path.read_bytes()
     assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
     assert path.read_bytes() == before
+
+
+def test_a_candidate_that_has_to_wait_for_its_turn_is_timed_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "settings", lambda D, dtype: TIMED_ON)
+    (lock := tmp_path / "lock").touch()
+    found = tune._in_turn(asked(KEY, "forward", other(1)), cpu(), lock)
+    assert list(found["ms"]) == ["causal(), block 32"]
+
+
+def test_who_is_timed_waits_until_nobody_prepares(tmp_path: Path) -> None:
+    (lock := tmp_path / "lock").touch()
+    happened: list[str] = []
+
+    def time_it() -> None:
+        with turns(lock) as alone:
+            ready.set()
+            alone()
+            happened.append("timed")
+
+    ready = threading.Event()
+    with turns(lock):
+        other_row = threading.Thread(target=time_it)
+        other_row.start()
+        assert ready.wait(10), "both may prepare"
+        other_row.join(0.3)
+        happened.append("prepared")
+    other_row.join(10)
+    assert happened == ["prepared", "timed"]
 
 
 @compiles
