@@ -153,7 +153,11 @@ def train(
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
     init: Annotated[
-        Path | None, typer.Option(help="Begin with the weights of this run, checkpoint or saved model.")
+        Path | None,
+        typer.Option(
+            help="Begin with the weights of this run, checkpoint or saved model, of the same shape or of fewer layers: "
+            "copies fill those that --layers adds."
+        ),
     ] = None,
     first_stage: Annotated[int | None, typer.Option(help="Begin with this stage, from 1.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,

@@ -213,19 +213,6 @@ def resolve(path: Path) -> Path:
     )
 
 
-def begin_with(model: nn.Module, folder: Path) -> None:
-    """Take the weights of a saved model of the same shape, whatever pattern or tokens that one had.
-
-    Raises:
-        FileNotFoundError: no weights there.
-        ValueError: weights of another shape.
-    """
-    try:
-        model.load_state_dict(read_tensors(folder / WEIGHTS))
-    except RuntimeError as error:
-        raise ValueError(f"the weights in {folder} are of a model of another shape: {error}") from None
-
-
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
 ) -> None:

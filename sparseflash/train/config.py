@@ -80,8 +80,9 @@ class TrainConfig:
         ema: decay of the moving average of the weights, which is what a checkpoint's model then is; 0 for none.
         dense_weight: weight of the dense loss (every lit pixel predicts how many markers lie on its curve, from the
             generator's ground truth); 0 trains from labels alone.
-        init: a folder with the weights to begin with, of a model of the same shape; empty for random ones. A checkpoint
-            carries its weights, so resuming does not need the folder.
+        init: a folder with the weights to begin with, of a model of the same shape or of fewer layers, which are then
+            copied side by side: 6 become 10 as 0 1 1 2 2 3 3 4 4 5; empty for random ones. A checkpoint carries its
+            weights, so resuming does not need the folder.
         first_stage: number of the stage to begin with, from 0.
         seed: of the weights, of the order of images and of fresh ones.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.

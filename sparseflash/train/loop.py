@@ -16,7 +16,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sparseflash.models import Model, PixelTransformer, build
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.checkpoint import begin_with, checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
+from sparseflash.train.beginning import begin_with
+from sparseflash.train.checkpoint import checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, begun, current, drawn_from, last_stage_since
 from sparseflash.train.data import Stream, sets

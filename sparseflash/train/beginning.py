@@ -1,0 +1,71 @@
+"""The weights that a run begins with: those of a saved model, which may have fewer layers."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from sparseflash.models import Model
+from sparseflash.models.files import WEIGHTS, read_tensors
+
+
+def begin_with(model: Model, folder: Path) -> None:
+    """Take the weights of a saved model of the same shape, whatever pattern or tokens that one had.
+
+    Where it had fewer layers they are copied to fill this one, see `grown`. A tied model stores one layer, whatever its
+    depth: tied models of all depths take each other's weights as they are.
+
+    Raises:
+        FileNotFoundError: no weights there.
+        ValueError: weights of another shape, or of more layers.
+    """
+    weights, layers = read_tensors(folder / WEIGHTS), len(model.layers)
+    try:
+        model.load_state_dict(grown(weights, layers))
+    except RuntimeError as error:
+        raise ValueError(
+            f"the weights in {folder} are of a model of another shape (layers stored: {_stored(weights)} there, "
+            f"{layers} here). A model may have more layers than the weights it begins with; the rest of its shape must "
+            f"be theirs: {error}"
+        ) from None
+
+
+def grown(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
+    """Weights of a model of so many layers, from those of a shallower one; others come back as they are.
+
+    Progressive stacking, as in Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", with copies
+    that stand side by side: see `source`.
+    """
+    stored = _stored(weights)
+    if not 0 < stored < layers:
+        return dict(weights)
+    found = {name: tensor for name, tensor in weights.items() if _layer(name) is None}
+    for layer in range(layers):
+        old = f"layers.{source(layer, stored, layers)}."
+        found |= {
+            f"layers.{layer}.{name.removeprefix(old)}": tensor
+            for name, tensor in weights.items()
+            if name.startswith(old)
+        }
+    return found
+
+
+def source(layer: int, stored: int, layers: int) -> int:
+    """Which of the ``stored`` layers becomes this one of ``layers``, which are more: the first and last stay the ends.
+
+    Example:
+        >>> [source(layer, 6, 10) for layer in range(10)]
+        [0, 1, 1, 2, 2, 3, 3, 4, 4, 5]
+    """
+    # layer * (stored - 1) / (layers - 1) to the nearest integer, half up.
+    return (2 * layer * (stored - 1) + layers - 1) // (2 * (layers - 1))
+
+
+def _stored(weights: Mapping[str, Tensor]) -> int:
+    return len({_layer(name) for name in weights} - {None})
+
+
+def _layer(name: str) -> str | None:
+    """The number in ``layers.<number>.<rest>``; None for other names."""
+    parts = name.split(".", 2)
+    return parts[1] if parts[0] == "layers" and len(parts) == 3 else None
