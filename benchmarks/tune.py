@@ -17,6 +17,7 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -66,9 +67,18 @@ def settings(D: int, dtype: str) -> list[Setting]:
     ]
 
 
-def committed_as(key: TableKey, kernel: str, launch: Launch) -> Any:
-    """While it is open, the table holds this launch."""
-    return mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})})
+@contextmanager
+def committed_as(key: TableKey, kernel: str, launch: Launch | None) -> Iterator[None]:
+    """While it is open, calls without features take this launch; None for what is committed."""
+    if launch is None:
+        yield
+        return
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})}))
+        for other in (table.TMA, table.NARROW):
+            rest = {name: kept for name, kept in other.get(key, {}).items() if name != kernel}
+            stack.enter_context(mock.patch.dict(other, {key: rest}))
+        yield
 
 
 def time_candidate(
@@ -83,7 +93,6 @@ def time_candidate(
     """Its times beside the committed launch's, on each mask; the committed launch twice, whose difference is noise."""
     row: dict[str, Any] = {"ms": {}, "committed_ms": {}, "again_ms": {}}
     which = PASS_OF[kernel]
-    committed: Launch = getattr(table.TABLE[key], kernel)
     prepared: dict[str, dict[str, list[Call]]] = {}
     for setting in timed_on:
         pattern = GPU_MASKS[setting.mask].pattern(setting.seq_len)
@@ -95,7 +104,9 @@ def time_candidate(
         if wrong:
             return {"failed": f"{setting.mask}: {wrong}"}
 
-        def under(chosen: Launch, setting: Setting = setting, attend: Any = attend, given: Any = given) -> list[Any]:
+        def under(
+            chosen: Launch | None, setting: Setting = setting, attend: Any = attend, given: Any = given
+        ) -> list[Any]:
             def bound(call: Any) -> Any:
                 def timed() -> Any:
                     with committed_as(key, kernel, chosen):
@@ -105,7 +116,7 @@ def time_candidate(
 
             return [bound(call) for call in passes(attend, given)[which]]
 
-        calls = {"ms": under(launch), "committed_ms": under(committed), "again_ms": under(committed)}
+        calls = {"ms": under(launch), "committed_ms": under(None), "again_ms": under(None)}
         for call in (each[0] for each in calls.values()):  # compiles
             call()
         prepared[f"{setting.mask}, block {setting.block}"] = calls

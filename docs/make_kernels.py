@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import triton
 
@@ -15,20 +16,24 @@ from sparseflash.kernels.triton_sass import Loop
 
 PAGE = Path(__file__).parent / "kernels.md"
 COMPILER = f"Triton {triton.__version__}"
-FORMS = {
-    "Plain": ((), False),
-    "Lines in pieces": ((), True),
-    "Every feature on": (tuple(report.FEATURES), False),
+FORMS: dict[str, dict[str, Any]] = {
+    "Operands that descriptors can read": {"tma": True},
+    "Others": {},
+    "Blocks of 64": {"tma": True, "blocks": (64,)},
+    "Lines in pieces": {"cut": True, "tma": True},
+    "Every feature on": {"features": tuple(report.FEATURES)},
 }
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
 Every committed launch for sm_90 in half precision (bf16, blocks of 128 x 128), compiled without a GPU by {COMPILER};
-the figures are read from the machine code. **None of these kernels has been timed**: the page says what a program
-needs and does, not how fast it is. `python -m docs.make_kernels` writes it, the tests compare each row with what they
+the figures are read from the machine code. The page says what a program needs and does, not how fast it is: that was
+measured with Triton 3.6.0, see `benchmarks/README.md`.
+`python -m docs.make_kernels` writes it, the tests compare each row with what they
 compile, and `python -m sparseflash.kernels.triton_report` prints the same for other architectures and block sizes.
 
-- *step*: queries x keys of one iteration; *ahead* where products of the next one come before this one's softmax.
-- *regs* a thread, *shared* memory a program, and how many programs fit on a multiprocessor. Nothing spills.
+- *step*: queries x keys of one iteration; *tma* where the tensor memory accelerator reads what is walked.
+- *regs* a thread and the bytes that it spills (a few launches were measured faster with a few registers spilled than
+  without), *shared* memory a program, and how many programs fit on a multiprocessor.
 - In pairs, the loop over FULL entries / the loop over PARTIAL ones: *instructions* a thread issues in an iteration; of
   them *products* (HGMMA) and *waits* for groups of products: a wait for every product would be a serialised loop, and
   there is none; *exponentials*, and how many of them run while a product is in flight.
@@ -39,7 +44,7 @@ compile, and `python -m sparseflash.kernels.triton_report` prints the same for o
 A loop without products (-) uses the older `mma.sync`: its step is too small for a warpgroup.
 """
 COLUMNS = (
-    *("kernel", "D", "step", "warps", "stages", "regs", "shared", "programs"),
+    *("kernel", "D", "step", "warps", "stages", "regs", "spilled", "shared", "programs"),
     *("instructions", "products", "waits", "exponentials overlapped", "issue", "matrix"),
 )
 PRODUCTS = {"forward": 2, "keys": 4, "queries": 3}
@@ -47,8 +52,7 @@ PRODUCTS = {"forward": 2, "keys": 4, "queries": 3}
 
 def cases(form: str) -> list[report.Case]:
     """What a section of the page shows."""
-    features, cut = FORMS[form]
-    return [case for case in report.cases(("sm_90",), features=features, cut=cut) if case.dtype != "fp32"]
+    return [case for case in report.cases(("sm_90",), **FORMS[form]) if case.dtype != "fp32"]
 
 
 def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
@@ -62,8 +66,8 @@ def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
         " | ".join(
             str(cell)
             for cell in (
-                *(case.kernel, case.D, f"{at.BM}x{at.BN}{' ahead' * at.ahead}", at.warps, at.stages),
-                *(used.registers, f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
+                *(case.kernel, case.D, f"{at.BM}x{at.BN}{' ahead' * at.ahead}{' tma' * at.tma}", at.warps, at.stages),
+                *(used.registers, used.spilled or "", f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
                 *(pair(*(getattr(x, name) for x in found)) for name in ("instructions", "products", "waits")),
                 pair(*(f"{x.overlapped} of {x.exponentials}" for x in found)),
                 pair(*(round(x.instructions * at.warps * 1024 / (at.BM * at.BN)) for x in found)),

@@ -1,8 +1,9 @@
 """How each kernel is launched: step sizes, warps and pipeline stages by architecture, head dim and dtype.
 
-A committed table, so that nobody's first call waits for an autotuner. The figures were chosen from what ahead-of-time
-compilation shows (no spills, shared memory fits, prefetch depth; see `triton_report`). Their speed on a GPU is
-unmeasured.
+A committed table, so that nobody's first call waits for an autotuner. The launches for sm_90 in half precision were
+measured on an H200, beside others: benchmarks/results/nvidia-h200/2026-11-27-tune.json. All others were chosen from
+what ahead-of-time compilation shows (no spills, shared memory fits, prefetch depth; see `triton_report`), and their
+speed is unmeasured.
 
 Shape legend: a step is BM queries x BN keys. It divides the table's block, whatever that is: see `Launch.within`.
 """
@@ -23,6 +24,7 @@ class Launch(NamedTuple):
     warps: int
     stages: int
     ahead: bool = False  # forward only: products of the next step's keys are issued before the softmax of this one
+    tma: bool = False  # what is walked comes by the tensor memory accelerator (sm_90 and later), if it can be read so
 
     def within(self, block: tuple[int, int]) -> Launch:
         """The same launch with steps no larger than a block of (BQ, BK) tokens."""
@@ -44,9 +46,9 @@ TABLE: dict[tuple[str, int, str], Configuration] = {
     ("sm_80", 64, "half"): Configuration(Launch(64, 64, 4, 3), Launch(32, 64, 4, 3), Launch(64, 64, 4, 3)),
     ("sm_80", 128, "half"): Configuration(Launch(64, 64, 4, 2), Launch(32, 128, 8, 2), Launch(64, 64, 8, 2)),
     ("sm_80", 256, "half"): Configuration(Launch(64, 32, 8, 2), Launch(16, 64, 8, 2), Launch(32, 32, 4, 2)),
-    ("sm_90", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
-    ("sm_90", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 128, 8, 3), Launch(128, 64, 8, 3)),
-    ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(16, 128, 8, 3), Launch(128, 64, 8, 3)),
+    ("sm_90", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(128, 64, 4, 3), Launch(64, 128, 4, 3)),
+    ("sm_90", 64, "half"): Configuration(Launch(128, 64, 4, 3), Launch(64, 64, 4, 2), Launch(64, 128, 4, 3)),
+    ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 128, 8, 3), Launch(128, 64, 8, 3)),
     ("sm_90", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 64, 8, 2), Launch(128, 32, 8, 2)),
     ("sm_100", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),
     ("sm_100", 64, "half"): Configuration(Launch(128, 128, 8, 3), Launch(64, 64, 4, 3), Launch(128, 64, 8, 3)),
@@ -71,6 +73,28 @@ TABLE |= {
     ("gfx942", 256, "single"): Configuration(Launch(16, 16, 4, 1), Launch(16, 16, 4, 1), Launch(16, 16, 4, 1)),
 }
 
+# Where descriptors can read what a kernel walks, and no feature is on: fewer registers for addresses leave room for
+# larger steps, and warps wait for their data alone.
+TMA: dict[tuple[str, int, str], dict[str, Launch]] = {
+    ("sm_90", 64, "half"): {"keys": Launch(64, 64, 4, 3, tma=True), "queries": Launch(64, 128, 4, 3, tma=True)},
+    ("sm_90", 128, "half"): {
+        "forward": Launch(128, 128, 8, 3, tma=True),
+        "keys": Launch(64, 64, 4, 2, tma=True),
+        "queries": Launch(128, 64, 8, 3, tma=True),
+    },
+    ("sm_90", 256, "half"): {"forward": Launch(128, 64, 8, 2, tma=True)},
+}
+
+# For blocks of 64 tokens or fewer along the side that a program holds, with no feature on: eight warps would share the
+# rows of four.
+NARROW: dict[tuple[str, int, str], dict[str, Launch]] = {
+    ("sm_90", 64, "half"): {"forward": Launch(64, 64, 4, 3, tma=True)},
+    ("sm_90", 128, "half"): {
+        "forward": Launch(64, 64, 4, 3, tma=True),
+        "queries": Launch(64, 64, 4, 2, tma=True),
+    },
+}
+
 # With a softcap, a bias or dropout a program holds more at once, and these launches would spill, with Triton 3.6.0 or
 # 3.7.1. The rule that found their replacements: half the step along the side that is walked (keys for `forward` and
 # `queries`, queries for `keys`); where that spills, more warps; then half the step along the other side. Launches that
@@ -91,7 +115,12 @@ FEATURED: dict[tuple[str, int, str], dict[str, Launch]] = {
     },
     ("sm_80", 128, "single"): {"keys": Launch(16, 32, 8, 1)},
     ("sm_90", 32, "half"): {"keys": Launch(32, 128, 8, 3)},
-    ("sm_90", 64, "half"): {"forward": Launch(128, 64, 8, 3), "keys": Launch(32, 128, 8, 3)},
+    ("sm_90", 64, "half"): {
+        "forward": Launch(128, 64, 8, 3),
+        "keys": Launch(32, 128, 8, 3),
+        "queries": Launch(128, 64, 8, 3),
+    },
+    ("sm_90", 128, "half"): {"keys": Launch(16, 128, 8, 3)},
     ("sm_90", 256, "half"): {"keys": Launch(16, 32, 8, 2)},
     ("sm_90", 64, "single"): {"forward": Launch(16, 32, 8, 1), "keys": Launch(16, 32, 8, 1)},
     ("sm_100", 32, "half"): {
@@ -129,6 +158,15 @@ PIECES: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("gfx942", 128, "half"): {"queries": Launch(64, 32, 4, 1)},
 }
 
+# Bytes a thread that launches of a row, with no feature on, may spill: a few registers that were measured to cost less
+# than the larger step brings. All others spill nothing.
+SPILLS: dict[tuple[str, int, str], dict[str, int]] = {
+    ("sm_90", 32, "half"): {"keys": 72},
+    ("sm_90", 64, "half"): {"keys": 24},
+    ("sm_90", 128, "half"): {"forward": 16, "keys": 96},
+    ("sm_90", 256, "half"): {"forward": 64},
+}
+
 INTERPRETER = Configuration(Launch(32, 32, 4, 1), Launch(32, 32, 4, 1), Launch(32, 32, 4, 1))
 
 # Shared memory that one program may use, in bytes. "sm_80" also serves GPUs with only 99K: 8.6, 8.9, 12.x.
@@ -146,18 +184,42 @@ def family(device: torch.device) -> str:
 
 
 def configuration(
-    device: torch.device, head_dim: int, dtype: torch.dtype, featured: bool, cut: bool = False
+    device: torch.device,
+    head_dim: int,
+    dtype: torch.dtype,
+    featured: bool,
+    cut: bool = False,
+    block: tuple[int, int] = (128, 128),
+    tma: bool = False,
 ) -> Configuration:
-    """The launches for a device, the larger of the two head dims, and a dtype; featured, cut: see FEATURED, PIECES."""
+    """The launches for a device, the larger of the two head dims, a dtype and what `committed` takes."""
     architecture = family(device)
     if architecture == "interpreter":
         return INTERPRETER
     bucket = max(32, 1 << (head_dim - 1).bit_length())
     key = architecture, bucket, "single" if dtype == torch.float32 else "half"
-    return committed(key, featured, cut)
+    return committed(key, featured, cut, block, tma)
 
 
-def committed(key: tuple[str, int, str], featured: bool, cut: bool) -> Configuration:
-    """A row of TABLE with what FEATURED and PIECES put in its place."""
-    changed = (FEATURED.get(key, {}) if featured else {}) | (PIECES.get(key, {}) if cut else {})
+def committed(
+    key: tuple[str, int, str], featured: bool, cut: bool, block: tuple[int, int] = (128, 128), tma: bool = False
+) -> Configuration:
+    """A row of TABLE with what the other tables put in its place.
+
+    Args:
+        key: architecture, head dim, "half" or "single".
+        featured: see FEATURED.
+        cut: see PIECES.
+        block: tokens of the table's blocks, queries x keys.
+        tma: whether descriptors can read the operands.
+    """
+    changed: dict[str, Launch] = {}
+    if featured:
+        changed |= FEATURED.get(key, {})
+    else:
+        changed |= TMA.get(key, {}) if tma else {}
+        BQ, BK = block
+        held = {"forward": BQ, "keys": BK, "queries": BQ}
+        changed |= {kernel: launch for kernel, launch in NARROW.get(key, {}).items() if held[kernel] <= 64}
+    changed |= PIECES.get(key, {}) if cut else {}
     return TABLE[key]._replace(**changed)

@@ -26,6 +26,7 @@ from sparseflash.kernels.triton_common import (
     LOG2E,
     device_of,
     heads_together,
+    in_tiles,
     load_rows,
     matrix,
     padded,
@@ -33,6 +34,7 @@ from sparseflash.kernels.triton_common import (
     readable,
     stride_unit,
     strides_in,
+    tileable,
 )
 from sparseflash.kernels.triton_merge import add_partials, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import feature_arguments
@@ -103,7 +105,9 @@ def backward(
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     out, lse = out.contiguous(), lse.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    launch = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots + columns.slots > 0)
+    through_tma = tileable(q, k, v, dout)
+    cut = rows.slots + columns.slots > 0
+    launch = configuration(q.device, max(D, DV), q.dtype, score.featured, cut, block, through_tma)
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
     NP = n_rows * BQ
@@ -130,6 +134,7 @@ def backward(
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
+            *in_tiles(at.tma and through_tma, at.BM, q, dout),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
@@ -151,6 +156,7 @@ def backward(
         queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *in_tiles(at.tma and through_tma, at.BN, k, v),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),

@@ -38,6 +38,10 @@ def _walk_keys(
     delta_ptr,
     q_n,
     dout_n,
+    q_tiles,  # descriptors of all of q and dout, of tiles [1, 1, BM, D]; None where rows come through pointers
+    dout_tiles,
+    batch,
+    head,
     entries_ptr,  # the column's query blocks of one kind
     tile_ptr,  # their tiles, when PARTIAL
     count,  # how many
@@ -83,8 +87,12 @@ def _walk_keys(
             words = load_words_t(bits_ptr, tile, ((i + 1) % SPLIT) * BM, key, following < count, BQ, W, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
-        q = load_rows(q_ptr, first, q_n, keep, UNIT, BM, D, DP)
-        dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
+        if q_tiles is not None:  # rows that are not there come as zeros
+            q = q_tiles.load([batch, head, first, 0]).reshape(BM, DP)
+            dout = dout_tiles.load([batch, head, first, 0]).reshape(BM, DVP)
+        else:
+            q = load_rows(q_ptr, first, q_n, keep, UNIT, BM, D, DP)
+            dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
         norm = tl.load(norm_ptr + rows)
         product = tl.dot(k, tl.trans(q), input_precision="ieee")
         dp = tl.dot(v, tl.trans(dout), input_precision="ieee")
@@ -131,6 +139,8 @@ def keys_kernel(
     order_ptr,
     bits_ptr,
     pattern_ptr,
+    q_tiles,  # descriptors: see _walk_keys
+    dout_tiles,
     q_b,
     q_h,
     q_n,
@@ -232,7 +242,9 @@ def keys_kernel(
         start, count = entries(span, low, high, False)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
-            *(full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
+            q_tiles,
+            dout_tiles,
+            *(batch, head, full_ptr + start, tile_ptr, count, bits_ptr, key, c, N),
             cap,
             slope,
             position,
@@ -244,7 +256,9 @@ def keys_kernel(
         start, count = entries(span, low, high, True)
         dk, dv = _walk_keys(
             *(dk, dv, k, v, q_at, dout_at, norm_ptr + row, delta_ptr + row, q_n, dout_n),
-            *(partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
+            q_tiles,
+            dout_tiles,
+            *(batch, head, partial_ptr + start, tile_ptr + start, count, bits_ptr, key, c, N),
             cap,
             slope,
             position,

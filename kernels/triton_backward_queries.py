@@ -35,6 +35,10 @@ def _walk_queries(
     v_ptr,
     k_n,
     v_n,
+    k_tiles,  # from here to kv_head as in the forward pass
+    v_tiles,
+    batch,
+    kv_head,
     entries_ptr,  # the row's key blocks of one kind
     tile_ptr,  # their tiles, when PARTIAL
     count,  # how many
@@ -82,8 +86,12 @@ def _walk_queries(
             words = load_bits(bits_ptr, tile, query, key, following < count, FRAGMENTS, BQ, BK, BM, BN)
             following = (i + 2) // SPLIT
             tile = tl.load(tile_ptr + following, mask=following < count, other=0)
-        k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
-        v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+        if k_tiles is not None:
+            k = k_tiles.load([batch, kv_head, first, 0]).reshape(BN, DP)
+            v = v_tiles.load([batch, kv_head, first, 0]).reshape(BN, DVP)
+        else:
+            k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
+            v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
         product = tl.dot(q, tl.trans(k), input_precision="ieee")
         dp = tl.dot(dout, tl.trans(v), input_precision="ieee")
         s = scored(product, c, cap, slope, position, first)
@@ -125,6 +133,8 @@ def queries_kernel(
     bits_ptr,
     seen_ptr,
     pattern_ptr,
+    k_tiles,  # descriptors: see _walk_queries
+    v_tiles,
     q_b,
     q_h,
     q_n,
@@ -216,7 +226,10 @@ def queries_kernel(
     span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
     start, count = entries(span, None, None, False)
     dq = _walk_queries(
-        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
+        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n),
+        k_tiles,
+        v_tiles,
+        *(batch, head // group, full_ptr + start, tile_ptr, count),
         *(bits_ptr, seen_ptr, query, c),
         cap,
         slope,
@@ -227,7 +240,10 @@ def queries_kernel(
     )
     start, count = entries(span, None, None, True)
     dq = _walk_queries(
-        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
+        *(dq, q, dout, norm, delta, k_ptr, v_ptr, k_n, v_n),
+        None,
+        None,
+        *(batch, head // group, partial_ptr + start, tile_ptr + start, count),
         *(bits_ptr, seen_ptr, query, c),
         cap,
         slope,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -212,6 +213,27 @@ def strides_in(unit: int, tensor: torch.Tensor) -> tuple[int, int, int]:
     """The strides of batch, head and row, in units of `unit` elements."""
     b, h, n = (s // unit for s in tensor.stride()[:-1])
     return b, h, n
+
+
+def tileable(*tensors: torch.Tensor) -> bool:
+    """Whether the tensor memory accelerator can read all of these [B, H, N, D].
+
+    It takes rows of a power of two of elements that start at multiples of 16 bytes, each row elsewhere.
+    """
+    return all(
+        x.numel() > 0
+        and padded(x.shape[-1]) == x.shape[-1]
+        and x.data_ptr() % 16 == 0
+        and all(stride > 0 and stride * x.element_size() % 16 == 0 for stride in x.stride()[:-1])
+        for x in tensors
+    )
+
+
+def in_tiles(wanted: bool, rows: int, *tensors: torch.Tensor) -> tuple[TensorDescriptor | None, ...]:
+    """Descriptors of [B, H, N, D] for loads of so many rows of one head; None for each if they are not wanted."""
+    if not wanted:
+        return (None,) * len(tensors)
+    return tuple(TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[-1]]) for x in tensors)
 
 
 def heads_together(bytes_per_head: int, heads: int, cache_bytes: int = 24 << 20) -> int:

@@ -20,6 +20,7 @@ from sparseflash.kernels.triton_common import (
     device_of,
     entries,
     heads_together,
+    in_tiles,
     load_rows,
     load_seen,
     matrix,
@@ -31,6 +32,7 @@ from sparseflash.kernels.triton_common import (
     store_rows,
     stride_unit,
     strides_in,
+    tileable,
 )
 from sparseflash.kernels.triton_merge import merge_outputs, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
@@ -83,6 +85,10 @@ def _walk(
     v_ptr,
     k_n,
     v_n,
+    k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]; None where rows come through pointers
+    v_tiles,
+    batch,
+    kv_head,
     entries_ptr,  # the line's blocks of one kind
     tile_ptr,  # their tiles, when PARTIAL
     count,  # how many
@@ -145,6 +151,10 @@ def _walk(
             k = load_rows(k_ptr, next_first, k_n, _inside(next_first, M, PARTIAL, BN), UNIT, BN, D, DP)
             v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
             next_s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        elif k_tiles is not None:
+            k = k_tiles.load([batch, kv_head, first, 0]).reshape(BN, DP)
+            v = v_tiles.load([batch, kv_head, first, 0]).reshape(BN, DVP)
+            s = tl.dot(q, tl.trans(k), input_precision="ieee")
         else:
             k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
             v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
@@ -195,6 +205,8 @@ def forward_kernel(
     bits_ptr,
     seen_ptr,
     pattern_ptr,
+    k_tiles,  # descriptors: see _walk
+    v_tiles,
     q_b,
     q_h,
     q_n,
@@ -278,7 +290,10 @@ def forward_kernel(
     span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
     start, count = entries(span, None, None, False)
     acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + start, tile_ptr, count),
+        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n),
+        k_tiles,
+        v_tiles,
+        *(batch, head // group, full_ptr + start, tile_ptr, count),
         *(bits_ptr, seen_ptr, query, M, c),
         cap,
         slope,
@@ -289,7 +304,10 @@ def forward_kernel(
     )
     start, count = entries(span, None, None, True)
     acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + start, tile_ptr + start, count),
+        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n),
+        None,  # not the values of keys that are not there, or that no query sees: they may be NaN
+        None,
+        *(batch, head // group, partial_ptr + start, tile_ptr + start, count),
         *(bits_ptr, seen_ptr, query, M, c),
         cap,
         slope,
@@ -346,7 +364,9 @@ def forward(
     if lse.numel() == 0:
         return out, lse
     q, k, v = readable(q), readable(k), readable(v)
-    at = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots > 0).forward.within(block)
+    through_tma = tileable(k, v)
+    chosen = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots > 0, block, through_tma)
+    at = chosen.forward.within(block)
     unit = stride_unit(q, k, v)
     n_rows = rows.order.shape[1]
     sinks = None if sinks is None else sinks.float().contiguous()
@@ -357,6 +377,7 @@ def forward(
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *in_tiles(at.tma and through_tma, at.BN, k, v),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),

@@ -1,14 +1,16 @@
 """What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
 
-    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features] [cut]
+    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features] [cut] [tma]
 
-prints one line a launch: plain or with all features on, for whole lines or for lines in pieces. On sm_90 it shows the
+prints one line a launch: plain or with all features on, for whole lines or for lines in pieces, with operands that come
+through pointers or that descriptors can read. On sm_90 it shows the
 machine code's loops too, over FULL entries / over PARTIAL ones: see `triton_sass`. It says nothing about speed, and
 nothing about numerics. docs/kernels.md is made of it.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -20,7 +22,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparseflash.kernels.launch import SHARED_MEMORY, TABLE, Launch, committed
+from sparseflash.kernels.launch import SHARED_MEMORY, SPILLS, TABLE, Launch, committed
 from sparseflash.kernels.triton_backward import prepare_kernel
 from sparseflash.kernels.triton_backward_keys import keys_kernel
 from sparseflash.kernels.triton_backward_queries import queries_kernel
@@ -50,6 +52,8 @@ FEATURES = {
     "sinks": ("sinks_ptr",),
     "dropout": ("seed_ptr", "threshold"),
 }
+# Descriptors of what a kernel walks, None where the launch does without.
+_TILES = {"forward": ("k_tiles", "v_tiles"), "keys": ("q_tiles", "dout_tiles"), "queries": ("k_tiles", "v_tiles")}
 # Those of pieces of lines, None where no line is cut.
 PIECES = ("work_ptr", "items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
 
@@ -75,9 +79,9 @@ class Resources(NamedTuple):
     spilled: int  # bytes of stack and local memory a thread (NVIDIA), or registers (AMD)
     shared: int  # bytes
 
-    def fits(self, architecture: str) -> bool:
-        """No spills, and shared memory suffices."""
-        return self.spilled == 0 and self.shared <= SHARED_MEMORY[architecture]
+    def fits(self, architecture: str, spills: int = 0) -> bool:
+        """No more spills than that, and shared memory suffices."""
+        return self.spilled <= spills and self.shared <= SHARED_MEMORY[architecture]
 
 
 def cases(
@@ -85,17 +89,25 @@ def cases(
     blocks: tuple[int, ...] = (128,),
     features: tuple[str, ...] = (),
     cut: bool = False,
+    tma: bool = False,
 ) -> Iterator[Case]:
     """Every committed launch with square blocks of these sizes, each distinct program once."""
     seen = set()
-    for architecture, D, dtype_class in TABLE:
-        launches = committed((architecture, D, dtype_class), bool(set(features) - {"sinks"}), cut)
+    for (architecture, D, dtype_class), block in itertools.product(TABLE, blocks):
+        featured = bool(set(features) - {"sinks"})
+        launches = committed((architecture, D, dtype_class), featured, cut, (block, block), tma)
         for kernel, launch in launches._asdict().items():
-            for block in blocks:
+            if architecture in architectures:
                 case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
-                if architecture in architectures and case not in seen:
+                if case not in seen:
                     seen.add(case)
                     yield case
+
+
+def fits(case: Case, used: Resources) -> bool:
+    """Whether a committed launch needs no more than it may: see SPILLS."""
+    key = case.architecture, max(32, padded(max(case.D, case.DV))), "single" if case.dtype == "fp32" else "half"
+    return used.fits(case.architecture, 0 if case.features else SPILLS.get(key, {}).get(case.kernel, 0))
 
 
 def compile_case(case: Case) -> Any:
@@ -111,6 +123,8 @@ def compile_case(case: Case) -> Any:
         constants["AHEAD"] = at.ahead
     if case.kernel != "keys":
         constants["FRAGMENTS"] = fragmented(case.architecture, case.dtype == "fp32")
+    if not at.tma:
+        constants |= dict.fromkeys(_TILES[case.kernel])
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
@@ -134,6 +148,10 @@ def compile_merges(case: Case) -> Iterator[Any]:
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
     signature = {name: _type(name, case.dtype) for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
+    tiles = [name for name in _TILES.get(case.kernel, ()) if signature.get(name) not in (None, "constexpr")]
+    for name, width in zip(tiles, (constants["DP"], constants["DVP"]), strict=False):
+        rows = constants["BM" if case.kernel == "keys" else "BN"]
+        signature[name] = f"tensordesc<{case.dtype}[1, 1, {rows}, {width}]>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, parameter in enumerate(kernel.params)
@@ -194,27 +212,27 @@ def described(found: list[Loop]) -> str:
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.launch.within(case.block)
-    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead
+    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead + " tma" * at.tma
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
         f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "
         f"registers {used.registers:3} spilled {used.spilled:4} shared {used.shared / 1024:5.1f}K"
-        f"{'' if used.fits(case.architecture) else '  DOES NOT FIT'}"
+        f"{'' if fits(case, used) else '  DOES NOT FIT'}"
     )
 
 
 def main(arguments: list[str]) -> int:
     """Print the report for some architectures and square blocks, or for all; 1 if one does not fit or is serialised."""
     features = tuple(FEATURES) if "features" in arguments else ()
-    cut = "cut" in arguments
-    architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "cut"))
+    cut, tma = "cut" in arguments, "tma" in arguments
+    architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "cut", "tma"))
     blocks = tuple(int(a) for a in arguments if a.isdigit())
     bad = 0
-    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, cut):
+    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, cut, tma):
         compiled = compile_case(case)
         used = resources(compiled)
         found = loops_of(compiled) if case.architecture == "sm_90" and case.dtype != "fp32" else []
-        bad += not used.fits(case.architecture) or any(loop.serialised for loop in found)
+        bad += not fits(case, used) or any(loop.serialised for loop in found)
         shown = f", {programs_per_sm(case, used)} a multiprocessor | {described(found)}" if found else ""
         print(line(case, used) + shown, flush=True)
     return int(bad > 0)

@@ -75,9 +75,9 @@ def steps(examples: int = 100, workers: int = 8) -> Iterator[Step]:
     yield laws.pop("laws of attention")
     # The allocator's own cache would hide an access past the end of a tensor.
     careful = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    for tool in ("memcheck", "racecheck"):
+    for tool, head_dims in (("memcheck", ()), ("racecheck", ("128",))):
         command = (SANITIZER, "--tool", tool, "--error-exitcode", "9")
-        yield Step(f"{SANITIZER} {tool}", ("-m", "benchmarks.gpu.small"), command, careful)
+        yield Step(f"{SANITIZER} {tool}", ("-m", "benchmarks.gpu.small", *head_dims), command, careful)
     yield from laws.values()
 
 

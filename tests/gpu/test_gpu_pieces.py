@@ -215,6 +215,10 @@ def test_steps_of_the_check_pass_fail_or_are_left_out(tmp_path: Path) -> None:
     assert "FAILED: bad, slow" in said[-1]
     check.run(60, path, lambda: iter(todo), longest=3, say=said.append)
     assert taken.read_text() == "x", "a step that was taken is not taken again"
+    at_once = tmp_path / "at-once" / "2026-01-01-check.json"
+    assert not check.run(60, at_once, lambda: iter(todo), longest=3, say=said.append, at_once=5)
+    again = {row["step"]: row for row in json.loads(at_once.read_text())["rows"]}
+    assert again == rows
     assert "exit status 1" in report.page(tmp_path)
 
 
@@ -223,8 +227,8 @@ def test_steps_name_tests_that_are_there() -> None:
 
     for step in check.steps():
         assert step.command[0] == "-m"
-        *_, last = step.command
-        module = ROOT / (last.replace(".", "/") + ".py") if step.command[1] != "pytest" else ROOT / last
+        name = step.command[1]
+        module = ROOT / (name.replace(".", "/") + ".py") if name != "pytest" else ROOT / step.command[-1]
         assert module.exists(), step
 
 

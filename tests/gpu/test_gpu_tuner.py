@@ -47,27 +47,24 @@ def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kerne
         assert unlike == sorted(unlike)
 
 
-def test_flags_of_a_launch_are_tried_both_ways(monkeypatch: pytest.MonkeyPatch) -> None:
-    from typing import NamedTuple
+def test_every_form_of_a_launch_is_tried() -> None:
+    def forms(kernel: str) -> set[tuple[bool, bool]]:
+        return {(launch.ahead, launch.tma) for launch in candidates(KEY, kernel)}
 
-    class Flagged(NamedTuple):
-        BM: int
-        BN: int
-        warps: int
-        stages: int
-        ahead: bool = False
+    assert forms("forward") == {(False, False), (True, False), (False, True)}
+    assert forms("keys") == forms("queries") == {(False, False), (False, True)}
+    assert tune.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
+    assert tune.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
 
-    class Row(NamedTuple):
-        forward: Flagged
-        keys: Flagged
 
-    monkeypatch.setattr(gates, "Launch", Flagged)
-    monkeypatch.setitem(TABLE, KEY, Row(Flagged(64, 128, 4, 3), Flagged(64, 64, 8, 3)))
-    assert {launch.ahead for launch in candidates(KEY, "forward")} == {False, True}
-    assert {launch.ahead for launch in candidates(KEY, "keys")} == {False}
-    monkeypatch.setattr(tune, "Launch", Flagged)
-    assert tune.spelled(Flagged(64, 128, 4, 3, ahead=True)) == "Launch(64, 128, 4, 3, ahead=True)"  # type: ignore[arg-type]
-    assert tune.spelled(Flagged(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"  # type: ignore[arg-type]
+def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
+    key, launch = ("sm_90", 128, "half"), Launch(16, 16, 4, 1)
+    with tune.committed_as(key, "forward", launch):
+        for block, tma in itertools.product(((64, 64), (128, 128)), (False, True)):
+            found = committed(key, False, False, block, tma)
+            assert found.forward == launch
+            assert found == committed(key, False, False, block, tma)._replace(forward=launch)
+    assert committed(key, False, False, tma=True).forward != launch
 
 
 @compiles
@@ -83,7 +80,8 @@ def test_gates_let_the_committed_launch_through_and_not_what_does_not_compile() 
     [
         (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1000, None),
         (3 * "HGMMA; WARPGROUP.DEPBAR;", 0, 1000, "serialised"),
-        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 8, 1000, "spills"),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.SPILLS, 1000, None),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.SPILLS + 8, 1000, "spills"),
         (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1 << 20, "too much shared memory"),
     ],
 )
@@ -154,7 +152,11 @@ def test_the_proposal_is_a_row_of_the_table(tmp_path: Path) -> None:
     assert key is not None
     assert ast.literal_eval(key) == KEY
     assert isinstance(value, ast.Call)
-    launches = [Launch(*map(ast.literal_eval, call.args)) for call in value.args if isinstance(call, ast.Call)]
+    launches = [
+        Launch(*map(ast.literal_eval, call.args), **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
+        for call in value.args
+        if isinstance(call, ast.Call)
+    ]
     assert launches == [other(2), TABLE[KEY].keys, TABLE[KEY].queries]
     assert not list(tmp_path.glob("*.part"))
 

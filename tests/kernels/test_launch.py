@@ -11,9 +11,11 @@ import torch
 from sparseflash.kernels.launch import (
     FEATURED,
     INTERPRETER,
+    NARROW,
     PIECES,
     SHARED_MEMORY,
     TABLE,
+    TMA,
     Launch,
     committed,
     configuration,
@@ -39,6 +41,25 @@ def test_replacements_for_features_replace_something() -> None:
             assert launch != getattr(TABLE[key], kernel)
 
 
+def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve() -> None:
+    for key, launches in TMA.items():
+        assert all(launch.tma for launch in launches.values())
+        readable = committed(key, False, False, tma=True)._asdict()
+        assert readable == TABLE[key]._asdict() | launches
+        assert committed(key, False, False) == TABLE[key]
+        featured = committed(key, True, False, tma=True)
+        assert featured == committed(key, True, False), "with features programs hold too much for these launches"
+    for key, launches in NARROW.items():
+        for block, held in (
+            ((64, 128), ("forward", "queries")),
+            ((128, 64), ("keys",)),
+            ((64, 64), TABLE[key]._fields),
+        ):
+            wanted = {kernel: launch for kernel, launch in launches.items() if kernel in held}
+            assert committed(key, False, False, block)._asdict() == TABLE[key]._asdict() | wanted
+        assert committed(key, True, False, (64, 64)) == committed(key, True, False)
+
+
 def test_launches_for_pieces_replace_only_themselves() -> None:
     for key, launches in PIECES.items():
         for featured in (False, True):
@@ -49,7 +70,7 @@ def test_launches_for_pieces_replace_only_themselves() -> None:
 
 COMMITTED = {
     launch
-    for row in (*TABLE.values(), *(row.values() for row in (*FEATURED.values(), *PIECES.values())))
+    for row in (*TABLE.values(), *(row.values() for table in (FEATURED, PIECES, TMA, NARROW) for row in table.values()))
     for launch in row
 }
 

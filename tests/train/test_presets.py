@@ -119,7 +119,9 @@ def test_every_preset_takes_a_step_stops_by_its_minutes_and_goes_on(name: str, t
     assert (second.step, second.out_of_time) == (2, True)
 
 
-@pytest.mark.parametrize("name", ["path32", "path64", "pathx", "pathx-lit", "pathx-cpu", "path256-lit", "path256-cpu"])
+@pytest.mark.parametrize(
+    "name", ["path32", "path64", "pathx", "pathx-lit", "pathx-cpu", "path256-lit", "path256-cpu", "path256-pixels"]
+)
 def test_the_last_stage_of_a_preset_takes_a_step(name: str, tmp_path: Path) -> None:
     config = load_preset(name).config
     small = replace(config.pixel_model, layers=1, heads=1, width=8, mlp_width=8)
