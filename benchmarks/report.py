@@ -114,7 +114,7 @@ def sections(wanted: Collection[str], results: Path = RESULTS) -> list[str]:
             f"## {(TITLES | gpu.PARTS)[part]}\n\n{result['device']}, {result['cores']} cores, {result['threads']} "
             f"thread{'s' * (result['threads'] != 1)}; torch {result['torch']}, "
             f"{_triton(result)}numpy {result['numpy']}; commit "
-            f"{result['commit']}, {result['date']}; `{result['command']}`{_runs(result)}.\n\n"
+            f"{result['commit']}, {result['date']}; `{result['command']}`{_runs(result)}.{_note(result)}\n\n"
             f"{body}\n"
         )
     return parts
@@ -141,6 +141,11 @@ def front(results: Path = RESULTS) -> str:
 def _triton(result: dict[str, Any]) -> str:
     """Its version, where it made the figures."""
     return f"triton {result['triton']}, " if result["part"] in gpu.PARTS else ""
+
+
+def _note(result: dict[str, Any]) -> str:
+    """What a person who commits the file has to say of it."""
+    return f" {result['note']}" if "note" in result else ""
 
 
 def _runs(result: dict[str, Any]) -> str:

@@ -35,9 +35,11 @@ from benchmarks.gpu.gates import (
     asked,
     candidates,
     fitting,
+    gain,
     gated,
     is_of,
     known_gates,
+    spelled,
 )
 from benchmarks.gpu.kernels import operands, passes
 from benchmarks.gpu.machine import Machine, gpu
@@ -127,11 +129,6 @@ def time_candidate(
     return row
 
 
-def gain(row: Row) -> float:
-    """Geometric mean over masks of the committed launch's time over this one's."""
-    return math.exp(statistics.fmean(math.log(row["committed_ms"][name] / ms) for name, ms in row["ms"].items()))
-
-
 def noise(rows: Sequence[Row]) -> float:
     """The largest geometric mean over masks by which the committed launch differed from itself."""
     return max(
@@ -149,14 +146,6 @@ def winner(key: TableKey, kernel: str, rows: Sequence[Row]) -> tuple[Launch, flo
     if gain(best) <= 1 + max(AHEAD_OF, noise(mine)):
         return None
     return Launch(*best["launch"]), gain(best)
-
-
-def spelled(launch: Launch) -> str:
-    """A launch as the table writes it."""
-    sizes = [str(value) for name, value in launch._asdict().items() if name not in Launch._field_defaults]
-    defaults = Launch._field_defaults
-    flags = [f"{name}={value}" for name, value in launch._asdict().items() if defaults.get(name, value) != value]
-    return f"Launch({', '.join([*sizes, *flags])})"
 
 
 def proposal(rows: Sequence[Row], head: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import statistics
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -119,3 +121,16 @@ def fitting(key: TableKey, kernel: str, gates: Sequence[Row]) -> list[Launch]:
     verdicts = {tuple(row["launch"]): row["fits"] for row in gates if is_of(row, key, kernel)}
     committed, *others = candidates(key, kernel)
     return [committed, *(launch for launch in others if verdicts.get(tuple(launch), True))]
+
+
+def gain(row: Row) -> float:
+    """Geometric mean over masks of the committed launch's time over this one's."""
+    return math.exp(statistics.fmean(math.log(row["committed_ms"][name] / ms) for name, ms in row["ms"].items()))
+
+
+def spelled(launch: Launch) -> str:
+    """A launch as the table writes it."""
+    sizes = [str(value) for name, value in launch._asdict().items() if name not in Launch._field_defaults]
+    defaults = Launch._field_defaults
+    flags = [f"{name}={value}" for name, value in launch._asdict().items() if defaults.get(name, value) != value]
+    return f"Launch({', '.join([*sizes, *flags])})"

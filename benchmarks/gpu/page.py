@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu import bars, check, curves, targets
+from benchmarks.gpu.gates import gain, spelled
 from benchmarks.gpu.work import PASSES, io_elements
+from sparseflash.kernels.launch import Launch
 
 Row = dict[str, Any]
 Columns = Sequence[tuple[str, str, str]]  # key, title, format
@@ -52,13 +54,16 @@ Table = Callable[[Columns, Sequence[Row]], str]
 
 def section(result: dict[str, Any], path: Path, table: Table) -> str:
     """What a result file of a part says."""
-    return {"check": _check, "kernels": _kernels, "peers": _peers}[result["part"]](result["rows"], path, table)
+    by_part = {"check": _check, "kernels": _kernels, "peers": _peers, "tune": _tune}
+    return by_part[result["part"]](result["rows"], path, table)
 
 
 PARTS = {
     "check": "GPU: are the kernels right",
     "kernels": "GPU: attention beside its peers and the card's limits",
     "peers": "GPU: making a mask, beside create_block_mask",
+    "tune": "GPU: launches beside the one that was committed then (milliseconds, and how many times as fast; for keys "
+    "and queries of the whole backward pass; heads x head dim = 2,048)",
 }
 
 
@@ -69,6 +74,21 @@ def _check(rows: list[Row], path: Path, table: Table) -> str:
 def _peers(rows: list[Row], path: Path, table: Table) -> str:
     order = list(dict.fromkeys(row["mask"] for row in rows))
     return table(MAKING, sorted(rows, key=lambda row: (order.index(row["mask"]), row["seq_len"])))
+
+
+def _tune(rows: list[Row], path: Path, table: Table) -> str:
+    masks = list(dict.fromkeys(mask for row in rows for mask in row.get("ms", ())))
+    columns: Columns = [
+        ("kernel", "kernel", "{}"), ("head_dim", "D", "{}"), ("launched", "launch", "`{}`"),
+        *((mask, f"`{mask}`".replace("|", "\\|"), "{}") for mask in masks), ("failed", "failed", "{}"),
+    ]  # fmt: skip
+
+    def shown(row: Row) -> Row:
+        times = {mask: f"{ms:.2f} ({row['committed_ms'][mask] / ms:.2f}x)" for mask, ms in row.get("ms", {}).items()}
+        return {**row, **times, "launched": spelled(Launch(*row["launch"])).removeprefix("Launch")}
+
+    order = sorted(rows, key=lambda row: (row["kernel"], row["head_dim"], -gain(row) if "ms" in row else 0))
+    return table(columns, [shown(row) for row in order])
 
 
 def _kernels(rows: list[Row], path: Path, table: Table) -> str:

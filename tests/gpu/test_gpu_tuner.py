@@ -53,8 +53,8 @@ def test_every_form_of_a_launch_is_tried() -> None:
 
     assert forms("forward") == {(False, False), (True, False), (False, True)}
     assert forms("keys") == forms("queries") == {(False, False), (False, True)}
-    assert tune.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
-    assert tune.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
+    assert gates.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
+    assert gates.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
 
 
 def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
@@ -122,7 +122,7 @@ def row(launch: Launch, speed: float, noise: float = 0.001, kernel: str = "forwa
 
 
 def test_the_fastest_right_launch_is_chosen_if_it_is_faster_by_more_than_noise() -> None:
-    assert tune.gain(row(other(1), 1.5)) == pytest.approx(1.5 * 2**0.5), "the geometric mean over masks"
+    assert gates.gain(row(other(1), 1.5)) == pytest.approx(1.5 * 2**0.5), "the geometric mean over masks"
     wrong = asked(KEY, "forward", other(3)) | {"failed": "full(): out: error 1 above 0.01"}
     rows = [row(FORWARD, 2**-0.5), row(other(1), 0.8), row(other(2), 0.9), wrong]
     chosen = tune.winner(KEY, "forward", rows)
