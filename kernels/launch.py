@@ -47,7 +47,7 @@ TABLE: dict[tuple[str, int, str], Configuration] = {
     ("sm_80", 128, "half"): Configuration(Launch(64, 64, 4, 2), Launch(32, 128, 8, 2), Launch(64, 64, 8, 2)),
     ("sm_80", 256, "half"): Configuration(Launch(64, 32, 8, 2), Launch(16, 64, 8, 2), Launch(32, 32, 4, 2)),
     ("sm_90", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(128, 64, 4, 3), Launch(64, 128, 4, 3)),
-    ("sm_90", 64, "half"): Configuration(Launch(128, 64, 4, 3), Launch(64, 64, 4, 2), Launch(64, 128, 4, 3)),
+    ("sm_90", 64, "half"): Configuration(Launch(128, 64, 4, 3), Launch(64, 64, 4, 3), Launch(64, 128, 4, 3)),
     ("sm_90", 128, "half"): Configuration(Launch(128, 64, 8, 3), Launch(32, 128, 8, 3), Launch(128, 64, 8, 3)),
     ("sm_90", 256, "half"): Configuration(Launch(128, 32, 8, 3), Launch(16, 64, 8, 2), Launch(128, 32, 8, 2)),
     ("sm_100", 32, "half"): Configuration(Launch(64, 128, 4, 3), Launch(64, 128, 8, 3), Launch(64, 128, 4, 3)),

@@ -148,10 +148,10 @@ def compile_merges(case: Case) -> Iterator[Any]:
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
     signature = {name: _type(name, case.dtype) for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    tiles = [name for name in _TILES.get(case.kernel, ()) if signature.get(name) not in (None, "constexpr")]
-    for name, width in zip(tiles, (constants["DP"], constants["DVP"]), strict=False):
-        rows = constants["BM" if case.kernel == "keys" else "BN"]
-        signature[name] = f"tensordesc<{case.dtype}[1, 1, {rows}, {width}]>"
+    for name, width in zip(_TILES.get(case.kernel, ()), ("DP", "DVP"), strict=False):
+        if name in signature and name not in constants:
+            rows = constants["BM" if case.kernel == "keys" else "BN"]
+            signature[name] = f"tensordesc<{case.dtype}[1, 1, {rows}, {constants[width]}]>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, parameter in enumerate(kernel.params)
