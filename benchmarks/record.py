@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor, as_completed
+from concurrent.futures import BrokenExecutor, Executor, as_completed
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -152,7 +152,7 @@ class Growing:
         asked: Iterable[Mapping[str, Any]],
         measure: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         seconds: float,
-        pool: Executor,
+        pool: Callable[[int], Executor],
         at_once: int,
         say: Callable[[str], object] = print,
         again: Callable[[Row], bool] = lambda row: False,
@@ -163,7 +163,7 @@ class Growing:
             asked: as for :meth:`go_on`.
             measure: given these fields, the rest of the row; goes to the pool.
             seconds: no lot begins after that long.
-            pool: whose threads or processes measure.
+            pool: of so many threads or processes, a new one for each lot.
             at_once: rows in a lot.
             say: told what was measured.
             again: as for :meth:`go_on`.
@@ -177,16 +177,19 @@ class Growing:
             if time.monotonic() > end:
                 say(f"{self.part}: time is up, {len(todo) - start} of its rows are missing; the same command goes on")
                 return False
-            running = {pool.submit(measure, one): one for one in todo[start : start + at_once]}
-            for done in as_completed(running):
-                one = running[done]
-                say(f"{self.part}: {', '.join(f'{k} {v}' for k, v in one.items())}")
-                try:
-                    self.add(one, done.result())
-                except Exception as error:  # also of a process that died: the other rows are still wanted
-                    row = self.add(one, {"failed": f"{type(error).__name__}: {str(error).strip()[:600]}"})
-                    say(f"  FAILED: {row['failed']}")
-        return True
+            with pool(at_once) as workers:
+                running = {workers.submit(measure, one): one for one in todo[start : start + at_once]}
+                for done in as_completed(running):
+                    one = running[done]
+                    say(f"{self.part}: {', '.join(f'{k} {v}' for k, v in one.items())}")
+                    try:
+                        self.add(one, done.result())
+                    except BrokenExecutor as error:  # one process died, and which is not said: these rows stay missing
+                        say(f"  not measured: {error}")
+                    except Exception as error:  # the other rows are still wanted
+                        row = self.add(one, {"failed": f"{type(error).__name__}: {str(error).strip()[:600]}"})
+                        say(f"  FAILED: {row['failed']}")
+        return all(self.find(one) for one in todo)
 
 
 def _module() -> str:

@@ -77,7 +77,7 @@ def committed_as(key: TableKey, kernel: str, launch: Launch | None) -> Iterator[
         return
     with ExitStack() as stack:
         stack.enter_context(mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})}))
-        for other in (table.TMA, table.NARROW):
+        for other in (table.TMA, table.NARROW, table.PIECES):
             rest = {name: kept for name, kept in other.get(key, {}).items() if name != kernel}
             stack.enter_context(mock.patch.dict(other, {key: rest}))
         yield
@@ -151,7 +151,11 @@ def winner(key: TableKey, kernel: str, rows: Sequence[Row]) -> tuple[Launch, flo
 def proposal(rows: Sequence[Row], head: str) -> str:
     """Rows of the table for everything that was measured, with what changes and by how much."""
     keys = list(dict.fromkeys((row["architecture"], row["head_dim"], row["dtype"]) for row in rows))
-    lines = [f"# {head}", "# After these are in TABLE, check FEATURED and PIECES: triton_report sm_90 features cut"]
+    lines = [
+        f"# {head}",
+        "# One with tma=True belongs into TMA, one that is ahead on blocks of 64 alone into NARROW: see the masks.",
+        "# Then check FEATURED and PIECES: triton_report sm_90 features cut",
+    ]
     for key in keys:
         chosen, notes = table.TABLE[key], []
         for kernel in table.TABLE[key]._fields:
@@ -194,10 +198,10 @@ def measured(
 
     if at_once == 1:
         return results.go_on(todo, lambda row, left: _timed(row, machine), seconds, alive=machine.alive)
-    with TemporaryDirectory() as folder, processes(at_once) as pool:
+    with TemporaryDirectory() as folder:
         (lock := Path(folder) / "lock").touch()
         one = partial(_in_turn, machine=machine, lock=lock)
-        return results.go_on_abreast(todo, one, seconds, pool, at_once)
+        return results.go_on_abreast(todo, one, seconds, processes, at_once)
 
 
 def _in_turn(row: Mapping[str, Any], machine: Machine, lock: Path) -> dict[str, Any]:

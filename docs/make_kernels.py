@@ -25,11 +25,11 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
-Every committed launch for sm_90 in half precision (bf16, blocks of 128 x 128), compiled without a GPU by {COMPILER};
-the figures are read from the machine code. The page says what a program needs and does, not how fast it is: for that,
-launches were measured beside each other on an H200 (`benchmarks/ledger.md`). `python -m docs.make_kernels` writes it,
-the tests compare each row with what they compile, and `python -m sparseflash.kernels.triton_report` prints the same for
-other architectures and block sizes.
+Committed launches for sm_90 in half precision (bf16, blocks of 128 x 128 but where it says 64), compiled without a GPU
+by {COMPILER}; the figures are read from the machine code. The page says what a program needs and does, not how fast
+it is: for that, launches were measured beside each other on an H200 (`benchmarks/ledger.md`). It is written by
+`python -m docs.make_kernels`, the tests compare each row with what they compile, and
+`python -m sparseflash.kernels.triton_report` prints the same for other architectures and block sizes.
 
 - *step*: queries x keys of one iteration; *tma* where the tensor memory accelerator reads what is walked.
 - *regs* a thread and the bytes that it spills (a few launches were measured faster with a few registers spilled than

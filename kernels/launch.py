@@ -1,9 +1,9 @@
 """How each kernel is launched: step sizes, warps and pipeline stages by architecture, head dim and dtype.
 
-A committed table, so that nobody's first call waits for an autotuner. The launches for sm_90 in half precision were
-measured on an H200, beside others: benchmarks/results/nvidia-h200/2026-11-27-tune.json. All others were chosen from
-what ahead-of-time compilation shows (no spills, shared memory fits, prefetch depth; see `triton_report`), and their
-speed is unmeasured.
+A committed table, so that nobody's first call waits for an autotuner. For sm_90 in bf16, with blocks of 128 and 64 and
+no feature on, launches were measured beside each other on an H200, but for dK/dV and dQ at head dim 256:
+benchmarks/results/nvidia-h200/2026-11-27-tune.json. All others were chosen from what ahead-of-time compilation shows
+(no spills, shared memory fits, prefetch depth; see `triton_report`), and their speed is unmeasured.
 
 Shape legend: a step is BM queries x BN keys. It divides the table's block, whatever that is: see `Launch.within`.
 """
@@ -85,9 +85,10 @@ TMA: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("sm_90", 256, "half"): {"forward": Launch(128, 64, 8, 2, tma=True)},
 }
 
-# For blocks of 64 tokens or fewer along the side that a program holds, with no feature on: eight warps would share the
-# rows of four.
+# For blocks of 64 tokens or fewer along the side that a program holds, with no feature on. Measured with blocks of 64:
+# at head dim 128 four warps were up to 2.4 times as fast as eight; at 64 descriptors pay where 128 tokens do without.
 NARROW: dict[tuple[str, int, str], dict[str, Launch]] = {
+    ("sm_90", 32, "half"): {"keys": Launch(64, 64, 4, 3)},
     ("sm_90", 64, "half"): {"forward": Launch(64, 64, 4, 3, tma=True)},
     ("sm_90", 128, "half"): {
         "forward": Launch(64, 64, 4, 3, tma=True),
@@ -158,8 +159,8 @@ PIECES: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("gfx942", 128, "half"): {"queries": Launch(64, 32, 4, 1)},
 }
 
-# Bytes a thread that launches of a row, with no feature on, may spill: a few registers that were measured to cost less
-# than the larger step brings. All others spill nothing.
+# Bytes a thread that the launches of a kernel may spill with no feature on, by Triton 3.6.0 or 3.7.1: a few registers,
+# which were measured to cost less than the larger step brings (of whole lines; cut ones were not timed apart).
 SPILLS: dict[tuple[str, int, str], dict[str, int]] = {
     ("sm_90", 32, "half"): {"keys": 72},
     ("sm_90", 64, "half"): {"keys": 24},
@@ -187,10 +188,11 @@ def configuration(
     device: torch.device,
     head_dim: int,
     dtype: torch.dtype,
+    *,
     featured: bool,
-    cut: bool = False,
-    block: tuple[int, int] = (128, 128),
-    tma: bool = False,
+    cut: bool,
+    block: tuple[int, int],
+    tma: bool,
 ) -> Configuration:
     """The launches for a device, the larger of the two head dims, a dtype and what `committed` takes."""
     architecture = family(device)
@@ -198,11 +200,11 @@ def configuration(
         return INTERPRETER
     bucket = max(32, 1 << (head_dim - 1).bit_length())
     key = architecture, bucket, "single" if dtype == torch.float32 else "half"
-    return committed(key, featured, cut, block, tma)
+    return committed(key, featured=featured, cut=cut, block=block, tma=tma)
 
 
 def committed(
-    key: tuple[str, int, str], featured: bool, cut: bool, block: tuple[int, int] = (128, 128), tma: bool = False
+    key: tuple[str, int, str], *, featured: bool, cut: bool, block: tuple[int, int], tma: bool
 ) -> Configuration:
     """A row of TABLE with what the other tables put in its place.
 
@@ -211,7 +213,7 @@ def committed(
         featured: see FEATURED.
         cut: see PIECES.
         block: tokens of the table's blocks, queries x keys.
-        tma: whether descriptors can read the operands.
+        tma: whether descriptors can read the operands; no launch uses them where they cannot.
     """
     changed: dict[str, Launch] = {}
     if featured:
@@ -220,6 +222,7 @@ def committed(
         changed |= TMA.get(key, {}) if tma else {}
         BQ, BK = block
         held = {"forward": BQ, "keys": BK, "queries": BQ}
-        changed |= {kernel: launch for kernel, launch in NARROW.get(key, {}).items() if held[kernel] <= 64}
+        narrow = {kernel: launch for kernel, launch in NARROW.get(key, {}).items() if held[kernel] <= 64}
+        changed |= {kernel: launch._replace(tma=launch.tma and tma) for kernel, launch in narrow.items()}
     changed |= PIECES.get(key, {}) if cut else {}
     return TABLE[key]._replace(**changed)

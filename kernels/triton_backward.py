@@ -14,6 +14,8 @@ Shapes as in triton_common; NP = N rounded up to whole blocks.
 # mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 import triton
 import triton.language as tl
@@ -105,9 +107,8 @@ def backward(
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     out, lse = out.contiguous(), lse.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
-    through_tma = tileable(q, k, v, dout)
     cut = rows.slots + columns.slots > 0
-    launch = configuration(q.device, max(D, DV), q.dtype, score.featured, cut, block, through_tma)
+    chosen = partial(configuration, q.device, max(D, DV), q.dtype, featured=score.featured, cut=cut, block=block)
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
     NP = n_rows * BQ
@@ -128,13 +129,13 @@ def backward(
                 *(unit, DV, padded(DV), step),
                 num_warps=4,
             )
-        at = launch.keys.within(block)
+        at = chosen(tma=tileable(q, dout)).keys.within(block)
         width = (D + DV) * q.element_size()
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
-            *in_tiles(at.tma and through_tma, at.BM, q, dout),
+            *in_tiles(at.tma, at.BM, q, dout),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
@@ -151,12 +152,12 @@ def backward(
             if parts is not None:
                 add_partials(parts, total, columns, pattern_of, Hq // Hkv)
         del dk_parts, dv_parts, parts  # before those of dq are made
-        at = launch.queries.within(block)
+        at = chosen(tma=tileable(k, v)).queries.within(block)
         dq_parts = partial_results(rows, B * Hq, BQ, D)
         queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
-            *in_tiles(at.tma and through_tma, at.BN, k, v),
+            *in_tiles(at.tma, at.BN, k, v),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),

@@ -8,7 +8,7 @@ in steps that divide it, so an entry is visited (block / step) times, at consecu
 
 Strides arrive divided by UNIT (8 elements when all are multiples of 8, else 1) and are multiplied by the constant
 again, so the compiler knows that rows are aligned while no argument is specialised by its value: one binary serves
-every length, stride, number of heads and mask.
+every length, stride, number of heads and mask. Where descriptors can read the operands (`tileable`) there is another.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -218,7 +218,8 @@ def strides_in(unit: int, tensor: torch.Tensor) -> tuple[int, int, int]:
 def tileable(*tensors: torch.Tensor) -> bool:
     """Whether the tensor memory accelerator can read all of these [B, H, N, D].
 
-    It takes rows of a power of two of elements that start at multiples of 16 bytes, each row elsewhere.
+    It takes rows of a power of two of elements that start at multiples of 16 bytes. No stride is 0: that an expanded
+    tensor can be read so is not known.
     """
     return all(
         x.numel() > 0

@@ -364,8 +364,9 @@ def forward(
     if lse.numel() == 0:
         return out, lse
     q, k, v = readable(q), readable(k), readable(v)
-    through_tma = tileable(k, v)
-    chosen = configuration(q.device, max(D, DV), q.dtype, score.featured, rows.slots > 0, block, through_tma)
+    chosen = configuration(
+        q.device, max(D, DV), q.dtype, featured=score.featured, cut=rows.slots > 0, block=block, tma=tileable(k, v)
+    )
     at = chosen.forward.within(block)
     unit = stride_unit(q, k, v)
     n_rows = rows.order.shape[1]
@@ -377,7 +378,7 @@ def forward(
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
-            *in_tiles(at.tma and through_tma, at.BN, k, v),
+            *in_tiles(at.tma, at.BN, k, v),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),

@@ -95,7 +95,8 @@ def cases(
     seen = set()
     for (architecture, D, dtype_class), block in itertools.product(TABLE, blocks):
         featured = bool(set(features) - {"sinks"})
-        launches = committed((architecture, D, dtype_class), featured, cut, (block, block), tma)
+        key = architecture, D, dtype_class
+        launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma)
         for kernel, launch in launches._asdict().items():
             if architecture in architectures:
                 case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
@@ -107,7 +108,8 @@ def cases(
 def fits(case: Case, used: Resources) -> bool:
     """Whether a committed launch needs no more than it may: see SPILLS."""
     key = case.architecture, max(32, padded(max(case.D, case.DV))), "single" if case.dtype == "fp32" else "half"
-    return used.fits(case.architecture, 0 if case.features else SPILLS.get(key, {}).get(case.kernel, 0))
+    featured = bool(set(case.features) - {"sinks"})
+    return used.fits(case.architecture, 0 if featured else SPILLS.get(key, {}).get(case.kernel, 0))
 
 
 def compile_case(case: Case) -> Any:

@@ -5,8 +5,9 @@
     python -m benchmarks.gpu check --again    # and takes failed rows again
     python -m benchmarks.gpu check kernels --at-once 12 --examples 10  # on many cores, in a few minutes
 
-Each part ends within nine minutes and writes benchmarks/results/<device>/<date>-<part>.json after every row; the page
-benchmarks/README.md is written anew from these files at the end. docs/gpu.md says what each part measures.
+Each part ends within nine minutes, if its rows go one by one, and writes benchmarks/results/<device>/<date>-<part>.json
+after every row; the page benchmarks/README.md is written anew from these files at the end. docs/gpu.md says what each
+part measures.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -103,8 +104,9 @@ def measure(step: Step, seconds: float, longest: float = LONGEST) -> dict[str, A
 
 
 def _summary(text: str) -> str:
-    """The last line with something in it, without colours."""
-    return re.sub(r"\x1b\[[\d;]*m", "", next((line for line in reversed(text.splitlines()) if line.strip()), ""))
+    """What pytest counts, or the last line with something in it; without colours."""
+    said = [line for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines() if line.strip()]
+    return next((line for line in reversed(said) if re.search(r"\d+ passed", line)), said[-1] if said else "")
 
 
 def _tail(text: str) -> list[str]:
@@ -124,8 +126,10 @@ def run(
     results = Growing("check", path)
     by_name = {step.name: step for step in todo()}
 
-    def one(asked: Mapping[str, Any], left: float = seconds) -> Mapping[str, Any]:
-        found = measure(by_name[asked["step"]], left, longest)
+    end = time.monotonic() + seconds
+
+    def one(asked: Mapping[str, Any], left: float | None = None) -> Mapping[str, Any]:
+        found = measure(by_name[asked["step"]], end - time.monotonic() if left is None else left, longest)
         said = found.get("said", [])
         say("\n".join([f"  {asked['step']}: {verdict(found)}", *(f"    {line}" for line in said)]))
         return found
@@ -135,8 +139,7 @@ def run(
 
     asked = ({"step": name} for name in by_name)
     if at_once > 1:
-        with ThreadPoolExecutor(at_once) as pool:
-            finished = results.go_on_abreast(asked, one, seconds, pool, at_once, say, retried)
+        finished = results.go_on_abreast(asked, one, seconds, ThreadPoolExecutor, at_once, say, retried)
     else:
         finished = results.go_on(asked, one, seconds, say, retried)
     failures = [row["step"] for row in results.rows if "failed" in row]

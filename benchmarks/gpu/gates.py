@@ -24,13 +24,10 @@ STEPS = {
     "queries": ((32, 64, 128), (16, 32, 64, 128)),
 }
 WARPS, STAGES = (4, 8), (2, 3, 4)
-# What a launch decides beside sizes; "ahead" is the forward kernel's alone, and does without descriptors.
-FORMS = ({"ahead": False, "tma": False}, {"ahead": True, "tma": False}, {"ahead": False, "tma": True})
 DTYPES = {"half": ("bf16", "bfloat16"), "single": ("fp32", "float32")}  # as Triton and as torch name them
 BLOCK = 128  # of the table that candidates are compiled for
-SPILLS = (
-    96  # bytes a thread that rule nobody out: a launch that spills 88 was measured 1.39 times as fast as one without
-)
+# Bytes a thread that rule nobody out: a launch that spills 88 was measured 1.39 times as fast as one that spills none.
+MOST_SPILLED = 96
 
 TableKey = tuple[str, int, str]  # architecture, head dim, "half" or "single"
 # What a gate says depends on the kernels, not on which launches the table holds today.
@@ -43,11 +40,20 @@ def candidates(key: TableKey, kernel: str) -> list[Launch]:
     every = [
         committed._replace(BM=BM, BN=BN, warps=warps, stages=stages, **form)
         for BM, BN, warps, stages in itertools.product(*STEPS[kernel], WARPS, STAGES)
-        for form in FORMS
-        if kernel == "forward" or not form["ahead"]
+        for form in _forms(key, kernel)
     ]
     every.sort(key=lambda launch: sum(a != b for a, b in zip(launch, committed, strict=True)))
     return list(dict.fromkeys([committed, *every]))
+
+
+def _forms(key: TableKey, kernel: str) -> list[dict[str, bool]]:
+    """What a launch decides beside sizes."""
+    architecture, _, dtype = key
+    plain = {"ahead": False, "tma": False}
+    # The forward pass does without descriptors where products are ahead; fp32 is not bound by what they save.
+    ahead = [plain | {"ahead": True}] if kernel == "forward" else []
+    tma = [plain | {"tma": True}] if architecture in ("sm_90", "sm_100") and dtype == "half" else []
+    return [plain, *ahead, *tma]
 
 
 def asked(key: TableKey, kernel: str, launch: Launch) -> dict[str, Any]:
@@ -74,8 +80,8 @@ def gate(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"fits": False, "why": f"does not compile: {type(error).__name__}: {str(error)[:200]}"}
     used = report.resources(compiled)
     found = {"registers": used.registers, "spilled": used.spilled, "shared": used.shared}
-    if not used.fits(case.architecture, SPILLS):
-        return {"fits": False, "why": "spills" if used.spilled > SPILLS else "too much shared memory", **found}
+    if not used.fits(case.architecture, MOST_SPILLED):
+        return {"fits": False, "why": "spills" if used.spilled > MOST_SPILLED else "too much shared memory", **found}
     if case.architecture == "sm_90" and row["dtype"] == "half":
         waits, products = (compiled.asm["sass"].count(name) for name in ("WARPGROUP.DEPBAR", "HGMMA"))
         found |= {"waits": waits, "products": products}

@@ -255,15 +255,18 @@ def run(
         return results.go_on(rows, one, end - time.monotonic(), say, retried, machine.alive)
 
     if at_once > 1:
-        if not go_on(iter([{"kind": "rates"}])) or (card := results.find({"kind": "rates"})) is None:
+        go_on(iter([{"kind": "rates"}]))
+        card = results.find({"kind": "rates"})
+        if card is None or "failed" in card:
             return False
-        with TemporaryDirectory() as folder, processes(at_once) as pool:
+        with TemporaryDirectory() as folder:
             (lock := Path(folder) / "lock").touch()
             measure_one = partial(_in_turn, machine=machine, card=rates.rates(card), protocol=protocol, lock=lock)
             rows = (row for row in asked(settings()) if row["kind"] == "attention")
-            if not results.go_on_abreast(rows, measure_one, end - time.monotonic(), pool, at_once, say, retried):
+            if not results.go_on_abreast(rows, measure_one, end - time.monotonic(), processes, at_once, say, retried):
                 return False
-    return go_on(asked(settings()))
+    rest = (row for row in asked(settings()) if at_once == 1 or row["kind"] != "attention")
+    return go_on(rest)
 
 
 def _prepare() -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -16,6 +18,7 @@ import sparseflash as sf
 from benchmarks import report
 from benchmarks.gpu import check, contenders, curves, hbm, long, page, peers, small, targets
 from benchmarks.gpu import work as work_of
+from benchmarks.gpu.abreast import processes
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.machine import Machine, cpu
 from benchmarks.gpu.rows import COMMON, Setting, random_name
@@ -418,3 +421,21 @@ def test_flash_attention_4_gets_whole_blocks_or_is_left_out(monkeypatch: pytest.
         assert disagreement(attend, q, k, v, dout, rows, rows_of(pattern, rows, 256)) is None
     with pytest.raises(NotImplementedError, match="PARTIAL blocks"):
         contenders.flash_attention_4(P.local(10), 256, 64, CPU)
+
+
+def test_a_process_that_dies_leaves_its_lot_missing_and_the_next_one_is_measured(tmp_path: Path) -> None:
+    results = Growing("check", tmp_path / "check.json")
+    asked = [{"name": name} for name in ("dies", "lives", "later")]
+    said: list[str] = []
+    # The second of a lot may be done before the first one dies, or not.
+    assert not results.go_on_abreast(asked, dies_or_lives, 60, processes, 2, said.append)
+    assert results.find({"name": "dies"}) is None, "nothing is known of it"
+    assert results.find({"name": "later"})
+    assert not [row for row in results.rows if "failed" in row]
+    assert any("not measured" in line for line in said)
+
+
+def dies_or_lives(asked: Mapping[str, Any]) -> dict[str, Any]:
+    if asked["name"] == "dies":
+        os._exit(1)
+    return {"lived": True}

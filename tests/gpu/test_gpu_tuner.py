@@ -53,6 +53,7 @@ def test_every_form_of_a_launch_is_tried() -> None:
 
     assert forms("forward") == {(False, False), (True, False), (False, True)}
     assert forms("keys") == forms("queries") == {(False, False), (False, True)}
+    assert not [launch for launch in candidates(("sm_80", 64, "half"), "keys") if launch.tma]
     assert gates.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
     assert gates.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
 
@@ -60,11 +61,9 @@ def test_every_form_of_a_launch_is_tried() -> None:
 def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
     key, launch = ("sm_90", 128, "half"), Launch(16, 16, 4, 1)
     with tune.committed_as(key, "forward", launch):
-        for block, tma in itertools.product(((64, 64), (128, 128)), (False, True)):
-            found = committed(key, False, False, block, tma)
-            assert found.forward == launch
-            assert found == committed(key, False, False, block, tma)._replace(forward=launch)
-    assert committed(key, False, False, tma=True).forward != launch
+        for block, tma, cut in itertools.product(((64, 64), (128, 128)), (False, True), (False, True)):
+            assert committed(key, featured=False, cut=cut, block=block, tma=tma).forward == launch
+    assert committed(key, featured=False, cut=False, block=(128, 128), tma=True).forward != launch
 
 
 @compiles
@@ -80,8 +79,8 @@ def test_gates_let_the_committed_launch_through_and_not_what_does_not_compile() 
     [
         (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1000, None),
         (3 * "HGMMA; WARPGROUP.DEPBAR;", 0, 1000, "serialised"),
-        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.SPILLS, 1000, None),
-        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.SPILLS + 8, 1000, "spills"),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.MOST_SPILLED, 1000, None),
+        (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", gates.MOST_SPILLED + 8, 1000, "spills"),
         (3 * "HGMMA;" + "WARPGROUP.DEPBAR;", 0, 1 << 20, "too much shared memory"),
     ],
 )
@@ -171,7 +170,7 @@ def test_a_candidate_is_in_the_table_while_it_is_timed(monkeypatch: pytest.Monke
     assert seen[0] == other(1), "what is compared with dense attention is the candidate"
     # A call that compiles, a warm-up and three rounds of the candidate, the committed launch, and that again.
     assert seen[1:] == 5 * [other(1), FORWARD, FORWARD]
-    assert committed(KEY, False, False).forward == FORWARD
+    assert committed(KEY, featured=False, cut=False, block=(128, 128), tma=False).forward == FORWARD
     for name in ("ms", "committed_ms", "again_ms"):
         assert list(found[name]) == ["causal(), block 32"]
         assert found[name]["causal(), block 32"] > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from sparseflash.kernels.launch import (
     SHARED_MEMORY,
     TABLE,
     TMA,
+    Configuration,
     Launch,
     committed,
     configuration,
@@ -32,7 +34,7 @@ def test_every_architecture_head_dim_and_dtype_has_a_row() -> None:
 def test_a_cpu_gets_the_interpreter() -> None:
     cpu = torch.device("cpu")
     assert family(cpu) == "interpreter"
-    assert configuration(cpu, 64, torch.float16, featured=False) == INTERPRETER
+    assert configuration(cpu, 64, torch.float16, featured=False, cut=False, block=(64, 64), tma=True) == INTERPRETER
 
 
 def test_replacements_for_features_replace_something() -> None:
@@ -41,14 +43,19 @@ def test_replacements_for_features_replace_something() -> None:
             assert launch != getattr(TABLE[key], kernel)
 
 
+def taken(key: tuple[str, int, str], **more: Any) -> Configuration:
+    """What is committed for plain attention through whole lines of square blocks of 128, but for what is said."""
+    usual: dict[str, Any] = {"featured": False, "cut": False, "block": (128, 128), "tma": False}
+    return committed(key, **(usual | more))
+
+
 def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve() -> None:
     for key, launches in TMA.items():
         assert all(launch.tma for launch in launches.values())
-        readable = committed(key, False, False, tma=True)._asdict()
-        assert readable == TABLE[key]._asdict() | launches
-        assert committed(key, False, False) == TABLE[key]
-        featured = committed(key, True, False, tma=True)
-        assert featured == committed(key, True, False), "with features programs hold too much for these launches"
+        assert taken(key, tma=True)._asdict() == TABLE[key]._asdict() | launches
+        assert taken(key) == TABLE[key]
+        featured = taken(key, featured=True, tma=True)
+        assert featured == taken(key, featured=True), "with features programs hold too much for these launches"
     for key, launches in NARROW.items():
         for block, held in (
             ((64, 128), ("forward", "queries")),
@@ -56,14 +63,20 @@ def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve()
             ((64, 64), TABLE[key]._fields),
         ):
             wanted = {kernel: launch for kernel, launch in launches.items() if kernel in held}
-            assert committed(key, False, False, block)._asdict() == TABLE[key]._asdict() | wanted
-        assert committed(key, True, False, (64, 64)) == committed(key, True, False)
+            readable = TABLE[key]._asdict() | TMA.get(key, {}) | wanted
+            assert taken(key, block=block, tma=True)._asdict() == readable
+            through_pointers = taken(key, block=block)
+            assert not any(launch.tma for launch in through_pointers), "no descriptors, no launch that asks for them"
+            assert through_pointers._asdict() == TABLE[key]._asdict() | {
+                kernel: launch._replace(tma=False) for kernel, launch in wanted.items()
+            }
+        assert taken(key, featured=True, block=(64, 64)) == taken(key, featured=True)
 
 
 def test_launches_for_pieces_replace_only_themselves() -> None:
     for key, launches in PIECES.items():
         for featured in (False, True):
-            whole, cut = committed(key, featured, False)._asdict(), committed(key, featured, True)._asdict()
+            whole, cut = (taken(key, featured=featured, cut=cut)._asdict() for cut in (False, True))
             assert cut == whole | launches
         assert any(launch != getattr(TABLE[key], kernel) for kernel, launch in launches.items())
 

@@ -40,7 +40,10 @@ def test_committed_launches_fit(architecture: str, dtype: str) -> None:
 @pytest.mark.parametrize(
     "odd",
     [
-        report.Case("sm_90", "forward", 96, 72, "bf16", (64, 32), TABLE["sm_90", 128, "half"].forward),
+        report.Case(
+            "sm_90", "forward", 96, 72, "bf16", (64, 32), NARROW["sm_90", 128, "half"]["forward"]._replace(tma=False)
+        ),
+        report.Case("sm_90", "keys", 32, 32, "bf16", (128, 32), NARROW["sm_90", 32, "half"]["keys"]),
         report.Case("sm_90", "keys", 40, 64, "fp16", (16, 256), TABLE["sm_90", 64, "half"].keys),
         report.Case("sm_90", "queries", 16, 16, "bf16", (16, 16), TABLE["sm_90", 32, "half"].queries),
         report.Case("sm_90", "forward", 80, 160, "bf16", (128, 64), TABLE["sm_90", 256, "half"].forward, ALL),
@@ -76,16 +79,21 @@ def test_launches_fit_with_every_feature_on(architecture: str) -> None:
 
 @pytest.mark.parametrize("feature", report.FEATURES)
 def test_launches_fit_with_one_feature_on(feature: str) -> None:
-    for case in report.cases(("sm_90",), features=(feature,)):
-        if case.D == 64 and case.dtype == "bf16":
+    for case in report.cases(("sm_90",), features=(feature,), tma=True):
+        if case.D in (64, 128) and case.dtype == "bf16":
             need = report.resources(report.compile_case(case))
-            assert need.fits("sm_90"), report.line(case, need)
+            assert report.fits(case, need), report.line(case, need)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
 def test_launches_for_descriptors_and_for_narrow_blocks_fit(cut: bool) -> None:
-    found = [c for c in report.cases(("sm_90",), blocks=(128, 64), cut=cut, tma=True) if c.dtype == "bf16"]
-    check([c for c in found if replaced(c, TMA) or (replaced(c, NARROW) and c.block == (64, 64))])
+    found = [
+        case
+        for tma in (True, False)
+        for case in report.cases(("sm_90",), blocks=(128, 64, 32), cut=cut, tma=tma)
+        if case.dtype == "bf16" and (replaced(case, TMA) or (replaced(case, NARROW) and case.block[0] <= 64))
+    ]
+    check(dict.fromkeys(found))
 
 
 @pytest.mark.parametrize("architecture", report.TARGETS)

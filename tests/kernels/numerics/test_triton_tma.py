@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from sparseflash.kernels import triton_backward, triton_forward
+from sparseflash.kernels import launch, triton_backward, triton_forward
 from sparseflash.kernels.launch import Configuration, Launch
-from sparseflash.kernels.triton_common import in_tiles
+from sparseflash.kernels.triton_common import in_tiles, tileable
 from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
 
 STAGES = 2 if DEVICE == "cuda" else 1
@@ -22,7 +22,8 @@ STAGES = 2 if DEVICE == "cuda" else 1
 @contextmanager
 def launched(steps: tuple[int, int] = (16, 16), tma: bool = True) -> Iterator[list[bool]]:
     """All launches with these steps; the list tells of each kernel whether it was given descriptors."""
-    chosen = Configuration(*[Launch(*steps, warps=4, stages=STAGES, tma=tma)] * 3)
+    at = Launch(*steps, warps=4, stages=STAGES)
+    with_tma, without = (Configuration(*[at._replace(tma=on)] * 3) for on in (tma, False))
     given: list[bool] = []
 
     def watched(wanted: bool, rows: int, *tensors: torch.Tensor) -> tuple[object, ...]:
@@ -30,8 +31,11 @@ def launched(steps: tuple[int, int] = (16, 16), tma: bool = True) -> Iterator[li
         given.append(found[0] is not None)
         return found
 
-    with mock.patch.multiple(triton_forward, configuration=lambda *_: chosen, in_tiles=watched):  # noqa: SIM117
-        with mock.patch.multiple(triton_backward, configuration=lambda *_: chosen, in_tiles=watched):
+    def chosen(*_: object, tma: bool, **__: object) -> Configuration:
+        return with_tma if tma else without
+
+    with mock.patch.multiple(triton_forward, configuration=chosen, in_tiles=watched):  # noqa: SIM117
+        with mock.patch.multiple(triton_backward, configuration=chosen, in_tiles=watched):
             yield given
 
 
@@ -76,6 +80,24 @@ def test_rows_that_start_between_16_bytes_come_through_pointers() -> None:
     with launched() as given:
         check(p, run(p, tensors), tensors)
     assert given == [False] * 3
+
+
+def test_what_descriptors_can_read() -> None:
+    x = torch.zeros(2, 40, 3, 32, dtype=torch.float16, device=DEVICE).transpose(1, 2)
+    assert tileable(x, x.contiguous(), x[:, :, 8:], x[:1])
+    for odd in (x[..., :24], x[..., 4:20], x[:, :, :0], x[:, :1].expand(-1, 3, -1, -1)):
+        assert not tileable(x, odd)
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU takes what is committed for it anyway")
+@pytest.mark.parametrize("longest", [None, 1], ids=["whole lines", "pieces"])
+@pytest.mark.parametrize("block", [(16, 16), (64, 32), (32, 128), (128, 64), (256, 128)], ids=str)
+@pytest.mark.parametrize("dims", [(32, 32), (64, 128), (128, 128), (40, 24)], ids=str)
+def test_what_is_committed_for_sm_90(dims: tuple[int, int], block: tuple[int, int], longest: int | None) -> None:
+    """The launches that a Hopper GPU takes, in the interpreter."""
+    p = problem("letters", 150, 140, block, D=dims[0], DV=dims[1], dtype=torch.float16, longest=longest)
+    with mock.patch.object(launch, "family", return_value="sm_90"):
+        check(p, run(p, tensors := p.make()), tensors)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="two binaries may round differently")
