@@ -106,7 +106,8 @@ def measure(step: Step, seconds: float, longest: float = LONGEST) -> dict[str, A
 def _summary(text: str) -> str:
     """What pytest counts, or the last line with something in it; without colours."""
     said = [line for line in re.sub(r"\x1b\[[\d;]*m", "", text).splitlines() if line.strip()]
-    return next((line for line in reversed(said) if re.search(r"\d+ passed", line)), said[-1] if said else "")
+    found = next((line for line in reversed(said) if re.search(r"\d+ passed", line)), said[-1] if said else "")
+    return found.strip("= ")
 
 
 def _tail(text: str) -> list[str]:

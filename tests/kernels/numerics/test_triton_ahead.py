@@ -17,7 +17,7 @@ def launched(monkeypatch: pytest.MonkeyPatch, steps: tuple[int, int], *, ahead: 
     """All launches with these steps from here on."""
     at = Launch(*steps, warps=4, stages=1)
     chosen = Configuration(at._replace(ahead=ahead), at, at)
-    monkeypatch.setattr(triton_forward, "configuration", lambda *_: chosen)
+    monkeypatch.setattr(triton_forward, "configuration", lambda *_, **__: chosen)
 
 
 def problem(kind: str, N: int, M: int, block: tuple[int, int], **more: object) -> Problem:

@@ -56,7 +56,7 @@ def test_bits_are_those_of_the_cpu(seed: int) -> None:
 @pytest.mark.parametrize("steps", [(16, 16), (32, 16), (16, 32)])
 def test_bits_do_not_depend_on_the_steps(steps: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     chosen = Configuration(*[Launch(*steps, warps=4, stages=1)] * 3)
-    monkeypatch.setattr(triton_forward, "configuration", lambda *_: chosen)
+    monkeypatch.setattr(triton_forward, "configuration", lambda *_, **__: chosen)
     problem = Problem(random_mask(np.random.default_rng(0), 33, 32, "dense")[None], (32, 32), DV=32)
     rows, _, tiles, pattern_of, block = problem.tables()
     zeros = torch.zeros((1, 2, 33, 16), device=DEVICE)
