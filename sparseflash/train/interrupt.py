@@ -19,6 +19,8 @@ class Interrupt:
 
     Attributes:
         asked: whether a signal has come.
+        raised: whether one was raised as an exception. What passes it on may have made another of it: numpy, asked to
+            compare records, says TypeError whatever went wrong.
 
     Example:
         >>> with Interrupt() as interrupt:
@@ -31,7 +33,7 @@ class Interrupt:
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self, at_once: bool = True) -> None:
-        self.asked = False
+        self.asked = self.raised = False
         self._at_once = at_once
         self._shields = 0
         # Only the main thread may set signal handlers; elsewhere training runs without them.
@@ -53,8 +55,7 @@ class Interrupt:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        if self._at_once and not self._shields:
-            raise KeyboardInterrupt
+        self._raise_if_due()
 
     @contextmanager
     def shield(self) -> Iterator[None]:
@@ -64,5 +65,10 @@ class Interrupt:
             yield
         finally:
             self._shields -= 1
-        if self.asked and self._at_once and not self._shields:
+        if self.asked:
+            self._raise_if_due()
+
+    def _raise_if_due(self) -> None:
+        if self._at_once and not self._shields:
+            self.raised = True
             raise KeyboardInterrupt

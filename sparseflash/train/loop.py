@@ -229,15 +229,16 @@ def train(
                     break
             if not interrupt.asked:
                 show(current(config, progress))
-        except KeyboardInterrupt:
-            # Raised between updates only: the step under way is dropped, the completed ones are saved.
-            interrupt.hold()
-            if losses:
-                saved = save()
-        except WorkerError:
-            if losses and processes.first:
-                save()
-            raise
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt) or interrupt.raised:
+                # Raised between updates only: the step under way is dropped, the completed ones are saved.
+                interrupt.hold()
+                if losses:
+                    saved = save()
+            else:
+                if isinstance(error, WorkerError) and losses and processes.first:
+                    save()
+                raise
     if joined:
         distributed.destroy_process_group()
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)

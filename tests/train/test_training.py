@@ -18,7 +18,7 @@ import torch
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from sparseflash.train.data import Batch
+from sparseflash.train.data import Batch, Stream
 from sparseflash.train.interrupt import Interrupt
 
 EASY = recipe("demo").pixel_stages[0].geometry
@@ -251,6 +251,25 @@ def test_a_signal_is_noted_where_its_exception_is_lost(tmp_path: Path, monkeypat
     stopped = run(tmp_path, 3)
     assert (stopped.interrupted, stopped.step) == (True, 1)
     assert load_checkpoint(tmp_path).step == 1
+
+
+def test_a_signal_whose_exception_became_another_saves_and_stops(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen with numpy: Ctrl-C inside a comparison of records came out as a TypeError, and training ended as failed."""
+    take = Stream.take
+
+    def becomes_another(stream: Stream, turn: int, stage: int) -> Batch:
+        if turn == 2:
+            with contextlib.suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            raise TypeError("cannot compare")
+        return take(stream, turn, stage)
+
+    monkeypatch.setattr(Stream, "take", becomes_another)
+    stopped = run(tmp_path, 9)
+    assert (stopped.interrupted, stopped.step) == (True, 2)
+    assert load_checkpoint(tmp_path).step == 2
 
 
 def test_shields_hold_signals_back() -> None:
