@@ -54,6 +54,13 @@ COLUMNS: dict[str, list[tuple[str, str, str]]] = {
         ("over_sdpa", "speed / sdpa", "{:.2f}"), ("attention_share", "attention's share", "{:.0%}"),
         ("extra_mb", "memory, MB", "{:,.0f}"), ("left_out", "left out", "{}"),
     ],
+    "path256-compare-path256": [
+        ("attention", "attention", "{}"), ("pattern", "pattern", "`{}`"),
+        ("tokens_an_image", "tokens an image", "{:,}"), ("density", "density", "{:.1%}"), ("layers", "layers", "{}"),
+        ("batch", "batch", "{}"), ("step_ms", "step, ms", "{:,.1f}"), ("spread_ms", "spread, ms", "{:,.1f}"),
+        ("images_per_s", "images a second", "{:,.1f}"), ("attention_share", "attention's share", "{:.0%}"),
+        ("peak_gb", "peak, GB", "{:.2f}"),
+    ],
     "communication": [
         ("expression", "pattern", "`{}`"), ("seq_len", "tokens", "{:,}"), ("density", "density", "{:.2%}"),
         *((f"weight_max_{ranks}", f"{ranks} ranks", "{:.2%}") for ranks in (2, 4, 8, 16, 32, 64)),
@@ -72,6 +79,8 @@ TITLES = {
     "step": "Whole training steps: forward, loss, backward, AdamW (weights random, one batch; no dropout, no "
     "torch.compile; memory is what a step takes at most beyond weights and moments; attention's share is the part of "
     "the time that goes when every token gets its own value)",
+    "path256-compare-path256": "Path-256: a training step through each kind of mask (the preset's model, random "
+    "weights, one batch; with the butterfly of the FlashAttention paper, and dense)",
     "communication": "Context parallel attention: bytes that the busiest rank receives in the forward pass, as a share "
     "of what ring attention and an all-gather bring each rank; counted from the tables, dealt by weight (32 query "
     "heads, 8 key heads, head dim 128, half precision; the backward pass moves as much again, and that of a ring twice "
@@ -83,10 +92,11 @@ TITLES = {
 
 def table(columns: Sequence[tuple[str, str, str]], rows: Sequence[dict[str, Any]]) -> str:
     """Rows in Markdown, in the columns that any of them has something for."""
-    columns = [x for x in columns if any(x[0] in row for row in rows)]
+    columns = [x for x in columns if any(row.get(x[0]) is not None for row in rows)]
     lines = ["| " + " | ".join(title for _, title, _ in columns) + " |", "|---" * len(columns) + "|"]
     for row in rows:
-        cells = [form.format(row[key]).replace("|", "\\|") if key in row else "" for key, _, form in columns]
+        said = [(row.get(key), form) for key, _, form in columns]
+        cells = ["" if value is None else form.format(value).replace("|", "\\|") for value, form in said]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

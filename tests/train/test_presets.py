@@ -120,7 +120,18 @@ def test_every_preset_takes_a_step_stops_by_its_minutes_and_goes_on(name: str, t
 
 
 @pytest.mark.parametrize(
-    "name", ["path32", "path64", "pathx", "pathx-lit", "pathx-cpu", "path256-lit", "path256-cpu", "path256-pixels"]
+    "name",
+    [
+        "path32",
+        "path64",
+        "pathx",
+        "pathx-lit",
+        "pathx-cpu",
+        "path256-lit",
+        "path256-cpu",
+        "path256-pixels",
+        "path256-last",
+    ],
 )
 def test_the_last_stage_of_a_preset_takes_a_step(name: str, tmp_path: Path) -> None:
     config = load_preset(name).config
