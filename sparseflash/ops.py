@@ -140,26 +140,49 @@ def _backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, *score = inputs
-    ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *table)
+class _Differentiable(torch.autograd.Function):
+    """The gradient of attention.
+
+    What `torch.library.register_autograd` would make takes the table's list apart and rebuilds it at every call, which
+    costs the host more than the kernels' launches do: see benchmarks/ledger.md.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Any, k: Any, v: Any, sinks: Any, keys: Any, rest: tuple[Any, ...]) -> Any:
+        out, lse = _below_autograd(keys, q, k, v, sinks, *rest)
+        table, ctx.layout, ctx.pattern, ctx.backend, *score = rest
+        ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, sinks, slopes, seed, *table)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
+        if dout is None:
+            dout = torch.zeros_like(out)
+        dsinks = None
+        if sinks is not None:
+            dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+        dq, dk, dv = torch.ops.sparseflash.attention_backward(
+            *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend),
+            *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
+        )
+        return dq, dk, dv, dsinks, None, None
 
 
-def _autograd(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
-    if dout is None:
-        dout = torch.zeros_like(out)
-    dsinks = None
-    if sinks is not None:
-        dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
-    dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend),
-        *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
-    )
-    no_score = [None] * len(Score._fields)
-    return dq, dk, dv, dsinks, [None] * len(table), None, None, None, *no_score
+def _below_autograd(keys: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The operator without its gradient, wherever the dispatcher goes next: a backend, a fake, a tracer."""
+    with torch._C._AutoDispatchBelowAutograd():
+        operator = torch.ops.sparseflash.attention.default
+        out, lse = operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+        return out, lse
+
+
+def _with_gradient(keys: Any, q: Any, k: Any, v: Any, sinks: Any, *rest: Any) -> Any:
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
+        return _Differentiable.apply(q, k, v, sinks, keys, rest)  # type: ignore[no-untyped-call]
+    return _below_autograd(keys, q, k, v, sinks, *rest)
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
@@ -176,7 +199,7 @@ for _name, _function in (("attention", _attention), ("attention_backward", _atte
     torch.library.register_vmap(f"sparseflash::{_name}", _no_vmap, lib=_library)
 torch.library.register_fake("sparseflash::attention", _attention_fake, lib=_library)
 torch.library.register_fake("sparseflash::attention_backward", _backward_fake, lib=_library)
-torch.library.register_autograd("sparseflash::attention", _autograd, setup_context=_setup_context, lib=_library)
+_library.impl("attention", _with_gradient, "Autograd", with_keyset=True)
 torch.library.register_autograd("sparseflash::attention_backward", _no_second_derivative, lib=_library)
 
 
