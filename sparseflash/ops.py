@@ -144,12 +144,12 @@ class _Differentiable(torch.autograd.Function):
     """The gradient of attention.
 
     What `torch.library.register_autograd` would make takes the table's list apart and rebuilds it at every call, which
-    costs the host more than the kernels' launches do: see benchmarks/ledger.md.
+    took the host longer than all the rest of a forward pass: see benchmarks/ledger.md.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, sinks: Any, keys: Any, rest: tuple[Any, ...]) -> Any:
-        out, lse = _below_autograd(keys, q, k, v, sinks, *rest)
+    def forward(ctx: Any, q: Any, k: Any, v: Any, sinks: Any, rest: tuple[Any, ...]) -> Any:
+        out, lse = _below_autograd(q, k, v, sinks, *rest)
         table, ctx.layout, ctx.pattern, ctx.backend, *score = rest
         ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
         ctx.set_materialize_grads(False)
@@ -168,21 +168,20 @@ class _Differentiable(torch.autograd.Function):
             *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend),
             *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
         )
-        return dq, dk, dv, dsinks, None, None
+        return dq, dk, dv, dsinks, None
 
 
-def _below_autograd(keys: Any, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+def _below_autograd(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """The operator without its gradient, wherever the dispatcher goes next: a backend, a fake, a tracer."""
     with torch._C._AutoDispatchBelowAutograd():
-        operator = torch.ops.sparseflash.attention.default
-        out, lse = operator.redispatch(keys & torch._C._after_autograd_keyset, *arguments)
+        out, lse = torch.ops.sparseflash.attention(*arguments)
         return out, lse
 
 
-def _with_gradient(keys: Any, q: Any, k: Any, v: Any, sinks: Any, *rest: Any) -> Any:
+def _with_gradient(q: Any, k: Any, v: Any, sinks: Any, *rest: Any) -> Any:
     if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
-        return _Differentiable.apply(q, k, v, sinks, keys, rest)  # type: ignore[no-untyped-call]
-    return _below_autograd(keys, q, k, v, sinks, *rest)
+        return _Differentiable.apply(q, k, v, sinks, rest)  # type: ignore[no-untyped-call]
+    return _below_autograd(q, k, v, sinks, *rest)
 
 
 def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
@@ -199,7 +198,7 @@ for _name, _function in (("attention", _attention), ("attention_backward", _atte
     torch.library.register_vmap(f"sparseflash::{_name}", _no_vmap, lib=_library)
 torch.library.register_fake("sparseflash::attention", _attention_fake, lib=_library)
 torch.library.register_fake("sparseflash::attention_backward", _backward_fake, lib=_library)
-_library.impl("attention", _with_gradient, "Autograd", with_keyset=True)
+_library.impl("attention", _with_gradient, "Autograd")
 torch.library.register_autograd("sparseflash::attention_backward", _no_second_derivative, lib=_library)
 
 
