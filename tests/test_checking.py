@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.layout import Side, Tiles
-from sparseflash.patterns.runs import frozen
+from sparseflash.patterns.runs import FULL, frozen
 from tests.strategies import Shape, expressions, per_head, shapes
 
 HEAVY = (P.local(40) | P.global_tokens(3)).compile(2000, block=16)  # some lines come in pieces
@@ -61,6 +61,14 @@ def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
         array[at] += data.draw(st.sampled_from([-1, 1])) * (1 << 20)
     with pytest.raises(ValueError, match="the mask is damaged"):
         _with(ANY, field, array).check()
+
+
+@pytest.mark.parametrize(("shape", "what"), [((40, 64), "rows"), ((64, 40), "columns")])
+def test_a_full_block_that_reaches_past_the_end_is_noticed(shape: tuple[int, int], what: str) -> None:
+    mask = P.full().compile(shape, block=32)
+    mask.check()
+    with pytest.raises(ValueError, match=f"no FULL block lies in the ragged last block {what}"):
+        _with(mask, "letter", np.full_like(mask.runs.letter, FULL)).check()
 
 
 def _with(mask: P.BlockMask, field: str, array: NDArray[Any]) -> P.BlockMask:

@@ -48,6 +48,7 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
     (P.star(), lambda q, k: abs(q - k) <= 1 or q == 0 or k == 0),
     (P.star_transformer(), lambda q, k: abs(q - k) <= 1 or q == 0 or k == 0),
     (P.streaming(2, 5), lambda q, k: k <= q and (k < 2 or q - k < 5)),
+    (P.longformer(2), lambda q, k: abs(q - k) <= 1 or min(q, k) < 1),
     (P.longformer(8, 2), lambda q, k: abs(q - k) <= 4 or q < 2 or k < 2),
     (P.sparse_transformer_strided(6), lambda q, k: k <= q and (q - k <= 6 or (q - k) % 6 == 0)),
     (P.sparse_transformer_fixed(6, 2), lambda q, k: k <= q and (q // 6 == k // 6 or k % 6 >= 4)),
@@ -61,6 +62,7 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
         lambda q, k: max(abs(a - b) for a, b in zip(morton(q), morton(k), strict=True)) <= 1,
     ),
     (P.where(lambda q, k: (q * k) % 3 == 1), lambda q, k: q * k % 3 == 1),
+    (P.from_blocks(np.eye(60)[::-1], unit=1), lambda q, k: q + k == 59),
     (P.from_blocks(np.eye(9)[::-1], unit=7), lambda q, k: q // 7 + k // 7 == 8),
     (P.bigbird(unit=5, window=3, global_cells=1, random=0), lambda q, k: abs(q // 5 - k // 5) <= 1 or min(q, k) < 5),
 ]
@@ -78,6 +80,11 @@ def test_butterflies_of_many_cells_a_block(q_offset: int) -> None:
     mask = P.butterfly(unit=1).compile((96, 160), block=32, q_offset=q_offset)
     q, k = np.arange(96)[:, None] + q_offset, np.arange(160)
     np.testing.assert_array_equal(mask.to_dense(), np.isin(q ^ k, list(POWERS)))
+
+
+def test_the_first_pixel_alone_sees_its_neighbours() -> None:
+    mask = P.neighborhood((4, 4), 1).compile((1, 16), block=16, q_offset=0)
+    assert np.flatnonzero(mask.to_dense()).tolist() == [0, 1, 4, 5]
 
 
 def test_axial_reaches_the_last_row_and_column() -> None:

@@ -19,7 +19,7 @@ from scipy.sparse import coo_array
 
 from sparseflash import patterns as P
 from sparseflash.patterns import refinement
-from sparseflash.patterns.runs import Runs
+from sparseflash.patterns.runs import Runs, distinct
 from tests.strategies import Shape, expressions, per_head, shapes
 
 
@@ -178,3 +178,12 @@ def test_runs_lie_beside_others_only_where_no_block_is_in_both() -> None:
     assert beside is not None
     assert beside.start.tolist() == [0, 2, 5, 12, 14]
     assert some.beside(runs((2, 4), (6, 8), (16, 18))) is None  # one block of many
+
+
+@given(arrays(np.int64, st.integers(0, 30), elements=st.integers(-40, 40)), st.sampled_from([1, 1 << 40]))
+def test_distinct_values_and_where_each_stands(values: NDArray[np.int64], apart: int) -> None:
+    """Close together they are counted, far apart sorted."""
+    found, index = distinct(values * apart)
+    expected, place = np.unique(values * apart, return_inverse=True)
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(index, place)

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from sparseflash import patterns as P
+from sparseflash.patterns import structure
 from sparseflash.patterns.structure import SlowScan, faster_form
 
 DOCUMENT = torch.arange(300) // 37
@@ -58,9 +59,13 @@ def test_an_error_in_the_predicate_is_the_user_s_own() -> None:
     ],
     ids=["offsets", "repeats along block diagonals", "cells", "few blocks", "none"],
 )
-def test_a_long_scan_says_what_would_make_it_linear(fn: Callable[[Any, Any], Any], words: str) -> None:
+@pytest.mark.parametrize("at_once", [1, 3, 4096])
+def test_a_long_scan_says_what_would_make_it_linear(
+    fn: Callable[[Any, Any], Any], words: str, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(structure, "TILES_AT_ONCE", at_once)
     with pytest.warns(SlowScan) as caught:
-        P.where(fn).compile(4096, block=16)
+        P.where(lambda q, k: fn(q, k)).compile(4096, block=16)
     assert words in str(caught[0].message)
     with pytest.warns(SlowScan):
         (P.causal() & P.where(lambda q, k: fn(q, k))).compile(4096, block=16)
