@@ -82,6 +82,10 @@ def test_butterflies_of_many_cells_a_block(q_offset: int) -> None:
     np.testing.assert_array_equal(mask.to_dense(), np.isin(q ^ k, list(POWERS)))
 
 
+def test_a_last_block_of_one_query_keeps_its_cell() -> None:
+    np.testing.assert_array_equal(P.from_blocks(np.eye(49), unit=1).compile(49, block=16).to_dense(), np.eye(49))
+
+
 def test_the_first_pixel_alone_sees_its_neighbours() -> None:
     mask = P.neighborhood((4, 4), 1).compile((1, 16), block=16, q_offset=0)
     assert np.flatnonzero(mask.to_dense()).tolist() == [0, 1, 4, 5]
