@@ -1,4 +1,4 @@
-"""The list of mutants that count for nothing names changes that can be made."""
+"""The list of mutants that count for nothing names changes that can be made, and modules can be chosen by name."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.mutants.__main__ import files_of
 from tests.mutants.judged import JUDGED
 from tests.mutants.mutating import count, mutant
 
@@ -18,3 +19,10 @@ def test_what_was_judged_is_there(file: str, line: str, what: str) -> None:
     lines = source.splitlines()
     made = [(lines[at - 1].strip(), change) for at, change, _ in (mutant(source, n) for n in range(count(source)))]
     assert (line, what) in made
+
+
+def test_only_the_named_modules_are_changed() -> None:
+    assert files_of("patterns", ["pixels", "drawing"]) == [ROOT / "patterns/drawing.py", ROOT / "patterns/pixels.py"]
+    assert files_of("patterns") == sorted(set((ROOT / "patterns").glob("*.py")) - {ROOT / "patterns/__init__.py"})
+    with pytest.raises(ValueError, match=r"no module 'pixel' in patterns: expected some of .*, pixels, "):
+        files_of("patterns", ["drawing", "pixel"])

@@ -1,7 +1,8 @@
 """Change the source of a part of the library in small ways, and count the changes that the suite notices.
 
-``python -m tests.mutants patterns [--every n]`` (or ``tables``, ``cpu``) takes every n-th mutant of a shuffled list,
-runs the tests that cover its module in a forked process, and prints those that survive. Nothing on disk is changed.
+``python -m tests.mutants patterns [--every n] [--only NAME ...]`` (or ``tables``, ``cpu``) takes every n-th mutant of a
+shuffled list, of all modules or of those named, runs the tests that cover its module in a forked process, and prints
+those that survive. Nothing on disk is changed.
 Survivors that were judged to be no faults (:mod:`tests.mutants.judged`) do not count.
 Before that the tests must pass without a change.
 """
@@ -18,6 +19,7 @@ import resource
 import signal
 import sys
 import tempfile
+from collections.abc import Collection
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -75,12 +77,27 @@ THIRD = (
     "scipy.sparse",
     "numpy.testing",
     "safetensors.numpy",
+    "matplotlib.backends.backend_agg",
+    "PIL.Image",
 )
 
 
 def module_of(file: Path) -> str:
     parts = file.relative_to(ROOT).with_suffix("").parts
     return ".".join(["sparseflash", *(part for part in parts if part != "sparseflash")])
+
+
+def files_of(part: str, only: Collection[str] = ()) -> list[Path]:
+    """The part's files, or of them those with these stems.
+
+    Raises:
+        ValueError: a stem that no file of the part has.
+    """
+    files = [file for pattern in PARTS[part][0] for file in sorted(ROOT.glob(pattern)) if file.name != "__init__.py"]
+    stems = [file.stem for file in files]
+    if unknown := [name for name in only if name not in stems]:
+        raise ValueError(f"no module {unknown[0]!r} in {part}: expected some of {', '.join(stems)}")
+    return [file for file in files if not only or file.stem in only]
 
 
 def tests_of(part: str, file: Path) -> list[str]:
@@ -135,16 +152,18 @@ def main() -> int:
     parser.add_argument("part", choices=list(PARTS))
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="beginning with this one")
+    parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these modules, such as pixels")
     options = parser.parse_args()
+    try:
+        files = files_of(options.part, options.only)
+    except ValueError as error:
+        parser.error(str(error))
     os.environ.setdefault("SPARSEFLASH_EXAMPLES", "20")
     for name in THIRD:
         importlib.import_module(name)
     import torch
 
     torch.set_num_threads(1)
-    files = [
-        file for pattern in PARTS[options.part][0] for file in sorted(ROOT.glob(pattern)) if file.name != "__init__.py"
-    ]
     everything = [(file, number) for file in files for number in range(count(file.read_text()))]
     random.Random(0).shuffle(everything)
     some = everything[options.first :: options.every]
