@@ -94,6 +94,7 @@ def test_the_page_holds_exactly_the_mask(pattern: Pattern, shape: Shape) -> None
     of_pattern = [data["patterns"][p] for p in mask.pattern_of.flat]
     assert sum(one["blocks"] for one in of_pattern) == mask.nnz
     assert sum(one["full_blocks"] for one in of_pattern) == mask.full_blocks
+    assert np.mean([one["density"] for one in of_pattern]) == pytest.approx(mask.density, rel=1e-12)
     token_density = np.mean([one["token_density"] for one in of_pattern])
     assert token_density == pytest.approx(mask.token_density, rel=1e-12)
 
@@ -122,7 +123,10 @@ def test_a_long_title_is_whole_in_the_heading_only() -> None:
     title = f"documents({list(range(1, 400))})"
     parts = Parts(viewer.page(P.full().compile(16, block=16), title))
     assert parts.text["h1"] == [title]
-    assert len(parts.text["title"][0]) < 150
+    for length in (120, 121):
+        title = "word " * ((length - 4) // 5) + "x" * (length - 5 * ((length - 4) // 5))
+        shown = Parts(viewer.page(P.full().compile(16, block=16), title)).text["title"][0]
+        assert shown == (title if length == 120 else "word " * 23 + "...") + " - block mask"
 
 
 def test_the_heading_is_the_title_or_the_expression() -> None:
@@ -150,6 +154,34 @@ def test_masks_too_large_for_a_page_are_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ValueError, match="at most 1,000 are written"):
         mask.write_html(tmp_path / "m.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_page_holds_as_much_as_its_limits_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs and tiles as they are unpacked, 32-bit words each; and the whole text."""
+    mask = P.per_head(P.causal() & P.strided(7), P.local(50)).compile((300, 500), block=(16, 64))
+    text = viewer.page(mask)
+    arrays = data_of(text)["arrays"]
+    held = sum(
+        len(zlib.decompress(base64.b64decode(arrays[name]))) for name in ("counts", "gap", "length", "letter", "tiles")
+    )
+    for limit, needed in (("MAX_UNPACKED", held), ("MAX_PAGE", len(text))):
+        monkeypatch.setattr(viewer, limit, needed)
+        assert viewer.page(mask) == text
+        monkeypatch.setattr(viewer, limit, needed - 1)
+        with pytest.raises(ValueError, match=f" {needed:,} bytes"):
+            viewer.page(mask)
+        monkeypatch.undo()
+
+
+def test_a_line_has_as_many_blocks_as_a_word_can_count() -> None:
+    """The browser reads lengths of runs as signed 32-bit words."""
+    for blocks in ((1 << 31) - 1, 1 << 31):
+        mask = P.full().compile((16, 16 * blocks), block=16)
+        if blocks < 1 << 31:
+            assert decoded(viewer.page(mask)) == mask
+        else:
+            with pytest.raises(ValueError, match="too much for a page"):
+                viewer.page(mask)
 
 
 def test_a_page_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,6 +217,18 @@ def test_users_of_a_pattern() -> None:
     ]
     for pattern, names in named:
         assert [one["name"] for one in viewer.content_of(pattern.compile(64, block=16), "")["patterns"]] == names
+
+
+def test_users_of_a_pattern_are_named_until_they_are_too_many() -> None:
+    """Eight ranges of heads, four samples."""
+    odd = np.arange(18, dtype=np.int32)[None] % 2
+    assert viewer.users(odd[:, :16], 1) == "heads 1, 3, 5, 7, 9, 11, 13, 15"
+    assert viewer.users(odd, 1) == "heads 1, 3, 5, 7, 9, 11, 13, 15, ..."
+    assert viewer.users(odd.T, 0).startswith("samples 0, 2, 4, 6, 8, 10, 12, 14, ...")
+    four = "sample 1: heads 0; sample 2: heads 0; sample 3: heads 0; sample 4: heads 0"
+    for more, rest in ((0, ""), (1, "; and 1 more samples"), (3, "; and 3 more samples")):
+        pattern_of = np.array([[1, 1], *[[0, 1]] * (4 + more)], np.int32)
+        assert viewer.users(pattern_of, 0) == four + rest
 
 
 # What follows runs in a browser.

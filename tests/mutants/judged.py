@@ -5,6 +5,7 @@ from __future__ import annotations
 SAME = "the same result"
 SLOWER = "the same result, for more work"
 WORDS = "where advice begins is a matter of taste"
+LOOKS = "a little more of it: a matter of taste"
 
 JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/tiles.py", "return -(-bk // 32)", "32  ->  33"): SAME + ": blocks have 16 to 256 keys",
@@ -27,6 +28,70 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/pixels.py", "times = max(1, round(size / max(pixels.shape[:2])))", "2  ->  3"): (
         SAME + ": the third side is the three colours"
     ),
+    (
+        "patterns/pixels.py",
+        "MASKED_COLOUR = (252, 238, 206)  # pairs of a partial block that are not allowed: computed, then dropped",
+        "252  ->  253",
+    ): LOOKS,
+    (
+        "patterns/pixels.py",
+        "MASKED_COLOUR = (252, 238, 206)  # pairs of a partial block that are not allowed: computed, then dropped",
+        "238  ->  239",
+    ): LOOKS,
+    (
+        "patterns/pixels.py",
+        "MASKED_COLOUR = (252, 238, 206)  # pairs of a partial block that are not allowed: computed, then dropped",
+        "206  ->  207",
+    ): LOOKS,
+    ("patterns/pixels.py", "here = (row >= 0) & (row < rows[1] - rows[0]) & (start < stop)",
+     "start < stop  ->  start <= stop"): SAME + ": a run of no blocks begins and ends in one pixel",
+    (
+        "patterns/pixels.py",
+        "first = -(-np.arange(width + 2) * (cols[1] - cols[0]) // width)  # first block of each pixel",
+        "2  ->  3",
+    ): SAME + ": one entry that nothing reads",
+    (
+        "patterns/pixels.py",
+        "pixels[np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)] = colour",
+        "y + dy  ->  y - dy",
+    ): SAME + ": a step to either side is taken",
+    (
+        "patterns/pixels.py",
+        "pixels[np.clip(y + dy, 0, height - 1), np.clip(x + dx, 0, width - 1)] = colour",
+        "x + dx  ->  x - dx",
+    ): SAME + ": a step to either side is taken",
+    ("patterns/pixels.py", 'image.save(stream, "PNG", optimize=True)', "True  ->  False"): LOOKS + ", of bytes",
+    ("patterns/drawing.py", "DPI = 150", "150  ->  151"): LOOKS,
+    ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "180  ->  181"): LOOKS,
+    ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "70  ->  71"): LOOKS,
+    ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "110  ->  111"): LOOKS,
+    ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "46  ->  47"): LOOKS,
+    ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "26  ->  27"): LOOKS,
+    (
+        "patterns/drawing.py",
+        "kept = abs(high * room[1] / (wide * room[0]) - 1) < 0.02",
+        "abs(high * room[1] / (wide * room[0]) - 1) < 0.02  ->  abs(high * room[1] / (wide * room[0]) - 1) <= 0.02",
+    ): LOOKS,
+    ("patterns/drawing.py", "return 1 << max(0, ceil(log2(span / max(2, pixels // 120))))", "120  ->  121"): LOOKS,
+    ("patterns/viewer.py", "MAX_UNPACKED = 128 << 20  # bytes of runs and tiles that a browser has to hold",
+     "128  ->  129"): LOOKS,
+    ("patterns/viewer.py", "MAX_UNPACKED = 128 << 20  # bytes of runs and tiles that a browser has to hold",
+     "20  ->  21"): "how much a browser is asked to hold is a matter of taste",
+    ("patterns/viewer.py", "MAX_PAGE = 16 << 20  # bytes of the file", "16  ->  17"): LOOKS,
+    ("patterns/viewer.py", "MAX_PAGE = 16 << 20  # bytes of the file",
+     "20  ->  21"): "how much a browser is asked to read is a matter of taste",
+    (
+        "patterns/drawing.py",
+        'axes.spines[:].set_position(("outward", 2))  # a frame on the edge would hide the first and last pixels',
+        "2  ->  3",
+    ): LOOKS,
+    ("patterns/viewer.py", "first = np.flatnonzero(np.diff(runs.row, prepend=-1))", "1  ->  2"): (
+        SAME + ": the first run differs from either"
+    ),
+    ("patterns/viewer.py", 'little = words.astype(words.dtype.newbyteorder("<"), copy=False)',
+     "False  ->  True"): SLOWER,
+    ("patterns/notebook.py", "SIZE = 320  # pixels on a side, about", "320  ->  321"): LOOKS,
+    ("patterns/notebook.py", "FRAME = 160  # grey", "160  ->  161"): LOOKS,
     ("patterns/waste.py", "if density > mask.density / 2:",
      "density > mask.density / 2  ->  density >= mask.density / 2"): WORDS,
     ("patterns/constant.py", "id(of)  # makes torch.compile guard the graph with it",
