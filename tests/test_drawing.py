@@ -325,6 +325,8 @@ def test_everything_has_a_place_of_its_own_in_the_figure(
         assert box.x1 <= drawn.bbox.x1
         assert box.y1 <= drawn.bbox.y1
     assert all(foot.y1 <= box.y0 and box.y1 <= head.y0 for box in labelled)
+    lowest = min(box.y0 for box in labelled)
+    assert lowest - foot.y1 < panels[0].get_window_extent().height / 2, "no line of panels is left empty"
     assert not any(a.overlaps(b) for i, a in enumerate(labelled) for b in labelled[:i])
     for box in (head, foot):
         assert (box.x0 + box.x1) / 2 == pytest.approx(drawn.bbox.x1 / 2, abs=1), "in the middle"

@@ -70,6 +70,7 @@ def decoded(page: str) -> BlockMask:
     grid = Grid(q_len, kv_len, bq, bk, data["q_offset"])
     starts, stops, gaps, lengths = [], [], words("gap"), words("length")
     run = 0
+    assert len(words("counts")) == grid.rows * len(data["patterns"])
     for row, count in enumerate(words("counts")):
         at = row * grid.cols
         for _ in range(count):
@@ -97,6 +98,14 @@ def test_the_page_holds_exactly_the_mask(pattern: Pattern, shape: Shape) -> None
     assert np.mean([one["density"] for one in of_pattern]) == pytest.approx(mask.density, rel=1e-12)
     token_density = np.mean([one["token_density"] for one in of_pattern])
     assert token_density == pytest.approx(mask.token_density, rel=1e-12)
+
+
+def test_block_rows_of_nothing_are_counted_too() -> None:
+    """The last ones as well: the browser reads a count for each."""
+    blocks = np.zeros((6, 3), bool)
+    blocks[1, 1] = True
+    mask = P.from_blocks(blocks, unit=16).compile((96, 48), block=16, q_offset=0)
+    assert decoded(viewer.page(mask)) == mask
 
 
 def test_the_page_needs_nothing_from_outside() -> None:

@@ -62,6 +62,16 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ): SAME + ": a step to either side is taken",
     ("patterns/pixels.py", 'image.save(stream, "PNG", optimize=True)', "True  ->  False"): LOOKS + ", of bytes",
     ("patterns/drawing.py", "DPI = 150", "150  ->  151"): LOOKS,
+    (
+        "patterns/drawing.py",
+        "total = above + tall + 2 * LINE  # the legend stands in the last two lines",
+        "2  ->  3",
+    ): LOOKS,
+    ("patterns/drawing.py", "FigureCanvasAgg(drawn)", "FigureCanvasAgg(drawn)  ->  pass"): (
+        SAME + ": savefig takes the canvas of the file's format"
+    ),
+    ("patterns/drawing.py", 'drawn.legend(handles=handles, loc="lower center", ncols=len(handles), frameon=False)',
+     "False  ->  True"): "whether a legend has a frame is a matter of taste",
     ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "180  ->  181"): LOOKS,
     ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "70  ->  71"): LOOKS,
     ("patterns/drawing.py", "LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26", "110  ->  111"): LOOKS,
