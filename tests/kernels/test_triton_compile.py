@@ -1,7 +1,7 @@
 """Compile committed launches ahead of time, for GPUs that need not be here.
 
-Gates: no spills but those that a measurement allows, shared memory fits, and on sm_90 no loop whose products wait for
-each other.
+Gates: no spills but those that a measurement allows (with an older Triton some registers), shared memory fits, and on
+sm_90 no loop whose products wait for each other.
 
 fp16 is compiled where bf16 is: it differs only in the type of its matrix instructions and conversions, so bf16 stands
 for both here. Every launch that a table of `launch` names is compiled, at block 128. All of them at all block sizes,
@@ -15,6 +15,7 @@ import re
 from collections.abc import Iterable
 
 import pytest
+import triton
 
 from sparseflash.kernels.launch import FEATURED, NARROW, PIECES, TABLE, TMA, Launch
 
@@ -25,8 +26,16 @@ from docs import make_kernels as page
 from sparseflash.kernels import triton_report as report
 from sparseflash.kernels.triton_backward import prepare_kernel
 from sparseflash.kernels.triton_merge import outputs_kernel, sums_kernel
+from tests.versions import SUPPORTED
 
 ALL = tuple(report.FEATURES)
+# Bytes a thread that any launch may spill with another Triton than the one that the tables were chosen with.
+ELSEWHERE = 0 if triton.__version__ == SUPPORTED[-1].triton else 96
+
+
+def fits(case: report.Case, need: report.Resources) -> bool:
+    """Whether a launch is as the tables say, or with another Triton nearly so."""
+    return report.fits(case, need) or need.fits(case.architecture, ELSEWHERE)
 
 
 @pytest.mark.parametrize("dtype", ["bf16", "fp32"])
@@ -53,7 +62,7 @@ def test_committed_launches_fit(architecture: str, dtype: str) -> None:
 )
 def test_odd_head_dims_and_small_blocks_fit(odd: report.Case) -> None:
     need = report.resources(report.compile_case(odd))
-    assert report.fits(odd, need), report.line(odd, need)
+    assert fits(odd, need), report.line(odd, need)
 
 
 def replaced(case: report.Case, by: dict[tuple[str, int, str], dict[str, Launch]]) -> bool:
@@ -66,7 +75,7 @@ def check(cases: Iterable[report.Case]) -> None:
     assert used
     table = "\n".join(report.line(case, need) for case, need in used.items())
     print(table)
-    assert all(report.fits(case, need) for case, need in used.items()), table
+    assert all(fits(case, need) for case, need in used.items()), table
 
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
@@ -82,7 +91,7 @@ def test_launches_fit_with_one_feature_on(feature: str) -> None:
     for case in report.cases(("sm_90",), features=(feature,), tma=True):
         if case.D in (64, 128) and case.dtype == "bf16":
             need = report.resources(report.compile_case(case))
-            assert report.fits(case, need), report.line(case, need)
+            assert fits(case, need), report.line(case, need)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
@@ -110,12 +119,12 @@ def test_the_kernels_that_put_pieces_together_fit(architecture: str) -> None:
         launch = TABLE[architecture, 256, "half"].forward
         case = report.Case(architecture, "forward", D, D, "bf16", (128, 128), launch, ("sinks",), cut=True)
         for merging in report.compile_merges(case):
-            assert report.resources(merging).fits(architecture), report.resources(merging)
+            assert report.resources(merging).fits(architecture, ELSEWHERE), report.resources(merging)
 
 
 def test_the_small_kernel_before_the_backward_fits() -> None:
     case = next(report.cases(("sm_90",)))
-    assert report.resources(report.compile_prepare(case)).fits("sm_90")
+    assert report.resources(report.compile_prepare(case)).fits("sm_90", ELSEWHERE)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
@@ -145,7 +154,7 @@ def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: 
     for case in cases:
         used, found = page.measured(case)
         shown = page.row(case, used, found)
-        assert report.fits(case, used), shown
+        assert fits(case, used), shown
         at = case.launch.within(case.block)
         rows_of_products = at.BN if kernel == "keys" else at.BM
         assert len(found) == (2 if rows_of_products >= 64 else 0), f"products are not where they should be: {shown}"
