@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,17 @@ from tests.mutants.mutating import count, mutant
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.mark.parametrize(("file", "line", "what"), JUDGED, ids=[f"{file} {what}" for file, _, what in JUDGED])
-def test_what_was_judged_is_there(file: str, line: str, what: str) -> None:
+@cache  # a module of many changes takes seconds
+def made(file: str) -> set[tuple[str, str]]:
+    """(line, change) of each mutant of a module."""
     source = (ROOT / file).read_text()
     lines = source.splitlines()
-    made = [(lines[at - 1].strip(), change) for at, change, _ in (mutant(source, n) for n in range(count(source)))]
-    assert (line, what) in made
+    return {(lines[at - 1].strip(), change) for at, change, _ in (mutant(source, n) for n in range(count(source)))}
+
+
+@pytest.mark.parametrize(("file", "line", "what"), JUDGED, ids=[f"{file} {what}" for file, _, what in JUDGED])
+def test_what_was_judged_is_there(file: str, line: str, what: str) -> None:
+    assert (line, what) in made(file)
 
 
 def test_only_the_named_modules_are_changed() -> None:
