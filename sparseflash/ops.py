@@ -144,7 +144,7 @@ class _Differentiable(torch.autograd.Function):
     """The gradient of attention.
 
     What `torch.library.register_autograd` would make takes the table's list apart and rebuilds it at every call, which
-    took the host longer than all the rest of a forward pass: see benchmarks/ledger.md.
+    was half of the host's time in a forward pass: see benchmarks/ledger.md.
     """
 
     @staticmethod
