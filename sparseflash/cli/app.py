@@ -263,6 +263,10 @@ def evaluate(
     tokens: Annotated[str | None, typer.Option(help="all, lit_tiles or lit_pixels. Default: as trained.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples a forward pass.")] = None,
+    views: Annotated[
+        int,
+        typer.Option(help="Answer by the mean over so many views of an image: itself, 3 mirrored, 4 transposed."),
+    ] = 1,
     workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,
     device: Device = None,
     json: Json = False,
@@ -273,7 +277,7 @@ def evaluate(
 
         sparseflash evaluate runs/path256
 
-        sparseflash evaluate weights/path256 --task path256 --limit 500
+        sparseflash evaluate weights/path256 --task path256 --limit 500 --views 4
 
         sparseflash evaluate runs/path256 --data lra_release --split s4 --json
     """
@@ -281,7 +285,7 @@ def evaluate(
 
     run(
         checkpoint, data, device, json, level=level, size=size, split=split, task=task, stage=stage, tokens=tokens,
-        limit=limit, batch=batch, workers=workers,
+        limit=limit, batch=batch, workers=workers, views=views,
     )  # fmt: skip
 
 

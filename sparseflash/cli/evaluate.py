@@ -13,10 +13,10 @@ from torch import Tensor
 
 from sparseflash import pathfinder
 from sparseflash.models import ModelConfig, PixelTransformer, from_pretrained
-from sparseflash.train import SequenceStage, Stage, TrainConfig, evaluate, held_out, recipe, stored_images
+from sparseflash.train import Score, SequenceStage, Stage, TrainConfig, evaluate, held_out, recipe, stored_images
 from sparseflash.train.baseline import folder_baseline, stage_baseline
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
-from sparseflash.train.data import sets
+from sparseflash.train.data import SYMMETRIES, sets
 from sparseflash.train.devices import resolve_device
 
 TOKENS_AT_ONCE = 1 << 16
@@ -49,6 +49,7 @@ def run(
     limit: int | None,
     batch: int | None,
     workers: int,
+    views: int,
 ) -> None:
     """Load, score, print."""
     for name, value, least in (
@@ -69,6 +70,10 @@ def run(
         raise ValueError(f"--split must be {', '.join(folds[:-1])} or {folds[-1]}; got {split!r}")
     if tokens is not None and not of_images:
         raise ValueError("--tokens is for models over pixels; this one is over symbols")
+    if views != 1 and not of_images:
+        raise ValueError("--views is for models over pixels; symbols cannot be mirrored")
+    if not 1 <= views <= SYMMETRIES:
+        raise ValueError(f"--views must be 1 to {SYMMETRIES}; got {views}")
     if data is not None and of_images:
         if (folder / STATE).is_file():
             load_checkpoint(folder)  # verifies
@@ -88,13 +93,14 @@ def run(
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("", total=found.count)
-        score = evaluate(model, found.examples, device, lambda done: progress.advance(bar, done), tokens)
+        score = evaluate(model, found.examples, device, lambda done: progress.advance(bar, done), tokens, views)
     low, high = score.interval
     if as_json:
         result = {
             "checkpoint": str(folder),
             "data": found.name,
             "split": split,
+            "views": views,
             **asdict(score),
             "accuracy": score.accuracy,
             "interval_95": [low, high],
@@ -105,6 +111,8 @@ def run(
     typer.echo(f"{folder} on {found.name} ({split})")
     known = "not known for these images" if found.baseline is None else f"{found.baseline:.1%}"
     typer.echo(f"{'accuracy':<{len(rule)}}  {score}")
+    if score.right_in_one_view is not None:
+        typer.echo(f"{'in one view':<{len(rule)}}  {Score(score.right_in_one_view, score.count)}")
     typer.echo(f"{rule}  {known}")
 
 

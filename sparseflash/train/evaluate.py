@@ -12,13 +12,18 @@ from torch import Tensor, nn
 from sparseflash.pathfinder import Dataset, splits
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.train.config import Stage
-from sparseflash.train.data import draw, sets
+from sparseflash.train.data import SYMMETRIES, draw, sets, turned
 from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
 class Score:
     """Right answers among ``count``.
+
+    Attributes:
+        right: how many.
+        count: of how many.
+        right_in_one_view: how many would be right without the other views; None if there were none.
 
     Example:
         >>> score = Score(right=950, count=1000)
@@ -28,6 +33,7 @@ class Score:
 
     right: int
     count: int
+    right_in_one_view: int | None = None
 
     @property
     def accuracy(self) -> float:
@@ -53,8 +59,12 @@ def evaluate(
     device: str | torch.device = "cpu",
     advance: Callable[[int], None] = lambda done: None,
     tokens: str | None = None,
+    views: int = 1,
 ) -> Score:
     """Score a `PixelTransformer` or a `SequenceTransformer`.
+
+    Mirrored or transposed, a Pathfinder image has the same answer, but a model of absolute or relative places sees
+    another image: with ``views`` the answer is that of the mean of their logits (test-time augmentation).
 
     Args:
         model: left in the mode it came in.
@@ -62,24 +72,37 @@ def evaluate(
         device: where the model is.
         advance: told how many examples each batch had.
         tokens: which pixels are tokens, instead of what the model's config says.
+        views: 1 to 8, of square images: the image itself, mirrored (2 to 4), and these transposed (5 to 8).
 
     Raises:
-        ValueError: no examples.
+        ValueError: no examples, views out of range, or several views of symbols.
     """
+    if not 1 <= views <= SYMMETRIES:
+        raise ValueError(f"views must be 1 to {SYMMETRIES}; got {views!r}")
     options = {} if tokens is None else {"tokens": tokens}
-    training, right, count = model.training, 0, 0
+    training, right, plain, count = model.training, 0, 0, 0
     model.eval()
     try:
         with torch.no_grad():
             for inputs, labels in batches:
-                answers = model(inputs.to(device), **options).logits.argmax(-1).cpu()
-                right, count = right + int((answers == labels).sum()), count + len(labels)
+                seen = torch.stack([model(x.to(device), **options).logits.cpu() for x in _views(inputs, views)])
+                right += int((seen.mean(0).argmax(-1) == labels).sum())
+                plain += int((seen[0].argmax(-1) == labels).sum())
+                count += len(labels)
                 advance(len(labels))
     finally:
         model.train(training)
     if not count:
         raise ValueError("there are no examples to evaluate on")
-    return Score(right, count)
+    return Score(right, count, plain if views > 1 else None)
+
+
+def _views(inputs: Tensor, views: int) -> Iterator[Tensor]:
+    if views > 1 and (inputs.ndim != 3 or inputs.shape[1] != inputs.shape[2]):
+        raise ValueError(f"views are of square images [B, H, H]; got {list(inputs.shape)}")
+    yield inputs
+    for number in range(1, views):
+        yield torch.from_numpy(turned(inputs.numpy(), np.full(len(inputs), number)))
 
 
 def held_out(

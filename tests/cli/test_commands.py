@@ -242,6 +242,10 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     again = json.loads(invoke("evaluate", alone, "--task", "path256", "--stage", 1, *ask).stdout)
     assert found["right"] == json.loads(invoke("evaluate", run, "--workers", 1, *ask).stdout)["right"]
     assert again["data"] == "path256: 48 px, 2 dashes"
+    assert (again["views"], again["right_in_one_view"]) == (1, None)
+    seen = json.loads(invoke("evaluate", run, "--views", 2, *ask).stdout)
+    assert (seen["views"], seen["right_in_one_view"]) == (2, found["right"])
+    assert "in one view" in invoke("evaluate", run, "--views", 2, *ask[:-1]).stdout
     last = json.loads(invoke("evaluate", alone, "--task", "path256", "--device", "cpu", "--limit", 1, "--json").stdout)
     assert (last["data"], last["marker_distance_baseline"]) == ("path256: 256 px, 14 dashes", KNOWN[256, "hard"])
 
@@ -257,6 +261,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
         (["--task", "path256", "--data", "."], "leave them out with --data"),
         (["--task", "path256", "--limit", 20_001], "the test set has 20,000 examples"),
         (["--task", "path256", "--workers", -1], "--workers must be at least 0"),
+        (["--task", "path256", "--views", 9], "--views must be 1 to 8; got 9"),
     ],
 )
 def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str, model: Path) -> None:

@@ -128,6 +128,7 @@ def test_trees_are_written_read_and_examined(tmp_path: Path) -> None:
         result = invoke("train", "listops", *options, *more, "--out", tmp_path / name)
         assert result.exit_code == 0, result.output
         logs.append((tmp_path / name / "steps.jsonl").read_text())
+    assert "symbols cannot be mirrored" in refused("evaluate", tmp_path / "drawn", "--views", 2, "--device", "cpu")
     found = json.loads(invoke("evaluate", tmp_path / "drawn", "--limit", 1, "--json", "--device", "cpu").stdout)
     again = json.loads(
         invoke("evaluate", tmp_path / "drawn", "--data", tmp_path / "data", "--json", "--device", "cpu").stdout

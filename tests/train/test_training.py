@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models.pixel_transformer import PixelOutput
 from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from sparseflash.train.data import Batch, Stream
@@ -428,6 +429,36 @@ def test_evaluation_counts_and_leaves_the_model_as_it_was() -> None:
     assert (score.count, seen, model.training) == (7, [3, 3, 1], True)
     with pytest.raises(ValueError, match="no examples"):
         evaluate(model, [])
+
+
+class Corner(torch.nn.Module):
+    """Says 1 where the first pixel is brighter than 100, the more surely the brighter."""
+
+    def forward(self, images: torch.Tensor) -> PixelOutput:
+        grey = images[:, 0, 0].float() - 100
+        return PixelOutput(torch.stack([-grey, grey], 1), None, None)
+
+
+def test_views_are_averaged() -> None:
+    """An image with another grey in each corner: the views see them in turn, each twice in eight."""
+    images = torch.zeros(1, 3, 3, dtype=torch.uint8)
+    images[0, 0, 0], images[0, 2, 0], images[0, 0, 2], images[0, 2, 2] = 90, 105, 0, 255
+    batch = [(images, torch.tensor([1]))]
+    assert evaluate(Corner(), batch) == Score(0, 1)
+    for views, right in ((2, 0), (3, 0), (4, 1), (8, 1)):  # means of 90, 105; 90, 105, 0; all four; each twice
+        assert evaluate(Corner(), batch, views=views) == Score(right, 1, right_in_one_view=0)
+    images[0, 2, 0] = 115
+    assert evaluate(Corner(), batch, views=2) == Score(1, 1, right_in_one_view=0)
+
+
+def test_views_are_refused() -> None:
+    for views in (0, 9):
+        with pytest.raises(ValueError, match="views must be 1 to 8"):
+            evaluate(Corner(), [], views=views)
+    for shape in ((2, 4), (2, 4, 5)):
+        symbols = torch.zeros(shape, dtype=torch.uint8)
+        with pytest.raises(ValueError, match="views are of square images"):
+            evaluate(Corner(), [(symbols, torch.zeros(2))], views=2)
 
 
 def test_a_model_can_be_trained_after_an_evaluation() -> None:
