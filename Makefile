@@ -64,7 +64,6 @@ COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsin
   bad_input checking schedule waste drawing viewer viewer_in_a_browser text_at_random operators cpu_pieces \
   attention_laws attention_features heavy_lines decode dropout)
 coverage: .venv/ready
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check "coverage>=7.6"
 	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
 	$(BIN)/python -m coverage report
 

@@ -25,6 +25,8 @@ RECENT = 4
 KEYS_HELD = 1 << 25
 # Bytes of K or V that are converted for a bundle at once; more are converted piece by piece.
 WIDENED = KEYS_HELD // 4
+# Numbers of a key block's gradient, for all heads, below which those of many rows are added in one call.
+SMALL = 1 << 12
 # Keys that a batch has at least, before its heads are taken apart to bound its scores.
 LONG = 1024
 
@@ -233,11 +235,16 @@ class Sums:
                 self.x[0, :, first : first + keys] += its
             return
         whole = piece.entries - piece.ends
-        for cols, its in zip(piece.cols, part.unflatten(0, (len(self.x), -1)).unbind(1), strict=True):
-            if whole:
-                self.blocks.index_add_(2, cols[:whole], its[..., : whole * self.size].unflatten(2, (whole, self.size)))
-            if piece.ends:
-                self.x[..., self.whole * self.size :] += its[..., whole * self.size :]
+        its = part.unflatten(0, (len(self.x), -1)).transpose(1, 2)  # [H, D, R, L]
+        blocks, short = its[..., : whole * self.size].unflatten(3, (whole, self.size)), its[..., whole * self.size :]
+        if len(self.x) * left.shape[2] * self.size < SMALL:
+            self.blocks.index_add_(2, piece.cols[:, :whole].flatten(), blocks.flatten(2, 3))
+        else:  # the copy would cost more than calls
+            for row, cols in enumerate(piece.cols[:, :whole]):
+                self.blocks.index_add_(2, cols, blocks[:, :, row])
+        if piece.ends:
+            for row in short.unbind(2):
+                self.x[..., self.whole * self.size :] += row
 
 
 class Masks:

@@ -1,7 +1,12 @@
-"""The list of mutants that count for nothing names changes that can be made, and modules can be chosen by name."""
+"""Which changes are tried, which count for nothing, and which tests are asked about each."""
 
 from __future__ import annotations
 
+import ast
+import json
+import os
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +15,7 @@ import pytest
 from tests.mutants.__main__ import files_of
 from tests.mutants.judged import JUDGED
 from tests.mutants.mutating import count, mutant
+from tests.mutants.reaching import Reach
 
 ROOT = Path(__file__).parent.parent
 
@@ -32,3 +38,45 @@ def test_only_the_named_modules_are_changed() -> None:
     assert files_of("patterns") == sorted(set((ROOT / "patterns").glob("*.py")) - {ROOT / "patterns/__init__.py"})
     with pytest.raises(ValueError, match=r"no module 'pixel' in patterns: expected some of .*, pixels, "):
         files_of("patterns", ["drawing", "pixel"])
+
+
+def test_the_tests_that_meet_a_line_the_quickest_first(tmp_path: Path) -> None:
+    file, met = tmp_path / "some.py", tmp_path / "met.json"
+    lines = {1: [""], 3: [""], 4: ["slow", "quick"], 6: ["slow"], 7: []}
+    met.write_text(json.dumps({"seconds": {"slow": 2.0, "other": 1.0, "quick": 0.1}, "lines": {str(file): lines}}))
+    reach = Reach(met)
+    assert reach.tests(file, 4) == reach.tests(file, 5) == ["quick", "slow"]  # line 5 goes on with line 4
+    assert reach.tests(file, 6) == ["slow"]
+    assert reach.tests(file, 7) == []
+    assert reach.tests(file, 3) == ["quick", "other", "slow"]  # run by the import
+
+
+COUNTED = """
+from pathlib import Path
+import pytest
+from tests.mutants.reaching import Met, Only, Reach
+here = Path.cwd()
+met = Met([here / "halves.py"])
+assert pytest.main(["-q", "-p", "no:cacheprovider", "test_halves.py"], [met]) == 0
+met.write(here / "met.json")
+tests = Reach(here / "met.json").tests
+print([tests(here / "halves.py", line) for line in (1, 2, 3, 4)])
+pytest.main(["-q", "-p", "no:cacheprovider", "test_halves.py"], [Only(["test_halves.py::test_odd"])])
+"""
+
+
+def test_lines_are_met_by_tests(tmp_path: Path) -> None:
+    (tmp_path / "halves.py").write_text("def half(x):\n    if x % 2:\n        return None\n    return x // 2\n")
+    (tmp_path / "test_halves.py").write_text(
+        "from halves import half\n\n\ndef test_odd():\n    assert half(3) is None\n\n\n"
+        "def test_even():\n    assert half(4) == 2\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", COUNTED], cwd=tmp_path, env={**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"},
+        capture_output=True, text=True, check=True, timeout=100,
+    ).stdout  # fmt: skip
+    both = ["test_halves.py::test_even", "test_halves.py::test_odd"]
+    reached = ast.literal_eval(next(line for line in found.splitlines() if line.startswith("[[")))
+    assert [sorted(tests) for tests in reached] == [both, both, both[1:], both[:1]]
+    assert "1 passed, " not in found
+    assert found.splitlines()[-1].startswith("1 passed in")

@@ -1,10 +1,10 @@
 """Change the source of a part of the library in small ways, and count the changes that the suite notices.
 
 ``python -m tests.mutants patterns [--every n] [--only NAME ...]`` (or ``tables``, ``cpu``) takes every n-th mutant of a
-shuffled list, of all modules or of those named, runs the tests that cover its module in a forked process, and prints
-those that survive. Nothing on disk is changed.
+shuffled list, of all modules or of those named, runs the tests that meet its line (:mod:`tests.mutants.reaching`), the
+quickest first, in a forked process, and prints those that survive. Nothing on disk is changed.
 Survivors that were judged to be no faults (:mod:`tests.mutants.judged`) do not count.
-Before that the tests must pass without a change.
+Before that the tests must pass without a change, which also shows what lines they meet.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import resource
 import signal
 import sys
 import tempfile
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from rich.progress import track
 from tests.faults.finding import Found
 from tests.mutants.judged import JUDGED
 from tests.mutants.mutating import count, mutant
+from tests.mutants.reaching import Met, Only, Reach
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 300  # of processor time: a mutant that takes longer does not end
@@ -107,43 +108,73 @@ def tests_of(part: str, file: Path) -> list[str]:
     return [examples, *(str(ROOT / "tests" / f"{name}.py") for name in names)]
 
 
-def survives(part: str, file: Path, text: str, shown: bool = False) -> str:
-    """What became of the mutant: ``killed``, ``survived`` or ``without end``; in a process of its own."""
+def survives(part: str, file: Path, text: str, tests: Sequence[str]) -> str:
+    """What became of the mutant: ``killed``, ``survived`` or ``without end``."""
     with tempfile.TemporaryDirectory() as folder:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-                used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
-                resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
-                resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
-                place = Path(folder) / file.name
-                place.write_text(text)
-                sys.meta_path.insert(0, Found(module_of(file), place))
-                options = [
-                    "-x",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    "--assert",
-                    "plain",
-                    "--basetemp",
-                    f"{folder}/temp",
-                    "-k",
-                    LEFT_OUT,
-                ]
-                aside = sys.stderr if shown else io.StringIO()
-                with redirect_stdout(aside), redirect_stderr(aside):
-                    code = int(pytest.main([*options, *tests_of(part, file)]))
-            finally:
-                os._exit(code)
-        status = os.waitpid(child, 0)[1]
+        place = Path(folder) / file.name
+        place.write_text(text)
+
+        def run() -> int:
+            resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+            used = int(sum(resource.getrusage(resource.RUSAGE_SELF)[:2]))
+            resource.setrlimit(resource.RLIMIT_CPU, (used + SECONDS, used + SECONDS))
+            resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
+            sys.meta_path.insert(0, Found(module_of(file), place))
+            aside = io.StringIO()
+            with redirect_stdout(aside), redirect_stderr(aside):
+                return pytest.main(["-x", *options(folder), *rooms(part, file, tests)], [Only(tests)])
+
+        status = forked(run)
     if os.WIFSIGNALED(status):
         return "without end" if os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) else "killed"
     if os.WEXITSTATUS(status) in (pytest.ExitCode.USAGE_ERROR, pytest.ExitCode.NO_TESTS_COLLECTED):
         raise SystemExit(f"pytest found no tests for {file}")
     return "survived" if os.WEXITSTATUS(status) == 0 else "killed"
+
+
+def reach(part: str, files: Sequence[Path]) -> Reach:
+    """Run all tests of some files without a change, and see what they meet.
+
+    Raises:
+        SystemExit: a test fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "met.json"
+
+        def run() -> int:
+            met = Met(files)
+            with redirect_stdout(sys.stderr):
+                code = pytest.main(
+                    [*options(folder), *dict.fromkeys(x for y in files for x in tests_of(part, y))], [met]
+                )
+            met.write(found)
+            return code
+
+        if forked(run):
+            raise SystemExit("the tests do not even pass without a change")
+        return Reach(found)
+
+
+def rooms(part: str, file: Path, tests: Sequence[str]) -> list[str]:
+    """Where to look for these tests."""
+    places = {str(ROOT / test.split("::")[0]) for test in tests}
+    return [place for place in tests_of(part, file) if place in places or "::" in place]
+
+
+def options(folder: str) -> list[str]:
+    return ["-q", "-p", "no:cacheprovider", "--assert", "plain", "--basetemp", f"{folder}/temp", "-k", LEFT_OUT]
+
+
+def forked(run: Callable[[], int]) -> int:
+    """The status of a process that does this and ends."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = int(run())
+        finally:
+            os._exit(code)
+    return os.waitpid(child, 0)[1]
 
 
 def main() -> int:
@@ -153,9 +184,9 @@ def main() -> int:
     parser.add_argument("--every", type=int, default=1, help="take every n-th mutant")
     parser.add_argument("--first", type=int, default=0, help="beginning with this one")
     parser.add_argument("--only", nargs="+", default=[], metavar="NAME", help="of these modules, such as pixels")
-    options = parser.parse_args()
+    asked = parser.parse_args()
     try:
-        files = files_of(options.part, options.only)
+        files = files_of(asked.part, asked.only)
     except ValueError as error:
         parser.error(str(error))
     os.environ.setdefault("SPARSEFLASH_EXAMPLES", "20")
@@ -166,23 +197,24 @@ def main() -> int:
     torch.set_num_threads(1)
     everything = [(file, number) for file in files for number in range(count(file.read_text()))]
     random.Random(0).shuffle(everything)
-    some = everything[options.first :: options.every]
-    if survives(options.part, files[0], files[0].read_text(), shown=True) != "survived":
-        raise SystemExit("the tests do not even pass without a change")
+    some = everything[asked.first :: asked.every]
+    met = reach(asked.part, files)
     found: dict[str, int] = {"killed": 0, "survived": 0, "without end": 0, "judged": 0}
-    for file, number in track(some, console=Console(stderr=True), description=options.part):
+    for file, number in track(some, console=Console(stderr=True), description=asked.part):
         line, what, text = mutant(file.read_text(), number)
-        fate = survives(options.part, file, text)
+        tests = met.tests(file, line)
+        fate = survives(asked.part, file, text, tests) if tests else "survived"
         name = str(file.relative_to(ROOT))
         why = JUDGED.get((name, file.read_text().splitlines()[line - 1].strip(), what))
         if fate == "survived" and why is not None:
             fate = "judged"
         found[fate] += 1
         if fate != "killed":
-            print(f"{fate}: {name}:{line}: {what}{f' ({why})' if fate == 'judged' else ''}", flush=True)
+            unmet = "" if tests else " (no test meets it)"
+            print(f"{fate}: {name}:{line}: {what}{f' ({why})' if fate == 'judged' else unmet}", flush=True)
     counted = len(some) - found["judged"]
     noticed = counted - found["survived"]
-    print(f"{options.part}: {noticed} of {counted} mutants noticed ({100 * noticed / max(1, counted):.1f} %), "
+    print(f"{asked.part}: {noticed} of {counted} mutants noticed ({100 * noticed / max(1, counted):.1f} %), "
           f"{found['judged']} more judged to be no faults, of {len(everything)} there are")  # fmt: skip
     return int(noticed < 0.9 * counted)
 
