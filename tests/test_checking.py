@@ -63,6 +63,15 @@ def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
         _with(ANY, field, array).check()
 
 
+@pytest.mark.parametrize("bit", [16, 31])
+def test_a_bit_behind_the_end_of_a_block_is_noticed(bit: int) -> None:
+    mask = P.local(3).compile(64, block=16)
+    tiles = mask.tiles.copy()
+    tiles[0, 0, 0] |= np.uint32(1 << bit)
+    with pytest.raises(ValueError, match="tile 0 ends with its block"):
+        _with(mask, "tiles", tiles).check()
+
+
 @pytest.mark.parametrize(("shape", "what"), [((40, 64), "rows"), ((64, 20), "columns")])
 def test_a_full_block_that_reaches_past_the_end_is_noticed(shape: tuple[int, int], what: str) -> None:
     mask = P.full().compile(shape, block=32)

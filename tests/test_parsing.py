@@ -95,6 +95,11 @@ def test_the_deepest_nesting_that_is_read() -> None:
     with pytest.raises(ValueError, match=f"more than {MAX_DEPTH} deep"):
         sf.parse(nested(MAX_DEPTH))
     sf.parse(nested(MAX_DEPTH - 1))
+    # In a chain of n operators the last operand is one level deep, the first n.
+    for chain, levels in (("full() | {}", 1), ("full() | full() | {}", 1), ("{} | full() | full()", 2)):
+        sf.parse(chain.format(nested(MAX_DEPTH - 1 - levels)))
+        with pytest.raises(ValueError, match=f"more than {MAX_DEPTH} deep"):
+            sf.parse(chain.format(nested(MAX_DEPTH - levels)))
 
 
 def test_registered_predicates_have_text() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import numpy as np
@@ -74,12 +75,15 @@ def test_definition(pattern: Pattern, definition: Callable[[int, int], bool]) ->
     np.testing.assert_array_equal(pattern.compile(N, block=16).to_dense(), expected)
 
 
-@pytest.mark.parametrize("q_offset", [0, 3, 32, 45])
-def test_butterflies_of_many_cells_a_block(q_offset: int) -> None:
-    """Where a tile is known from the cells its block begins with, if it is an aligned square of cells."""
-    mask = P.butterfly(unit=1).compile((96, 160), block=32, q_offset=q_offset)
-    q, k = np.arange(96)[:, None] + q_offset, np.arange(160)
-    np.testing.assert_array_equal(mask.to_dense(), np.isin(q ^ k, list(POWERS)))
+@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("unit", [1, 2, 3, 5, 8, 16, 48])
+def test_butterflies_wherever_blocks_and_cells_begin(unit: int, block: int) -> None:
+    """Cells smaller and larger than blocks, aligned and not; as much of an even stretch of them as of an odd one."""
+    for q_offset, max_stride in itertools.product([0, 5, 16, 37, 100], [None, 4]):
+        mask = P.butterfly(unit=unit, max_stride=max_stride).compile((70, 260), block=block, q_offset=q_offset)
+        q, k = np.arange(70)[:, None] + q_offset, np.arange(260)
+        strides = [x for x in POWERS if max_stride is None or x <= max_stride]
+        np.testing.assert_array_equal(mask.to_dense(), np.isin((q // unit) ^ (k // unit), strides))
 
 
 def test_a_last_block_of_one_query_keeps_its_cell() -> None:
@@ -142,3 +146,9 @@ BAD: list[tuple[Callable[[], object], str]] = [
 def test_bad_arguments(call: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_heads_that_share_a_pattern_are_counted_each() -> None:
+    mask = P.per_head(P.causal(), P.local(9), P.local(9)).compile(50, block=16)
+    assert mask.patterns == 2
+    assert mask.tokens == mask.to_dense().sum() == P.causal().compile(50).tokens + 2 * P.local(9).compile(50).tokens

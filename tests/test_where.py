@@ -77,6 +77,9 @@ def test_a_long_scan_says_what_would_make_it_linear(
 def test_two_blocks_a_side_are_enough_to_see_a_structure() -> None:
     assert "depends on q - k alone" in faster_form(P.local(3).compile(32, block=16))
     assert "depends on q - k alone" not in faster_form(P.local(3).compile(16, block=16))
+    nothing = P.from_blocks(np.zeros((4, 4), bool), unit=16)
+    assert "depends on q - k alone" not in faster_form(nothing.compile(64, block=16))
+    assert "depends on q - k alone" not in faster_form(P.local(3).compile(64, block=(16, 32)))
 
 
 @pytest.mark.filterwarnings("ignore::sparseflash.patterns.structure.SlowScan")

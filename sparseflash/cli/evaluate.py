@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sparseflash import pathfinder
-from sparseflash.models import ModelConfig, PixelTransformer, from_pretrained
+from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
 from sparseflash.train import Score, SequenceStage, Stage, TrainConfig, evaluate, held_out, recipe, stored_images
 from sparseflash.train.baseline import folder_baseline, stage_baseline
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
@@ -20,6 +20,8 @@ from sparseflash.train.data import SYMMETRIES, sets
 from sparseflash.train.devices import resolve_device
 
 TOKENS_AT_ONCE = 1 << 16
+# Pixels of images of which only the lit ones are tokens: a sixteenth at most, in those of Pathfinder.
+PIXELS_AT_ONCE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,7 @@ def run(
     else:
         if level is not None or size is not None:
             raise ValueError("--level and --size are for --data; name a fixed set by --task and --stage")
-        found = _fixed(folder, model.config, task, stage, data, split, limit, batch, workers)
+        found = _fixed(folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
     if isinstance(model, PixelTransformer) and found.side is not None:
         # A size that the pattern or the order cannot take shows before any image is read.
         model.masks((found.side, found.side))
@@ -134,6 +136,7 @@ def _fixed(
     number: int | None,
     data: Path | None,
     split: str,
+    tokens: str | None,
     limit: int | None,
     batch: int | None,
     workers: int,
@@ -145,10 +148,13 @@ def _fixed(
     known = sets(stage)
     count = limit or len(known.get(split, ()))
     if isinstance(stage, SequenceStage):
-        tokens_each, side, tokens = stage.length, None, None
+        at_once, side, tokens = TOKENS_AT_ONCE // stage.length, None, None
     else:
-        tokens_each, side, tokens = stage.geometry.size**2, stage.geometry.size, stage.tokens
-    examples = held_out(stage, count, split, batch or max(1, TOKENS_AT_ONCE // tokens_each), workers)
+        side, tokens = stage.geometry.size, tokens or stage.tokens
+        assert isinstance(model, PixelTransformerConfig)
+        few = (tokens or model.tokens) == "lit_pixels"
+        at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // side**2
+    examples = held_out(stage, count, split, batch or max(1, at_once), workers)
     return _Set(f"{config.task}: {stage}", side, count, examples, stage_baseline(stage), tokens)
 
 

@@ -39,9 +39,10 @@ MEMORY = 8 << 30  # bytes: one that asks for more fails
 PATTERNS = [
     *("test_pattern_definitions", "test_parsing", "test_where", "test_pattern_laws", "test_conversions"),
     *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_text_at_random"),
+    *("test_forged_masks", "test_hostile_files", "test_fuzz_findings", "test_memory", "test_oracle", "test_schedule"),
+    *("test_cache_law", "test_flex", "test_gallery", "test_heavy_lines", "train/test_ordering"),
 ]
 DRAWN = {
-    "ordering": ["train/test_ordering", *PATTERNS],
     "drawing": ["test_drawing"],
     "pixels": ["test_drawing", "test_viewer"],
     "notebook": ["test_drawing", "test_viewer"],
@@ -54,18 +55,15 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ["sparseflash/tables.py", "sparseflash/schedule.py", "sparseflash/packing.py"],
         [
             *("test_schedule", "test_checking", "test_pattern_laws", "test_heavy_lines", "test_operators"),
-            *("test_bad_input", "test_dynamic_tables", "test_cuda_graphs", "test_memory"),
+            *("test_bad_input", "test_dynamic_tables", "test_cuda_graphs", "test_memory", "test_fuzz_findings"),
+            *("test_routing", "test_modules", "test_oracle", "test_cache_law", "distributed/test_sharding"),
         ],
     ),
     "cpu": (
         ["kernels/cpu*.py", "kernels/layout.py", "kernels/sinks.py", "kernels/dropout.py"],
         [
-            "test_heavy_lines",
-            "test_cpu_pieces",
-            "test_attention_laws",
-            "test_attention_features",
-            "test_decode",
-            "test_dropout",
+            *("test_heavy_lines", "test_cpu_pieces", "test_attention_laws", "test_attention_features"),
+            *("test_decode", "test_dropout", "test_oracle", "test_fuzz_findings", "test_modules"),
         ],
     ),
 }

@@ -56,10 +56,11 @@ def test_tile_order_goes_through_tiles_row_by_row() -> None:
 
 
 def test_results_are_shared_and_cannot_be_changed() -> None:
-    pixels, _ = token_order((4, 4), "morton")
+    pixels, positions = token_order((4, 4), "morton")
     assert token_order((4, 4), "morton", tile=(3, 3))[0] is pixels
-    with pytest.raises(ValueError, match="read-only"):
-        pixels[0] = 1
+    for array in (pixels, positions):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
 
 
 @pytest.mark.parametrize(
