@@ -79,6 +79,12 @@ def test_long_chains_and_long_lists_are_read() -> None:
     assert sf.parse(str(P.documents([17] * 3000))) == P.documents([17] * 3000)
 
 
+def test_the_longest_chain_that_is_read() -> None:
+    sf.parse(" | ".join(["full()"] * 201))
+    with pytest.raises(ValueError, match="a chain of 201 operators; at most 200"):
+        sf.parse(" | ".join(["full()"] * 202))
+
+
 def test_hostile_sizes_are_refused() -> None:
     for text in ("(" * 5000 + "full()" + ")" * 5000, "~" * 4000 + "full()", "local(1)" + " " * 2_000_000):
         with pytest.raises(ValueError, match=r"deep|characters|many|parentheses"):

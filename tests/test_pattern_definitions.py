@@ -136,6 +136,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: P.streaming(1, 0), "streaming: window must be at least 1"),
     (lambda: P.bigbird(window=2), "window must be odd"),
     (lambda: P.axial((3, 4)).compile(13), "an image of 3 x 4 has 12 tokens; the sequence has 13"),
+    (lambda: P.axial((3, 4)).compile((5, 13)), "the sequence has 13"),
+    (lambda: P.axial((3, 4)).compile((13, 5), q_offset=0), "the sequence has 13"),
     (lambda: P.neighborhood((4, 4), -1), "radius must be at least 0"),
     (lambda: P.neighborhood((4, 4), 1, "zigzag"), "order must be one of"),
     (lambda: P.neighborhood((4, 5), 1, "hilbert"), "power of two"),

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import tracemalloc
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from sparseflash import patterns as P
-from sparseflash.patterns import structure
+from sparseflash.patterns import progress, structure
 from sparseflash.patterns.structure import SlowScan, faster_form
 
 DOCUMENT = torch.arange(300) // 37
@@ -72,6 +74,23 @@ def test_a_long_scan_says_what_would_make_it_linear(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         P.where(lambda q, k: fn(q, k)).compile(2048, block=16)  # short scans are nobody's trouble
+
+
+@pytest.mark.parametrize(("terminal", "seconds", "shown"), [(True, 2, True), (False, 2, False), (True, 0, False)])
+def test_a_bar_on_a_terminal_for_what_takes_long(
+    terminal: bool, seconds: int, shown: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, bars = itertools.count(step=seconds), []
+
+    def bar(rest: Iterator[int], what: str, *, total: int, completed: int, **_: object) -> Iterator[int]:
+        bars.append((what, total, completed))
+        yield from rest
+
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(progress, "sys", SimpleNamespace(stderr=SimpleNamespace(isatty=lambda: terminal)))
+    monkeypatch.setattr("rich.progress.track", bar)
+    assert list(progress.track(range(2, 7), "looking")) == [2, 3, 4, 5, 6]
+    assert bars == ([("looking", 5, 1)] if shown else [])
 
 
 def test_two_blocks_a_side_are_enough_to_see_a_structure() -> None:

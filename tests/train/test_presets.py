@@ -132,6 +132,7 @@ def test_every_preset_takes_a_step_stops_by_its_minutes_and_goes_on(name: str, t
         "path256-pixels",
         "path256-last",
         "pathx-pixels",
+        "pathx-last",
     ],
 )
 def test_the_last_stage_of_a_preset_takes_a_step(name: str, tmp_path: Path) -> None:
