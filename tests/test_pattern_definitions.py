@@ -75,6 +75,37 @@ def test_definition(pattern: Pattern, definition: Callable[[int, int], bool]) ->
     np.testing.assert_array_equal(pattern.compile(N, block=16).to_dense(), expected)
 
 
+# Cells, windows and images that are smaller and larger than blocks, aligned with them and not.
+WIDE: list[Pattern] = [
+    *(P.full(), P.causal(), P.local(0), P.local(20), P.local(70), P.prefix(9), P.prefix(40), P.log_sparse(), P.star()),
+    *(P.dilated(3, 4), P.dilated(2, 40), P.dilated(5, 17), P.dilated(0, 3), P.streaming(2, 5), P.streaming(20, 40)),
+    *(P.strided(5), P.strided(40), P.strided(3, unit=16), P.strided(2, unit=40), P.strided(4, unit=5)),
+    *(P.fixed(4, 1, unit=3), P.fixed(2, 1, unit=16), P.fixed(3, 2, unit=20), P.fixed(50, 7), P.fixed(8, 0, unit=4)),
+    *(P.global_tokens(3), P.global_tokens(40), P.global_tokens((5, 40, 100)), P.bigbird(unit=8, window=3, random=2)),
+    *(P.random_blocks(2, unit=8), P.random_blocks(1, unit=32), P.random_blocks(2, unit=5)),
+    *(P.axial((16, 12)), P.axial((12, 16), "morton"), P.axial((16, 16), "hilbert")),
+    *(P.neighborhood((12, 16), 2), P.neighborhood((16, 12), (3, 1), "morton"), P.neighborhood((16, 16), 2, "hilbert")),
+    *(P.neighborhood((8, 24), (1, 2), "tile"), P.neighborhood((3, 64), 5, "morton"), P.neighborhood((64, 3), (0, 2))),
+    *(P.where(lambda q, k: (q * k) % 7 == 1), P.causal() & P.strided(3, unit=16) | P.local(5), ~P.local(30)),
+    *(
+        P.from_blocks(np.eye(192)[::-1], unit=1),
+        P.from_blocks(np.eye(30)[::-1], unit=7),
+        P.from_blocks(np.eye(14), unit=16),
+    ),
+]
+PLACES = [(100, 100, 0), (70, 160, 0), (70, 160, 37), (50, 160, 110), (64, 128, 64), (33, 97, 64), (130, 40, 0)]
+
+
+@pytest.mark.parametrize("pattern", WIDE, ids=str)
+def test_compiling_gives_the_truth_wherever_queries_begin(pattern: Pattern) -> None:
+    for (q_len, kv_len, q_offset), block in itertools.product(PLACES, [16, 32, (16, 32), (32, 16)]):
+        mask = pattern.compile((q_len, kv_len), block=block, q_offset=q_offset)
+        q, k = np.arange(q_len)[:, None] + q_offset, np.arange(kv_len)
+        expected = np.broadcast_to(np.asarray(pattern.at(mask.grid).allows(q, k), bool), (q_len, kv_len))
+        np.testing.assert_array_equal(mask.to_dense(), expected)
+        mask.check()
+
+
 @pytest.mark.parametrize("block", [16, 32])
 @pytest.mark.parametrize("unit", [1, 2, 3, 5, 8, 16, 48])
 def test_butterflies_wherever_blocks_and_cells_begin(unit: int, block: int) -> None:
