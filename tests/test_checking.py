@@ -63,6 +63,11 @@ def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
         _with(ANY, field, array).check()
 
 
+def test_an_array_that_can_be_written_to_is_noticed() -> None:
+    with pytest.raises(ValueError, match="tiles is read-only"):
+        replace(ANY, tiles=ANY.tiles.copy()).check()
+
+
 @pytest.mark.parametrize("bit", [16, 31])
 def test_a_bit_behind_the_end_of_a_block_is_noticed(bit: int) -> None:
     mask = P.local(3).compile(64, block=16)

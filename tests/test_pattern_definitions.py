@@ -93,12 +93,13 @@ WIDE: list[Pattern] = [
         P.from_blocks(np.eye(14), unit=16),
     ),
 ]
+BLOCKS: list[int | tuple[int, int]] = [16, 32, (16, 32), (32, 16)]
 PLACES = [(100, 100, 0), (70, 160, 0), (70, 160, 37), (50, 160, 110), (64, 128, 64), (33, 97, 64), (130, 40, 0)]
 
 
 @pytest.mark.parametrize("pattern", WIDE, ids=str)
 def test_compiling_gives_the_truth_wherever_queries_begin(pattern: Pattern) -> None:
-    for (q_len, kv_len, q_offset), block in itertools.product(PLACES, [16, 32, (16, 32), (32, 16)]):
+    for (q_len, kv_len, q_offset), block in itertools.product(PLACES, BLOCKS):
         mask = pattern.compile((q_len, kv_len), block=block, q_offset=q_offset)
         q, k = np.arange(q_len)[:, None] + q_offset, np.arange(kv_len)
         expected = np.broadcast_to(np.asarray(pattern.at(mask.grid).allows(q, k), bool), (q_len, kv_len))
@@ -106,9 +107,9 @@ def test_compiling_gives_the_truth_wherever_queries_begin(pattern: Pattern) -> N
         mask.check()
 
 
-@pytest.mark.parametrize("block", [16, 32])
+@pytest.mark.parametrize("block", BLOCKS)
 @pytest.mark.parametrize("unit", [1, 2, 3, 5, 8, 16, 48])
-def test_butterflies_wherever_blocks_and_cells_begin(unit: int, block: int) -> None:
+def test_butterflies_wherever_blocks_and_cells_begin(unit: int, block: int | tuple[int, int]) -> None:
     """Cells smaller and larger than blocks, aligned and not; as much of an even stretch of them as of an odd one."""
     for q_offset, max_stride in itertools.product([0, 5, 16, 37, 100], [None, 4]):
         mask = P.butterfly(unit=unit, max_stride=max_stride).compile((70, 260), block=block, q_offset=q_offset)
@@ -169,6 +170,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: P.axial((3, 4)).compile(13), "an image of 3 x 4 has 12 tokens; the sequence has 13"),
     (lambda: P.axial((3, 4)).compile((5, 13)), "the sequence has 13"),
     (lambda: P.axial((3, 4)).compile((13, 5), q_offset=0), "the sequence has 13"),
+    (lambda: P.from_blocks(np.eye(2), unit=16).allows(np.array([32]), np.array([0])), "from_blocks"),
+    (lambda: P.from_blocks(np.eye(2), unit=16).allows(np.array([0]), np.array([32])), "from_blocks"),
     (lambda: P.neighborhood((4, 4), -1), "radius must be at least 0"),
     (lambda: P.neighborhood((4, 4), 1, "zigzag"), "order must be one of"),
     (lambda: P.neighborhood((4, 5), 1, "hilbert"), "power of two"),
