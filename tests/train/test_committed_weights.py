@@ -30,8 +30,10 @@ def test_path_256(name: str, least: int) -> None:
 
 
 def test_path_x() -> None:
-    """93.0 % of 4,000 test images; of 60 fewer than 45 are right less than once in ten thousand times."""
+    """95.5 % of the test set; of 60 images fewer than 49 are right less than once in ten thousand times."""
     model = PixelTransformer.from_pretrained(WEIGHTS / "pathx")
-    stage = load_preset("pathx-pixels").config.pixel_stages[-1]
+    stage = load_preset("pathx-last").config.pixel_stages[-1]
     assert stage.geometry == Geometry.lra(128)
-    assert evaluate(model, held_out(stage, 60)).right >= 45
+    score = evaluate(model, held_out(stage, 60), views=2)
+    assert score.right_in_one_view is not None
+    assert min(score.right, score.right_in_one_view) >= 49
