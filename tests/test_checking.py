@@ -63,6 +63,12 @@ def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
         _with(ANY, field, array).check()
 
 
+def test_a_tile_that_stands_there_twice_is_noticed() -> None:
+    mask = P.local(3).compile(64, block=16)
+    with pytest.raises(ValueError, match="tile 1 stands there once"):
+        _with(mask, "tiles", mask.tiles[[0, 0, *range(2, len(mask.tiles))]]).check()
+
+
 def test_an_array_that_can_be_written_to_is_noticed() -> None:
     with pytest.raises(ValueError, match="tiles is read-only"):
         replace(ANY, tiles=ANY.tiles.copy()).check()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,35 @@ def test_numbers_are_numbers(n: int) -> None:
 def campaign(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "tests.fuzz", *map(str, arguments)]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+BUSY = """
+import multiprocessing, os, sys, time
+
+def work():
+    end = time.process_time() + 0.6
+    while time.process_time() < end:
+        pass
+
+if __name__ == "__main__":
+    from tests.fuzz.campaign import processor_time
+    context = multiprocessing.get_context("forkserver")
+    before = processor_time()
+    workers = [context.Process(target=work) for _ in range(2)]
+    for worker in workers: worker.start()
+    for worker in workers: worker.join()
+    print(processor_time() - before)
+"""
+
+
+def test_the_time_of_processes_that_a_server_started_counts(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    said = {f"SPARSEFLASH_FUZZ{name}": "1" for name in ("", "_FOLDER", "_SECONDS", "_EXAMPLES")}
+    done = subprocess.run(
+        [sys.executable, "busy.py"], cwd=tmp_path, env=os.environ | said | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, check=True, timeout=100,
+    )  # fmt: skip
+    assert float(done.stdout) > 1.1
 
 
 def test_a_short_campaign_finds_nothing(tmp_path: Path) -> None:

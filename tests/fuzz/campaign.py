@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import resource
 import time
@@ -33,13 +32,21 @@ resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
 
 
 def processor_time() -> float:
-    """Seconds of this process and of those it started, running or not: ranks compute while their parent waits."""
-    used = sum(os.times()[:4])
-    for child in multiprocessing.active_children():
-        with contextlib.suppress(FileNotFoundError):
-            fields = Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()
-            used += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
-    return used
+    """Seconds of this process and of all that came from it: ranks compute while their parent waits.
+
+    Those that have ended are in the figures of whoever started them, which may be a server of processes.
+    """
+    parents, seconds = {}, {}
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            fields = file.read_text().rpartition(")")[2].split()
+            pid = int(file.parent.name)
+            parents[pid] = int(fields[1])
+            seconds[pid] = sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")  # utime, stime, cutime, cstime
+    here = {os.getpid()}
+    while more := {pid for pid, parent in parents.items() if parent in here} - here:
+        here |= more
+    return sum(seconds[pid] for pid in here)
 
 
 class Campaign:

@@ -194,4 +194,10 @@ JUDGED: dict[tuple[str, str, str], str] = {
      "across_q, across_k = (grid.bq + unit - 2) // unit + 1, (grid.bk + unit - 2) // unit + 1",
      "1  ->  2"): SLOWER + ": a cell more is asked about",
     ("patterns/mask_file.py", "MAX_HEADER = 1 << 20", "1  ->  2"): "how long a header may be is a matter of taste",
+    ("patterns/canonical.py",
+     "if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):",
+     "patterns.size * rows  ->  patterns.size // rows"): SLOWER + ": gathered where they lie already",
+    ("patterns/fixed.py", "beyond = (grid.kv_len - 1) // self.unit + 1", "1  ->  2"): SAME + ": as in cells.py",
+    ("patterns/documents.py", "return np.concatenate([[0], self._edges, self._edges[-1:]])",
+     "1  ->  2"): SAME + ": past the last document an interval ends before it begins",
 }  # fmt: skip
