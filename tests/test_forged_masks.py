@@ -26,6 +26,7 @@ FORGED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"pattern_of": np.full((1, 1), 5)}, {}, "pattern_of is out of range"),
     ({"start": np.zeros(1, np.int64)}, {}, "runs of unequal number"),
     ({"start": MASK.runs.start[::-1]}, {}, "runs are out of range or overlap"),
+    ({"stop": np.append(MASK.runs.stop[:-1], MASK.runs.start[-1])}, {}, "runs are out of range or overlap"),
     ({"stop": MASK.runs.stop + 49}, {}, "runs are out of range or overlap|crosses a row"),
     ({"letter": MASK.runs.letter + 9}, {}, "a letter has no tile"),
     ({"letter": np.ones_like(MASK.runs.letter)}, {}, "the checksum does not match"),

@@ -89,6 +89,8 @@ def test_hostile_sizes_are_refused() -> None:
     for text in ("(" * 5000 + "full()" + ")" * 5000, "~" * 4000 + "full()", "local(1)" + " " * 2_000_000):
         with pytest.raises(ValueError, match=r"deep|characters|many|parentheses"):
             sf.parse(text)
+    with pytest.raises(ValueError, match=r"expression '\\ud800' cannot be read"):  # half a character
+        sf.parse("\ud800")
     with pytest.raises(TypeError, match="parse takes text"):
         sf.parse(3)  # type: ignore[arg-type]
 
