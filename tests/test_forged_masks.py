@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from sparseflash import patterns as P
+from sparseflash.patterns.mask_file import save
+from sparseflash.patterns.runs import Runs
 
 MASK = (P.causal() & P.local(30)).compile(200, block=32)  # 7 x 7 blocks
 HUGE = [1 << 40, 1 << 40]
@@ -59,4 +62,15 @@ def test_a_run_that_crosses_a_row_is_refused(tmp_path: Path) -> None:
     held |= {name: np.array([n], kinds[name]) for name, n in (("start", 1), ("stop", 3), ("letter", 1))}
     save_file(held, path, said)
     with pytest.raises(ValueError, match="a run crosses a row"):
+        P.BlockMask.load(path)
+
+
+def test_runs_that_are_not_the_longest_are_refused(tmp_path: Path) -> None:
+    """Two runs of one letter side by side, with a checksum of their own: another mask than the one it equals."""
+    whole = P.full().compile(64, block=32)
+    start, stop = (np.array(values, np.int64) for values in ([0, 1, 2, 3], [1, 2, 3, 4]))
+    forged = replace(whole, runs=Runs(whole.runs.shape, start, stop, np.ones(4, np.int32)))
+    path = tmp_path / "m.safetensors"
+    save(forged, path, "")
+    with pytest.raises(ValueError, match="not in canonical form"):
         P.BlockMask.load(path)

@@ -200,4 +200,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/fixed.py", "beyond = (grid.kv_len - 1) // self.unit + 1", "1  ->  2"): SAME + ": as in cells.py",
     ("patterns/documents.py", "return np.concatenate([[0], self._edges, self._edges[-1:]])",
      "1  ->  2"): SAME + ": past the last document an interval ends before it begins",
+    ("patterns/compiling.py", 'warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=2)',
+     "2  ->  3"): "which line a warning names is a matter of taste",
 }  # fmt: skip
