@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 import weakref
 from collections.abc import Callable
@@ -17,7 +18,7 @@ from hypothesis import strategies as st
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels import cpu_flash, cpu_operands, cpu_plan
+from sparseflash.kernels import cpu, cpu_flash, cpu_operands, cpu_plan
 from sparseflash.patterns import Pattern
 from tests.oracle import Case, Features, check, ours, random_case
 from tests.test_attention_laws import Drawn, drawn
@@ -330,3 +331,22 @@ def test_a_window_costs_about_its_share_of_dense_attention() -> None:
         torch.set_num_threads(threads)
     ours_best, dense_best = (min(times) for times in zip(*pairs, strict=True))
     assert dense_best * mask.density / ours_best >= 0.4
+
+
+def test_a_long_row_is_taken_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No batch of scores is larger than it may be, or than one block of keys."""
+    held: list[int] = []
+
+    class Noted(cpu_operands.Scratch):
+        def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+            if name in ("scores", "dp"):
+                held.append(math.prod(shape))
+            return super().__call__(name, *shape, dtype=dtype)
+
+    monkeypatch.setattr(cpu, "Scratch", Noted)
+    set_sizes(monkeypatch, **SMALL)
+    case = replace(random_case(1, 1, 1, 1, 64, 2048, 16, 16, torch.float32), features=Features(softcap=20.0))
+    mask = P.full().compile((64, 2048), block=16, q_offset=0)
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
+    assert max(held) <= SMALL["SCORES_AT_ONCE"] < 16 * 2048
+    assert len(held) >= 2 * 4 * 2  # of both passes, four rows in two parts
