@@ -108,6 +108,8 @@ def test_pieces_of_every_kind_on_matrix_units(
         ("WIDE", 16),
         ("BAND", 1 << 40),
         ("KEYS_HELD", 1),
+        ("SMALL", 0),
+        ("SMALL", 1 << 40),
         ("TILES_HELD", 1),
         ("RECENT", 1),
     ],
