@@ -53,7 +53,7 @@ from sparseflash.kernels.launch import Launch
 from sparseflash.rounds import Call, interleaved
 
 HEAD_DIMS = (128, 64, 32, 256)
-PASS_OF: dict[str, Pass] = {"forward": "fwd", "keys": "bwd", "queries": "bwd"}
+PASS_OF: dict[str, Pass] = {"forward": "fwd", "keys": "bwd", "queries": "bwd", "once": "bwd"}
 RUNS, SECONDS = 12, 2.0  # of a mask
 AHEAD_OF = 0.02  # by which share a launch must at least be faster than the committed one
 
@@ -76,10 +76,15 @@ def committed_as(key: TableKey, kernel: str, launch: Launch | None) -> Iterator[
         yield
         return
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})}))
-        for other in (table.TMA, table.NARROW, table.PIECES):
-            rest = {name: kept for name, kept in other.get(key, {}).items() if name != kernel}
-            stack.enter_context(mock.patch.dict(other, {key: rest}))
+        if kernel != "forward":
+            elsewhere = {other: kept for other, kept in table.ONCE.items() if other != key}
+            here = {key: launch} if kernel == "once" else {}
+            stack.enter_context(mock.patch.dict(table.ONCE, elsewhere | here, clear=True))
+        if kernel != "once":
+            stack.enter_context(mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})}))
+            for other in (table.TMA, table.NARROW, table.PIECES):
+                rest = {name: kept for name, kept in other.get(key, {}).items() if name != kernel}
+                stack.enter_context(mock.patch.dict(other, {key: rest}))
         yield
 
 
@@ -158,14 +163,17 @@ def proposal(rows: Sequence[Row], head: str) -> str:
     ]
     for key in keys:
         chosen, notes = table.TABLE[key], []
-        for kernel in table.TABLE[key]._fields:
+        for kernel in PASS_OF:
             if found := winner(key, kernel, rows):
                 chosen = chosen._replace(**{kernel: found[0]})
                 notes.append(f"{kernel} {found[1]:.2f}x")
-        launches = ", ".join(spelled(launch) for launch in chosen)
+        launches = ", ".join(spelled(launch) for launch in chosen[:3])
         architecture, D, dtype = key
         lines.append(f"# {', '.join(notes) or 'as committed'}")
         lines.append(f'    ("{architecture}", {D}, "{dtype}"): Configuration({launches}),')
+        if chosen.once is not None:
+            lines.append("# a backward in one pass; README and docstrings then have to say what is not deterministic")
+            lines.append(f'# into ONCE: ("{architecture}", {D}, "{dtype}"): {spelled(chosen.once)},')
     return "\n".join(lines) + "\n"
 
 

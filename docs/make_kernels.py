@@ -12,6 +12,7 @@ from typing import Any
 import triton
 
 from sparseflash.kernels import triton_report as report
+from sparseflash.kernels.launch import Launch
 from sparseflash.kernels.triton_sass import Loop
 
 PAGE = Path(__file__).parent / "kernels.md"
@@ -23,6 +24,12 @@ FORMS: dict[str, dict[str, Any]] = {
     "Lines in pieces": {"cut": True, "tma": True},
     "Every feature on": {"features": tuple(report.FEATURES)},
 }
+ONE_PASS = "Backward in one pass"
+ONE_PASS_HEAD = """Candidates, of which none is committed: dK, dV and dQ by five products instead of seven
+(`kernels/launch.py`, ONCE). No GPU has run them. *Issue* and *matrix* are of all three gradients here, and stand beside
+the sum of `keys` and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache
+has to take: the more keys a step has, the fewer.
+"""
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
 Committed launches for sm_90 in half precision (bf16, blocks of 128 x 128 but where it says 64), compiled without a GPU
@@ -47,11 +54,21 @@ COLUMNS = (
     *("kernel", "D", "step", "warps", "stages", "regs", "spilled", "shared", "programs"),
     *("instructions", "products", "waits", "exponentials overlapped", "issue", "matrix"),
 )
-PRODUCTS = {"forward": 2, "keys": 4, "queries": 3}
+PRODUCTS = {"forward": 2, "keys": 4, "queries": 3, "once": 5}
+CANDIDATES = [
+    *(
+        (32, Launch(64, 128, 8, 3, tma=True)),
+        (64, Launch(64, 64, 4, 3, tma=True)),
+        (64, Launch(64, 128, 8, 2, tma=True)),
+    ),
+    *((128, Launch(64, 64, 8, 2, tma=True)), (128, Launch(64, 128, 8, 2, tma=True))),
+]
 
 
 def cases(form: str) -> list[report.Case]:
     """What a section of the page shows."""
+    if form == ONE_PASS:
+        return [report.Case("sm_90", "once", D, D, "bf16", (128, 128), launch) for D, launch in CANDIDATES]
     return [case for case in report.cases(("sm_90",), **FORMS[form]) if case.dtype != "fp32"]
 
 
@@ -86,8 +103,13 @@ def measured(case: report.Case) -> tuple[report.Resources, list[Loop]]:
 def main() -> int:
     lines = [HEAD]
     rule = "|".join(["---"] * len(COLUMNS))
-    for form in FORMS:
-        lines += [f"## {form}\n", f"| {' | '.join(COLUMNS)} |", f"|{rule}|"]
+    for form in (*FORMS, ONE_PASS):
+        lines += [
+            f"## {form}\n",
+            *([ONE_PASS_HEAD] if form == ONE_PASS else []),
+            f"| {' | '.join(COLUMNS)} |",
+            f"|{rule}|",
+        ]
         for case in cases(form):
             lines.append(row(case, *measured(case)))
             print(lines[-1], flush=True)

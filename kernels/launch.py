@@ -33,11 +33,12 @@ class Launch(NamedTuple):
 
 
 class Configuration(NamedTuple):
-    """The launches of the three kernels."""
+    """The launches of the kernels."""
 
     forward: Launch
     keys: Launch  # dK and dV
     queries: Launch  # dQ
+    once: Launch | None = None  # dK, dV and dQ in one pass: see ONCE; None: in two
 
 
 # (architecture, head dim, dtype): head dim is rounded up; "half" is fp16 and bf16, "single" is fp32.
@@ -159,6 +160,12 @@ PIECES: dict[tuple[str, int, str], dict[str, Launch]] = {
     ("gfx942", 128, "half"): {"queries": Launch(64, 32, 4, 1)},
 }
 
+# A backward of one pass instead of two, where a row stands here: of calls without features through whole lines, read by
+# descriptors if the launch asks for them. It needs five products instead of seven, but adds dQ up in whatever order
+# programs come, so that a rerun gives other bits; calls that ask for a deterministic gradient take two passes. Empty
+# until a measurement fills it: `python -m benchmarks.tune measure --kernel once`, on a GPU.
+ONCE: dict[tuple[str, int, str], Launch] = {}
+
 # Bytes a thread that the launches of a kernel may spill with no feature on, by Triton 3.6.0 or 3.7.1: a few registers,
 # which were measured to cost less than the larger step brings (of whole lines; cut ones were not timed apart).
 SPILLS: dict[tuple[str, int, str], dict[str, int]] = {
@@ -216,6 +223,7 @@ def committed(
         tma: whether descriptors can read the operands; no launch uses them where they cannot.
     """
     changed: dict[str, Launch] = {}
+    once = ONCE.get(key)
     if featured:
         changed |= FEATURED.get(key, {})
     else:
@@ -224,5 +232,7 @@ def committed(
         held = {"forward": BQ, "keys": BK, "queries": BQ}
         narrow = {kernel: launch for kernel, launch in NARROW.get(key, {}).items() if held[kernel] <= 64}
         changed |= {kernel: launch._replace(tma=launch.tma and tma) for kernel, launch in narrow.items()}
+        if once is not None and (tma or not once.tma) and not cut:
+            changed["once"] = once
     changed |= PIECES.get(key, {}) if cut else {}
     return TABLE[key]._replace(**changed)

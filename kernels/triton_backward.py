@@ -1,4 +1,4 @@
-"""Block-sparse attention, backward: two passes over the tables, no atomics, bitwise deterministic.
+"""Block-sparse attention, backward: two passes over the tables, no atomics, bitwise deterministic; or one.
 
 With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
 less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
@@ -6,7 +6,8 @@ norm and delta, padded to whole blocks so that the loops read them unmasked; a q
 and delta = 0, hence P = 0 and dS = 0, never NaN. A cap multiplies dS by its derivative, a bias changes nothing more;
 dropout's bits Z are drawn again, dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
 
-The passes are in triton_backward_keys and triton_backward_queries; here are what goes before them and the launches.
+The passes are in triton_backward_keys and triton_backward_queries; here are what goes before them and the launches. In
+one pass, the first, every program also adds what its keys give to dQ, in fp32 and in any order (`launch.ONCE`).
 Shapes as in triton_common; NP = N rounded up to whole blocks.
 """
 
@@ -96,8 +97,12 @@ def backward(
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
     score: Score,
+    deterministic: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients (dq, dk, dv) of `triton_forward.forward` without sinks, contiguous, in the dtypes of q, k and v."""
+    """Gradients (dq, dk, dv) of `triton_forward.forward` without sinks, contiguous, in the dtypes of q, k and v.
+
+    Bitwise equal in every run if it is asked for here or by `torch.use_deterministic_algorithms`.
+    """
     B, Hq, N, D = q.shape
     _, Hkv, M, DV = v.shape
     BQ, BK = block
@@ -129,13 +134,17 @@ def backward(
                 *(unit, DV, padded(DV), step),
                 num_warps=4,
             )
-        at = chosen(tma=tileable(q, dout)).keys.within(block)
+        launches = chosen(tma=tileable(q, dout))
+        once = None if deterministic or torch.are_deterministic_algorithms_enabled() else launches.once
+        sums = None if once is None else torch.zeros((B, Hq, N, D), dtype=torch.float32, device=q.device)
+        at = (once or launches.keys).within(block)
         width = (D + DV) * q.element_size()
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
-            *(q, k, v, dout, norm, delta, dk, dv),
+            *(q, k, v, dout, norm, delta, dk, dv, sums),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *in_tiles(at.tma, at.BM, q, dout),
+            *((None,) if sums is None else in_tiles(at.tma, at.BM, sums)),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
@@ -151,6 +160,9 @@ def backward(
         for parts, total in ((dk_parts, dk), (dv_parts, dv)):
             if parts is not None:
                 add_partials(parts, total, columns, pattern_of, Hq // Hkv)
+        if sums is not None:
+            torch.mul(sums, score.scale, out=dq)
+            return dq, dk, dv
         del dk_parts, dv_parts, parts  # before those of dq are made
         at = chosen(tma=tileable(k, v)).queries.within(block)
         dq_parts = partial_results(rows, B * Hq, BQ, D)

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from sparseflash.kernels.triton_common import (
     LOG2E,
+    add_rows,
     entries,
     exponential,
     load_rows,
@@ -55,6 +56,9 @@ def _walk_keys(
     columns,  # [BN]: indices of this step's keys
     head_bits,  # dropout's key of this head
     threshold,
+    dq_ptr,  # from here to k_finite: None where a pass of its own gives dQ; fp32 [N, D] of this head
+    dq_tiles,  # a descriptor of all of dQ, of tiles [1, 1, BM, D]; None where it is added through pointers
+    k_finite,
     PARTIAL: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -112,7 +116,14 @@ def _walk_keys(
             ds *= bend(product, c, cap)
         if PARTIAL:
             ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
-        dk = tl.dot(ds.to(q.dtype), q, dk, input_precision="ieee")
+        ds = ds.to(q.dtype)
+        dk = tl.dot(ds, q, dk, input_precision="ieee")
+        if k_finite is not None:
+            dq = tl.dot(tl.trans(ds), k_finite, input_precision="ieee")
+            if dq_tiles is not None:  # rows that are not there are left out
+                dq_tiles.atomic_add([batch, head, first, 0], dq.reshape(1, 1, BM, DP))
+            else:
+                add_rows(dq_ptr, first, keep, dq, BM, D, DP)
     return dk, dv
 
 
@@ -132,6 +143,7 @@ def keys_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
+    dq_ptr,  # fp32 [B, Hq, N, D], zeros, to which every program adds; None where a pass of its own gives dQ
     spans_ptr,
     full_ptr,
     partial_ptr,
@@ -141,6 +153,7 @@ def keys_kernel(
     pattern_ptr,
     q_tiles,  # descriptors: see _walk_keys
     dout_tiles,
+    dq_tiles,
     q_b,
     q_h,
     q_n,
@@ -222,6 +235,10 @@ def keys_kernel(
     keep = first + tl.arange(0, BN) < M
     k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
+    k_finite = None
+    if dq_ptr is not None:
+        # A key that no query sees has dS = 0, but may be anything; queries that see an infinite one have NaN in dS.
+        k_finite = tl.where(tl.abs(k) < float("inf"), k, 0.0)
     dk = tl.zeros((BN, DP), tl.float32)
     dv = tl.zeros((BN, DVP), tl.float32)
     for member in range(0, group):
@@ -234,6 +251,9 @@ def keys_kernel(
         if slopes_ptr is not None:
             slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
             position = first - q_offset
+        dq_at = None
+        if dq_ptr is not None:
+            dq_at = dq_ptr + (batch * (Hkv * group) + head).to(tl.int64) * N * D
         head_bits = None
         if seed_ptr is not None:
             head_bits = head_key(seed_ptr, batch * (Hkv * group) + head)
@@ -251,6 +271,9 @@ def keys_kernel(
             columns,
             head_bits,
             threshold,
+            dq_at,
+            dq_tiles,
+            k_finite,
             *(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
         start, count = entries(span, low, high, True)
@@ -265,6 +288,9 @@ def keys_kernel(
             columns,
             head_bits,
             threshold,
+            dq_at,
+            dq_tiles,
+            k_finite,
             *(True, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
     row = index.to(tl.int64) * M

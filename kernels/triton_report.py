@@ -52,8 +52,6 @@ FEATURES = {
     "sinks": ("sinks_ptr",),
     "dropout": ("seed_ptr", "threshold"),
 }
-# Descriptors of what a kernel walks, None where the launch does without.
-_TILES = {"forward": ("k_tiles", "v_tiles"), "keys": ("q_tiles", "dout_tiles"), "queries": ("k_tiles", "v_tiles")}
 # Those of pieces of lines, None where no line is cut.
 PIECES = ("work_ptr", "items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
 
@@ -62,7 +60,7 @@ class Case(NamedTuple):
     """One kernel as some call would compile it."""
 
     architecture: str
-    kernel: str
+    kernel: str  # of KERNELS, or "once": the one for keys, that gives dQ too
     D: int
     DV: int
     dtype: str  # as Triton spells it
@@ -98,7 +96,7 @@ def cases(
         key = architecture, D, dtype_class
         launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma)
         for kernel, launch in launches._asdict().items():
-            if architecture in architectures:
+            if architecture in architectures and launch is not None:
                 case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
                 if case not in seen:
                     seen.add(case)
@@ -120,13 +118,16 @@ def compile_case(case: Case) -> Any:
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
     }
-    kernel = KERNELS[case.kernel]
-    if case.kernel == "forward":
+    name = "keys" if case.kernel == "once" else case.kernel
+    kernel = KERNELS[name]
+    if name == "forward":
         constants["AHEAD"] = at.ahead
-    if case.kernel != "keys":
+    if name != "keys":
         constants["FRAGMENTS"] = fragmented(case.architecture, case.dtype == "fp32")
     if not at.tma:
-        constants |= dict.fromkeys(_TILES[case.kernel])
+        constants |= dict.fromkeys(argument for argument in kernel.arg_names if argument.endswith("_tiles"))
+    if case.kernel == "keys":
+        constants |= dict.fromkeys(("dq_ptr", "dq_tiles"))
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
@@ -149,11 +150,16 @@ def compile_merges(case: Case) -> Iterator[Any]:
 
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
-    signature = {name: _type(name, case.dtype) for name in kernel.arg_names} | dict.fromkeys(constants, "constexpr")
-    for name, width in zip(_TILES.get(case.kernel, ()), ("DP", "DVP"), strict=False):
-        if name in signature and name not in constants:
-            rows = constants["BM" if case.kernel == "keys" else "BN"]
-            signature[name] = f"tensordesc<{case.dtype}[1, 1, {rows}, {constants[width]}]>"
+    signature = {name: _type(name, case.dtype) for name in kernel.arg_names}
+    if kernel is keys_kernel:
+        signature["dq_ptr"] = "*fp32"  # sums of all programs
+    signature |= dict.fromkeys(constants, "constexpr")
+    for name in signature:
+        if name.endswith("_tiles") and name not in constants:
+            rows = constants["BM" if kernel is keys_kernel else "BN"]
+            width = constants["DVP" if name in ("v_tiles", "dout_tiles") else "DP"]
+            dtype = "fp32" if name == "dq_tiles" else case.dtype
+            signature[name] = f"tensordesc<{dtype}[1, 1, {rows}, {width}]>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
         for i, parameter in enumerate(kernel.params)

@@ -136,7 +136,7 @@ def attention(
     dropout_p = _checked_dropout(dropout_p)
     found, q_offset = _mask_arguments(mask, q, k)
     score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, _seed(seed, q) if dropout_p else None)
-    out, lse = ops.attention(q, k, v, sinks, found, backend, score)
+    out, lse = ops.attention(q, k, v, sinks, found, backend, deterministic, score)
     return (out, lse) if return_lse else out
 
 

@@ -26,12 +26,12 @@ _library = torch.library.Library("sparseflash", "FRAGMENT")
 _MASK = "Tensor[] table, SymInt[] layout, str pattern"
 _SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"
 _library.define(
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, {_SCORE}) "
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, bool deterministic, {_SCORE}) "
     "-> (Tensor out, Tensor lse)"
 )
 _library.define(
     "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_MASK}, str backend, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)"
+    f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)"
 )
 
 Tensors = Sequence[torch.Tensor]
@@ -95,6 +95,7 @@ def _attention(
     layout: Sequence[int],
     pattern: str,
     backend: str,
+    deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     rows, _, tiles, pattern_of, block, shaped = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
@@ -118,6 +119,7 @@ def _attention_backward(
     layout: Sequence[int],
     pattern: str,
     backend: str,
+    deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
@@ -126,7 +128,7 @@ def _attention_backward(
             return cpu.backward(dout, dlse, q, k, v, out, lse, *operands)
     from sparseflash.kernels import triton_backward
 
-    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands)
+    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands, deterministic)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -150,7 +152,7 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: Any, k: Any, v: Any, sinks: Any, rest: tuple[Any, ...]) -> Any:
         out, lse = _below_autograd(q, k, v, sinks, *rest)
-        table, ctx.layout, ctx.pattern, ctx.backend, *score = rest
+        table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = rest
         ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, k, v, out, lse, sinks, slopes, seed, *table)
@@ -165,7 +167,7 @@ class _Differentiable(torch.autograd.Function):
         if sinks is not None:
             dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
         dq, dk, dv = torch.ops.sparseflash.attention_backward(
-            *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend),
+            *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
             *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
         )
         return dq, dk, dv, dsinks, None
@@ -209,11 +211,12 @@ def attention(
     sinks: torch.Tensor | None,
     mask: MaskArguments,
     backend: str,
+    deterministic: bool,
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse of attention; differentiable in q, k, v and sinks. Nothing is checked here.
 
     Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
     """
-    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, *score)
+    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, deterministic, *score)
     return out, lse

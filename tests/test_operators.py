@@ -34,7 +34,7 @@ def arguments(requires_grad: bool, features: bool, kind: str) -> tuple[object, .
     q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
     sinks = torch.randn(4).requires_grad_(requires_grad) if features else None
     score = Score(0.25, 2.0, torch.rand(4), 0, 0.2, torch.tensor(3)) if features else Score(0.25)
-    return q, k, v, sinks, *mask, "cpu", *score
+    return q, k, v, sinks, *mask, "cpu", False, *score
 
 
 MASKS = pytest.mark.parametrize(

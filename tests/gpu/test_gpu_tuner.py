@@ -22,7 +22,7 @@ from benchmarks.gpu.gates import GATED_SOURCE, STEPS, asked, candidates, fitting
 from benchmarks.gpu.machine import cpu
 from benchmarks.gpu.rows import Setting
 from benchmarks.record import Growing
-from sparseflash.kernels.launch import TABLE, Launch, committed
+from sparseflash.kernels.launch import ONCE, TABLE, Configuration, Launch, committed
 
 KEY = "sm_90", 64, "half"
 FORWARD = TABLE[KEY].forward
@@ -37,8 +37,11 @@ def other(number: int) -> Launch:
 @pytest.mark.parametrize("kernel", STEPS)
 def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kernel: str) -> None:
     for D in tune.HEAD_DIMS:
-        found = candidates(("sm_90", D, "half"), kernel)
-        assert found[0] == getattr(TABLE["sm_90", D, "half"], kernel)
+        found = candidates(key := ("sm_90", D, "half"), kernel)
+        if kernel == "once":
+            assert gates.committed_launch(key, kernel) is None
+            found = [TABLE[key].keys, *(launch for launch in found if launch != TABLE[key].keys)]
+        assert found[0] == getattr(TABLE[key], "keys" if kernel == "once" else kernel)
         assert len(found) == len(set(found)) > 30
         for launch, block in itertools.product(found, (16, 32, 64, 128, 256)):
             step = launch.within((block, block))
@@ -64,6 +67,25 @@ def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
         for block, tma, cut in itertools.product(((64, 64), (128, 128)), (False, True), (False, True)):
             assert committed(key, featured=False, cut=cut, block=block, tma=tma).forward == launch
     assert committed(key, featured=False, cut=False, block=(128, 128), tma=True).forward != launch
+
+
+def test_a_backward_in_one_pass_is_tried_and_makes_way_for_candidates_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, launch = ("sm_90", 64, "half"), Launch(64, 64, 4, 3, tma=True)
+
+    def taken() -> Configuration:
+        return committed(key, featured=False, cut=False, block=(128, 128), tma=True)
+
+    usual = taken()
+    assert usual.once is None
+    with tune.committed_as(key, "once", launch):
+        assert taken() == usual._replace(once=launch)
+    assert taken().once is None
+    monkeypatch.setitem(ONCE, key, launch)
+    assert candidates(key, "once")[0] == launch
+    for kernel, stays in (("forward", launch), ("keys", None), ("queries", None)):
+        with tune.committed_as(key, kernel, Launch(32, 32, 4, 1)):
+            assert taken().once == stays, "two passes are compared with one"
+    assert taken().once == launch
 
 
 @compiles
@@ -157,6 +179,12 @@ def test_the_proposal_is_a_row_of_the_table(tmp_path: Path) -> None:
         if isinstance(call, ast.Call)
     ]
     assert launches == [other(2), TABLE[KEY].keys, TABLE[KEY].queries]
+    assert "into ONCE" not in text
+    one_pass = candidates(KEY, "once")[0]
+    results.add(asked(KEY, "once", one_pass), measured)
+    again = tune.write_proposal(results).read_text()
+    assert f'# into ONCE: ("sm_90", 64, "half"): {gates.spelled(one_pass)},' in again
+    assert "# forward 1.27x, once 1.27x" in again
     assert not list(tmp_path.glob("*.part"))
 
 

@@ -13,6 +13,7 @@ from sparseflash.kernels.launch import (
     FEATURED,
     INTERPRETER,
     NARROW,
+    ONCE,
     PIECES,
     SHARED_MEMORY,
     TABLE,
@@ -66,7 +67,9 @@ def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve()
             readable = TABLE[key]._asdict() | TMA.get(key, {}) | wanted
             assert taken(key, block=block, tma=True)._asdict() == readable
             through_pointers = taken(key, block=block)
-            assert not any(launch.tma for launch in through_pointers), "no descriptors, no launch that asks for them"
+            assert not any(launch.tma for launch in through_pointers if launch), (
+                "no descriptors, no launch that asks for them"
+            )
             assert through_pointers._asdict() == TABLE[key]._asdict() | {
                 kernel: launch._replace(tma=False) for kernel, launch in wanted.items()
             }
@@ -81,10 +84,23 @@ def test_launches_for_pieces_replace_only_themselves() -> None:
         assert any(launch != getattr(TABLE[key], kernel) for kernel, launch in launches.items())
 
 
+def test_one_pass_is_taken_for_whole_lines_without_features_and_by_descriptors(monkeypatch: pytest.MonkeyPatch) -> None:
+    key, tiled = ("sm_90", 64, "half"), Launch(64, 64, 4, 3, tma=True)
+    assert taken(key, tma=True).once is None, "it waits for a measurement"
+    monkeypatch.setitem(ONCE, key, tiled)
+    assert taken(key, tma=True).once == tiled
+    for other in ({}, {"tma": True, "cut": True}, {"tma": True, "featured": True}):
+        assert taken(key, **other).once is None
+    monkeypatch.setitem(ONCE, key, plain := tiled._replace(tma=False))
+    assert taken(key).once == taken(key, tma=True).once == plain
+    assert taken(("sm_90", 128, "half"), tma=True).once is None
+
+
 COMMITTED = {
     launch
     for row in (*TABLE.values(), *(row.values() for table in (FEATURED, PIECES, TMA, NARROW) for row in table.values()))
     for launch in row
+    if launch is not None
 }
 
 

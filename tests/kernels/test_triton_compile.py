@@ -22,6 +22,7 @@ from sparseflash.kernels.launch import FEATURED, NARROW, PIECES, TABLE, TMA, Lau
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
+from benchmarks.gpu.gates import MOST_SPILLED_ONCE
 from docs import make_kernels as page
 from sparseflash.kernels import triton_report as report
 from sparseflash.kernels.triton_backward import prepare_kernel
@@ -163,6 +164,27 @@ def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: 
     if page.COMPILER not in page.PAGE.read_text():
         pytest.skip(f"docs/kernels.md was written with another version than {page.COMPILER}, and not compared")
     assert not stale, "run python -m docs.make_kernels:\n" + "\n".join(stale)
+
+
+def test_a_backward_in_one_pass_fits_and_the_page_says_what_is_compiled() -> None:
+    rows = page.PAGE.read_text().split(f"## {page.ONE_PASS}\n")[1].splitlines()
+    shown = []
+    for case in page.cases(page.ONE_PASS):
+        used, found = page.measured(case)
+        shown.append(page.row(case, used, found))
+        assert used.fits("sm_90", MOST_SPILLED_ONCE), shown[-1]
+        assert len(found) == 2
+        assert not any(loop.serialised for loop in found), f"ptxas serialised the products: {shown[-1]}"
+    if page.COMPILER not in page.PAGE.read_text():
+        pytest.skip(f"docs/kernels.md was written with another version than {page.COMPILER}, and not compared")
+    assert shown == [row for row in rows if row.startswith("| once |")], "run python -m docs.make_kernels"
+
+
+def test_sums_of_one_pass_are_reduced_by_the_memory_accelerator_or_in_fp32() -> None:
+    for tma, instruction in ((True, "UTMAREDG"), (False, "RED.E.ADD")):
+        launch = page.CANDIDATES[1][1]._replace(tma=tma)
+        compiled = report.compile_case(report.Case("sm_90", "once", 64, 64, "bf16", (128, 128), launch))
+        assert compiled.asm["sass"].count(instruction) >= 2, "one in each loop"
 
 
 def test_products_ahead_of_the_softmax_overlap_it() -> None:

@@ -121,7 +121,7 @@ def _backward(
     backend = "cpu" if q.device.type == "cpu" else "triton"
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
         *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse),
-        *(*MaskArguments.of(table), backend),
+        *(*MaskArguments.of(table), backend, False),
         *(scale, softcap, None, 0, dropout, seed),
     )
     if room := k.shape[2] - keys:

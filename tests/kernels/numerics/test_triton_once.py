@@ -1,0 +1,156 @@
+"""A backward in one pass: the same laws but one, a rerun of it may give other bits."""
+
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-decorators
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+
+import sparseflash as sf
+from sparseflash import patterns as P
+from sparseflash.kernels import triton_backward, triton_forward
+from sparseflash.kernels.launch import Configuration, Launch
+from sparseflash.kernels.layout import Score
+from sparseflash.kernels.triton_common import in_tiles
+from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, check, random_mask, run
+
+
+class _Launched:
+    """Stands for a kernel that is not to be launched."""
+
+    def __getitem__(self, grid: object) -> object:
+        raise AssertionError("a second pass was launched")
+
+
+@contextmanager
+def in_one_pass(steps: tuple[int, int] = (16, 16), tma: bool = False) -> Iterator[None]:
+    """Backwards run in one pass with these steps, and in no other."""
+    at = Launch(*steps, warps=4, stages=2 if DEVICE == "cuda" else 1, tma=tma)
+
+    def chosen(*_: object, **__: object) -> Configuration:
+        plain = at._replace(tma=False)
+        return Configuration(plain, plain, plain, once=at)
+
+    def readable(wanted: bool, rows: int, *tensors: torch.Tensor) -> tuple[object, ...]:
+        # The interpreter knows no reduction through descriptors: there, sums go through pointers.
+        sums = len(tensors) == 1
+        return in_tiles(wanted and not (sums and DEVICE == "cpu"), rows, *tensors)
+
+    with mock.patch.multiple(triton_backward, configuration=chosen, in_tiles=readable, queries_kernel=_Launched()):
+        yield
+
+
+def problem(kind: str, N: int, M: int, block: tuple[int, int], **more: object) -> Problem:
+    mask = random_mask(np.random.default_rng(1), N, M, kind)[None]
+    return Problem(mask, block, **({"Hq": 1, "Hkv": 1} | more))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("tma", [False, True], ids=["pointers", "descriptors"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_mask(kind: str, tma: bool) -> None:
+    p = problem(kind, 39, 53, (16, 32))
+    with in_one_pass(tma=tma):
+        check(p, run(p, tensors := p.make()), tensors)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("steps", [(32, 32), (64, 16), (16, 64)], ids=str)
+@pytest.mark.parametrize("tma", [False, True], ids=["pointers", "descriptors"])
+def test_dtypes_steps_and_heads(steps: tuple[int, int], dtype: torch.dtype, tma: bool) -> None:
+    more = {"B": 2, "Hq": 4, "Hkv": 2, "pattern_of": [[0, 0, 0, 0]] * 2, "transposed": True}
+    p = problem("letters", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, **more)
+    with in_one_pass(steps, tma):
+        check(p, run(p, tensors := p.make()), tensors)
+
+
+@pytest.mark.parametrize(("D", "DV"), [(16, 24), (40, 16), (72, 64), (8, 80)])
+def test_head_dims(D: int, DV: int) -> None:
+    p = problem("empty rows", 33, 35, (32, 32), D=D, DV=DV)
+    with in_one_pass():
+        check(p, run(p, tensors := p.make()), tensors)
+
+
+@pytest.mark.parametrize(("N", "M"), [(1, 40), (40, 1), (0, 5), (5, 0), (17, 64)])
+def test_lengths(N: int, M: int) -> None:
+    p = problem("dense", N, M, (16, 32))
+    with in_one_pass():
+        check(p, run(p, tensors := p.make()), tensors)
+
+
+def test_columns_in_pieces_and_patterns_by_head() -> None:
+    rng = np.random.default_rng(0)
+    mask = np.stack([random_mask(rng, 40, 70, kind) for kind in ("dense", "noise")])
+    p = Problem(mask, (16, 16), Hq=4, Hkv=2, pattern_of=[[0, 1, 1, 0]], longest=2)
+    assert p.tables().columns.slots > 1
+    with in_one_pass():
+        check(p, run(p, tensors := p.make()), tensors)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, of the poison itself
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), float("-inf")])
+def test_keys_that_no_query_sees_may_hold_anything(poison: float) -> None:
+    p = problem("noise", 40, 70, (32, 32))
+    p.mask[:, :, [0, 5, 31, 33, 47, 69, *range(16, 24)]] = False
+    gone = torch.from_numpy(~p.mask[0].any(0)).to(DEVICE)
+    tensors = p.make()
+    with in_one_pass():
+        expected = run(p, tensors)
+        for name in ("k", "v"):
+            tensors[name] = tensors[name].masked_fill(gone[:, None], poison)
+        got = run(p, tensors)
+    check(p, expected, p.make())
+    for name, x, y in zip(got._fields, got, expected, strict=True):
+        if name == "dq" and DEVICE == "cuda":  # sums come in any order
+            torch.testing.assert_close(x, y)
+        else:
+            assert torch.equal(x, y)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")
+def test_a_key_that_is_seen_and_not_finite_shows() -> None:
+    p = problem("dense", 20, 33, (16, 16))
+    tensors = p.make()
+    tensors["k"][:, :, 7] = float("nan")
+    with in_one_pass():
+        got = run(p, tensors)
+    assert got.dq.isnan().all()
+
+
+def test_two_passes_where_a_deterministic_gradient_is_asked_for() -> None:
+    q, k, v = torch.randn(3, 1, 2, 33, 16, device=DEVICE).requires_grad_().unbind(0)
+
+    def backward(deterministic: bool) -> None:
+        sf.attention(q, k, v, P.causal(), backend="triton", deterministic=deterministic).sum().backward()
+
+    with in_one_pass():
+        backward(False)
+        with pytest.raises(AssertionError, match="a second pass was launched"):
+            backward(True)
+        before = torch.are_deterministic_algorithms_enabled()
+        torch.use_deterministic_algorithms(True)
+        try:
+            with pytest.raises(AssertionError, match="a second pass was launched"):
+                backward(False)
+        finally:
+            torch.use_deterministic_algorithms(before)
+
+
+def test_all_features_at_once() -> None:
+    """Not taken by any call, since no launch with features is: the kernel is right all the same."""
+    p = replace(problem("letters", 40, 64, (32, 32)), Hq=2, Hkv=1)
+    q, k, v, dout = (p.make()[name] for name in ("q", "k", "v", "dout"))
+    rows, columns, tiles, pattern_of, block = p.tables()
+    score = Score(0.3, 2.0, torch.tensor([0.1, 0.2], device=DEVICE), 3, 0.3, torch.tensor(5, device=DEVICE))
+    out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score)
+    operands = (dout, None, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
+    two = triton_backward.backward(*operands)
+    with in_one_pass():
+        one = triton_backward.backward(*operands)
+    for x, y in zip(one, two, strict=True):
+        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)
