@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
@@ -82,6 +85,23 @@ def per_sample(base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[P
     """Patterns with one mask a sample, some of which have one a head."""
     parts = expressions(base) | per_head(3, base)
     return st.lists(parts, min_size=2, max_size=2).map(lambda ps: P.per_sample(*ps))
+
+
+def compiled_for(choices: Mapping[str, Sequence[Any]], forms: int | None) -> st.SearchStrategy[dict[str, Any]]:
+    """What kernels are compiled for: any combination of choices; or one of so many forms, where every choice occurs.
+
+    Every new combination compiles for seconds on a GPU, and one that was met before takes milliseconds.
+    """
+    if forms is None:
+        return st.fixed_dictionaries({name: st.sampled_from(values) for name, values in choices.items()})
+    dealt = []
+    for shift, values in enumerate(choices.values()):
+        if len(values) > forms:
+            raise ValueError(f"{forms} forms cannot hold {len(values)} choices: {values}")
+        hand = [values[i % len(values)] for i in range(forms)]
+        random.Random(shift).shuffle(hand)
+        dealt.append(hand)
+    return st.sampled_from([dict(zip(choices, row, strict=True)) for row in zip(*dealt, strict=True)])
 
 
 @dataclass(frozen=True)

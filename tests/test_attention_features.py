@@ -1,8 +1,12 @@
-"""Softcap, ALiBi, sinks and dropout at the public face: errors, compiled graphs, transforms, and closed forms."""
+"""Softcap, ALiBi, sinks and dropout at the public face: errors, compiled graphs, transforms, and closed forms.
+
+With SPARSEFLASH_TEST_BACKEND=triton and a GPU, compiled graphs and other dtypes run on it (``make gpu``).
+"""
 
 from __future__ import annotations
 
 import math
+import os
 from typing import Any
 
 import numpy as np
@@ -12,6 +16,8 @@ import torch
 import sparseflash as sf
 from sparseflash import patterns as P
 from tests.oracle import random_case, random_features
+
+DEVICE = "cuda" if os.environ.get("SPARSEFLASH_TEST_BACKEND") == "triton" and torch.cuda.is_available() else "cpu"
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"softcap": 0}, ValueError, "softcap must be positive, and.*got 0; None leaves scores uncapped"),
@@ -55,11 +61,15 @@ ON: dict[str, dict[str, Any]] = {
 }
 
 
+def on_the_device(x: torch.Tensor) -> torch.Tensor:
+    return x.to(DEVICE)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("on", ON.values(), ids=ON)
 def test_compiles_into_one_graph(on: dict[str, Any]) -> None:
     torch._dynamo.reset()
-    case = random_features(random_case(1, 2, 1, 2, 40, 40, 16, 16, torch.float32), 1, **on)
+    case = random_features(random_case(1, 2, 1, 2, 40, 40, 16, 16, torch.float32), 1, **on).mapped(on_the_device)
     leaves = case.leaves()
 
     def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
@@ -86,10 +96,11 @@ def test_one_graph_serves_every_seed_and_offset() -> None:
     def layer(q: torch.Tensor, table: sf.LookupTable, seed: torch.Tensor) -> torch.Tensor:
         return sf.attention(q, q, q, table, alibi_slopes=slopes, dropout_p=0.5, seed=seed)
 
-    q, slopes = torch.randn(1, 2, 30, 16), torch.tensor([0.5, 0.1])
+    q, slopes = torch.randn(1, 2, 30, 16, device=DEVICE), torch.tensor([0.5, 0.1], device=DEVICE)
     compiled = torch.compile(layer, fullgraph=True, backend=count)
     for offset in (3, 4, 5, 6, 7):
-        table, seed = sf.lookup(P.local(9).compile(30, block=16, q_offset=offset)), torch.tensor(offset)
+        table = sf.lookup(P.local(9).compile(30, block=16, q_offset=offset), DEVICE)
+        seed = torch.tensor(offset, device=DEVICE)
         assert torch.equal(compiled(q, table, seed), layer(q, table, seed))
     assert graphs <= 2, "the offset becomes a run-time number when it first changes"
 
@@ -97,7 +108,7 @@ def test_one_graph_serves_every_seed_and_offset() -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_a_compiled_layer_draws_a_new_seed_at_each_call() -> None:
     torch._dynamo.reset()
-    q = torch.randn(1, 2, 30, 16)
+    q = torch.randn(1, 2, 30, 16, device=DEVICE)
     layer = torch.compile(lambda q: sf.attention(q, q, q, dropout_p=0.5), fullgraph=True)
     torch.manual_seed(0)
     first, second = layer(q), layer(q)
@@ -108,10 +119,11 @@ def test_a_compiled_layer_draws_a_new_seed_at_each_call() -> None:
 
 def test_autocast_around_the_call_changes_nothing() -> None:
     case = random_features(random_case(3, 1, 2, 1, 50, 50, 16, 16, torch.float32), 3, **ON["all"])
+    case = case.mapped(on_the_device)
     results = []
     for enabled in (False, True):
         leaves = case.leaves()
-        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
             q, k, v, sinks = leaves
             out = sf.attention(q, k, v, P.causal(), **case.features.arguments(sinks))
             results.append([out, *torch.autograd.grad(out.sum(), leaves)])
@@ -131,7 +143,7 @@ def test_deterministic_is_what_happens_anyway() -> None:
 
 
 def test_sinks_may_have_another_dtype() -> None:
-    case = random_features(random_case(3, 1, 2, 1, 50, 50, 16, 16, torch.bfloat16), 3, sinks=1.0)
+    case = random_features(random_case(3, 1, 2, 1, 50, 50, 16, 16, torch.bfloat16), 3, sinks=1.0).mapped(on_the_device)
     sinks = case.features.sinks
     assert sinks is not None
     outs = []

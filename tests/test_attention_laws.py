@@ -7,6 +7,7 @@ SPARSEFLASH_TEST_BACKEND=triton and a GPU they run on the compiled kernels (``ma
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +24,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
 from tests.oracle import Case, Features, check, ours, random_case, random_features
-from tests.strategies import WIDER, expressions, leaves, per_head
+from tests.strategies import WIDER, compiled_for, expressions, leaves, per_head
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
 SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
@@ -31,6 +32,8 @@ DEVICE = "cuda" if BACKEND == "triton" and not SMALL else "cpu"
 # The interpreter computes bf16 products wrongly, silently.
 DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
 BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
+DIMS = (16, 24, 40) if SMALL else (16, 24, 32, 64, 72, 128)
+COMPILED = BACKEND == "triton" and not SMALL
 
 
 @dataclass(frozen=True)
@@ -62,15 +65,23 @@ class Drawn:
         return dataclasses.replace(case, q_offset=self.q_offset)
 
 
-features = st.fixed_dictionaries(
-    {},
-    optional={
-        "softcap": st.sampled_from([0.3, 2.0, 30.0]),
-        "alibi": st.sampled_from(["head", "sample"]),
-        "sinks": st.sampled_from([1.0, 20.0]),
-        "dropout_p": st.sampled_from([0.1, 0.5, 0.9]),
-    },
+SETTINGS = {
+    "softcap": st.sampled_from([0.3, 2.0, 30.0]),
+    "alibi": st.sampled_from(["head", "sample"]),
+    "sinks": st.sampled_from([1.0, 20.0]),
+    "dropout_p": st.sampled_from([0.1, 0.5, 0.9]),
+}
+ON: list[tuple[str, ...]] = [(), *((name,) for name in SETTINGS), tuple(SETTINGS)]  # features that are on together
+if not COMPILED:
+    ON = [on for size in range(len(SETTINGS) + 1) for on in itertools.combinations(SETTINGS, size)]
+FORMS = compiled_for(
+    {"bq": BLOCKS, "bk": BLOCKS, "dim": DIMS, "v_dim": DIMS, "dtype": DTYPES, "on": ON}, 12 if COMPILED else None
 )
+
+
+def features(on: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
+    """Settings of features that are on."""
+    return st.fixed_dictionaries({name: SETTINGS[name] for name in on})
 
 
 @st.composite
@@ -80,13 +91,13 @@ def drawn(draw: st.DrawFn) -> Drawn:
     patterns = expressions(leaves) | per_head(heads * group)
     pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
     longest = (40 if SMALL else 400) * WIDER
-    dims = st.sampled_from([16, 24, 40] if SMALL else [16, 24, 32, 64, 72, 128])
+    form = draw(FORMS)
     return Drawn(
         pattern, heads, group, batch,
         draw(st.integers(1, longest)), draw(st.integers(1, longest)),
-        draw(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))), draw(st.none() | st.integers(-20, 20)),
-        draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)),
-        draw(features), draw(st.booleans()),
+        (form["bq"], form["bk"]), draw(st.none() | st.integers(-20, 20)),
+        form["dim"], form["v_dim"], form["dtype"], draw(st.integers(0, 1 << 16)),
+        draw(features(form["on"])), draw(st.booleans()),
     )  # fmt: skip
 
 
@@ -120,9 +131,15 @@ def all_partial(mask: BlockMask) -> BlockMask:
     return dataclasses.replace(mask, runs=runs, tiles=np.concatenate([mask.tiles, ones]))
 
 
-@given(st.integers(1, 40 if SMALL else 90), st.integers(1, 40 if SMALL else 90), st.sampled_from(DTYPES), features)
-def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, dtype: torch.dtype, on: dict[str, Any]) -> None:
-    case = random_features(random_case(0, 1, 1 if SMALL else 2, 1, q_len, kv_len, 16, 16, dtype), 0, **on)
+@given(
+    st.integers(1, 40 if SMALL else 90),
+    st.integers(1, 40 if SMALL else 90),
+    compiled_for({"dtype": DTYPES, "on": ON}, 6 if COMPILED else None),
+    st.data(),
+)
+def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, form: dict[str, Any], data: st.DataObject) -> None:
+    plain = random_case(0, 1, 1 if SMALL else 2, 1, q_len, kv_len, 16, 16, form["dtype"])
+    case = random_features(plain, 0, **data.draw(features(form["on"]), label="features"))
     ones = np.ones((q_len, kv_len), bool)
     masks: list[Pattern | BlockMask] = [
         P.full(),

@@ -6,6 +6,7 @@ SPARSEFLASH_TEST_BACKEND=triton and a GPU they run on the compiled kernels.
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -26,7 +27,7 @@ from sparseflash import patterns as P
 from sparseflash.functional import Mask
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import Case, eager, largest_terms, poisoned_memory, random_case, random_features
-from tests.strategies import WIDER, expressions, leaves, per_head
+from tests.strategies import WIDER, compiled_for, expressions, leaves, per_head
 
 ROOT = Path(__file__).parent.parent
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
@@ -35,6 +36,8 @@ DEVICE = "cuda" if BACKEND == "triton" and not SMALL else "cpu"
 # The interpreter computes bf16 products wrongly, silently.
 DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
 BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
+DIMS = (16, 24, 40) if SMALL else (16, 24, 32, 64, 72, 128)
+COMPILED = BACKEND == "triton" and not SMALL
 ROOM = (80 if SMALL else 400) * WIDER
 
 
@@ -151,22 +154,36 @@ usual = st.one_of(
 )
 
 
+# What a step's kernels are compiled for; block None: the pattern itself is given.
+FORMS = compiled_for(
+    {
+        "heads": [(1, 1), (1, 2), (2, 1), (1, 3)] if SMALL else [(1, 1), (2, 3), (2, 2)],
+        "new": range(1, 17) if not COMPILED else (1, 2, 5, 16),
+        "block": [None, *itertools.product(BLOCKS, BLOCKS)] if not COMPILED else [None, (16, 32), (64, 16), (128, 128)],
+        "dim": DIMS,
+        "v_dim": DIMS,
+        "dtype": DTYPES,
+        "softcap": [None, 0.5, 3.0, 50.0],
+        "alibi": ["", "", "head", "sample"],
+        "sinks": [0.0, 0.0, 1.0, 9.0],
+    },
+    12 if COMPILED else None,
+)
+
+
 @st.composite
 def drawn(draw: st.DrawFn) -> Drawn:
-    heads, group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1), (1, 3)] if SMALL else [(1, 1), (2, 3), (2, 2)]))
-    new = draw(st.integers(1, 16))
+    form = draw(FORMS)
+    (heads, group), new = form["heads"], form["new"]
     room = draw(st.integers(new, ROOM))
     lengths = draw(st.lists(st.integers(new, room) | st.sampled_from([new, room]), min_size=1, max_size=2))
     patterns = usual | expressions(leaves) | per_head(heads * group, usual | leaves)
     if len(lengths) == 2:
         patterns |= st.builds(P.per_sample, usual, expressions())
-    dims = st.sampled_from([16, 24, 40] if SMALL else [16, 24, 32, 64, 72, 128])
     return Drawn(
-        draw(patterns), heads, group, new, tuple(lengths), room,
-        draw(st.none() | st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS))),
-        draw(dims), draw(dims), draw(st.sampled_from(DTYPES)), draw(st.integers(0, 1 << 16)), draw(st.booleans()),
-        draw(st.none() | st.sampled_from([0.5, 3.0, 50.0])), draw(st.sampled_from(["", "", "head", "sample"])),
-        draw(st.sampled_from([0.0, 0.0, 1.0, 9.0])),
+        draw(patterns), heads, group, new, tuple(lengths), room, form["block"],
+        form["dim"], form["v_dim"], form["dtype"], draw(st.integers(0, 1 << 16)), draw(st.booleans()),
+        form["softcap"], form["alibi"], form["sinks"],
     )  # fmt: skip
 
 

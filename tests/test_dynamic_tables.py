@@ -87,10 +87,11 @@ def contents(side: Side, tiles: Tiles, p: int, bk: int, flip: bool) -> dict[tupl
     """What a kernel reads of one pattern: (row, column) -> the bits of the block."""
     bits = unpack(tiles.bits.cpu().numpy().view(np.uint32), bk)
     found: dict[tuple[int, int], bytes] = {}
+    full_blocks, partial_blocks, tile_of = (x.tolist() for x in (side.full, side.partial, side.tile))  # from the device
     for line, (a, b, c, d) in enumerate(side.spans[p].tolist()):
         for i, partial in (*((i, False) for i in range(a, b)), *((i, True) for i in range(c, d))):
-            other = int((side.partial if partial else side.full)[i])
-            tile = bits[int(side.tile[i])] if partial else np.ones_like(bits[0])
+            other = (partial_blocks if partial else full_blocks)[i]
+            tile = bits[tile_of[i]] if partial else np.ones_like(bits[0])
             assert not partial or (tile.any() and not tile.all()), "a PARTIAL block is empty or full"
             place = (other, line) if flip else (line, other)
             assert place not in found, "a block is listed twice"

@@ -62,7 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--at-once", type=int, default=1, metavar="N",
         help="steps of check, or rows of kernels prepared side by side and timed alone: for many cores and little time",
     )  # fmt: skip
-    parser.add_argument("--examples", type=int, default=100, help="of each law in check; fewer compile less")
+    parser.add_argument("--examples", type=int, default=100, help="of each law in check")
     given = parser.parse_args(arguments)
     if unknown := set(given.parts) - set(PARTS):
         parser.error(f"parts are {', '.join(PARTS)}, got {' '.join(sorted(unknown))}")

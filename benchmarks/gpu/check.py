@@ -46,7 +46,7 @@ class Step:
 
 ONE_PASS = "tests/kernels/numerics/test_triton_once.py"
 LAWS = {
-    "laws of the kernels": f"tests/kernels/numerics --ignore={ONE_PASS}",
+    "laws of the kernels": f"--ignore={ONE_PASS} tests/kernels/numerics",
     "laws of attention": "tests/test_attention_laws.py",
     "features": "tests/test_attention_features.py",
     "lines in pieces": "tests/test_heavy_lines.py",
@@ -64,7 +64,7 @@ def steps(examples: int = 100, workers: int = 8) -> Iterator[Step]:
     """What is checked, in order of how much rests on it.
 
     Args:
-        examples: of each law; nearly every one compiles kernels of its own.
+        examples: of each law.
         workers: processes of each step that runs tests.
     """
     several = ("-n", str(workers)) if importlib.util.find_spec("xdist") else ()

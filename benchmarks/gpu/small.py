@@ -32,8 +32,9 @@ def sweep(device: torch.device, head_dims: tuple[int, ...] = HEAD_DIMS, blocks: 
         for dtype in dtypes:
             for number, pattern in enumerate(PATTERNS):
                 block = blocks[number % len(blocks)]
-                q = torch.randn(2, 4, 193, D, device=device, dtype=dtype, requires_grad=True)
-                k, v = (torch.randn(2, 2, 193, D, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
+                # Few heads: a tool that looks for races slows a kernel down by orders of magnitude.
+                q = torch.randn(1, 2, 193, D, device=device, dtype=dtype, requires_grad=True)
+                k, v = (torch.randn(1, 1, 193, D, device=device, dtype=dtype, requires_grad=True) for _ in range(2))
                 mask = pattern.compile(193, block=block)
                 features = {"softcap": 5.0, "dropout_p": 0.1, "seed": 1} if number == 1 else {}
                 out, lse = sf.attention(q, k, v, mask, return_lse=True, **features)  # type: ignore[call-overload]
@@ -41,9 +42,9 @@ def sweep(device: torch.device, head_dims: tuple[int, ...] = HEAD_DIMS, blocks: 
                 with torch.no_grad():
                     sf.decode(q[:, :, :3], k, v, pattern if number != 3 else None, lengths=150)
                 calls += 1
-    chosen = torch.randint(0, 4, (2, 2, 4, 2), device=device)
-    table = sf.LookupTable.from_indices(chosen, shape=250, block=64, q_heads=4, causal=True)
-    q, k = (torch.randn(2, h, 250, 64, device=device, requires_grad=True) for h in (4, 2))
+    chosen = torch.randint(0, 4, (1, 1, 4, 2), device=device)
+    table = sf.LookupTable.from_indices(chosen, shape=250, block=64, q_heads=2, causal=True)
+    q, k = (torch.randn(1, h, 250, 64, device=device, requires_grad=True) for h in (2, 1))
     sf.attention(q, k, k, table).sum().backward()
     if device.type == "cuda":
         torch.cuda.synchronize()
