@@ -24,11 +24,14 @@ FORMS: dict[str, dict[str, Any]] = {
     "Lines in pieces": {"cut": True, "tma": True},
     "Every feature on": {"features": tuple(report.FEATURES)},
 }
-ONE_PASS = "Backward in one pass"
-ONE_PASS_HEAD = """Candidates, of which none is committed: dK, dV and dQ by five products instead of seven
-(`kernels/launch.py`, ONCE). No GPU has run them. *Issue* and *matrix* are of all three gradients here, and stand beside
-the sum of `keys` and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache
-has to take: the more keys a step has, the fewer.
+WAITING = "Candidates that no GPU has run"
+WAITING_HEAD = """None of these is committed; the launch tuner measures them (`python -m benchmarks.tune`).
+
+*gluon*: the forward pass whose schedule is written by hand (`kernels/gluon_forward.py`): the next step's scores are
+under way while exponentials are taken. *once*: dK, dV and dQ in one pass, five products instead of seven
+(`kernels/launch.py`, ONCE). *Issue* and *matrix* are of all three gradients there, and stand beside the sum of `keys`
+and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache has to take: the
+more keys a step has, the fewer.
 """
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
@@ -57,18 +60,23 @@ COLUMNS = (
 PRODUCTS = {"forward": 2, "keys": 4, "queries": 3, "once": 5}
 CANDIDATES = [
     *(
-        (32, Launch(64, 128, 8, 3, tma=True)),
-        (64, Launch(64, 64, 4, 3, tma=True)),
-        (64, Launch(64, 128, 8, 2, tma=True)),
+        ("forward", 64, Launch(128, 128, 8, 3, tma=True, gluon=True)),
+        ("forward", 64, Launch(64, 128, 4, 2, tma=True, gluon=True)),
     ),
-    *((128, Launch(64, 64, 8, 2, tma=True)), (128, Launch(64, 128, 8, 2, tma=True))),
+    *(
+        ("forward", 128, Launch(128, 128, 8, 2, tma=True, gluon=True)),
+        ("forward", 128, Launch(64, 64, 4, 2, tma=True, gluon=True)),
+    ),
+    ("once", 32, Launch(64, 128, 8, 3, tma=True)),
+    *(("once", 64, Launch(64, 64, 4, 3, tma=True)), ("once", 64, Launch(64, 128, 8, 2, tma=True))),
+    *(("once", 128, Launch(64, 64, 8, 2, tma=True)), ("once", 128, Launch(64, 128, 8, 2, tma=True))),
 ]
 
 
 def cases(form: str) -> list[report.Case]:
     """What a section of the page shows."""
-    if form == ONE_PASS:
-        return [report.Case("sm_90", "once", D, D, "bf16", (128, 128), launch) for D, launch in CANDIDATES]
+    if form == WAITING:
+        return [report.Case("sm_90", kernel, D, D, "bf16", (128, 128), launch) for kernel, D, launch in CANDIDATES]
     return [case for case in report.cases(("sm_90",), **FORMS[form]) if case.dtype != "fp32"]
 
 
@@ -83,7 +91,13 @@ def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
         " | ".join(
             str(cell)
             for cell in (
-                *(case.kernel, case.D, f"{at.BM}x{at.BN}{' ahead' * at.ahead}{' tma' * at.tma}", at.warps, at.stages),
+                *(
+                    case.kernel,
+                    case.D,
+                    f"{at.BM}x{at.BN}{' ahead' * at.ahead}{' tma' * at.tma}{' gluon' * at.gluon}",
+                    at.warps,
+                    at.stages,
+                ),
                 *(used.registers, used.spilled or "", f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
                 *(pair(*(getattr(x, name) for x in found)) for name in ("instructions", "products", "waits")),
                 pair(*(f"{x.overlapped} of {x.exponentials}" for x in found)),
@@ -103,10 +117,10 @@ def measured(case: report.Case) -> tuple[report.Resources, list[Loop]]:
 def main() -> int:
     lines = [HEAD]
     rule = "|".join(["---"] * len(COLUMNS))
-    for form in (*FORMS, ONE_PASS):
+    for form in (*FORMS, WAITING):
         lines += [
             f"## {form}\n",
-            *([ONE_PASS_HEAD] if form == ONE_PASS else []),
+            *([WAITING_HEAD] if form == WAITING else []),
             f"| {' | '.join(COLUMNS)} |",
             f"|{rule}|",
         ]

@@ -25,6 +25,7 @@ class Launch(NamedTuple):
     stages: int
     ahead: bool = False  # forward only: products of the next step's keys are issued before the softmax of this one
     tma: bool = False  # what is walked comes by the tensor memory accelerator (sm_90 and later), if it can be read so
+    gluon: bool = False  # forward on sm_90 only, with tma: the kernel of gluon_forward where that suits the call
 
     def within(self, block: tuple[int, int]) -> Launch:
         """The same launch with steps no larger than a block of (BQ, BK) tokens."""
@@ -231,7 +232,10 @@ def committed(
         BQ, BK = block
         held = {"forward": BQ, "keys": BK, "queries": BQ}
         narrow = {kernel: launch for kernel, launch in NARROW.get(key, {}).items() if held[kernel] <= 64}
-        changed |= {kernel: launch._replace(tma=launch.tma and tma) for kernel, launch in narrow.items()}
+        changed |= {
+            kernel: launch._replace(tma=launch.tma and tma, gluon=launch.gluon and tma)
+            for kernel, launch in narrow.items()
+        }
         if once is not None and (tma or not once.tma) and not cut:
             changed["once"] = once
     changed |= PIECES.get(key, {}) if cut else {}

@@ -374,14 +374,20 @@ def forward(
     parts, lses = partial_results(rows, B * Hq, BQ, DV), partial_results(rows, B * Hq, BQ)
     pattern_b, pattern_h = pattern_strides(pattern_of)
     bits, in_fragments = ordered(tiles.bits, BK, q.dtype)
+    together = heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq)
     with device_of(q):
+        if at.gluon and at == chosen.forward and in_fragments and parts is None and not score.featured:
+            from sparseflash.kernels.gluon_forward import gluon_forward
+
+            gluon_forward(q, k, v, out, lse, rows, bits, tiles, pattern_of, block, score.scale, sinks, together, at)
+            return out, lse
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),
-            heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
+            together,
             *((None, None) if parts is None else (rows.work, rows.items)),
             *(parts, lses, sinks),
             **feature_arguments(score, q.device),

@@ -113,6 +113,8 @@ def fits(case: Case, used: Resources) -> bool:
 def compile_case(case: Case) -> Any:
     """The compiled kernel of a case, from Triton's cache if it is there."""
     at = case.launch.within(case.block)
+    if at.gluon and case.kernel == "forward":
+        return _compile_gluon(case)
     constants: dict[str, Any] = {
         "UNIT": 8,
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
@@ -172,6 +174,36 @@ def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, sta
     )
 
 
+def _compile_gluon(case: Case) -> Any:
+    from triton.experimental.gluon import language as gl
+    from triton.experimental.gluon._runtime import GluonASTSource
+
+    from sparseflash.kernels.gluon_forward import gluon_kernel
+
+    at, dtype = case.launch, {"bf16": gl.bfloat16, "fp16": gl.float16}[case.dtype]
+    constants: dict[str, Any] = {
+        **{"UNIT": 8, "D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1]},
+        **{"BM": at.BM, "BN": at.BN, "STAGES": at.stages, "WARPS": at.warps},
+        **({} if "sinks" in case.features else {"sinks_ptr": None}),
+    }
+    signature = {name: _type(name, case.dtype) for name in gluon_kernel.arg_names} | dict.fromkeys(
+        constants, "constexpr"
+    )
+    for name, width in (("k_tiles", case.D), ("v_tiles", case.DV)):
+        box = [1, 1, at.BN, width]
+        signature[name] = f"tensordesc<{case.dtype}{box},{gl.NVMMASharedLayout.get_default_for(box, dtype)!r}>"
+    aligned = {
+        (i,): [["tt.divisibility", 16]]
+        for i, parameter in enumerate(gluon_kernel.params)
+        if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
+    }
+    return triton.compile(
+        GluonASTSource(gluon_kernel, signature, constants, aligned),
+        target=TARGETS[case.architecture],
+        options={"num_warps": at.warps},
+    )
+
+
 def _type(argument: str, dtype: str) -> str:
     if argument in _MATRICES:
         return f"*{dtype}"
@@ -220,7 +252,7 @@ def described(found: list[Loop]) -> str:
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.launch.within(case.block)
-    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead + " tma" * at.tma
+    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead + " tma" * at.tma + " gluon" * at.gluon
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
         f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "

@@ -55,6 +55,7 @@ LAWS = {
     "decoding": "tests/test_decode.py",
     "CUDA graphs": "tests/test_cuda_graphs.py",
     "backward in one pass, which no committed launch takes": ONE_PASS,
+    "forward in Gluon, which no committed launch takes": "tests/kernels/test_gluon_forward.py",
 }
 ON_THE_GPU = {"SPARSEFLASH_TEST_BACKEND": "triton"}
 SANITIZER = "compute-sanitizer"

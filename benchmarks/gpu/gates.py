@@ -52,6 +52,7 @@ def candidates(key: TableKey, kernel: str) -> list[Launch]:
         like._replace(BM=BM, BN=BN, warps=warps, stages=stages, **form)
         for BM, BN, warps, stages in itertools.product(*STEPS[kernel], WARPS, STAGES)
         for form in _forms(key, kernel)
+        if not form["gluon"] or 16 * warps == BM
     ]
     every.sort(key=lambda launch: sum(a != b for a, b in zip(launch, like, strict=True)))
     return list(dict.fromkeys([*([committed] if committed else []), *every]))
@@ -60,11 +61,12 @@ def candidates(key: TableKey, kernel: str) -> list[Launch]:
 def _forms(key: TableKey, kernel: str) -> list[dict[str, bool]]:
     """What a launch decides beside sizes."""
     architecture, _, dtype = key
-    plain = {"ahead": False, "tma": False}
+    plain = {"ahead": False, "tma": False, "gluon": False}
     # The forward pass does without descriptors where products are ahead; fp32 is not bound by what they save.
     ahead = [plain | {"ahead": True}] if kernel == "forward" else []
     tma = [plain | {"tma": True}] if architecture in ("sm_90", "sm_100") and dtype == "half" else []
-    return [plain, *ahead, *tma]
+    gluon = [plain | {"tma": True, "gluon": True}] if architecture == "sm_90" and tma and kernel == "forward" else []
+    return [plain, *ahead, *tma, *gluon]
 
 
 def asked(key: TableKey, kernel: str, launch: Launch) -> dict[str, Any]:

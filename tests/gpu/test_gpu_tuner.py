@@ -51,11 +51,13 @@ def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kerne
 
 
 def test_every_form_of_a_launch_is_tried() -> None:
-    def forms(kernel: str) -> set[tuple[bool, bool]]:
-        return {(launch.ahead, launch.tma) for launch in candidates(KEY, kernel)}
+    def forms(kernel: str) -> set[tuple[str, ...]]:
+        flags = ("ahead", "tma", "gluon")
+        return {tuple(name for name in flags if getattr(launch, name)) for launch in candidates(KEY, kernel)}
 
-    assert forms("forward") == {(False, False), (True, False), (False, True)}
-    assert forms("keys") == forms("queries") == {(False, False), (False, True)}
+    assert forms("forward") == {(), ("ahead",), ("tma",), ("tma", "gluon")}
+    assert forms("keys") == forms("queries") == forms("once") == {(), ("tma",)}
+    assert {(x.BM, x.warps) for x in candidates(KEY, "forward") if x.gluon} == {(64, 4), (128, 8)}
     assert not [launch for launch in candidates(("sm_80", 64, "half"), "keys") if launch.tma]
     assert gates.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
     assert gates.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
