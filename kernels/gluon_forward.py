@@ -28,7 +28,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparseflash.kernels.launch import Launch
 from sparseflash.kernels.layout import Side, Tiles
-from sparseflash.kernels.triton_common import LN2, LOG2E, entries, place, programs, stride_unit, strides_in
+from sparseflash.kernels.triton_common import LN2, LOG2E, entries, place, programs, sink_share, stride_unit, strides_in
 from sparseflash.kernels.triton_merge import pattern_strides
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # the latter up to Triton 3.6
@@ -285,10 +285,7 @@ def gluon_kernel(
     lse = gl.where(dead, 0.0, peak + gl.log2(total))
     share = 1.0 / total
     if sinks_ptr is not None:
-        # The keys' share of a row's weight, as triton_common.sink_share has it.
-        gap = lse - gl.load(sinks_ptr + head) * LOG2E
-        e = gl.exp2(-gl.abs(gap))
-        share *= gl.where(gap < 0, e, 1.0) / (1.0 + e)
+        share *= sink_share(lse, gl.load(sinks_ptr + head) * LOG2E)
     value = acc * gl.convert_layout(share, gl.SliceLayout(1, o_layout))[:, None]
     rows = first + gl.arange(0, BM, gl.SliceLayout(1, o_layout))
     at = (
@@ -302,7 +299,7 @@ def gluon_kernel(
     gl.store(lse_ptr + index.to(gl.int64) * N + rows, lse, mask=rows < N)
 
 
-def gluon_forward(
+def forward(
     q: torch.Tensor,  # [B, Hq, N, D], half precision, D and DV powers of two
     k: torch.Tensor,  # [B, Hkv, M, D]; it and v as descriptors can read them
     v: torch.Tensor,  # [B, Hkv, M, DV]
@@ -318,7 +315,7 @@ def gluon_forward(
     together: int,  # heads to work on at a time
     at: Launch,  # whose steps divide the block, with 16 queries a warp
 ) -> None:
-    """The forward pass of `triton_forward.forward`, launched."""
+    """Write out and lse as `triton_forward.forward` returns them."""
     B, Hq, N, D = q.shape
     (BQ, BK), n_rows = block, rows.order.shape[1]
     unit = stride_unit(q)

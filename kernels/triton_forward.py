@@ -377,9 +377,11 @@ def forward(
     together = heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq)
     with device_of(q):
         if at.gluon and at == chosen.forward and in_fragments and parts is None and not score.featured:
-            from sparseflash.kernels.gluon_forward import gluon_forward
+            from sparseflash.kernels import gluon_forward
 
-            gluon_forward(q, k, v, out, lse, rows, bits, tiles, pattern_of, block, score.scale, sinks, together, at)
+            gluon_forward.forward(
+                q, k, v, out, lse, rows, bits, tiles, pattern_of, block, score.scale, sinks, together, at
+            )
             return out, lse
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),

@@ -55,9 +55,7 @@ def launched(
         stack.enter_context(poisoned())
         chosen = Configuration(at, at, at)
         stack.enter_context(mock.patch.object(triton_forward, "configuration", return_value=chosen))
-        run = stack.enter_context(
-            mock.patch.object(gluon_forward, "gluon_forward", side_effect=gluon_forward.gluon_forward)
-        )
+        run = stack.enter_context(mock.patch.object(gluon_forward, "forward", side_effect=gluon_forward.forward))
         if q.device.type == "cpu":
             stack.enter_context(mock.patch.object(triton_tiles, "family", return_value="sm_90"))
             stack.enter_context(mock.patch.multiple(gluon_forward, gluon_kernel=kernel, in_rings=in_rings))
