@@ -4,7 +4,7 @@
     python -m benchmarks.tune measure  # on the GPU: times these beside the committed launch, the likeliest first
     python -m benchmarks.tune propose  # from what was measured: rows for the table, to look at and commit
 
-Each goes on where it stopped; --seconds bounds a run, --head-dim and --kernel name a part. Results go to
+Each goes on where it stopped; --seconds bounds a run; --head-dim, --kernel and --form name a part. Results go to
 results/<device>/<date>-gates.json and -tune.json, the proposal to <date>-launch.txt beside the latter. Gates that were
 taken on one machine hold on every other, as long as the kernels are the same.
 """
@@ -30,11 +30,13 @@ from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.gates import (
     DTYPES,
+    FORMS,
     GATED_SOURCE,
     TableKey,
     asked,
     candidates,
     fitting,
+    form_of,
     gain,
     gated,
     is_of,
@@ -197,10 +199,14 @@ def measured(
     gates: Sequence[Row],
     seconds: float,
     at_once: int = 1,
+    forms: Sequence[str] = FORMS,
 ) -> bool:
     """Time what fits; whether all was timed. Several at once are prepared side by side, and timed alone."""
     by_turn = itertools.zip_longest(
-        *([asked(key, kernel, launch) for launch in fitting(key, kernel, gates)] for key, kernel in keys)
+        *(
+            [asked(key, kernel, launch) for launch in fitting(key, kernel, gates) if form_of(launch) in forms]
+            for key, kernel in keys
+        )
     )
     todo = [row for turn in by_turn for row in turn if row is not None]
 
@@ -239,13 +245,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--architecture", default="sm_90", choices=sorted({key[0] for key in table.TABLE}))
     parser.add_argument("--head-dim", type=int, nargs="+", default=HEAD_DIMS, choices=HEAD_DIMS)
     parser.add_argument("--kernel", nargs="+", default=list(PASS_OF), choices=list(PASS_OF))
+    parser.add_argument("--form", nargs="+", default=FORMS, choices=FORMS, help="of candidates, beside their sizes")
     parser.add_argument("--dtype", default="half", choices=list(DTYPES))
     parser.add_argument("--seconds", type=float, default=500)
     parser.add_argument("--workers", type=int, default=2, help="processes that compile, for gates")
     parser.add_argument("--at-once", type=int, default=1, help="candidates that are prepared side by side, for measure")
     given = parser.parse_args(arguments)
     if given.what == "gates":
-        rows = [asked(key, kernel, launch) for key, kernel in wanted(given) for launch in candidates(key, kernel)]
+        rows = [
+            asked(key, kernel, launch)
+            for key, kernel in wanted(given)
+            for launch in candidates(key, kernel)
+            if form_of(launch) in given.form
+        ]
         return int(not gated(rows, Growing("gates", skip=GATED_SOURCE), given.workers, given.seconds))
     results = Growing("tune")
     if given.what == "propose":
@@ -259,7 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if (here := table.family(torch.device("cuda"))) != given.architecture:
         parser.error(f"this GPU is {here}, launches were asked for {given.architecture}")
-    complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds, given.at_once)
+    complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds, given.at_once, given.form)
     print("written:", results.path, write_proposal(results))
     return int(not complete)
 

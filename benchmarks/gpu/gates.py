@@ -69,6 +69,14 @@ def _forms(key: TableKey, kernel: str) -> list[dict[str, bool]]:
     return [plain, *ahead, *tma, *gluon]
 
 
+FORMS = ("plain", "ahead", "tma", "gluon")
+
+
+def form_of(launch: Launch) -> str:
+    """What a launch is beside its sizes, of FORMS."""
+    return next((name for name in reversed(FORMS[1:]) if getattr(launch, name)), "plain")
+
+
 def asked(key: TableKey, kernel: str, launch: Launch) -> dict[str, Any]:
     """What a row of either file is known by."""
     architecture, D, dtype = key

@@ -58,6 +58,8 @@ def test_every_form_of_a_launch_is_tried() -> None:
     assert forms("forward") == {(), ("ahead",), ("tma",), ("tma", "gluon")}
     assert forms("keys") == forms("queries") == forms("once") == {(), ("tma",)}
     assert {(x.BM, x.warps) for x in candidates(KEY, "forward") if x.gluon} == {(64, 4), (128, 8)}
+    assert {gates.form_of(launch) for launch in candidates(KEY, "forward")} == set(gates.FORMS)
+    assert gates.form_of(Launch(64, 64, 4, 2, tma=True, gluon=True)) == "gluon"
     assert not [launch for launch in candidates(("sm_80", 64, "half"), "keys") if launch.tma]
     assert gates.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
     assert gates.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
@@ -240,6 +242,9 @@ def test_measuring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert order == [(kernel, list(candidates(KEY, kernel)[i])) for i in (0, 1) for kernel in ("forward", "keys")]
     before = path.read_bytes()
     assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
+    assert tune.measured([(KEY, "queries")], cpu(), Growing("tune", path), [], 60, forms=["gluon"]), (
+        "it has no such form"
+    )
     assert path.read_bytes() == before
 
 
