@@ -214,11 +214,6 @@ def gluon_kernel(
     kv_head = head // group
     c = scale.to(gl.float32) * LOG2E
 
-    rows = first + gl.arange(0, BM, gl.SliceLayout(1, q_layout))
-    at = q_ptr + (batch.to(gl.int64) * q_b + head.to(gl.int64) * q_h) * UNIT
-    at = at + (rows.to(gl.int64) * q_n * UNIT)[:, None] + gl.arange(0, D, gl.SliceLayout(0, q_layout))[None, :]
-    queries = gl.load(at, mask=(rows < N)[:, None], other=0.0)
-    q = gl.allocate_shared_memory(dtype, [BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype), queries)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_tiles.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, DV], v_tiles.layout)
     k_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
@@ -228,16 +223,25 @@ def gluon_kernel(
         mbarrier.init(v_bars.index(slot), 1)
     fence_async_shared()
     barrier()
+    for step in gl.static_range(STAGES):
+        key = _block(full_ptr, partial_ptr, full, partial, step, SPLIT) * BK + step % SPLIT * BN
+        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, step, steps, STAGES)
+        _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, step, steps, STAGES)
+
+    # Queries come while the first keys and values are on their way.
+    rows = first + gl.arange(0, BM, gl.SliceLayout(1, q_layout))
+    at = q_ptr + (batch.to(gl.int64) * q_b + head.to(gl.int64) * q_h) * UNIT
+    at = at + (rows.to(gl.int64) * q_n * UNIT)[:, None] + gl.arange(0, D, gl.SliceLayout(0, q_layout))[None, :]
+    queries = gl.load(at, mask=(rows < N)[:, None], other=0.0)
+    q = gl.allocate_shared_memory(dtype, [BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype), queries)
+    fence_async_shared()
+    barrier()
 
     acc = gl.zeros([BM, DV], gl.float32, o_layout)
     peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
     total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, s_layout))
     zero = gl.zeros([BM, BN], gl.float32, s_layout)
     if steps > 0:
-        for step in gl.static_range(STAGES):
-            key = _block(full_ptr, partial_ptr, full, partial, step, SPLIT) * BK + step % SPLIT * BN
-            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, step, steps, STAGES)
-            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, step, steps, STAGES)
         s = warpgroup_mma_wait(0, [_scores(q, k_ring, k_bars, 0, zero, BN, D, STAGES)])
         barrier()
         # From here on keys are one step ahead of values.
