@@ -61,11 +61,12 @@ AHEAD_OF = 0.02  # by which share a launch must at least be faster than the comm
 
 
 def settings(D: int, dtype: str) -> list[Setting]:
-    """What launches are timed on: dense, few blocks, PARTIAL blocks, and blocks smaller than a step."""
+    """What launches are timed on: dense, few blocks, very few, PARTIAL blocks, and blocks smaller than a step."""
     tokens, named = (16384, "bfloat16") if dtype == "half" else (4096, "float32")
     return [
         Setting("full()", tokens, D, dtype=named),
         Setting(random_name(0.1, 128), tokens, D, dtype=named),
+        Setting(random_name(0.02, 128), tokens, D, dtype=named),
         Setting(COMMON, tokens, D, dtype=named),
         Setting(random_name(0.1, 64), tokens, D, 64, dtype=named),
     ]

@@ -28,10 +28,11 @@ WAITING = "Candidates that no GPU has run"
 WAITING_HEAD = """None of these is committed; the launch tuner measures them (`python -m benchmarks.tune`).
 
 *gluon*: the forward pass whose schedule is written by hand (`kernels/gluon_forward.py`): the next step's scores are
-under way while exponentials are taken. *once*: dK, dV and dQ in one pass, five products instead of seven
-(`kernels/launch.py`, ONCE). *Issue* and *matrix* are of all three gradients there, and stand beside the sum of `keys`
-and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache has to take: the
-more keys a step has, the fewer.
+under way while exponentials are taken; *persistent*: as many programs as fit take all lines in turn, and fetch the
+first rows of the next line while they write one's results. *once*: dK, dV and dQ in one pass, five products instead of
+seven (`kernels/launch.py`, ONCE). *Issue* and *matrix* are of all three gradients there, and stand beside the sum of
+`keys` and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache has to
+take: the more keys a step has, the fewer.
 """
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
@@ -59,14 +60,9 @@ COLUMNS = (
 )
 PRODUCTS = {"forward": 2, "keys": 4, "queries": 3, "once": 5}
 CANDIDATES = [
-    *(
-        ("forward", 64, Launch(128, 128, 8, 3, tma=True, gluon=True)),
-        ("forward", 64, Launch(64, 128, 4, 2, tma=True, gluon=True)),
-    ),
-    *(
-        ("forward", 128, Launch(128, 128, 8, 2, tma=True, gluon=True)),
-        ("forward", 128, Launch(64, 64, 4, 2, tma=True, gluon=True)),
-    ),
+    *(("forward", 64, Launch(64, 128, 4, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 2)),
+    *(("forward", 128, Launch(128, 128, 8, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 1)),
+    *(("forward", 128, Launch(64, 64, 4, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 2)),
     ("once", 32, Launch(64, 128, 8, 3, tma=True)),
     *(("once", 64, Launch(64, 64, 4, 3, tma=True)), ("once", 64, Launch(64, 128, 8, 2, tma=True))),
     *(("once", 128, Launch(64, 64, 8, 2, tma=True)), ("once", 128, Launch(64, 128, 8, 2, tma=True))),
@@ -83,6 +79,7 @@ def cases(form: str) -> list[report.Case]:
 def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
     """One line of a table."""
     at = case.launch.within(case.block)
+    form = "".join(f" {name}" for name in ("ahead", "tma", "gluon", "persistent") if getattr(at, name))
 
     def pair(*values: object) -> str:
         return " / ".join(map(str, values)) or "-"
@@ -91,13 +88,7 @@ def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
         " | ".join(
             str(cell)
             for cell in (
-                *(
-                    case.kernel,
-                    case.D,
-                    f"{at.BM}x{at.BN}{' ahead' * at.ahead}{' tma' * at.tma}{' gluon' * at.gluon}",
-                    at.warps,
-                    at.stages,
-                ),
+                *(case.kernel, case.D, f"{at.BM}x{at.BN}{form}", at.warps, at.stages),
                 *(used.registers, used.spilled or "", f"{used.shared / 1024:.0f}K", report.programs_per_sm(case, used)),
                 *(pair(*(getattr(x, name) for x in found)) for name in ("instructions", "products", "waits")),
                 pair(*(f"{x.overlapped} of {x.exponentials}" for x in found)),

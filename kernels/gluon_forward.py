@@ -5,6 +5,9 @@ next are under way; keys and values come through rings of shared memory, which t
 which run on from a line's FULL to its PARTIAL entries. Otherwise it is triton_forward, for calls without features
 through whole lines: the same tables and formulas, shapes as in triton_common. Scores are in base 2.
 
+With `Launch.persistent`, as many programs as the GPU holds take all lines in turn: the rings run on from line to line,
+and a line's first rows come while the results of the line before are written. Short lines are mostly beginnings.
+
 No interpreter runs Gluon. The tests run this source with stand-ins for its operations that keep the hazards of the
 hardware (tests/kernels/gluon_emulator.py), and compile it ahead of time. No GPU has run it yet, and no committed launch
 takes it.
@@ -13,6 +16,8 @@ takes it.
 # @gluon.jit bodies are a language of their own; their launchers are typed.
 # mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
+
+from functools import lru_cache
 
 import torch
 from triton.experimental import gluon
@@ -28,37 +33,68 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparseflash.kernels.launch import Launch
 from sparseflash.kernels.layout import Side, Tiles
-from sparseflash.kernels.triton_common import LN2, LOG2E, entries, place, programs, sink_share, stride_unit, strides_in
+from sparseflash.kernels.triton_common import LN2, LOG2E, entries, placed, programs, sink_share
 from sparseflash.kernels.triton_merge import pattern_strides
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # the latter up to Triton 3.6
 
 
 @gluon.jit
-def _block(full_ptr, partial_ptr, full, partial, step, SPLIT: gl.constexpr):
-    """The key block of a step: of the FULL entries, then of the PARTIAL ones; 0 past the last."""
+def _line(
+    item,
+    count,
+    spans_ptr,
+    order_ptr,
+    pattern_ptr,
+    pattern_b,
+    pattern_h,
+    lines,
+    heads,
+    together,
+    Hq,
+    STEPS: gl.constexpr,
+):
+    """(head of a sample, step within its line, line, where its FULL entries start, their number, likewise PARTIAL)."""
+    there = item < count
+    rank, index = placed(gl.minimum(item, count - 1), lines * STEPS, heads, together)
+    p = gl.load(pattern_ptr + index // Hq * pattern_b + index % Hq * pattern_h).to(gl.int64)
+    line = gl.load(order_ptr + p * lines + rank // STEPS)
+    span = spans_ptr + (p * lines + line) * 4
+    full_start, full = entries(span, None, None, False)
+    partial_start, partial = entries(span, None, None, True)
+    full, partial = gl.where(there, full, 0), gl.where(there, partial, 0)
+    return index, rank % STEPS, line, full_start, full, partial_start, partial
+
+
+@gluon.jit
+def _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, SPLIT: gl.constexpr):
+    """The key block of a step of a line: of its FULL entries, then of its PARTIAL ones; 0 past the last."""
     entry = step // SPLIT
-    one = gl.load(full_ptr + entry, mask=entry < full, other=0)
-    two = gl.load(partial_ptr + (entry - full), mask=(entry >= full) & (entry < full + partial), other=0)
+    one = gl.load(full_ptr + (full_start + entry), mask=entry < full, other=0)
+    other = entry - full
+    two = gl.load(partial_ptr + (partial_start + other), mask=(other >= 0) & (other < partial), other=0)
     return one + two
 
 
 @gluon.jit
-def _fetch(tiles, ring, bars, batch, head, key, step, steps, STAGES: gl.constexpr):
-    """Start to fill the place of a step in a ring with rows from `key` on; nothing past the last step."""
-    there = step < steps
-    bar = bars.index(step % STAGES)
+def _fetch(tiles, ring, bars, batch, head, row, use, there, PLACES: gl.constexpr):
+    """Start to fill a place of a ring, for its use of this number, with rows of one head."""
+    bar = bars.index(use % PLACES)
     mbarrier.expect(bar, tiles.block_type.nbytes, pred=there)
-    tma.async_copy_global_to_shared(tiles, [batch, head, key, 0], bar, ring.index(step % STAGES), pred=there)
+    tma.async_copy_global_to_shared(tiles, [batch, head, row, 0], bar, ring.index(use % PLACES), pred=there)
 
 
 @gluon.jit
-def _scores(q, k_ring, k_bars, step, zero, BN: gl.constexpr, D: gl.constexpr, STAGES: gl.constexpr):
-    """Products of queries and the keys of a step, under way."""
-    slot = step % STAGES
-    mbarrier.wait(k_bars.index(slot), step // STAGES & 1)
-    k = k_ring.index(slot).reshape([BN, D]).permute((1, 0))
-    return warpgroup_mma(q, k, zero, use_acc=False, is_async=True)
+def _fetched(ring, bars, use, rows: gl.constexpr, width: gl.constexpr, PLACES: gl.constexpr):
+    """What was fetched for this use, [rows, width], once it is there."""
+    mbarrier.wait(bars.index(use % PLACES), use // PLACES & 1)
+    return ring.index(use % PLACES).reshape([rows, width])
+
+
+@gluon.jit
+def _scores(q, k, zero):
+    """Products of queries and keys, under way."""
+    return warpgroup_mma(q, k.permute((1, 0)), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
@@ -74,26 +110,10 @@ def _softmax(s, peak, total, c, PARTIAL: gl.constexpr):
 
 
 @gluon.jit
-def _weighed(
-    p,
-    fade,
-    acc,
-    v_ring,
-    v_bars,
-    step,
-    a_layout: gl.constexpr,
-    BN: gl.constexpr,
-    DV: gl.constexpr,
-    STAGES: gl.constexpr,
-):
-    """The sum of values with a step more, under way."""
-    slot = step % STAGES
-    o_layout: gl.constexpr = a_layout.parent
-    v = v_ring.index(slot).reshape([BN, DV])
-    p = gl.convert_layout(p.to(v.dtype), a_layout)
-    acc = acc * gl.convert_layout(fade, gl.SliceLayout(1, o_layout))[:, None]
-    mbarrier.wait(v_bars.index(slot), step // STAGES & 1)
-    return warpgroup_mma(p, v, acc, is_async=True)
+def _weighed(p, fade, acc, a_layout: gl.constexpr):
+    """(probabilities as a product takes them, the sum of values so far as it stands beside them)."""
+    fade = gl.convert_layout(fade, gl.SliceLayout(1, a_layout.parent))
+    return gl.convert_layout(p, a_layout), acc * fade[:, None]
 
 
 @gluon.jit
@@ -118,40 +138,202 @@ def _visible(
 
 
 @gluon.jit
-def _clean(
-    v_ring,
-    v_bars,
-    step,
-    seen_ptr,
-    tile,
-    key,
-    rows_layout: gl.constexpr,
-    BK: gl.constexpr,
-    BN: gl.constexpr,
-    DV: gl.constexpr,
-    STAGES: gl.constexpr,
-):
+def _clean(v, seen_ptr, tile, key, rows_layout: gl.constexpr, BK: gl.constexpr, BN: gl.constexpr):
     """Zeros for values of keys that no query of the block sees, which may be anything: 0 times NaN is NaN."""
     W: gl.constexpr = (BK + 31) // 32
     keys = key + gl.arange(0, BN, gl.SliceLayout(1, rows_layout))
     seen = (gl.load(seen_ptr + tile.to(gl.int64) * W + keys // 32) >> (keys % 32)) & 1
     if gl.min(seen, 0) == 0:
-        slot = step % STAGES
-        mbarrier.wait(v_bars.index(slot), step // STAGES & 1)
-        v = v_ring.index(slot).reshape([BN, DV])
         v.store(gl.where((seen != 0)[:, None], v.load(rows_layout), 0.0).to(v.dtype))
         fence_async_shared()
         barrier()
 
 
+@gluon.jit
+def _attend(
+    q_ring,
+    k_ring,
+    v_ring,
+    q_bars,
+    k_bars,
+    v_bars,
+    k_tiles,
+    v_tiles,
+    full_ptr,
+    partial_ptr,
+    tile_ptr,
+    bits_ptr,
+    seen_ptr,
+    batch,  # from here to c of the line
+    kv_head,
+    query,
+    full_start,
+    full,
+    partial_start,
+    partial,
+    turn,  # how many lines the program has done
+    used,  # how often a place of the rings was filled for them
+    c,
+    D: gl.constexpr,
+    DV: gl.constexpr,
+    BQ: gl.constexpr,
+    BK: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    QUERIES: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """(acc, peak, total) of BM queries over a line, whose first steps are on their way into the rings."""
+    SPLIT: gl.constexpr = BK // BN
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
+    a_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    # Rows in registers on their way to or from memory: a thread has 8 elements, neighbours in a row lie side by side.
+    v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DV, DV // 8], [WARPS, 1], [1, 0])
+    dtype: gl.constexpr = v_ring.dtype
+    zero = gl.zeros([BM, BN], gl.float32, s_layout)
+    plain = full * SPLIT
+    steps = plain + partial * SPLIT
+    acc = gl.zeros([BM, DV], gl.float32, o_layout)
+    peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
+    total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, s_layout))
+    q = _fetched(q_ring, q_bars, turn, BM, D, QUERIES)
+    if steps > 0:
+        s = warpgroup_mma_wait(0, [_scores(q, _fetched(k_ring, k_bars, used, BN, D, STAGES), zero)])
+        barrier()
+        # From here on keys are one step ahead of values.
+        v_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, STAGES, SPLIT) * BK
+        v_key += STAGES % SPLIT * BN
+        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, v_key, used + STAGES, steps > STAGES, STAGES)
+        for i in range(0, gl.minimum(plain, steps - 1)):
+            ahead = i + 1 + STAGES
+            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, SPLIT) * BK
+            k_key += ahead % SPLIT * BN
+            coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
+            p, fade, peak, total = _softmax(s, peak, total, c, False)
+            p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
+            grown = warpgroup_mma(p, _fetched(v_ring, v_bars, used + i, BN, DV, STAGES), acc, is_async=True)
+            s = warpgroup_mma_wait(1, [coming])
+            acc = warpgroup_mma_wait(0, [grown])
+            barrier()
+            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
+            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
+            v_key = k_key
+        for i in range(plain, steps - 1):
+            key = (i - plain) % SPLIT * BN
+            tile = gl.load(tile_ptr + (partial_start + (i - plain) // SPLIT))
+            v = _fetched(v_ring, v_bars, used + i, BN, DV, STAGES)
+            _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
+            ahead = i + 1 + STAGES
+            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, SPLIT) * BK
+            k_key += ahead % SPLIT * BN
+            visible = _visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN)
+            coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
+            s = gl.where(visible, s, float("-inf"))
+            p, fade, peak, total = _softmax(s, peak, total, c, True)
+            p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
+            grown = warpgroup_mma(p, v, acc, is_async=True)
+            s = warpgroup_mma_wait(1, [coming])
+            acc = warpgroup_mma_wait(0, [grown])
+            barrier()
+            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
+            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
+            v_key = k_key
+        v = _fetched(v_ring, v_bars, used + steps - 1, BN, DV, STAGES)
+        if partial > 0:
+            key = (steps - 1 - plain) % SPLIT * BN
+            tile = gl.load(tile_ptr + (partial_start + partial - 1))
+            _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
+            s = gl.where(_visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN), s, float("-inf"))
+        p, fade, peak, total = _softmax(s, peak, total, c, True)
+        p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
+        acc = warpgroup_mma_wait(0, [warpgroup_mma(p, v, acc, is_async=True)])
+    return acc, peak, total
+
+
+@gluon.jit
+def _write(
+    acc,
+    peak,
+    total,
+    out_ptr,
+    lse_ptr,
+    sinks_ptr,
+    index,
+    head,
+    row,  # first of the queries
+    N,
+    DV: gl.constexpr,
+    BM: gl.constexpr,
+    BN: gl.constexpr,
+    WARPS: gl.constexpr,
+):
+    """Output and lse of BM queries."""
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
+    dead = total == 0.0
+    total = gl.where(dead, 1.0, total)
+    lse = gl.where(dead, 0.0, peak + gl.log2(total))
+    share = 1.0 / total
+    if sinks_ptr is not None:
+        share *= sink_share(lse, gl.load(sinks_ptr + head) * LOG2E)
+    value = acc * gl.convert_layout(share, gl.SliceLayout(1, o_layout))[:, None]
+    o_rows = row + gl.arange(0, BM, gl.SliceLayout(1, o_layout))
+    at = out_ptr + ((index.to(gl.int64) * N + o_rows) * DV)[:, None]
+    at = at + gl.arange(0, DV, gl.SliceLayout(0, o_layout))[None, :]
+    gl.store(at, value.to(out_ptr.dtype.element_ty), mask=(o_rows < N)[:, None])
+    s_rows = row + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
+    lse = gl.where(dead, float("-inf"), lse * LN2)
+    gl.store(lse_ptr + (index.to(gl.int64) * N + s_rows), lse, mask=s_rows < N)
+
+
+@gluon.jit
+def _begin(
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    q_ring,
+    k_ring,
+    v_ring,
+    q_bars,
+    k_bars,
+    v_bars,
+    full_ptr,
+    partial_ptr,
+    batch,
+    head,
+    kv_head,
+    row,
+    full_start,
+    full,
+    partial_start,
+    partial,
+    turn,
+    used,
+    there,
+    BK: gl.constexpr,
+    BN: gl.constexpr,
+    STAGES: gl.constexpr,
+    QUERIES: gl.constexpr,
+):
+    """Fetch the queries of a line and the keys and values of its first steps."""
+    SPLIT: gl.constexpr = BK // BN
+    _fetch(q_tiles, q_ring, q_bars, batch, head, row, turn, there, QUERIES)
+    for step in gl.static_range(STAGES):
+        more = step < (full + partial) * SPLIT
+        key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, SPLIT) * BK
+        key += step % SPLIT * BN
+        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, used + step, more, STAGES)
+        _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, used + step, more, STAGES)
+
+
 @gluon.jit(
     do_not_specialize=[
-        *("q_b", "q_h", "q_n", "pattern_b", "pattern_h", "scale", "N", "Hq", "group", "lines", "heads", "together"),
-        "sinks_ptr",
+        *("pattern_b", "pattern_h", "scale", "N", "Hq", "group", "lines", "heads", "together", "sinks_ptr"),
     ]
 )
 def gluon_kernel(
-    q_ptr,
     out_ptr,
     lse_ptr,
     spans_ptr,
@@ -162,11 +344,9 @@ def gluon_kernel(
     bits_ptr,
     seen_ptr,
     pattern_ptr,
-    k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]
+    q_tiles,  # descriptors of all of q, k and v, of tiles [1, 1, BM or BN, D]
+    k_tiles,
     v_tiles,
-    q_b,
-    q_h,
-    q_n,
     pattern_b,
     pattern_h,
     scale,
@@ -177,7 +357,6 @@ def gluon_kernel(
     heads,  # B * Hq
     together,
     sinks_ptr,  # fp32 [Hq], or None
-    UNIT: gl.constexpr,
     D: gl.constexpr,
     DV: gl.constexpr,
     BQ: gl.constexpr,
@@ -185,127 +364,77 @@ def gluon_kernel(
     BM: gl.constexpr,  # 16 rows a warp
     BN: gl.constexpr,
     STAGES: gl.constexpr,
+    QUERIES: gl.constexpr,  # places for queries: 2 where a program takes several lines, one after the other
     WARPS: gl.constexpr,
 ):
-    SPLIT: gl.constexpr = BK // BN
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
-    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
-    a_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
-    # Rows in registers on their way to or from memory: a thread has 8 elements, neighbours in a row lie side by side.
-    q_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // D, D // 8], [WARPS, 1], [1, 0])
-    v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DV, DV // 8], [WARPS, 1], [1, 0])
-    dtype: gl.constexpr = q_ptr.dtype.element_ty
+    STEPS: gl.constexpr = BQ // BM
+    dtype: gl.constexpr = out_ptr.dtype.element_ty
 
-    rank, index = place(lines * (BQ // BM), heads, together)
-    batch = index // Hq
-    head = index % Hq
-    p_index = gl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(gl.int64)
-    line = gl.load(order_ptr + p_index * lines + rank // (BQ // BM))
-    query = rank % (BQ // BM) * BM
-    first = line * BQ + query
-    span = spans_ptr + (p_index * lines + line) * 4
-    full_start, full = entries(span, None, None, False)
-    partial_start, partial = entries(span, None, None, True)
-    full_ptr += full_start
-    partial_ptr += partial_start
-    tile_ptr += partial_start
-    plain = full * SPLIT
-    steps = plain + partial * SPLIT
-    kv_head = head // group
-    c = scale.to(gl.float32) * LOG2E
-
+    q_ring = gl.allocate_shared_memory(dtype, [QUERIES, 1, 1, BM, D], q_tiles.layout)
     k_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, D], k_tiles.layout)
     v_ring = gl.allocate_shared_memory(dtype, [STAGES, 1, 1, BN, DV], v_tiles.layout)
+    q_bars = gl.allocate_shared_memory(gl.int64, [QUERIES, 1], mbarrier.MBarrierLayout())
     k_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
     v_bars = gl.allocate_shared_memory(gl.int64, [STAGES, 1], mbarrier.MBarrierLayout())
-    for slot in gl.static_range(STAGES):
-        mbarrier.init(k_bars.index(slot), 1)
-        mbarrier.init(v_bars.index(slot), 1)
-    fence_async_shared()
-    barrier()
-    for step in gl.static_range(STAGES):
-        key = _block(full_ptr, partial_ptr, full, partial, step, SPLIT) * BK + step % SPLIT * BN
-        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, step, steps, STAGES)
-        _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, step, steps, STAGES)
-
-    # Queries come while the first keys and values are on their way.
-    rows = first + gl.arange(0, BM, gl.SliceLayout(1, q_layout))
-    at = q_ptr + (batch.to(gl.int64) * q_b + head.to(gl.int64) * q_h) * UNIT
-    at = at + (rows.to(gl.int64) * q_n * UNIT)[:, None] + gl.arange(0, D, gl.SliceLayout(0, q_layout))[None, :]
-    queries = gl.load(at, mask=(rows < N)[:, None], other=0.0)
-    q = gl.allocate_shared_memory(dtype, [BM, D], gl.NVMMASharedLayout.get_default_for([BM, D], dtype), queries)
+    for place in gl.static_range(QUERIES):
+        mbarrier.init(q_bars.index(place), 1)
+    for place in gl.static_range(STAGES):
+        mbarrier.init(k_bars.index(place), 1)
+        mbarrier.init(v_bars.index(place), 1)
     fence_async_shared()
     barrier()
 
-    acc = gl.zeros([BM, DV], gl.float32, o_layout)
-    peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
-    total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, s_layout))
-    zero = gl.zeros([BM, BN], gl.float32, s_layout)
-    if steps > 0:
-        s = warpgroup_mma_wait(0, [_scores(q, k_ring, k_bars, 0, zero, BN, D, STAGES)])
-        barrier()
-        # From here on keys are one step ahead of values.
-        v_key = _block(full_ptr, partial_ptr, full, partial, STAGES, SPLIT) * BK + STAGES % SPLIT * BN
-        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, v_key, STAGES, steps, STAGES)
-        for i in range(0, gl.minimum(plain, steps - 1)):
-            ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full, partial, ahead, SPLIT) * BK + ahead % SPLIT * BN
-            coming = _scores(q, k_ring, k_bars, i + 1, zero, BN, D, STAGES)
-            p, fade, peak, total = _softmax(s, peak, total, c, False)
-            grown = _weighed(p, fade, acc, v_ring, v_bars, i, a_layout, BN, DV, STAGES)
-            s = warpgroup_mma_wait(1, [coming])
-            acc = warpgroup_mma_wait(0, [grown])
-            barrier()
-            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, ahead, steps, STAGES)
-            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, i + STAGES, steps, STAGES)
-            v_key = k_key
-        for i in range(plain, steps - 1):
-            key = (i - plain) % SPLIT * BN
-            tile = gl.load(tile_ptr + (i - plain) // SPLIT)
-            _clean(v_ring, v_bars, i, seen_ptr, tile, key, v_layout, BK, BN, DV, STAGES)
-            ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full, partial, ahead, SPLIT) * BK + ahead % SPLIT * BN
-            visible = _visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN)
-            coming = _scores(q, k_ring, k_bars, i + 1, zero, BN, D, STAGES)
-            s = gl.where(visible, s, float("-inf"))
-            p, fade, peak, total = _softmax(s, peak, total, c, True)
-            grown = _weighed(p, fade, acc, v_ring, v_bars, i, a_layout, BN, DV, STAGES)
-            s = warpgroup_mma_wait(1, [coming])
-            acc = warpgroup_mma_wait(0, [grown])
-            barrier()
-            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, ahead, steps, STAGES)
-            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, i + STAGES, steps, STAGES)
-            v_key = k_key
-        if partial > 0:
-            key = (steps - 1 - plain) % SPLIT * BN
-            tile = gl.load(tile_ptr + (partial - 1))
-            _clean(v_ring, v_bars, steps - 1, seen_ptr, tile, key, v_layout, BK, BN, DV, STAGES)
-            s = gl.where(_visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN), s, float("-inf"))
-        p, fade, peak, total = _softmax(s, peak, total, c, True)
-        acc = warpgroup_mma_wait(0, [_weighed(p, fade, acc, v_ring, v_bars, steps - 1, a_layout, BN, DV, STAGES)])
-
-    dead = total == 0.0
-    total = gl.where(dead, 1.0, total)
-    lse = gl.where(dead, 0.0, peak + gl.log2(total))
-    share = 1.0 / total
-    if sinks_ptr is not None:
-        share *= sink_share(lse, gl.load(sinks_ptr + head) * LOG2E)
-    value = acc * gl.convert_layout(share, gl.SliceLayout(1, o_layout))[:, None]
-    rows = first + gl.arange(0, BM, gl.SliceLayout(1, o_layout))
-    at = (
-        out_ptr
-        + ((index.to(gl.int64) * N + rows) * DV)[:, None]
-        + gl.arange(0, DV, gl.SliceLayout(0, o_layout))[None, :]
+    c = scale.to(gl.float32) * LOG2E
+    count = lines * STEPS * heads
+    item = gl.program_id(0)
+    index, part, line, full_start, full, partial_start, partial = _line(
+        item, count, spans_ptr, order_ptr, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS
     )
-    gl.store(at, value.to(dtype), mask=(rows < N)[:, None])
-    rows = first + gl.arange(0, BM, gl.SliceLayout(1, s_layout))
-    lse = gl.where(dead, float("-inf"), lse * LN2)
-    gl.store(lse_ptr + index.to(gl.int64) * N + rows, lse, mask=rows < N)
+    row = line * BQ + part * BM
+    batch, head = index // Hq, index % Hq
+    _begin(
+        *(q_tiles, k_tiles, v_tiles, q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, full_ptr, partial_ptr),
+        *(batch, head, head // group, row, full_start, full, partial_start, partial, 0, 0, True),
+        *(BK, BN, STAGES, QUERIES),
+    )
+    if QUERIES == 1:
+        acc, peak, total = _attend(
+            *(q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, k_tiles, v_tiles, full_ptr, partial_ptr, tile_ptr),
+            *(bits_ptr, seen_ptr, batch, head // group, part * BM, full_start, full, partial_start, partial, 0, 0, c),
+            *(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+        )
+        _write(acc, peak, total, out_ptr, lse_ptr, sinks_ptr, index, head, row, N, DV, BM, BN, WARPS)
+    else:
+        used = 0
+        programs = gl.num_programs(0)
+        for turn in range(0, (count - 1 - item) // programs + 1):
+            acc, peak, total = _attend(
+                *(q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, k_tiles, v_tiles, full_ptr, partial_ptr, tile_ptr),
+                *(bits_ptr, seen_ptr, index // Hq, index % Hq // group, part * BM, full_start, full),
+                *(partial_start, partial, turn, used, c),
+                *(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+            )
+            # The next line's first rows come while this one's results are written.
+            barrier()
+            used += (full + partial) * (BK // BN)
+            done, done_row = index, row
+            item += programs
+            index, part, line, full_start, full, partial_start, partial = _line(
+                item, count, spans_ptr, order_ptr, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS
+            )
+            row = line * BQ + part * BM
+            _begin(
+                *(q_tiles, k_tiles, v_tiles, q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, full_ptr, partial_ptr),
+                *(index // Hq, index % Hq, index % Hq // group, row, full_start, full, partial_start, partial),
+                *(turn + 1, used, item < count),
+                *(BK, BN, STAGES, QUERIES),
+            )
+            _write(acc, peak, total, out_ptr, lse_ptr, sinks_ptr, done, done % Hq, done_row, N, DV, BM, BN, WARPS)
 
 
 def forward(
-    q: torch.Tensor,  # [B, Hq, N, D], half precision, D and DV powers of two
-    k: torch.Tensor,  # [B, Hkv, M, D]; it and v as descriptors can read them
+    q: torch.Tensor,  # [B, Hq, N, D], half precision; it, k and v as descriptors can read them
+    k: torch.Tensor,  # [B, Hkv, M, D]
     v: torch.Tensor,  # [B, Hkv, M, DV]
     out: torch.Tensor,  # [B, Hq, N, DV], written
     lse: torch.Tensor,  # [B, Hq, N], written
@@ -322,13 +451,14 @@ def forward(
     """Write out and lse as `triton_forward.forward` returns them."""
     B, Hq, N, D = q.shape
     (BQ, BK), n_rows = block, rows.order.shape[1]
-    unit = stride_unit(q)
-    gluon_kernel[programs(n_rows, BQ // at.BM, B * Hq)](
-        *(q, out, lse, rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
-        *in_rings(at.BN, k, v),
-        *(*strides_in(unit, q), *pattern_strides(pattern_of)),
+    (grid,) = programs(n_rows, BQ // at.BM, B * Hq)
+    if at.persistent:
+        grid = min(grid, at.persistent * multiprocessors(q.device))
+    gluon_kernel[(grid,)](
+        *(out, lse, rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+        *(*in_rings(at.BM, q), *in_rings(at.BN, k, v)),
+        *pattern_strides(pattern_of),
         *(scale, N, Hq, Hq // k.shape[1], n_rows, B * Hq, together, sinks),
-        UNIT=unit,
         D=D,
         DV=v.shape[-1],
         BQ=BQ,
@@ -336,9 +466,16 @@ def forward(
         BM=at.BM,
         BN=at.BN,
         STAGES=at.stages,
+        QUERIES=2 if at.persistent else 1,
         WARPS=at.warps,
         num_warps=at.warps,
     )
+
+
+@lru_cache
+def multiprocessors(device: torch.device) -> int:
+    """How many the GPU has."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
 
 
 def in_rings(rows: int, *tensors: torch.Tensor) -> tuple[TensorDescriptor, ...]:

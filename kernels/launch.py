@@ -26,6 +26,7 @@ class Launch(NamedTuple):
     ahead: bool = False  # forward only: products of the next step's keys are issued before the softmax of this one
     tma: bool = False  # what is walked comes by the tensor memory accelerator (sm_90 and later), if it can be read so
     gluon: bool = False  # forward on sm_90 only, with tma: the kernel of gluon_forward where that suits the call
+    persistent: int = 0  # with gluon: so many programs a multiprocessor take all lines in turn; 0: a program each
 
     def within(self, block: tuple[int, int]) -> Launch:
         """The same launch with steps no larger than a block of (BQ, BK) tokens."""

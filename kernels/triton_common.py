@@ -49,7 +49,12 @@ def place(places, heads, together):
 
     Ranks are sorted by work, so long lines start first; sections keep the keys in flight within the L2 cache.
     """
-    pid = tl.program_id(0)
+    return placed(tl.program_id(0), places, heads, together)
+
+
+@triton.jit
+def placed(pid, places, heads, together):
+    """The (rank, head) of the program of this number: see `place`."""
     section = pid // (places * together)
     within = pid - section * places * together
     width = tl.minimum(together, heads - section * together)

@@ -376,7 +376,8 @@ def forward(
     bits, in_fragments = ordered(tiles.bits, BK, q.dtype)
     together = heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq)
     with device_of(q):
-        if at.gluon and at == chosen.forward and in_fragments and parts is None and not score.featured:
+        plain = parts is None and not score.featured
+        if at.gluon and at == chosen.forward and in_fragments and plain and tileable(q, k, v):
             from sparseflash.kernels import gluon_forward
 
             gluon_forward.forward(

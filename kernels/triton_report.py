@@ -182,15 +182,15 @@ def _compile_gluon(case: Case) -> Any:
 
     at, dtype = case.launch, {"bf16": gl.bfloat16, "fp16": gl.float16}[case.dtype]
     constants: dict[str, Any] = {
-        **{"UNIT": 8, "D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1]},
-        **{"BM": at.BM, "BN": at.BN, "STAGES": at.stages, "WARPS": at.warps},
+        **{"D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
+        **{"STAGES": at.stages, "QUERIES": 2 if at.persistent else 1, "WARPS": at.warps},
         **({} if "sinks" in case.features else {"sinks_ptr": None}),
     }
     signature = {name: _type(name, case.dtype) for name in gluon_kernel.arg_names} | dict.fromkeys(
         constants, "constexpr"
     )
-    for name, width in (("k_tiles", case.D), ("v_tiles", case.DV)):
-        box = [1, 1, at.BN, width]
+    for name, rows, width in (("q_tiles", at.BM, case.D), ("k_tiles", at.BN, case.D), ("v_tiles", at.BN, case.DV)):
+        box = [1, 1, rows, width]
         signature[name] = f"tensordesc<{case.dtype}{box},{gl.NVMMASharedLayout.get_default_for(box, dtype)!r}>"
     aligned = {
         (i,): [["tt.divisibility", 16]]
@@ -253,6 +253,7 @@ def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.launch.within(case.block)
     form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead + " tma" * at.tma + " gluon" * at.gluon
+    form += f" persistent {at.persistent}" * (at.persistent > 0)
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
         f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "

@@ -52,24 +52,26 @@ def candidates(key: TableKey, kernel: str) -> list[Launch]:
         like._replace(BM=BM, BN=BN, warps=warps, stages=stages, **form)
         for BM, BN, warps, stages in itertools.product(*STEPS[kernel], WARPS, STAGES)
         for form in _forms(key, kernel)
-        if not form["gluon"] or 16 * warps == BM
+        if not form["gluon"] or (16 * warps == BM and form["persistent"] in (0, 8 // warps))
     ]
     every.sort(key=lambda launch: sum(a != b for a, b in zip(launch, like, strict=True)))
     return list(dict.fromkeys([*([committed] if committed else []), *every]))
 
 
-def _forms(key: TableKey, kernel: str) -> list[dict[str, bool]]:
+def _forms(key: TableKey, kernel: str) -> list[dict[str, Any]]:
     """What a launch decides beside sizes."""
     architecture, _, dtype = key
-    plain = {"ahead": False, "tma": False, "gluon": False}
+    plain = {"ahead": False, "tma": False, "gluon": False, "persistent": 0}
     # The forward pass does without descriptors where products are ahead; fp32 is not bound by what they save.
     ahead = [plain | {"ahead": True}] if kernel == "forward" else []
     tma = [plain | {"tma": True}] if architecture in ("sm_90", "sm_100") and dtype == "half" else []
-    gluon = [plain | {"tma": True, "gluon": True}] if architecture == "sm_90" and tma and kernel == "forward" else []
+    gluon = [plain | {"tma": True, "gluon": True, "persistent": programs} for programs in (0, 1, 2)]
+    if architecture != "sm_90" or dtype != "half" or kernel != "forward":
+        gluon = []
     return [plain, *ahead, *tma, *gluon]
 
 
-FORMS = ("plain", "ahead", "tma", "gluon")
+FORMS = ("plain", "ahead", "tma", "gluon", "persistent")
 
 
 def form_of(launch: Launch) -> str:

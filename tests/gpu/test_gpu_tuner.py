@@ -52,12 +52,13 @@ def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kerne
 
 def test_every_form_of_a_launch_is_tried() -> None:
     def forms(kernel: str) -> set[tuple[str, ...]]:
-        flags = ("ahead", "tma", "gluon")
+        flags = ("ahead", "tma", "gluon", "persistent")
         return {tuple(name for name in flags if getattr(launch, name)) for launch in candidates(KEY, kernel)}
 
-    assert forms("forward") == {(), ("ahead",), ("tma",), ("tma", "gluon")}
+    assert forms("forward") == {(), ("ahead",), ("tma",), ("tma", "gluon"), ("tma", "gluon", "persistent")}
     assert forms("keys") == forms("queries") == forms("once") == {(), ("tma",)}
-    assert {(x.BM, x.warps) for x in candidates(KEY, "forward") if x.gluon} == {(64, 4), (128, 8)}
+    lower = {(x.BM, x.warps, x.persistent) for x in candidates(KEY, "forward") if x.gluon}
+    assert lower == {(64, 4, 0), (64, 4, 2), (128, 8, 0), (128, 8, 1)}
     assert {gates.form_of(launch) for launch in candidates(KEY, "forward")} == set(gates.FORMS)
     assert gates.form_of(Launch(64, 64, 4, 2, tma=True, gluon=True)) == "gluon"
     assert not [launch for launch in candidates(("sm_80", 64, "half"), "keys") if launch.tma]

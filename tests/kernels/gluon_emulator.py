@@ -110,8 +110,8 @@ class Product:
 class Machine:
     """What one program has: products under way, memory that waits for fences, barriers."""
 
-    def __init__(self, program: int) -> None:
-        self.program = program
+    def __init__(self, program: int, programs: int) -> None:
+        self.program, self.programs = program, programs
         self.unfinished: list[Product] = []
         self.read_since_barrier: set[tuple[int, ...]] = set()
         self.written: dict[tuple[int, ...], set[str]] = {}  # by threads: what is still needed before products read it
@@ -206,7 +206,8 @@ class Machine:
             DotOperandLayout=lambda *_: SimpleNamespace(parent=None), BlockedLayout=lambda *_: None,
             NVMMASharedLayout=SimpleNamespace(get_default_for=lambda *_: None),
             int64=torch.int64, int32=torch.int32, float32=torch.float32, static_range=range,
-            program_id=lambda axis: torch.tensor(self.program), load=_load, store=_store, where=_where,
+            program_id=lambda axis: torch.tensor(self.program), num_programs=lambda axis: self.programs,
+            load=_load, store=_store, where=_where,
             arange=lambda start, stop, layout=None: torch.arange(start, stop),
             zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
             full=lambda shape, value, dtype, layout: torch.full(shape, value, dtype=dtype),
@@ -246,7 +247,7 @@ class Emulated:
             given[name] = value
         assert num_warps == constants["WARPS"]
         for program in range(grid[0]):
-            machine = Machine(program)
+            machine = Machine(program, grid[0])
             with _standing_in(machine):
                 KERNEL.fn(**given, **constants)
             assert not machine.unfinished, "a program ends while products are under way"

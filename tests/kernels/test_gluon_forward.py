@@ -59,6 +59,7 @@ def launched(
         if q.device.type == "cpu":
             stack.enter_context(mock.patch.object(triton_tiles, "family", return_value="sm_90"))
             stack.enter_context(mock.patch.multiple(gluon_forward, gluon_kernel=kernel, in_rings=in_rings))
+            stack.enter_context(mock.patch.object(gluon_forward, "multiprocessors", return_value=1))
         out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, Score(problem.scale), sinks)
     assert run.called, "another kernel ran"
     return out, lse, kernel
@@ -144,7 +145,18 @@ def test_anything_goes_together(data: st.DataObject) -> None:
         pattern_of=draw(st.lists(row, min_size=B, max_size=B)), transposed=draw(st.booleans(), label="transposed"),
         all_partial=draw(st.booleans(), label="all partial"), seed=draw(st.integers(0, 99), label="seed"),
     )  # fmt: skip
-    check(p, Launch(BM, BN, BM // 16, stages, tma=True, gluon=True))
+    persistent = draw(st.sampled_from([0, 1, 3]), label="persistent")
+    check(p, Launch(BM, BN, BM // 16, stages, tma=True, gluon=True, persistent=persistent))
+
+
+@pytest.mark.parametrize("programs", [1, 2, 7, 100])
+@pytest.mark.parametrize("kind", ["causal", "empty rows", "nothing", "letters"])
+def test_a_program_may_take_many_lines(kind: str, programs: int, machine: str) -> None:
+    p = problem((kind,), 300, 200, (64, 64), Hq=2)
+    p.Hkv = 2
+    kernel = check(p, LAUNCH._replace(persistent=programs))
+    if machine == "stand-ins":
+        assert kernel.programs == min(programs, 2 * 5), "two heads of five block rows"
 
 
 def test_only_the_blocks_of_the_table_are_computed(machine: str) -> None:
