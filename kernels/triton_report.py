@@ -162,16 +162,8 @@ def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, sta
             width = constants["DVP" if name in ("v_tiles", "dout_tiles") else "DP"]
             dtype = "fp32" if name == "dq_tiles" else case.dtype
             signature[name] = f"tensordesc<{dtype}[1, 1, {rows}, {width}]>"
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, parameter in enumerate(kernel.params)
-        if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
-    }
-    return triton.compile(
-        ASTSource(kernel, signature, constants, aligned),
-        target=TARGETS[case.architecture],
-        options={"num_warps": warps, "num_stages": stages},
-    )
+    options = {"num_warps": warps, "num_stages": stages}
+    return _built(ASTSource, kernel, signature, constants, case.architecture, options)
 
 
 def _compile_gluon(case: Case) -> Any:
@@ -192,15 +184,21 @@ def _compile_gluon(case: Case) -> Any:
     for name, rows, width in (("q_tiles", at.BM, case.D), ("k_tiles", at.BN, case.D), ("v_tiles", at.BN, case.DV)):
         box = [1, 1, rows, width]
         signature[name] = f"tensordesc<{case.dtype}{box},{gl.NVMMASharedLayout.get_default_for(box, dtype)!r}>"
+    options = {"num_warps": at.warps}
+    return _built(GluonASTSource, gluon_kernel, signature, constants, case.architecture, options)
+
+
+def _built(
+    language: Any, kernel: Any, signature: dict[str, str], constants: dict[str, Any], architecture: str, options: Any
+) -> Any:
+    """A kernel compiled as a call would compile it whose operands start at multiples of 16 bytes."""
     aligned = {
         (i,): [["tt.divisibility", 16]]
-        for i, parameter in enumerate(gluon_kernel.params)
+        for i, parameter in enumerate(kernel.params)
         if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
     }
     return triton.compile(
-        GluonASTSource(gluon_kernel, signature, constants, aligned),
-        target=TARGETS[case.architecture],
-        options={"num_warps": at.warps},
+        language(kernel, signature, constants, aligned), target=TARGETS[architecture], options=options
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from hypothesis import find, given, settings
 
 import sparseflash as sf
 from benchmarks import report
@@ -27,6 +28,7 @@ from benchmarks.masks import DENSITIES, GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash import patterns as P
 from sparseflash.rounds import interleaved, wall
+from tests.strategies import compiled_for
 
 CPU = torch.device("cpu")
 
@@ -439,3 +441,26 @@ def dies_or_lives(asked: Mapping[str, Any]) -> dict[str, Any]:
     if asked["name"] == "dies":
         os._exit(1)
     return {"lived": True}
+
+
+def test_compiled_forms_are_few_and_hold_every_choice() -> None:
+    choices: dict[str, tuple[Any, ...]] = {
+        "dim": (16, 24, 32, 64, 72, 128),
+        "dtype": ("fp16", "bf16", "fp32"),
+        "on": ((), ("sinks",)),
+    }
+    few = compiled_for(choices, 6)
+    forms: list[dict[str, Any]] = []
+
+    @settings(max_examples=200, database=None)
+    @given(few)
+    def collect(form: dict[str, Any]) -> None:
+        forms.append(form)
+
+    collect()
+    assert len({str(form) for form in forms}) == 6
+    for name, values in choices.items():
+        assert {form[name] for form in forms} == set(values)
+    with pytest.raises(ValueError, match="5 forms cannot hold 6 choices"):
+        compiled_for(choices, 5)
+    assert find(compiled_for(choices, None), lambda form: form["dim"] == 128 and form["dtype"] == "fp32")
