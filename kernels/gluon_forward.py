@@ -172,7 +172,7 @@ def _attend(
     partial_start,
     partial,
     turn,  # how many lines the program has done
-    used,  # how often a place of the rings was filled for them
+    used,  # how often a place of the rings was filled for them, but for whole pairs of rounds
     c,
     D: gl.constexpr,
     DV: gl.constexpr,
@@ -416,7 +416,8 @@ def gluon_kernel(
             )
             # The next line's first rows come while this one's results are written.
             barrier()
-            used += (full + partial) * (BK // BN)
+            # Places and phases repeat after two rounds of a ring: counted on, 16 million dense tokens would overflow.
+            used = (used + (full + partial) * (BK // BN)) % (2 * STAGES)
             done, done_row = index, row
             item += programs
             index, part, line, full_start, full, partial_start, partial = _line(
