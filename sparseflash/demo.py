@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from rich.console import Console
 
 from sparseflash import parse, reference
-from sparseflash.cli.show import figures, show
+from sparseflash.cli.mask_summary import MaskSummary
 from sparseflash.functional import attention
 from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import marker_distance_baseline
@@ -82,7 +82,7 @@ def _mask(console: Console, picture: Path) -> None:
     mask = pattern.compile(65_536, block=128)
     seconds = time.perf_counter() - started
     mask.plot(picture, title=str(pattern))
-    show({"pattern": str(pattern), "compile_seconds": seconds, **figures(mask), "picture": str(picture)}, console)
+    MaskSummary.of(pattern, mask, seconds).print(console, picture=picture)
 
 
 def _qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
