@@ -278,16 +278,20 @@ class BlockMask(Constant):
         save(self, path, self.expression if expression is None else expression)
 
     @classmethod
-    def load(cls, path: str | PathLike[str]) -> BlockMask:
-        """Read a mask that :meth:`save` wrote, its ``expression`` included.
+    def load(cls, path: str | PathLike[str], *, max_bytes: int = 1 << 30) -> BlockMask:
+        """Read a mask that :meth:`save` wrote, its ``expression`` included. The file need not be trusted.
+
+        Args:
+            path: the file.
+            max_bytes: larger files are refused.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a mask file, another version, damaged, or not in canonical form.
+            ValueError: not a mask file, too large, another version, damaged, or not in canonical form.
         """
         from sparseflash.patterns.mask_file import load
 
-        return load(path)
+        return load(path, max_bytes)
 
     @classmethod
     def from_dense(

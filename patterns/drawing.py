@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.patterns.pixels import (
     FULL_COLOUR,
     MASKED_COLOUR,
@@ -20,7 +21,6 @@ from sparseflash.patterns.pixels import (
     picture,
     shows_tokens,
 )
-from sparseflash.patterns.writing import written_whole
 
 if TYPE_CHECKING:
     from sparseflash.patterns.block_mask import BlockMask
@@ -46,8 +46,8 @@ def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot write {path.name!r}: a picture ends in one of {', '.join(SUFFIXES)}")
     window = checked_window(mask, window)
-    with written_whole(path) as temporary:
-        figure(mask, title, window).savefig(temporary, dpi=DPI)
+    with atomic_write(path) as file:
+        figure(mask, title, window).savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
 
 
 def figure(mask: BlockMask, title: str | None, window: Window) -> Any:

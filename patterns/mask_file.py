@@ -13,16 +13,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import words_per_row
-from sparseflash.patterns.writing import written_whole
+from sparseflash.patterns.untrusted import open_untrusted
 
 FORMAT = "sparseflash.BlockMask/1"
 ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "pattern_of": "<i4"}
 MAX_HEADER = 1 << 20
-MAX_ROWS = 1 << 26  # block rows; figures of a mask take memory for each
+MAX_BYTES = 1 << 30  # of a file, unless its reader allows more
+# Block rows of all distinct masks together: figures of a mask take memory for each, whether it holds anything or not.
+MAX_ROWS = 1 << 20
+ROWS_A_RUN = 16  # further rows for each run that the file holds
 
 
 def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
@@ -56,12 +60,12 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
             f"cannot write {path.name!r}: the expression of {len(expression):,} characters makes a header of "
             f'{header:,} bytes, and at most {MAX_HEADER:,} are read back; save(path, expression="") leaves it out'
         )
-    with written_whole(path) as temporary:
-        temporary.write_bytes(content)
+    with atomic_write(path) as file:
+        file.write(content)
 
 
-def load(path: str | PathLike[str]) -> BlockMask:
-    """The mask, with its expression.
+def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> BlockMask:
+    """The mask, with its expression; memory is in proportion to the bytes of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -72,7 +76,7 @@ def load(path: str | PathLike[str]) -> BlockMask:
 
     path = Path(path)
     try:
-        content = _content(path)
+        content = _content(path, max_bytes)
         arrays = from_bytes(content)
         metadata = _metadata(content)
     except (SafetensorError, ValueError, KeyError, struct.error, RecursionError) as error:
@@ -85,16 +89,17 @@ def load(path: str | PathLike[str]) -> BlockMask:
         raise ValueError(f"{path}: damaged block mask ({error})") from None
 
 
-def _content(path: Path) -> bytes:
-    """All of the file; its header's size is looked at first."""
-    path.stat()
-    if not path.is_file():
-        raise ValueError("a device or a pipe may never end")
-    with path.open("rb") as file:
+def _content(path: Path, max_bytes: int) -> bytes:
+    """All of the file; its size, and that of its header, are looked at first."""
+    with open_untrusted(path) as (file, size):
+        if size > max_bytes:
+            raise ValueError(
+                f"{size:,} bytes; at most {max_bytes:,} are read, unless load(path, max_bytes=...) allows more"
+            )
         if (header := _header_size(file.read(8))) > MAX_HEADER:
             raise ValueError(f"header of {header:,} bytes; at most {MAX_HEADER:,} are read")
         file.seek(0)
-        return file.read()
+        return file.read(size)
 
 
 def _header_size(content: bytes) -> int:
@@ -123,8 +128,6 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
     grid = make_grid(shape, block, json.loads(metadata["q_offset"]))
     start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
     nq, nk = grid.shape
-    if nq > MAX_ROWS:
-        raise ValueError(f"{nq:,} block rows; at most {MAX_ROWS:,} are read")
     if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
         raise ValueError(f"tiles of shape {tiles.shape}")
     if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:
@@ -132,6 +135,8 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
     if not start.ndim == stop.ndim == letter.ndim == 1 or not start.size == stop.size == letter.size:
         raise ValueError("runs of unequal number")
     patterns = int(pattern_of.max()) + 1
+    if patterns * nq > (most := MAX_ROWS + ROWS_A_RUN * start.size):
+        raise ValueError(f"{patterns * nq:,} block rows for {start.size:,} runs; at most {most:,} are read")
     if start.size:
         if start[0] < 0 or stop[-1] > patterns * nq * nk or (start >= stop).any() or (start[1:] < stop[:-1]).any():
             raise ValueError("runs are out of range or overlap")

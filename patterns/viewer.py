@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.patterns.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
 from sparseflash.patterns.runs import FULL
 from sparseflash.patterns.tiles import all_letters
-from sparseflash.patterns.writing import written_whole
 
 if TYPE_CHECKING:
     from sparseflash.patterns.block_mask import BlockMask
@@ -41,8 +41,8 @@ def write(mask: BlockMask, path: str | PathLike[str], *, title: str | None = Non
         ValueError: more runs or tiles than a page can hold.
         FileNotFoundError: no such folder.
     """
-    with written_whole(Path(path)) as temporary:
-        temporary.write_bytes(page(mask, title).encode("utf-8", errors="replace"))
+    with atomic_write(Path(path)) as file:
+        file.write(page(mask, title).encode("utf-8", errors="replace"))
 
 
 def page(mask: BlockMask, title: str | None = None) -> str:

@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from sparseflash.patterns.untrusted import read_untrusted
+
 MOST_BYTES = 16 << 20
 
 
@@ -15,14 +17,7 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
         FileNotFoundError: no such file.
         ValueError: longer, or no regular file: a device or a pipe may never end.
     """
-    path.stat()
-    if not path.is_file():
-        raise ValueError(f"{path} is no regular file")
-    with path.open("rb") as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise ValueError(f"{path} has more than {most:,} bytes, the most that are read")
-    return content
+    return read_untrusted(path, most)
 
 
 def read_text(path: Path) -> str:

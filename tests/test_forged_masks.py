@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 from sparseflash import patterns as P
 from sparseflash.patterns.mask_file import save
 from sparseflash.patterns.runs import Runs
+from tests.limits import little_memory
 
 MASK = (P.causal() & P.local(30)).compile(200, block=32)  # 7 x 7 blocks
 HUGE = [1 << 40, 1 << 40]
@@ -22,7 +23,7 @@ HUGE = [1 << 40, 1 << 40]
 FORGED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"other": np.zeros(1)}, {}, "expected the arrays"),
     ({"start": np.zeros(1, np.float64)}, {}, "start must be <i8, got float64"),
-    ({}, {"shape": json.dumps(HUGE)}, "block rows; at most"),
+    ({}, {"shape": json.dumps(HUGE)}, r"block rows for \d+ runs; at most"),
     ({}, {"shape": "[200]"}, "shape is"),
     ({}, {"block": '["32", 32]'}, "block is"),
     ({"tiles": np.zeros((1, 16, 1), np.uint32)}, {}, "tiles of shape"),
@@ -74,3 +75,44 @@ def test_runs_that_are_not_the_longest_are_refused(tmp_path: Path) -> None:
     save(forged, path, "")
     with pytest.raises(ValueError, match="not in canonical form"):
         P.BlockMask.load(path)
+
+
+def forged_rows(path: Path, shape: list[int], patterns: int) -> None:
+    """A small file that claims many block rows."""
+    with safe_open(path, "numpy") as file:
+        held, said = {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())  # noqa: SIM118
+    held["pattern_of"] = np.arange(patterns, dtype=np.int32)[None]
+    save_file(held, path, said | {"shape": json.dumps(shape)})
+
+
+@pytest.mark.parametrize(
+    ("shape", "patterns"), [([1 << 30, 1 << 40], 1), ([200, 200], 1 << 18), ([1 << 20, 1 << 40], 64)]
+)
+def test_a_small_file_cannot_claim_many_rows(tmp_path: Path, shape: list[int], patterns: int) -> None:
+    path = tmp_path / "m.safetensors"
+    MASK.save(path)
+    forged_rows(path, shape, patterns)
+    with little_memory(256), pytest.raises(ValueError, match="block rows for 13 runs; at most 1,048,784 are read"):
+        P.BlockMask.load(path)
+
+
+def test_empty_rows_in_reasonable_number_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    sparse = (P.causal() - P.causal()).compile(1 << 20, block=128)
+    sparse.save(path)
+    assert P.BlockMask.load(path) == sparse
+
+
+def test_a_sparse_file_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    MASK.save(path)
+    with path.open("r+b") as file:
+        file.truncate(60 << 30)
+    with little_memory(256), pytest.raises(ValueError, match=r"64,424,509,440 bytes; at most 1,073,741,824 are read"):
+        P.BlockMask.load(path)
+    small = tmp_path / "small.safetensors"
+    MASK.save(small)
+    with pytest.raises(
+        ValueError, match=r"bytes; at most 100 are read, unless load\(path, max_bytes=...\) allows more"
+    ):
+        P.BlockMask.load(small, max_bytes=100)

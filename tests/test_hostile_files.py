@@ -7,12 +7,10 @@ import io
 import json
 import os
 import pickle
-import resource
 import shutil
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +25,7 @@ from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.train import TrainConfig, load_preset, recipe
 from sparseflash.train.checkpoint import latest_checkpoint, load_checkpoint
+from tests.limits import little_memory
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("sparseflash", "patterns", "kernels", "benchmarks", "examples", "docs")
@@ -162,18 +161,6 @@ def pickled(path: Path, payload: Payload, kind: str) -> None:
 def test_the_payload_would_have_worked(tmp_path: Path) -> None:
     pickle.loads(pickle.dumps(Payload(tmp_path / "executed")))
     assert (tmp_path / "executed").exists()
-
-
-@contextmanager
-def little_memory(megabytes: int) -> Iterator[None]:
-    """No more than that beside what this process has: more is a MemoryError, or torch's RuntimeError."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + (megabytes << 20), before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def png(side: int, rows: bytes, *chunks: tuple[bytes, bytes]) -> bytes:

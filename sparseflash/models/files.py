@@ -1,16 +1,20 @@
 """Model files: weights in safetensors, config in JSON, never pickle; each is complete or absent."""
 
+import hashlib
 import os
+import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sparseflash.foreign import read_text
+from sparseflash.foreign import MOST_BYTES, parse_json, read_text
+from sparseflash.patterns.atomic_write import temporary_beside, write_text
+from sparseflash.patterns.untrusted import open_untrusted
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
@@ -19,14 +23,17 @@ Built = TypeVar("Built", bound=nn.Module)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a safetensors file under a temporary name and rename it.
+    """Write a safetensors file under a temporary name and rename it; it has the permissions of the umask.
 
     Raises:
         OSError: the disk refused, is full, or may not be written to.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = temporary_beside(path)
     try:
+        temporary.touch(exist_ok=False)
+        mode = stat.S_IMODE(temporary.stat().st_mode)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
+        temporary.chmod(mode)  # safetensors makes files that only their owner reads
         os.replace(temporary, path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
@@ -34,28 +41,49 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Read a safetensors file on the CPU.
+def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+    """Read a safetensors file into memory of its own: what happens to the file afterwards changes nothing.
+
+    Args:
+        path: the file.
+        sha256: hexadecimal digest that the file must have; None: any.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a complete safetensors file.
+        ValueError: not a complete safetensors file, or one with another digest.
     """
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}")
+    with open_untrusted(path) as (file, size):
+        if _size_in_header(file) != size:
+            raise ValueError(f"{path} is no complete safetensors file; it is truncated or foreign")
+        file.seek(0)
+        content = file.read(size)
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError(f"{path} is damaged: its checksum does not fit")
     try:
-        return dict(load_file(path))
-    except SafetensorError as error:
+        return dict(load(content))
+    except (SafetensorError, KeyError) as error:
         raise ValueError(f"{path} is no complete safetensors file ({error}); it is truncated or foreign") from None
+
+
+def _size_in_header(file: BinaryIO) -> int | None:
+    """Bytes that a safetensors file should have by its own header; None where it has no header."""
+    start = file.read(8)
+    length = int.from_bytes(start, "little")
+    if len(start) < 8 or length > MOST_BYTES:
+        return None
+    try:
+        entries = parse_json(file.read(length).decode())
+        ends = [entry["data_offsets"][1] for name, entry in entries.items() if name != "__metadata__"]
+    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+        return None
+    return 8 + length + max((end for end in ends if isinstance(end, int)), default=0)
 
 
 def save_model(folder: Path, config_text: str, weights: Mapping[str, Tensor]) -> None:
     """Write weights and config into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     write_tensors(folder / WEIGHTS, weights)
-    temporary = folder / f".{CONFIG}.{os.getpid()}"
-    temporary.write_text(config_text)
-    os.replace(temporary, folder / CONFIG)
+    write_text(folder / CONFIG, config_text)
 
 
 def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
