@@ -34,6 +34,8 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparseflash.distributed.agreement import agree
 from sparseflash.foreign import parse_json, read_text
+from sparseflash.patterns.atomic_write import write_text
+from sparseflash.patterns.untrusted import open_untrusted
 
 FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)
@@ -66,6 +68,8 @@ def save_checkpoint(
     for name, value in progress.items():
         if not isinstance(value, int | float | str):
             intent = ValueError(f"progress is made of numbers and texts, got {name}={value!r}")
+    if first and temporary.is_symlink():
+        intent = ValueError(f"{temporary} is a link, and nothing is written through links: remove it")
     _together(model, ("save", str(path)), intent)
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -76,7 +80,7 @@ def save_checkpoint(
     if first:
         sizes = {part.name: part.stat().st_size for part in sorted(temporary.glob("*.safetensors"))}
         state = {"format": FORMAT, "version": VERSION, "ranks": dist.get_world_size(), "files": sizes}
-        (temporary / STATE).write_text(json.dumps(state | {"progress": progress}, indent=2) + "\n")
+        write_text(temporary / STATE, json.dumps(state | {"progress": progress}, indent=2) + "\n")
         os.replace(temporary, path)
     dist.barrier()
 
@@ -145,12 +149,17 @@ def _progress(path: Path) -> dict[str, Number]:
         raise ValueError(
             f"{path / STATE} is foreign or damaged: it describes no checkpoint of version {VERSION}"
         ) from None
+    shards = {part.name for part in path.glob("*.safetensors")}
+    if missing := sorted(files.keys() - shards):
+        raise FileNotFoundError(f"{path} is incomplete: it has no {missing[0]}")
+    if unknown := sorted(shards - files.keys()):
+        raise ValueError(f"{path / STATE} does not name {unknown[0]}: the folder is foreign or damaged")
+    if not shards:
+        raise ValueError(f"{path} holds no shards (*.safetensors)")
     for name, size in files.items():
-        part = path / Path(name).name
-        if not part.is_file():
-            raise FileNotFoundError(f"{path} is incomplete: it has no {part.name}")
-        if part.stat().st_size != size:
-            raise ValueError(f"{part} is damaged: it has {part.stat().st_size} bytes instead of {size}")
+        with open_untrusted(path / name, inside=path) as (_, found):
+            if found != size:
+                raise ValueError(f"{path / name} is damaged: it has {found} bytes instead of {size}")
     return progress
 
 

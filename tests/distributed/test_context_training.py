@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -71,6 +72,16 @@ def test_bad_checkpoints_are_refused_on_every_rank(two: Ranks, tmp_path: Path) -
     (cut / "state.json").write_text(json.dumps(state | {"format": "other"}))
     _expect(two, cut, "load", "foreign or damaged")
     _expect(two, tmp_path / "nowhere", "load", "is no distributed checkpoint")
+    for folder, files, message in (("none", {}, "does not name"), ("pipe", state["files"], "is no regular file")):
+        shutil.copytree(path, tmp_path / folder)
+        (tmp_path / folder / "state.json").write_text(json.dumps(state | {"files": files}))
+        if folder == "pipe":
+            (tmp_path / folder / shard.name).unlink()
+            os.mkfifo(tmp_path / folder / shard.name)  # opening it would wait for a writer
+        _expect(two, tmp_path / folder, "load", message)
+    (tmp_path / "out" / ".new.part").mkdir(parents=True)
+    (tmp_path / "out" / ".fresh.part").symlink_to(tmp_path / "out" / ".new.part")
+    _expect(two, tmp_path / "out" / "fresh", "exists", "is a link")
 
 
 def _expect(ranks: Ranks, path: Path, what: str, message: str) -> None:
