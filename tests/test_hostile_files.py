@@ -311,3 +311,35 @@ def test_the_deepest_expressions_that_are_read_compile() -> None:
     deepest = "~(" * 8 + "local(1)" + (" | local(2)" * 29 + ")") * 8
     assert sf.parse(deepest).compile(64).nnz == 0  # the complement of a complement of ...
     assert sf.parse("~" * 240 + "causal()").compile(64) == P.causal().compile(64)
+
+
+def level_folder(tmp_path: Path) -> Path:
+    """A level folder of two images of 32 pixels."""
+    pathfinder.write(tmp_path, 32, 2, progress=False)
+    return tmp_path / "pathfinder32" / "curv_contour_length_14"
+
+
+@pytest.mark.parametrize("side", [64, 13_000])
+def test_a_second_header_changes_no_picture(tmp_path: Path, side: int) -> None:
+    second = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
+    bomb = png(32, zlib.compress(bytes(33 * 32)), (b"IHDR", second))
+    (level_folder(tmp_path) / "imgs" / "0" / "sample_0.png").write_bytes(bomb)
+    with little_memory(48), pytest.raises(ValueError, match=r"sample_0.png: a damaged PNG"):
+        pathfinder.read(tmp_path)[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("\n" * (15 << 20), "more than 1,048,576 lines"),
+        ("a/" * (1 << 20) + " sample_0.png 0 1", "row 1: a name of 2,097,152 characters, more than 255"),
+        ("imgs/0 " + "s" * 300 + " 0 1", "row 1: a name of 300 characters"),
+        ("imgs/0 sample_0.png 0 " + "1" * 5000, "the label must be 0 or 1, got '11111111111111111111'"),
+        ("x " * (4 << 20), "row 1: the label must be"),
+    ],
+    ids=["newlines", "parts", "name", "label", "columns"],
+)
+def test_lines_of_metadata_are_bounded(tmp_path: Path, line: str, words: str) -> None:
+    (level_folder(tmp_path) / "metadata" / "0.npy").write_text(line)
+    with little_memory(128), pytest.raises(ValueError, match=words):
+        pathfinder.read(tmp_path)

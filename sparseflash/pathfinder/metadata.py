@@ -20,6 +20,8 @@ from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import Geometry
 
 _COLUMNS: Final = 4  # those that are read: a file with fewer cannot be used
+_MOST_ROWS: Final = 1 << 20  # of a file; the release has 1,000, and 200,000 images in all
+_MOST_NAME: Final = 255  # characters of a subfolder and of a file name
 
 
 def metadata_row(geometry: Geometry, batch: int, i: int, label: int, margin: int) -> str:
@@ -60,7 +62,9 @@ def read_rows(file: Path) -> list[tuple[str, str, int]]:
             table = np.load(io.BytesIO(data), allow_pickle=False)
             lines = [[c.decode() if isinstance(c, bytes) else str(c) for c in row] for row in table.tolist()]
         else:
-            lines = [line.split() for line in data.decode().splitlines() if line.strip()]
+            if data.count(b"\n") > _MOST_ROWS:
+                raise ValueError(f"more than {_MOST_ROWS:,} lines")
+            lines = [line.split(None, _COLUMNS) for line in data.decode().split("\n") if line.strip()]
     except Exception as error:  # NumPy's reader of headers raises whatever its parts do: TokenError, TypeError, ...
         raise ValueError(f"{file}: neither text nor a plain NumPy array ({error})") from error
     return [_row(file, number, line) for number, line in enumerate(lines, 1)]
@@ -79,6 +83,8 @@ def _check_array(data: bytes) -> None:
     shape, _, dtype = read_header[version](stream)
     if len(shape) != 2 or dtype.kind not in "SU" or not dtype.itemsize:
         raise ValueError(f"an array {shape} of {dtype}, expected rows and columns of strings")
+    if shape[0] > _MOST_ROWS:
+        raise ValueError(f"an array of {shape[0]:,} rows, more than {_MOST_ROWS:,}")
     if prod(shape) * dtype.itemsize != len(data) - stream.tell():
         raise ValueError(f"an array {shape} of {dtype} in a file of {len(data):,} bytes")
 
@@ -88,12 +94,14 @@ def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:
     if len(line) < _COLUMNS:
         raise ValueError(f"{where}: expected 11 columns, got {len(line)}")
     sub, name, label = line[0], line[1], line[3]
+    if max(len(sub), len(name)) > _MOST_NAME:
+        raise ValueError(f"{where}: a name of {max(len(sub), len(name)):,} characters, more than {_MOST_NAME}")
     path = PurePosixPath(sub, name)
     plain = not path.is_absolute() and ".." not in path.parts and "/" not in name and name not in ("", ".")
     if not plain or any(c in sub + name for c in "\\:\0"):
         raise ValueError(f"{where}: {sub!r} {name!r} is not a path inside the folder")
     if label not in ("0", "1"):
-        raise ValueError(f"{where}: the label must be 0 or 1, got {label!r}")
+        raise ValueError(f"{where}: the label must be 0 or 1, got {label[:20]!r}")
     return PurePosixPath(sub).as_posix(), name, int(label)
 
 

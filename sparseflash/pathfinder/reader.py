@@ -23,6 +23,7 @@ from sparseflash.pathfinder.strokes import Bytes, Ints
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
 _MOST: Final = 1024
+_MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")
 _SIZED = re.compile(r"pathfinder(\d{1,4})")
 _HARD = LEVELS["hard"][0]
 
@@ -111,8 +112,17 @@ class Dataset:
             raise ValueError(f"{path}: a truncated PNG")
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
+                # A second header may announce another picture than the first one did.
+                if picture.size != (self.size, self.size) or picture.mode not in _MODES:
+                    raise ValueError(f"{picture.size} pixels of mode {picture.mode}")
                 return np.asarray(picture.convert("L"))
-        except (OSError, SyntaxError, ValueError) as error:
+        except (
+            OSError,
+            SyntaxError,
+            ValueError,
+            Image.DecompressionBombError,
+            Image.DecompressionBombWarning,
+        ) as error:
             raise ValueError(f"{path}: a damaged PNG ({error})") from error
 
 
