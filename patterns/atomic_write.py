@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
@@ -63,6 +65,13 @@ def temporary_beside(path: Path) -> Path:
         '.a.txt.'
     """
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that were killed left of their temporary files; nobody else may write there now."""
+    for path in folder.iterdir():
+        if _TEMPORARY.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def make_folder(folder: Path, inside: Path) -> Path:

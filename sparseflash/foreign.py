@@ -1,6 +1,8 @@
 """Files that others may have written: bounded in size and depth before anything is made of them."""
 
 import json
+import re
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
@@ -8,6 +10,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 from sparseflash.patterns.untrusted import read_untrusted
 
 MOST_BYTES = 16 << 20
+MOST_TOML = 1 << 20
+MOST_PARTS = 16
+_LONG_KEY = re.compile(rf"(?<![\w'\"-])(?:[\w'\"-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}")
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
@@ -43,6 +48,22 @@ def parse_json(text: str) -> Any:
         return json.loads(text)
     except RecursionError:
         raise ValueError("JSON that is nested too deeply") from None
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Plain data from a TOML file of at most `MOST_TOML` bytes, whose keys have at most `MOST_PARTS` parts.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: no TOML, too long, nested too deeply, or such keys, for which parsers take quadratic time.
+    """
+    try:
+        text = read_bytes(path, MOST_TOML).decode()
+        if _LONG_KEY.search(text):
+            raise ValueError(f"a key of more than {MOST_PARTS} parts")
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("TOML that is nested too deeply") from None
 
 
 def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,6 +9,7 @@ import os
 import pickle
 import shutil
 import struct
+import time
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -343,3 +344,27 @@ def test_lines_of_metadata_are_bounded(tmp_path: Path, line: str, words: str) ->
     (level_folder(tmp_path) / "metadata" / "0.npy").write_text(line)
     with little_memory(128), pytest.raises(ValueError, match=words):
         pathfinder.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["a." * 40_000 + "a = 1", "[" + "a . " * 20_000 + "a]\nb = 1", '"a".' * 17 + "a = 1"],
+    ids=["key", "table", "quoted"],
+)
+def test_presets_whose_keys_take_quadratic_time_are_refused_at_once(tmp_path: Path, text: str) -> None:
+    (tmp_path / "a.toml").write_text(text)
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="a key of more than 16 parts"):
+        load_preset(tmp_path / "a.toml")
+    assert time.perf_counter() - started < 2
+
+
+def test_presets_are_small(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text("x" * (1 << 20) + "= 1")
+    with pytest.raises(ValueError, match="at most 1,048,576 are read"):
+        load_preset(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_text("x" * ((1 << 20) - 3) + "= 1")
+    started = time.perf_counter()
+    with pytest.raises(ValueError, match="is no preset"):
+        load_preset(tmp_path / "a.toml")
+    assert time.perf_counter() - started < 2

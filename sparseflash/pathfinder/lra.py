@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflash.foreign import parse_json, read_text
+from sparseflash.folder_lock import folder_lock
+from sparseflash.foreign import parse_json, read_bytes, read_text
 from sparseflash.pathfinder.distance import resolve, seed_word
 from sparseflash.pathfinder.geometry import Geometry, whole
 from sparseflash.pathfinder.images import index_range, prepare
@@ -27,6 +28,7 @@ from sparseflash.pathfinder.metadata import metadata_row
 from sparseflash.pathfinder.render import render
 from sparseflash.pathfinder.scene import DistanceMatch, label_and_margin, make, stream
 from sparseflash.pathfinder.workers import run_tasks
+from sparseflash.patterns.atomic_write import atomic_write, make_folder, remove_leftovers, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,8 +117,23 @@ def write(
     _refuse_foreign(folder, identity)
     match = prepare(chosen, match_distance)
 
-    (folder / "metadata").mkdir(parents=True, exist_ok=True)
-    _replace(folder / _IDENTITY, identity)
+    with folder_lock(make_folder(folder, root)):
+        return _write(root, folder, identity, chosen, seed, match, indices, workers, progress)
+
+
+def _write(
+    root: Path,
+    folder: Path,
+    identity: str,
+    chosen: Geometry,
+    seed: int,
+    match: DistanceMatch | None,
+    indices: range,
+    workers: int,
+    progress: bool,
+) -> WriteReport:
+    remove_leftovers(make_folder(folder / "metadata", root))
+    write_text(folder / _IDENTITY, identity, root)
     batches = [(b, indices[b * BATCH : (b + 1) * BATCH]) for b in range(-(-len(indices) // BATCH))]
     missing = {b: _missing(folder, b, len(part)) for b, part in batches}
     skipped = tuple(b for b, _ in batches if not missing[b] and _rows(folder, b) >= len(dict(batches)[b]))
@@ -130,7 +147,7 @@ def write(
     ]
     left = Counter(b for b, _, _ in tasks)
     for b, part in todo:
-        (folder / "imgs" / str(b)).mkdir(parents=True, exist_ok=True)
+        remove_leftovers(make_folder(folder / "imgs" / str(b), root))
         if not left[b]:
             _write_metadata(folder, chosen, seed, b, part)
     with _bar(progress, written) as advance:
@@ -151,10 +168,8 @@ def _draw(
     batch, first, numbers = task
     for i in numbers:
         image = render(make(geometry, seed, first + i, match))
-        path = folder / "imgs" / str(batch) / f"sample_{i}.png"
-        partial_path = path.with_name(f".{path.name}.tmp")
-        Image.fromarray(image).save(partial_path, format="PNG")
-        os.replace(partial_path, path)
+        with atomic_write(folder / "imgs" / str(batch) / f"sample_{i}.png", inside=folder) as file:
+            Image.fromarray(image).save(file, format="PNG")
 
 
 def _write_metadata(folder: Path, geometry: Geometry, seed: int, batch: int, indices: range) -> None:
@@ -163,7 +178,7 @@ def _write_metadata(folder: Path, geometry: Geometry, seed: int, batch: int, ind
         # Label and margin are the first draws of an image's stream, so images already there need not be drawn again.
         label, which = label_and_margin(geometry, stream(geometry, seed, index))
         rows.append(metadata_row(geometry, batch, i, label, geometry.paddle_margins[which]) + "\n")
-    _replace(folder / "metadata" / f"{batch}.npy", "".join(rows))
+    write_text(folder / "metadata" / f"{batch}.npy", "".join(rows), inside=folder)
 
 
 def _refuse_foreign(folder: Path, identity: str) -> None:
@@ -192,15 +207,9 @@ def _missing(folder: Path, batch: int, count: int) -> list[int]:
 
 def _rows(folder: Path, batch: int) -> int:
     try:
-        return len((folder / "metadata" / f"{batch}.npy").read_text().splitlines())
+        return read_bytes(folder / "metadata" / f"{batch}.npy").count(b"\n")
     except FileNotFoundError:
         return 0
-
-
-def _replace(path: Path, text: str) -> None:
-    partial_path = path.with_name(f".{path.name}.tmp")
-    partial_path.write_text(text)
-    os.replace(partial_path, path)
 
 
 @contextmanager

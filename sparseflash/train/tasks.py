@@ -8,13 +8,12 @@ of `SequenceStage`, with a ``grammar`` where its trees are not the Arena's.
 """
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sparseflash.foreign import read_text
+from sparseflash.foreign import read_toml
 from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
@@ -64,7 +63,7 @@ def load_preset(name: str | Path) -> Preset:
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
     try:
-        fields = tomllib.loads(read_text(path))
+        fields = read_toml(path)
         summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
         model = config_from(fields.pop("model"))
         stages = tuple(_stage(fields["task"], stage) for stage in fields.pop("stages"))

@@ -1,6 +1,7 @@
 """The LRA folder layout: write, resume, read, and every damage that reading must name."""
 
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import sparseflash.pathfinder as pf
+from sparseflash.folder_lock import folder_lock
 from sparseflash.pathfinder import lra
 
 SMALL = pf.Geometry.curriculum(64, 3)
@@ -361,3 +363,33 @@ def test_wrong_places(copy: Path, tmp_path: Path) -> None:
         pf.read(copy / "pathfinder32" / HARD, "easy")
     with pytest.raises(ValueError, match="pathfinder64"):
         pf.read(copy, size=64)
+
+
+def test_writing_goes_through_no_link_and_leaves_nothing(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "mine.txt").write_text("mine")
+    out = tmp_path / "out"
+    pf.write(out, 32, 2, progress=False)
+    folder = out / "pathfinder32" / "curv_contour_length_14"
+    images = folder / "imgs" / "0"
+    (images / "sample_1.png").unlink()
+    for planted in (images / ".sample_1.png.tmp", folder / ".generator.json.tmp", images / f".sample_1.png.{'0' * 16}"):
+        planted.symlink_to(outside / "mine.txt")
+    assert pf.write(out, 32, 2, progress=False).written == 1
+    assert (outside / "mine.txt").read_text() == "mine"
+    assert not (images / f".sample_1.png.{'0' * 16}").is_symlink(), "what a kill left goes"
+    shutil.rmtree(images)
+    images.symlink_to(outside)
+    with pytest.raises(ValueError, match="imgs/0 is a link"):
+        pf.write(out, 32, 2, progress=False)
+    assert [path.name for path in outside.iterdir()] == ["mine.txt"]
+
+
+def test_two_writers_do_not_share_a_folder(tmp_path: Path) -> None:
+    pf.write(tmp_path, 32, 1, progress=False)
+    folder = tmp_path / "pathfinder32" / "curv_contour_length_14"
+    with folder_lock(folder), pytest.raises(ValueError, match=f"in use by process {os.getpid()}"):
+        pf.write(tmp_path, 32, 2, progress=False)
+    assert pf.write(tmp_path, 32, 2, progress=False).written == 1
+    assert not (folder / ".lock").exists()

@@ -1,0 +1,74 @@
+"""One process writes into a folder at a time."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+NAME = ".lock"
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Hold a folder while the block runs.
+
+    The system forgets the lock when its process ends, however it ends, so a stale one needs no care. Where there are no
+    such locks (Windows), nothing is held.
+
+    Args:
+        folder: an existing folder.
+
+    Raises:
+        ValueError: another process holds it, which is named by its id and host.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder, folder_lock(Path(folder)):
+        ...     with folder_lock(Path(folder)):
+        ...         pass
+        Traceback (most recent call last):
+        ValueError: ... is in use by process ...
+    """
+    if fcntl is None:
+        yield
+        return
+    path = folder / NAME
+    descriptor = _acquired(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # still held: whoever waits for this file finds that it has lost its name
+        os.close(descriptor)
+
+
+def _acquired(path: Path) -> int:
+    while True:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        except OSError as error:
+            if path.is_symlink():
+                raise ValueError(f"{path} is a link, and nothing is written through links: remove it") from None
+            raise error
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.fstat(descriptor)
+            if path.exists() and os.path.samestat(held, path.stat()):
+                return descriptor
+        except BlockingIOError:
+            pid, _, host = os.read(descriptor, 300).decode(errors="replace").strip().partition(" ")
+            os.close(descriptor)
+            raise ValueError(
+                f"{path.parent} is in use by process {pid or '(unknown)'} on {host or 'this host'}: wait until it "
+                f"ends, or write into another folder"
+            ) from None
+        os.close(descriptor)  # the holder removed the file between our opening and locking it
