@@ -14,6 +14,7 @@ from sparseflash.train import TASKS, SequenceStage, TrainConfig, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import latest_checkpoint
 from sparseflash.train.devices import resolve_device
+from sparseflash.train.processes import Processes
 
 
 def run(
@@ -53,7 +54,7 @@ def run(
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
-    first = int(os.environ.get("RANK", "0")) == 0
+    first = Processes.here(context_parallel).first
     if first:
         typer.echo(describe(config, device.type), err=True)
     result = train(

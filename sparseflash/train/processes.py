@@ -34,14 +34,15 @@ class Processes:
         """Those of the process group that there is, or else those that torchrun's environment tells of.
 
         Raises:
-            ValueError: the processes do not divide into groups of ``context``.
+            ValueError: the processes do not divide into groups of ``context``, or the environment tells half of what
+                torchrun tells.
         """
         if context < 1:
             raise ValueError(f"context_parallel must be at least 1; got {context!r}")
         if distributed.is_initialized():
             rank, world = distributed.get_rank(), distributed.get_world_size()
         else:
-            rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+            rank, world = _from_launcher()
         if world % context:
             processes = f"{world} processes do" if world > 1 else "one process does"
             raise ValueError(
@@ -124,3 +125,28 @@ class Processes:
         shared = torch.tensor(float(flag), device=device)
         distributed.all_reduce(shared)
         return bool(shared > 0)
+
+
+def _from_launcher() -> tuple[int, int]:
+    """Rank and number of processes, as torchrun's environment has them; (0, 1) where there is none.
+
+    Half of it is refused: a process that takes itself for the second one of many would train and write nothing.
+    """
+    told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
+    if not told:
+        return 0, 1
+    way_out = "unset RANK and WORLD_SIZE to train in one process, or start the processes with torchrun"
+    numbers = []
+    for name, least in (("RANK", 0), ("WORLD_SIZE", 1)):
+        value = told.get(name)
+        if value is None:
+            raise ValueError(f"the environment has {' and '.join(told)} but no {name}; {way_out}")
+        if not value.isdecimal() or int(value) < least:
+            raise ValueError(f"{name} must be a number of at least {least}; got {value!r}; {way_out}")
+        numbers.append(int(value))
+    rank, world = numbers
+    if rank >= world:
+        raise ValueError(f"RANK must be below WORLD_SIZE; got RANK={rank} and WORLD_SIZE={world}; {way_out}")
+    if world > 1 and (missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in os.environ]):
+        raise ValueError(f"WORLD_SIZE is {world}, but the environment has no {missing[0]}; {way_out}")
+    return rank, world

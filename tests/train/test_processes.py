@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from sparseflash.train.processes import Processes
+
 TINY = ["--batch", "2", "--layers", "1", "--width", "16", "--heads", "1"]
 
 
@@ -64,3 +66,27 @@ def test_one_process_goes_on_where_ranks_that_shared_images_were_killed(tmp_path
     assert len(log(killed)) == steps
     for mine, theirs in zip(log(killed), log(tmp_path / "whole"), strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"RANK": "1"}, "has RANK but no WORLD_SIZE"),
+        ({"WORLD_SIZE": "2"}, "has WORLD_SIZE but no RANK"),
+        ({"RANK": "0", "WORLD_SIZE": "0"}, "WORLD_SIZE must be a number of at least 1; got '0'"),
+        ({"RANK": "-1", "WORLD_SIZE": "2"}, "RANK must be a number of at least 0; got '-1'"),
+        ({"RANK": "2", "WORLD_SIZE": "2"}, "got RANK=2 and WORLD_SIZE=2"),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, "WORLD_SIZE is 2, but the environment has no MASTER_ADDR"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}, "no MASTER_PORT"),
+    ],
+)
+def test_half_of_a_launchers_environment_is_refused(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.delenv(name, raising=False)
+    assert Processes.here(1) == Processes()
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=words):
+        Processes.here(1)
