@@ -9,12 +9,14 @@ from __future__ import annotations
 import warnings
 from dataclasses import replace
 from functools import lru_cache
+from textwrap import shorten
 
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.evaluating import evaluate
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.keeping import MASKS
+from sparseflash.patterns.memory import MAX_BYTES, MemoryBoundError, at_most, reserve
 from sparseflash.patterns.pattern import And, Minus, Not, Or, Pattern, PerHead, PerSample
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.set_operations import full_mask, stacked
@@ -26,9 +28,14 @@ from sparseflash.patterns.where import Where
 
 @MASKS.bounds
 @lru_cache(maxsize=128)
-def compile_with_advice(pattern: Pattern, grid: Grid) -> BlockMask:
-    """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used."""
-    mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
+def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
+    """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used.
+
+    Raises:
+        ValueError: compiling would take more than ``max_bytes``, or a pattern that cannot have these lengths.
+    """
+    with at_most(max_bytes):
+        mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
     words = advice(pattern, mask)
     if words is not None:
         warnings.warn(words, WastefulPattern, stacklevel=3)
@@ -48,8 +55,10 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
         case Not(inner):
             mask = ~compile_pattern(inner, grid)
         case PerHead(parts):
+            reserve(len(set(parts)) * grid.rows, 160)
             mask = stacked([compile_pattern(part, grid) for part in parts], axis=1)
         case PerSample(parts):
+            reserve(len(set(parts)) * grid.rows, 160)
             mask = stacked([compile_pattern(part, grid) for part in parts], axis=0)
         case Composed():
             return compile_pattern(pattern.expression(), grid)
@@ -63,8 +72,12 @@ def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
 
 
 def _compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
-    runs, tiles = evaluate(pattern, grid)
-    stretches = pattern.full_runs(grid)
+    try:
+        reserve(grid.rows, 160)
+        runs, tiles = evaluate(pattern, grid)
+        stretches = pattern.full_runs(grid)
+    except MemoryBoundError as error:
+        raise MemoryBoundError(f"{shorten(str(pattern), 200)} over {grid}: {error}") from None
     if stretches is None:
         return BlockMask.canonical(grid, runs, tiles)
     filled = Runs.from_intervals(grid.shape, *stretches, FULL)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 
@@ -26,6 +27,7 @@ class Offsets(Pattern):
         breaks = np.flatnonzero(np.diff(offsets) > grid.bk)
         low = offsets[np.append(0, breaks + 1)]
         high = offsets[np.append(breaks, offsets.size - 1)]
+        reserve(grid.rows * low.size, 80)
         rows = np.repeat(grid.all_rows(), low.size)
         first = (grid.q_start(grid.all_rows())[:, None] + low).ravel()
         end = (grid.q_last(grid.all_rows())[:, None] + high).ravel()
@@ -50,6 +52,7 @@ class Dilated(Offsets):
 
     def offsets(self, limit: int) -> Ints:
         steps = min(self.window, limit // self.dilation)
+        reserve(2 * steps + 1, 32)
         return np.arange(-steps, steps + 1, dtype=np.int64) * self.dilation
 
 

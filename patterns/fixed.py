@@ -8,6 +8,7 @@ import numpy as np
 
 from sparseflash.patterns.cells import CellPattern, joint_key
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 
@@ -55,6 +56,7 @@ class Fixed(CellPattern):
         ends = np.arange(1, (grid.kv_len - 1) // (self.stride * self.unit) + 2, dtype=np.int64) * self.stride
         zero = np.zeros_like(ends)
         _, summaries = self.expand_cells(grid, zero, ends - self.summary, ends - 1)
+        reserve(rows.size * summaries.size, 80)
         every_row = np.repeat(rows, summaries.size)
         return np.concatenate([row, every_row]), np.concatenate([col, np.tile(summaries, rows.size)])
 

@@ -12,6 +12,7 @@ from scipy.sparse import csr_array, issparse
 
 from sparseflash.patterns.cells import CellPattern
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 LARGEST_SIDE = 1 << 31
@@ -72,6 +73,7 @@ class FromBlocks(CellPattern):
         last = np.minimum((a + 1) * self.unit - 1 - grid.q_offset, grid.q_len - 1) // grid.bq
         count = np.maximum(last - first + 1, 0)
         begin = np.cumsum(count) - count
+        reserve(int(count.sum()), 80)
         rows = np.arange(int(count.sum()), dtype=np.int64) - np.repeat(begin - first, count)
         b = np.repeat(b, count)
         return self.expand_cells(grid, rows, b, b)

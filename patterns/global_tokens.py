@@ -9,6 +9,7 @@ import numpy as np
 
 from sparseflash.patterns.cells import joint_key
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 
@@ -30,7 +31,9 @@ class GlobalTokens(Pattern):
     def _lines(self, grid: Grid) -> tuple[Ints, Ints]:
         """Block rows and block columns that hold a global token."""
         if isinstance(self.tokens, int):
-            positions = np.arange(min(self.tokens, max(grid.kv_len, grid.q_offset + grid.q_len)), dtype=np.int64)
+            count = min(self.tokens, max(grid.kv_len, grid.q_offset + grid.q_len))
+            reserve(count, 32)
+            positions = np.arange(count, dtype=np.int64)
         else:
             positions = np.array(self.tokens, np.int64)
         index = positions - grid.q_offset
@@ -39,6 +42,7 @@ class GlobalTokens(Pattern):
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         rows, cols = self._lines(grid)
+        reserve(grid.rows * cols.size, 80)
         every_row = np.repeat(grid.all_rows(), cols.size)
         zero = np.zeros_like(rows)
         starts = np.concatenate([zero, np.tile(cols, grid.rows)])

@@ -8,6 +8,7 @@ import numpy as np
 
 from sparseflash.patterns.intervals import Ints as Ints
 from sparseflash.patterns.intervals import positions, split, union
+from sparseflash.patterns.memory import reserve
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
@@ -50,6 +51,7 @@ class Grid:
         return self.q_len % self.bq != 0 or self.kv_len % self.bk != 0
 
     def all_rows(self) -> Ints:
+        reserve(self.rows, 160)
         return np.arange(self.rows, dtype=np.int64)
 
     def q_start(self, rows: Ints) -> Ints:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from sparseflash.patterns.cells import joint_key
 from sparseflash.patterns.grid import Grid, Ints, is_int
 from sparseflash.patterns.intervals import split
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.ordering import token_order
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 from sparseflash.patterns.runs import frozen
@@ -85,6 +86,7 @@ class ImagePattern(Pattern):
             sizes, which = np.unique(np.stack([bottom - top + 1, right - left + 1]), axis=1, return_inverse=True)
             for number, (tall, wide) in enumerate(sizes.T.tolist()):
                 here = np.flatnonzero(which == number)
+                reserve(here.size * tall * wide, 40)
                 y = top[here][:, None, None] + np.arange(tall)[:, None]
                 x = left[here][:, None, None] + np.arange(wide)
                 cols = block_of[y, x].reshape(here.size, -1)

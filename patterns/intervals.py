@@ -7,6 +7,8 @@ from typing import Any, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.patterns.memory import reserve
+
 Ints: TypeAlias = NDArray[np.int64]
 Index = TypeVar("Index", bound=np.signedinteger[Any])
 
@@ -46,6 +48,7 @@ def positions(start: NDArray[Index], stop: NDArray[Index]) -> NDArray[Index]:
     total = int(length.sum())
     if total == length.size and length.all():  # one each
         return start.copy()
+    reserve(total, 40)
     every = np.repeat(stop - np.cumsum(length), length).astype(start.dtype, copy=False)
     every += np.arange(total, dtype=start.dtype)
     return every

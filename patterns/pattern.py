@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
+from sparseflash.patterns.memory import MAX_BYTES
 from sparseflash.patterns.tiles import Words
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -93,7 +94,12 @@ class Pattern(Constant, ABC):
         return None
 
     def compile(
-        self, seq_len: int | tuple[int, int], block: int | tuple[int, int] = 128, q_offset: int | None = None
+        self,
+        seq_len: int | tuple[int, int],
+        block: int | tuple[int, int] = 128,
+        q_offset: int | None = None,
+        *,
+        max_bytes: int = MAX_BYTES,
     ) -> BlockMask:
         """The pattern as a block mask, cached by (pattern, lengths, block, offset).
 
@@ -101,10 +107,12 @@ class Pattern(Constant, ABC):
             seq_len: tokens, or (q_len, kv_len).
             block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
             q_offset: position of the first query; default ``kv_len - q_len``.
+            max_bytes: memory that compiling may take, by an estimate that is made before anything is listed.
 
         Raises:
             TypeError: lengths, block or offset are not ints, or the pattern's class is no frozen dataclass.
-            ValueError: a length below 1, a block size not offered, or a pattern that cannot have these lengths.
+            ValueError: a length below 1, a block size not offered, a pattern that cannot have these lengths, or one
+                that would list more blocks than ``max_bytes`` hold.
 
         Warns:
             WastefulPattern: long sequences of which many blocks are stored for few allowed pairs.
@@ -113,7 +121,7 @@ class Pattern(Constant, ABC):
 
         if not dataclasses.is_dataclass(self) or type(self).__hash__ is None:
             raise TypeError(f"{type(self).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
-        return compile_with_advice(self, make_grid(seq_len, block, q_offset))
+        return compile_with_advice(self, make_grid(seq_len, block, q_offset), max_bytes)
 
     def __or__(self, other: Pattern) -> Pattern:
         return Or(self, other) if isinstance(other, Pattern) else NotImplemented

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from sparseflash.patterns.cells import CellPattern
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 
@@ -45,10 +46,10 @@ class RandomBlocks(CellPattern):
 
     def cells(self, a: Ints, b: Ints) -> Bools:
         rows, index = np.unique(a, return_inverse=True)
-        picks = self.picks(rows)[index.reshape(np.shape(a))]
+        picks, index = self.picks(rows), index.reshape(np.shape(a))
         hit = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), bool)
         for i in range(picks.shape[-1]):
-            hit |= picks[..., i] == b
+            hit |= picks[index, i] == b  # one draw at a time: memory does not grow with per_row
         return hit
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
@@ -56,6 +57,8 @@ class RandomBlocks(CellPattern):
         first, last = self.row_cells(grid, rows)
         counts = last - first + 1
         begin = np.cumsum(counts) - counts
+        assert isinstance(self.count, int)  # at() gave it
+        reserve(int(counts.sum()) * min(self.per_row, self.count), 160)
         cells = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(begin - first, counts)
         picks = self.picks(cells)
         owner = np.repeat(np.repeat(rows, counts), picks.shape[-1])
