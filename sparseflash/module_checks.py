@@ -6,8 +6,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparseflash import patterns
 from sparseflash.functional import Mask
@@ -81,22 +82,24 @@ def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
 
 def named(value: Any) -> str:
     """A value in a message; of tensors and arrays only their shape."""
-    shape = getattr(value, "shape", None)
-    if shape is None:
-        return repr(value)
-    return f"a {type(value).__name__} of shape {tuple(shape)} and {value.dtype}"
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, tuple):
+        return f"a {type(value).__name__}"
+    return repr(value)
 
 
-def check_input(x: Tensor, width: int, weight: Tensor | None) -> None:
+def check_input(x: Tensor, width: int, projection: nn.Module) -> None:
     """Raise unless x is [B, N, width], floating, and of the weights' dtype where autocast does not choose it."""
     if not isinstance(x, Tensor):
         raise TypeError(f"x must be a tensor [batch, tokens, width={width}], got {type(x).__name__}")
     if x.dim() == 3 and x.shape[2] == width:
         if not x.is_floating_point():
             raise TypeError(f"x must be floating, got {x.dtype}; token ids go through nn.Embedding(symbols, {width})")
-        differs = weight is not None and weight.is_floating_point() and weight.dtype != x.dtype
+        weight = getattr(projection, "weight", None)
+        differs = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != x.dtype
         if differs and not torch.is_autocast_enabled(x.device.type):
-            assert weight is not None
+            assert isinstance(weight, Tensor)
             raise TypeError(
                 f"x is {x.dtype}, the module's weights are {weight.dtype}: x.to({weight.dtype}), or "
                 f"module.to({x.dtype}), or call it under torch.autocast"

@@ -127,7 +127,7 @@ class SparseAttention(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Mask | str = None,
+        mask: Mask | str | Router = None,
         *,
         lengths: Lengths | None = None,
         key_padding_mask: Tensor | None = None,
@@ -141,7 +141,7 @@ class SparseAttention(nn.Module):
 
         Args:
             x: [B, N, C].
-            mask: what :func:`sparseflash.attention` takes, for this call in place of the module's own.
+            mask: for this call in place of the module's own: what a module takes, or a LookupTable.
             lengths: ints [B], a tensor or a sequence: the first ``lengths[b]`` tokens of sample b are there, the rest
                 is padding. Values outside 0 to N are refused where the tensor lies on the host; on a GPU, where looking
                 would wait for it, they are clamped (``SPARSEFLASH_DEBUG=1`` looks).
@@ -164,13 +164,13 @@ class SparseAttention(nn.Module):
             >>> torch.allclose(out[1:, :170], layer(x[1:, :170]), atol=1e-5)
             True
         """
-        check_input(x, self.width, getattr(self.q_proj, "weight", None))
+        check_input(x, self.width, self.q_proj)
         padding = Padding.of(lengths, key_padding_mask, x)
         if padding is not None:
             return padding.leave(self._attend(padding.enter(x), mask, padding.lengths))
         return self._attend(x, mask, None)
 
-    def _attend(self, x: Tensor, mask: Mask | str, lengths: Tensor | None) -> Tensor:
+    def _attend(self, x: Tensor, mask: Mask | str | Router, lengths: Tensor | None) -> Tensor:
         q, k, v = (
             projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
             for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
@@ -206,7 +206,7 @@ class SparseAttention(nn.Module):
         tokens = range(x.shape[1]).stop  # an image has one length: range() makes a compiled graph decide on it
         return constant(rotary, _rotary_table, tokens, self.head_dim, x.device)
 
-    def _mask(self, q: Tensor, k: Tensor, given: Mask | str, lengths: Tensor | None) -> Any:
+    def _mask(self, q: Tensor, k: Tensor, given: Mask | str | Router, lengths: Tensor | None) -> Any:
         """What attention is to take; with lengths, cut to them."""
         mask: Any = given if isinstance(given, LookupTable) else self.mask if given is None else checked_mask(given)
         if isinstance(mask, Pattern) or (mask is None and lengths is not None):

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseflash.functional import Mask
-from sparseflash.module_checks import check_input, check_size, checked_dropout
+from sparseflash.module_checks import Router, check_input, check_size, checked_dropout
 from sparseflash.modules import SparseAttention
 from sparseflash.padding import Lengths, Padding
 
@@ -90,7 +90,7 @@ class SparseTransformerBlock(nn.Module):
     def forward(
         self,
         x: Tensor,
-        mask: Mask | str = None,
+        mask: Mask | str | Router = None,
         *,
         lengths: Lengths | None = None,
         key_padding_mask: Tensor | None = None,
@@ -108,13 +108,13 @@ class SparseTransformerBlock(nn.Module):
             >>> mean.shape
             torch.Size([2, 64])
         """
-        check_input(x, self.attention.width, None)
+        check_input(x, self.attention.width, self.attention.q_proj)
         padding = Padding.of(lengths, key_padding_mask, x)
         if padding is not None:
             return padding.leave(self._mix(padding.enter(x), mask, padding.lengths))
         return self._mix(x, mask, None)
 
-    def _mix(self, x: Tensor, mask: Mask | str, lengths: Tensor | None) -> Tensor:
+    def _mix(self, x: Tensor, mask: Mask | str | Router, lengths: Tensor | None) -> Tensor:
         attended = self.attention(self.attention_norm(x), mask, lengths=lengths)
         x = x + F.dropout(attended, self.dropout, self.training)
         normed = self.mlp_norm(x)
