@@ -413,7 +413,7 @@ def test_inputs_of_another_kind_are_told_what_to_write(x: Any, kind: type[Except
 def test_a_router_that_answers_something_else_is_told_what_to_write() -> None:
     x = random_input(40)
     with pytest.raises(TypeError, match=r"returned a Tensor of shape \(2, 4, 40, 6\).*patterns\.where"):
-        SparseAttention(24, 4, lambda q, k: q >= k)(x)
+        SparseAttention(24, 4, lambda q, k: q >= k)(x)  # type: ignore[arg-type, return-value]
     with pytest.raises(TypeError, match=r"return sparseflash\.routing\.topk_table"):
         SparseAttention(24, 4, partial(sf.routing.topk_blocks, k_blocks=3, block=16))(x)  # type: ignore[arg-type]
 
