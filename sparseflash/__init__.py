@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from sparseflash.decoding import decode
     from sparseflash.functional import attention
     from sparseflash.kv_cache import KVCache
-    from sparseflash.modules import SparseAttention, SparseTransformerBlock
+    from sparseflash.modules import SparseAttention
     from sparseflash.tables import LookupTable, lookup
+    from sparseflash.transformer_block import SparseTransformerBlock
 
 __version__ = "0.1.0.dev0"
 
@@ -45,7 +46,7 @@ _LATER = {
     "KVCache": "kv_cache",
     "LookupTable": "tables",
     "SparseAttention": "modules",
-    "SparseTransformerBlock": "modules",
+    "SparseTransformerBlock": "transformer_block",
     "attention": "functional",
     "decode": "decoding",
     "lookup": "tables",

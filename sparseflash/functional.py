@@ -10,6 +10,7 @@ import torch
 
 from sparseflash import ops
 from sparseflash.kernels.layout import Score
+from sparseflash.padding import kept, padded_table
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
@@ -24,6 +25,7 @@ class AtBlock(NamedTuple):
 
     pattern: Pattern
     block: tuple[int, int]
+    lengths: torch.Tensor | None = None  # int64 [B]: tokens of each sample of a padded batch
 
 
 BLOCK = (128, 128)  # that patterns are compiled at
@@ -302,5 +304,9 @@ def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Te
     if isinstance(mask, BlockMask):
         return constant(mask, lookup, q.device)
     if isinstance(mask, AtBlock):
-        return lookup(mask.pattern.compile((int(q.shape[2]), int(k.shape[2])), block=mask.block), q.device)
+        pattern, block, lengths = mask
+        if lengths is not None:
+            tokens = int(q.shape[2])
+            return kept(lengths, (pattern, block, tokens), lambda: padded_table(pattern, block, lengths, tokens))
+        return lookup(pattern.compile((int(q.shape[2]), int(k.shape[2])), block=block), q.device)
     raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")

@@ -1,27 +1,36 @@
-"""Modules: multi-head attention over a mask, and the transformer block around it.
+"""Multi-head attention over a mask, as a module.
 
 Shape legend: B samples, N tokens, C = width of the residual stream, H query heads and G key heads of size D.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparseflash.functional import AtBlock, Mask, attention
+from sparseflash.module_checks import (
+    Router,
+    check_input,
+    check_size,
+    checked_answer,
+    checked_block,
+    checked_dropout,
+    checked_mask,
+)
+from sparseflash.padding import Lengths, Padding, kept
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import constant
-from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
-from sparseflash.tables import unless_fake
+from sparseflash.shortened import shortened
+from sparseflash.tables import LookupTable, unless_fake
 
-Router: TypeAlias = Callable[[Tensor, Tensor], Mask]
+DENSE = full()
 
 
 class SparseAttention(nn.Module):
@@ -94,46 +103,74 @@ class SparseAttention(nn.Module):
         super().__init__()
         kv_heads = heads if kv_heads is None else kv_heads
         for name, number in (("width", width), ("heads", heads), ("kv_heads", kv_heads)):
-            _check_size(name, number)
+            check_size(name, number)
         if heads % kv_heads:
             raise ValueError(f"heads must be a multiple of kv_heads, got heads={heads} and kv_heads={kv_heads}")
         if head_dim is None:
             if width % heads:
                 raise ValueError(f"width must be a multiple of heads, got {width} and {heads}; or give head_dim")
             head_dim = width // heads
-        _check_size("head_dim", head_dim)
+        check_size("head_dim", head_dim)
         if rotary is not None:
             if not isinstance(rotary, Rotary1d | Rotary2d):
                 raise TypeError(f"rotary must be a Rotary1d, a Rotary2d or None, got {rotary!r}")
             rotary.check_head_dim(head_dim)
-        mask = parse(mask) if isinstance(mask, str) else mask
-        if not (mask is None or isinstance(mask, Pattern | BlockMask) or callable(mask)):
-            raise TypeError(f"mask must be a Pattern, its text, a BlockMask, a router or None, got {mask!r}")
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
-        self.mask, self.rotary = mask, rotary
-        self.block = (block, block) if isinstance(block, int) else block
-        self.softcap, self.alibi, self.dropout = softcap, alibi, _checked_dropout(dropout)
+        self.mask, self.rotary, self.block = checked_mask(mask), rotary, checked_block(block)
+        self.softcap, self.alibi, self.dropout = softcap, alibi, checked_dropout(dropout)
         self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.out_proj = nn.Linear(heads * head_dim, width, bias=bias)
         self.sinks = nn.Parameter(torch.zeros(heads)) if sinks else None
 
-    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        mask: Mask | str | Router = None,
+        *,
+        lengths: Lengths | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> Tensor:
         """Attend among the tokens of x.
+
+        In a padded batch, the output of a sample's tokens is what the sample alone would give, and that of its padding
+        is 0; what stands in the padding, be it NaN, changes nothing and gets no gradient. A sample may be empty. New
+        lengths compile nothing. They cost a table on the device, which the layers of a model share if they are given
+        the same tensor.
 
         Args:
             x: [B, N, C].
-            mask: what :func:`sparseflash.attention` takes, for this call in place of the module's own.
+            mask: for this call in place of the module's own: what a module takes, or a LookupTable.
+            lengths: ints [B], a tensor or a sequence: the first ``lengths[b]`` tokens of sample b are there, the rest
+                is padding. Values outside 0 to N are refused where the tensor lies on the host; on a GPU, where looking
+                would wait for it, they are clamped (``SPARSEFLASH_DEBUG=1`` looks).
+            key_padding_mask: instead, bool [B, N], True where padding is, as in ``nn.MultiheadAttention``. Padding may
+                be anywhere: tokens are brought together for the call, so that their positions count tokens alone.
 
         Returns:
             [B, N, C].
 
         Raises:
-            ValueError: x of another shape, or a mask for another length.
+            TypeError: x, mask, lengths or key_padding_mask of another kind or dtype.
+            ValueError: x of another shape, a mask for another length; both or misfit lengths and key_padding_mask, or
+                one of them beside a mask that is made by a router, is a LookupTable or, inside of torch.compile, is a
+                BlockMask.
+
+        Example:
+            >>> import torch, sparseflash as sf
+            >>> layer, x = sf.SparseAttention(64, 4, "local(100)"), torch.randn(2, 300, 64)
+            >>> out = layer(x, lengths=[300, 170])
+            >>> torch.allclose(out[1:, :170], layer(x[1:, :170]), atol=1e-5)
+            True
         """
-        if x.dim() != 3 or x.shape[2] != self.width:
-            raise ValueError(f"x must be [batch, tokens, width={self.width}], got {tuple(x.shape)}")
+        check_input(x, self.width, self.q_proj)
+        padding = Padding.of(lengths, key_padding_mask, x)
+        if padding is not None:
+            return padding.leave(self._attend(padding.enter(x), mask, padding.lengths))
+        return self._attend(x, mask, None)
+
+    def _attend(self, x: Tensor, mask: Mask | str | Router, lengths: Tensor | None) -> Tensor:
         q, k, v = (
             projected.unflatten(2, (-1, self.head_dim)).transpose(1, 2)
             for projected in (self.q_proj(x), self.k_proj(x), self.v_proj(x))
@@ -142,7 +179,7 @@ class SparseAttention(nn.Module):
             cos, sin = self._rotary_table(self.rotary, x)
             q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         out = attention(
-            q, k, v, self._mask(q, k) if mask is None else mask,
+            q, k, v, self._mask(q, k, mask, lengths),
             softcap=self.softcap,
             # A trace cannot ask its constants whether they require a gradient, but their aliases.
             alibi_slopes=_slopes_on(self.heads, x.device).detach() if self.alibi else None,
@@ -154,7 +191,14 @@ class SparseAttention(nn.Module):
 
     def extra_repr(self) -> str:
         heads = f"{self.heads}" if self.heads == self.kv_heads else f"{self.heads} over {self.kv_heads}"
-        return f"width={self.width}, heads={heads}, head_dim={self.head_dim}, mask={self.mask}, rotary={self.rotary}"
+        options = {"softcap": None, "alibi": False, "dropout": 0.0}
+        chosen = [f"{name}={getattr(self, name)}" for name, usual in options.items() if getattr(self, name) != usual]
+        return ", ".join(
+            [
+                *(f"width={self.width}", f"heads={heads}", f"head_dim={self.head_dim}", f"mask={self.mask}"),
+                *(f"block={self.block}", f"rotary={self.rotary}", f"sinks={self.sinks is not None}", *chosen),
+            ]
+        )
 
     def _rotary_table(self, rotary: Rotary, x: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(rotary, Rotary1d) and torch.compiler.is_compiling():  # one graph for every length
@@ -162,89 +206,33 @@ class SparseAttention(nn.Module):
         tokens = range(x.shape[1]).stop  # an image has one length: range() makes a compiled graph decide on it
         return constant(rotary, _rotary_table, tokens, self.head_dim, x.device)
 
-    def _mask(self, q: Tensor, k: Tensor) -> Any:
-        if isinstance(self.mask, Pattern):
-            return AtBlock(self.mask, self.block)
-        if self.mask is None or isinstance(self.mask, BlockMask):
-            return self.mask
-        return self.mask(q, k)
-
-
-class SparseTransformerBlock(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual stream.
-
-    ``x + attention(norm(x))``, then ``x + mlp_out(activation(mlp_in(norm(x))))``. With ``mlp="swiglu"`` (Shazeer
-    2020, https://arxiv.org/abs/2002.05202) the activation is ``silu(mlp_gate(x)) * mlp_in(x)``.
-
-    | state dict key            | shape                             | there if                                    |
-    |---------------------------|-----------------------------------|---------------------------------------------|
-    | ``attention_norm.weight`` | [C]                               | always; ``.bias`` too with ``norm="layer"`` |
-    | ``attention.*``           | those of :class:`SparseAttention` | always                                      |
-    | ``mlp_norm.weight``       | [C]                               | always; ``.bias`` too with ``norm="layer"`` |
-    | ``mlp_in.weight``         | [M, C]                            | always                                      |
-    | ``mlp_gate.weight``       | [M, C]                            | ``mlp="swiglu"``                            |
-    | ``mlp_out.weight``        | [C, M]                            | always                                      |
-    | ``mlp_in.bias``           | [M]                               | ``bias=True``                               |
-    | ``mlp_gate.bias``         | [M]                               | ``bias=True`` and ``mlp="swiglu"``          |
-    | ``mlp_out.bias``          | [C]                               | ``bias=True``                               |
-
-    Args:
-        attention: how tokens mix; its width is that of the block.
-        mlp: "gelu" or "swiglu".
-        mlp_width: M; default 4 C for gelu, and for swiglu 8 C / 3 rounded up to a multiple of 8, which has about as
-            many weights.
-        norm: "rms" (``nn.RMSNorm``) or "layer" (``nn.LayerNorm``).
-        bias: whether the linear maps of the MLP have biases.
-        dropout: chance in [0, 1) with which an element of either added term becomes 0 in training.
-
-    Raises:
-        TypeError: attention is no SparseAttention, mlp_width no int.
-        ValueError: an unknown mlp or norm, a number out of range.
-
-    Example:
-        >>> import torch, sparseflash as sf
-        >>> block = sf.SparseTransformerBlock(sf.SparseAttention(64, 4, "causal() & local(100)"), mlp="swiglu")
-        >>> block(torch.randn(2, 300, 64)).shape
-        torch.Size([2, 300, 64])
-    """
-
-    def __init__(
-        self,
-        attention: SparseAttention,
-        *,
-        mlp: Literal["gelu", "swiglu"] = "gelu",
-        mlp_width: int | None = None,
-        norm: Literal["rms", "layer"] = "rms",
-        bias: bool = False,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        if not isinstance(attention, SparseAttention):
-            raise TypeError(f"attention must be a SparseAttention, got {type(attention).__name__}")
-        if mlp not in ("gelu", "swiglu"):
-            raise ValueError(f"mlp must be 'gelu' or 'swiglu', got {mlp!r}")
-        if norm not in ("rms", "layer"):
-            raise ValueError(f"norm must be 'rms' or 'layer', got {norm!r}")
-        width = attention.width
-        if mlp_width is None:
-            mlp_width = 4 * width if mlp == "gelu" else -(-width // 3) * 8
-        _check_size("mlp_width", mlp_width)
-        self.dropout = _checked_dropout(dropout)
-        self.attention_norm, self.mlp_norm = (
-            nn.RMSNorm(width, eps=1e-6) if norm == "rms" else nn.LayerNorm(width) for _ in range(2)
-        )
-        self.attention = attention
-        self.mlp_in = nn.Linear(width, mlp_width, bias=bias)
-        self.mlp_gate = nn.Linear(width, mlp_width, bias=bias) if mlp == "swiglu" else None
-        self.mlp_out = nn.Linear(mlp_width, width, bias=bias)
-
-    def forward(self, x: Tensor, mask: Mask = None) -> Tensor:
-        """[B, N, C] -> [B, N, C]; mask, if given, in place of the attention's own."""
-        x = x + F.dropout(self.attention(self.attention_norm(x), mask), self.dropout, self.training)
-        normed = self.mlp_norm(x)
-        hidden = self.mlp_in(normed)
-        hidden = F.gelu(hidden) if self.mlp_gate is None else F.silu(self.mlp_gate(normed)) * hidden
-        return x + F.dropout(self.mlp_out(hidden), self.dropout, self.training)
+    def _mask(self, q: Tensor, k: Tensor, given: Mask | str | Router, lengths: Tensor | None) -> Any:
+        """What attention is to take; with lengths, cut to them."""
+        mask: Any = given if isinstance(given, LookupTable) else self.mask if given is None else checked_mask(given)
+        if isinstance(mask, Pattern) or (mask is None and lengths is not None):
+            return AtBlock(DENSE if mask is None else mask, self.block, lengths)
+        if callable(mask):
+            if lengths is not None:
+                raise ValueError(
+                    "a router chooses blocks by their content, padding included, and takes no lengths or "
+                    "key_padding_mask: give the module a Pattern, or route samples of one length together"
+                )
+            return checked_answer(mask(q, k))
+        if lengths is None or mask is None:
+            return mask
+        if isinstance(mask, LookupTable):
+            raise ValueError(
+                "lengths and key_padding_mask cut a Pattern or a BlockMask, not a LookupTable: give the mask that the "
+                "table was made of, or leave them out of a call whose table knows of the padding"
+            )
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "inside of torch.compile, lengths and key_padding_mask cut a Pattern, not a BlockMask: give the module "
+                "the pattern that the mask was compiled from, and block="
+            )
+        if mask.shape != (q.shape[2], k.shape[2]):
+            return mask  # attention says what does not fit
+        return kept(lengths, mask, lambda: shortened(mask, lengths))
 
 
 def alibi_slopes(heads: int) -> Tensor:
@@ -259,26 +247,11 @@ def alibi_slopes(heads: int) -> Tensor:
         >>> alibi_slopes(6).tolist()
         [0.25, 0.0625, 0.015625, 0.00390625, 0.5, 0.125]
     """
-    _check_size("heads", heads)
+    check_size("heads", heads)
     whole = 1 << heads.bit_length() - 1
     first = [2 ** (-8 * i / whole) for i in range(1, whole + 1)]
     between = [2 ** (-4 * i / whole) for i in range(1, 2 * whole, 2)]
     return torch.tensor([*first, *between[: heads - whole]], dtype=torch.float32)
-
-
-def _check_size(name: str, number: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int, got {number!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-
-
-def _checked_dropout(dropout: float) -> float:
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-    return float(dropout)
 
 
 def _rotary_table(rotary: Rotary, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
+from sparseflash.padding import padded_table
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lookup
@@ -38,8 +39,17 @@ def _new_name(pattern: Pattern) -> str:
     return text if whole else f"{text} #{secrets.token_hex(8)}"
 
 
-def named_table(name: str, lengths: tuple[int, int], block: Sequence[int], device: torch.device) -> LookupTable:
+def named_table(
+    name: str, lengths: tuple[int, int], block: Sequence[int], device: torch.device, ends: torch.Tensor | None = None
+) -> LookupTable:
     """The table of a named pattern, cached like that of any other.
+
+    Args:
+        name: what :func:`name_of` gave.
+        lengths: queries and keys.
+        block: (BQ, BK).
+        device: where the table is to lie.
+        ends: int64 [B], tokens of each sample of a padded batch: a table of its own, made anew.
 
     Raises:
         ValueError: no pattern of that name: a graph from another process whose pattern has no text.
@@ -48,4 +58,6 @@ def named_table(name: str, lengths: tuple[int, int], block: Sequence[int], devic
     if pattern is None:
         pattern = _patterns[name] = parse(name)
     bq, bk = block
+    if ends is not None:
+        return padded_table(pattern, (bq, bk), ends, lengths[0])
     return lookup(pattern.compile(lengths, block=(bq, bk)), device)

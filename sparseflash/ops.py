@@ -40,7 +40,7 @@ Tensors = Sequence[torch.Tensor]
 class MaskArguments(NamedTuple):
     """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
 
-    table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing
+    table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing; or lengths of a padded batch
     layout: Sequence[int]  # the block; of the buffer, its layout
     pattern: str = ""
 
@@ -55,9 +55,9 @@ class MaskArguments(NamedTuple):
         return cls.of(table) if table.buffer is None else cls([table.buffer], table.layout)
 
     @classmethod
-    def named(cls, pattern: Pattern, block: tuple[int, int]) -> MaskArguments:
+    def named(cls, pattern: Pattern, block: tuple[int, int], lengths: torch.Tensor | None = None) -> MaskArguments:
         """For compiled graphs: the table is looked up when they run, for the lengths that come."""
-        return cls([], block, constant(pattern, name_of))
+        return cls([] if lengths is None else [lengths], block, constant(pattern, name_of))
 
 
 class _Operands(NamedTuple):
@@ -77,7 +77,7 @@ def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Scor
         return _Operands(*Contents.of(mask.table), (bq, bk), score)
     lengths = q.shape[2], k.shape[2]
     if mask.pattern:
-        table = named_table(mask.pattern, lengths, mask.layout, q.device)
+        table = named_table(mask.pattern, lengths, mask.layout, q.device, *mask.table)
     else:
         (buffer,) = mask.table
         table = LookupTable.unpacked(buffer, mask.layout)

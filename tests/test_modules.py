@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
 from sparseflash import SparseAttention, SparseTransformerBlock
+from sparseflash import patterns as P
 from sparseflash.modules import alibi_slopes
 from sparseflash.rotary import Rotary1d, Rotary2d, rotary_table, rotate
 
@@ -342,6 +345,14 @@ def test_what_inference_made_serves_training() -> None:
         ({"head_dim": 0}, ValueError, "head_dim must be at least 1, got 0"),
         ({"mask": "casual()"}, ValueError, "casual"),
         ({"mask": 3}, TypeError, "mask must be a Pattern, its text, a BlockMask, a router or None, got 3"),
+        ({"mask": P.causal}, TypeError, r"mask is the function causal, .* call it, sparseflash\.patterns\.causal\(\)"),
+        ({"mask": P.local}, TypeError, r"call it, sparseflash\.patterns\.local\(\.\.\.\)"),
+        ({"mask": P.causal().__class__}, TypeError, r"mask is the class Causal, .* Causal\(\.\.\.\)"),
+        ({"mask": lambda b, h, q, k: q >= k}, TypeError, r"takes \(b, h, q, k\); .*where\(lambda q, k: \.\.\.\)"),
+        ({"mask": torch.ones(9, 9).bool()}, TypeError, r"a Tensor of shape \(9, 9\) .* BlockMask\.from_dense"),
+        ({"mask": sf.lookup(P.full().compile(9))}, TypeError, "a table belongs to one batch"),
+        ({"block": 100}, ValueError, "block sizes are 16, 32, .* got block=100"),
+        ({"block": "128"}, TypeError, "block must be an int or a pair of ints"),
         ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, a Rotary2d or None, got '1d'"),
         ({"rotary": Rotary1d(), "head_dim": 7}, ValueError, "Rotary1d needs an even head dim, got 7"),
         ({"rotary": Rotary2d((4, 4)), "head_dim": 6}, ValueError, "a multiple of 4, got 6"),
@@ -380,6 +391,77 @@ def test_bad_blocks_and_inputs_are_named() -> None:
         alibi_slopes(0)
     with pytest.raises(ValueError, match="wavelengths must be 0 < shortest <= longest"):
         Rotary2d((5, 8), wavelengths=(3.0, 2.0))
+
+
+@pytest.mark.parametrize(
+    ("x", "kind", "message"),
+    [
+        (torch.zeros(40, 24), ValueError, r"x must be \[batch, tokens, width=24\], got \(40, 24\).*x\.unsqueeze\(0\)"),
+        (torch.zeros(2, 40).long(), ValueError, r"got \(2, 40\); token ids go through nn\.Embedding\(symbols, 24\)"),
+        (torch.zeros(2, 40, 24).long(), TypeError, "x must be floating, got torch.int64; token ids"),
+        (torch.zeros(2, 40, 24).double(), TypeError, "x is torch.float64, the module's weights are torch.float32"),
+        (np.zeros((2, 40, 24)), TypeError, "x must be a tensor .*, got ndarray"),
+    ],
+)
+def test_inputs_of_another_kind_are_told_what_to_write(x: Any, kind: type[Exception], message: str) -> None:
+    layer = SparseAttention(24, 4, WINDOW)
+    for module in (layer, SparseTransformerBlock(layer)):
+        with pytest.raises(kind, match=message):
+            module(x)
+
+
+def test_a_router_that_answers_something_else_is_told_what_to_write() -> None:
+    x = random_input(40)
+    with pytest.raises(TypeError, match=r"returned a Tensor of shape \(2, 4, 40, 6\).*patterns\.where"):
+        SparseAttention(24, 4, lambda q, k: q >= k)(x)  # type: ignore[arg-type, return-value]
+    with pytest.raises(TypeError, match=r"return sparseflash\.routing\.topk_table"):
+        SparseAttention(24, 4, partial(sf.routing.topk_blocks, k_blocks=3, block=16))(x)  # type: ignore[arg-type]
+
+
+def test_a_call_takes_the_masks_that_a_module_takes() -> None:
+    x, layer = random_input(60), SparseAttention(24, 4, block=32)
+    want = layer(x, sf.parse(WINDOW))
+    assert torch.equal(layer(x, WINDOW), want)
+    assert torch.equal(layer(x, lambda q, k: sf.parse(WINDOW).compile(60, block=32)), want)
+    assert torch.equal(layer(x, sf.lookup(sf.parse(WINDOW).compile(60, block=32))), want)
+    with pytest.raises(TypeError, match=r"a Tensor of shape \(60, 60\) and torch\.bool; of a bool tensor"):
+        layer(x, torch.ones(60, 60).bool())
+    with pytest.raises(TypeError, match="mask is the function causal"):
+        SparseTransformerBlock(layer)(x, P.causal)
+
+
+def test_what_is_not_usual_is_shown() -> None:
+    shown = repr(SparseAttention(24, 4, WINDOW, kv_heads=2, softcap=2.0, alibi=True, dropout=0.1, sinks=True))
+    for word in ("heads=4 over 2", f"mask={WINDOW}", "block=(128, 128)", "softcap=2.0", "alibi=True", "dropout=0.1"):
+        assert word in shown
+    usual = repr(SparseAttention(24, 4))
+    assert not any(word in usual for word in ("softcap", "alibi", "dropout"))
+
+
+@pytest.mark.parametrize(
+    "mask", [WINDOW, "bigbird(unit=8)", None, routed()], ids=["window", "bigbird", "dense", "router"]
+)
+def test_modules_survive_pickle_copies_and_files(mask: Any, tmp_path: Path) -> None:
+    layer = SparseAttention(24, 4, mask, head_dim=8, rotary=Rotary1d(), sinks=True, alibi=True)
+    block = SparseTransformerBlock(layer, mlp="swiglu")
+    x = random_input(60)
+    out = block(x)
+    for again in (pickle.loads(pickle.dumps(block)), copy.deepcopy(block)):
+        assert repr(again) == repr(block)
+        assert torch.equal(again(x), out)
+    torch.save(block.state_dict(), tmp_path / "weights.pt")
+    fresh = SparseTransformerBlock(
+        SparseAttention(24, 4, mask, head_dim=8, rotary=Rotary1d(), sinks=True, alibi=True), mlp="swiglu"
+    )
+    assert not torch.equal(fresh(x), out)
+    fresh.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    assert torch.equal(fresh(x), out)
+
+
+def test_a_module_over_a_compiled_mask_survives_pickle() -> None:
+    layer = SparseAttention(24, 4, sf.parse(WINDOW).compile(60, block=16))
+    x = random_input(60)
+    assert torch.equal(pickle.loads(pickle.dumps(layer))(x), layer(x))
 
 
 def test_rotary_scores_depend_on_distance_alone() -> None:

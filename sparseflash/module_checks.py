@@ -1,0 +1,132 @@
+"""What the modules ask of their arguments, in errors that say what to write instead."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparseflash import patterns
+from sparseflash.functional import Mask
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.grid import make_grid
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable
+
+Router: TypeAlias = Callable[[Tensor, Tensor], Mask]
+
+PREDICATE = "a predicate of positions is sparseflash.patterns.where(lambda q, k: ...)"
+
+
+def checked_mask(mask: Any) -> Pattern | BlockMask | Router | None:
+    """The mask of a module: text is read, and what only looks like a router is refused."""
+    if isinstance(mask, str):
+        return parse(mask)
+    if mask is None or isinstance(mask, Pattern | BlockMask):
+        return mask
+    if not callable(mask):
+        raise TypeError(
+            f"mask must be a Pattern, its text, a BlockMask, a router or None, got {named(mask)}{_hint(mask)}"
+        )
+    if isinstance(mask, type) and issubclass(mask, Pattern):
+        raise TypeError(f"mask is the class {mask.__name__}, not a pattern: make one, {mask.__name__}(...)")
+    name = getattr(mask, "__name__", "")
+    if name in patterns.__all__ and getattr(patterns, name) is mask:
+        call = f"{name}()" if _takes(mask) else f"{name}(...)"
+        raise TypeError(f"mask is the function {name}, not a pattern: call it, sparseflash.patterns.{call}")
+    if not _takes(mask, None, None):
+        raise TypeError(
+            f"mask is callable and so a router, which is called as mask(q, k), but {name or type(mask).__name__} takes "
+            f"{inspect.signature(mask)}; {PREDICATE}"
+        )
+    router: Router = mask
+    return router
+
+
+def checked_answer(mask: Any) -> Mask:
+    """What a router answered."""
+    if mask is None or isinstance(mask, Pattern | BlockMask | LookupTable):
+        return mask
+    raise TypeError(
+        "the module's mask is a router, called with q and k, and must return a Pattern, BlockMask, LookupTable or "
+        f"None; it returned {named(mask)}. To route, return sparseflash.routing.topk_table(q, k, ...); {PREDICATE}"
+    )
+
+
+def _hint(mask: Any) -> str:
+    if isinstance(mask, Tensor):
+        return (
+            "; of a bool tensor [N, N], True where a query sees a key: BlockMask.from_dense(mask.cpu().numpy()); "
+            "padding is key_padding_mask= or lengths= of the call"
+        )
+    if isinstance(mask, LookupTable):
+        return "; a table belongs to one batch: give it to the call, module(x, mask=table)"
+    return ""
+
+
+def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
+    """Whether a function may be called so; of those that do not tell, True."""
+    try:
+        inspect.signature(function).bind(*arguments)
+    except TypeError:
+        return False
+    except ValueError:
+        return True
+    return True
+
+
+def named(value: Any) -> str:
+    """A value in a message; of tensors and arrays only their shape."""
+    if isinstance(value, Tensor | np.ndarray):
+        return f"a {type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
+    if isinstance(value, tuple):
+        return f"a {type(value).__name__}"
+    return repr(value)
+
+
+def check_input(x: Tensor, width: int, projection: nn.Module) -> None:
+    """Raise unless x is [B, N, width], floating, and of the weights' dtype where autocast does not choose it."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x must be a tensor [batch, tokens, width={width}], got {type(x).__name__}")
+    if x.dim() == 3 and x.shape[2] == width:
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floating, got {x.dtype}; token ids go through nn.Embedding(symbols, {width})")
+        weight = getattr(projection, "weight", None)
+        differs = isinstance(weight, Tensor) and weight.is_floating_point() and weight.dtype != x.dtype
+        if differs and not torch.is_autocast_enabled(x.device.type):
+            assert isinstance(weight, Tensor)
+            raise TypeError(
+                f"x is {x.dtype}, the module's weights are {weight.dtype}: x.to({weight.dtype}), or "
+                f"module.to({x.dtype}), or call it under torch.autocast"
+            )
+        return
+    hint = ""
+    if x.dim() == 2:
+        ids = not x.is_floating_point()
+        hint = f"; token ids go through nn.Embedding(symbols, {width})" if ids else "; of one sample: x.unsqueeze(0)"
+    raise ValueError(f"x must be [batch, tokens, width={width}], got {tuple(x.shape)}{hint}")
+
+
+def checked_block(block: Any) -> tuple[int, int]:
+    grid = make_grid(1, block, None)
+    return grid.bq, grid.bk
+
+
+def check_size(name: str, number: int) -> None:
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {number!r}")
+    if number < 1:
+        raise ValueError(f"{name} must be at least 1, got {number}")
+
+
+def checked_dropout(dropout: float) -> float:
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
+        raise TypeError(f"dropout must be a number, got {dropout!r}")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
+    return float(dropout)

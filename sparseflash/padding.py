@@ -1,0 +1,197 @@
+"""What a padded batch says about itself: how many tokens each sample has, or which of its places hold none.
+
+Shape legend: B samples, N tokens of the longest one, C = width of the residual stream.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch._guards import active_fake_mode
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from sparseflash.patterns.composed import Composed
+from sparseflash.patterns.grid import is_int, make_grid
+from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
+from sparseflash.shortened import shortened
+from sparseflash.tables import LookupTable, capturing
+
+Lengths: TypeAlias = Tensor | Sequence[int] | NDArray[Any]
+
+Made = TypeVar("Made")
+
+KEPT = 16  # results that are remembered of one tensor
+
+
+@dataclass(frozen=True)
+class Padding:
+    """Where a batch [B, N, C] has tokens, and how to bring those of each sample to its beginning."""
+
+    lengths: Tensor  # int64 [B]
+    outside: Tensor  # bool [B, N, 1]: places past the length
+    order: Tensor | None  # int64 [B * N]: the places of the flat batch, of each sample its tokens first; None: they are
+    back: Tensor | None  # int64 [B * N]: the inverse
+
+    @classmethod
+    def of(cls, lengths: Lengths | None, key_padding_mask: Tensor | None, x: Tensor) -> Padding | None:
+        """From what a user gives beside x [B, N, C]; None where both are None.
+
+        Raises:
+            TypeError: lengths that are no ints, a mask that is no tensor of booleans.
+            ValueError: both given, shapes that do not fit x, lengths outside 0 to N.
+        """
+        if lengths is None and key_padding_mask is None:
+            return None
+        if lengths is not None and key_padding_mask is not None:
+            raise ValueError("give lengths or key_padding_mask, not both: they say the same thing")
+        if key_padding_mask is not None:
+            _check_mask(key_padding_mask, x)
+            return kept(key_padding_mask, ("padding", x.device), lambda: cls._masked(key_padding_mask.to(x.device)))
+        given, tokens = _as_tensor(lengths, x), x.shape[1]
+        key = "padding", tokens, x.device
+        return kept(given, key, lambda: cls._ended(given.to(x.device).long().clamp(0, tokens), tokens))
+
+    @classmethod
+    def _ended(cls, lengths: Tensor, tokens: int) -> Padding:
+        outside = torch.arange(tokens, device=lengths.device)[:, None] >= lengths[:, None, None]
+        return cls(lengths, outside, None, None)
+
+    @classmethod
+    def _masked(cls, is_padding: Tensor) -> Padding:
+        samples, tokens = is_padding.shape
+        order = is_padding.int().argsort(dim=1, stable=True)
+        first = torch.arange(samples, device=is_padding.device)[:, None] * tokens
+        ended = cls._ended((~is_padding).sum(1), tokens)
+        return cls(ended.lengths, ended.outside, (order + first).flatten(), (order.argsort(dim=1) + first).flatten())
+
+    def enter(self, x: Tensor) -> Tensor:
+        """The batch with the tokens of each sample first and zeros after them, [B, N, C]."""
+        return _reordered(x, self.order).masked_fill(self.outside, 0)
+
+    def leave(self, x: Tensor) -> Tensor:
+        """[B, N, C] with tokens where they stood when they entered, and zeros elsewhere."""
+        return _reordered(x.masked_fill(self.outside, 0), self.back)
+
+
+def _reordered(x: Tensor, order: Tensor | None) -> Tensor:
+    # Rows of a matrix: the gradient of index_select is deterministic on every device, that of gather is not.
+    return x if order is None else x.flatten(0, 1).index_select(0, order).view_as(x)
+
+
+def _check_mask(mask: Tensor, x: Tensor) -> None:
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(
+            f"key_padding_mask must be a bool tensor [B, N], True where padding is, got {got}; "
+            "of a tokenizer's attention_mask (1 for tokens): key_padding_mask=attention_mask == 0"
+        )
+    if mask.shape != x.shape[:2]:
+        raise ValueError(
+            f"key_padding_mask must be [B, N] = {list(x.shape[:2])} for x {tuple(x.shape)}, got {tuple(mask.shape)}"
+        )
+
+
+def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
+    """Lengths as an integer tensor [B]; values on the host are looked at."""
+    samples, tokens = x.shape[:2]
+    if isinstance(lengths, Tensor):
+        if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+            hint = "; a mask of padding is key_padding_mask=" if lengths.dtype == torch.bool else ""
+            raise TypeError(f"lengths must be ints, one a sample, got {lengths.dtype}{hint}")
+        if lengths.shape != (samples,):
+            raise ValueError(
+                f"lengths must be [{samples}], one a sample of x {tuple(x.shape)}, got {tuple(lengths.shape)}"
+            )
+        traced = torch.compiler.is_compiling() or active_fake_mode() is not None
+        if not traced and (lengths.device.type == "cpu" or os.environ.get("SPARSEFLASH_DEBUG") == "1"):
+            _check_values(lengths.tolist(), tokens)
+        return lengths
+    numbers = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
+    if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not all(map(is_int, numbers)):
+        raise TypeError(
+            f"lengths must be an int tensor [{samples}] or a sequence of ints, one a sample, got {lengths!r}"
+        )
+    if torch.compiler.is_compiling():
+        raise TypeError(
+            "lengths inside torch.compile must be a tensor, for the numbers of a list are constants of a graph: "
+            "lengths=torch.tensor(lengths), made outside"
+        )
+    if len(numbers) != samples:
+        raise ValueError(f"lengths must be {samples} ints, one a sample of x {tuple(x.shape)}, got {len(numbers)}")
+    _check_values(numbers, tokens)
+    return _listed(tuple(map(int, numbers)))
+
+
+def _check_values(numbers: Sequence[int], tokens: int) -> None:
+    for sample, number in enumerate(numbers):
+        if not 0 <= number <= tokens:
+            raise ValueError(
+                f"lengths must be 0 to {tokens}, the tokens of x; sample {sample} has lengths[{sample}] = {number}"
+            )
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _listed(numbers: tuple[int, ...]) -> Tensor:
+    """One tensor for equal lists, so that the layers of a model share what is made of it."""
+    return torch.tensor(numbers, dtype=torch.int64)
+
+
+def padded_table(pattern: Pattern, block: tuple[int, int], lengths: Tensor, tokens: int) -> LookupTable:
+    """The table of a pattern for samples of these lengths, int64 [B] within 0 to `tokens`, padded to so many.
+
+    A sample sees what it would see alone. Only patterns that depend on how long the sequence is (`random_blocks`) need
+    the lengths on the host for that.
+    """
+    if depends_on_length(pattern):
+        grids = [make_grid(max(length, 1), block, None) for length in lengths.tolist()]
+        pattern = per_sample(*map(pattern.at, grids))
+    with torch.inference_mode(False), torch.no_grad():
+        return shortened(pattern.compile(tokens, block), lengths)
+
+
+def depends_on_length(pattern: Pattern) -> bool:
+    """Whether :meth:`Pattern.at` of any part of a pattern may differ between lengths."""
+    match pattern:
+        case Composed():
+            return depends_on_length(pattern.expression())
+        case Binary(left, right):
+            return depends_on_length(left) or depends_on_length(right)
+        case Not(inner):
+            return depends_on_length(inner)
+        case Stacked(parts):
+            return any(map(depends_on_length, parts))
+        case _:
+            return type(pattern).at is not Pattern.at
+
+
+# By a tensor that a user holds: the count of its changes, and what was made of it since.
+_kept = WeakTensorKeyDictionary()
+
+
+def kept(of: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
+    """``make()``, remembered as long as the tensor lives unchanged: the layers of a model ask for the same.
+
+    Graphs are not to remember: those of torch.compile write into a tensor unseen, those of CUDA replay what they saw.
+    """
+    if torch.compiler.is_compiling() or active_fake_mode() is not None or of.is_inference() or capturing(of.device):
+        return make()
+    known: tuple[int, dict[Hashable, Any]] | None = _kept.get(of)
+    if known is None or known[0] != of._version:
+        known = _kept[of] = of._version, {}
+    made = known[1]
+    if key not in made:
+        if len(made) >= KEPT:
+            made.clear()
+        with torch.inference_mode(False), torch.no_grad():
+            made[key] = make()
+    found: Made = made[key]
+    return found

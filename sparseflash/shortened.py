@@ -1,0 +1,257 @@
+"""Tables of padded batches: one mask, of which every sample keeps the part before its own end.
+
+A batch has new lengths at every step, so nothing here depends on their values but the numbers in the table: it is made
+on the device, from the table of the whole mask, without waiting for the device and without a cache that grows.
+
+The blocks of a line are listed in ascending order, so a shorter sample reads the beginning of the same list. Only the
+block column in which a sample ends is new: its blocks are cut at the end, each by a tile of its own.
+
+Shape legend: B samples, K patterns of each, P patterns of the mask, n lines of a side, R runs, nQ x nK blocks of
+BQ x BK tokens, W words a tile row, T tiles of the mask.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.keeping import TABLES
+from sparseflash.patterns.refinement import transposed
+from sparseflash.patterns.runs import EMPTY, FULL, Runs
+from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lookup, unless_fake
+
+LARGEST_INDEX = np.iinfo(np.int32).max
+
+
+@dataclass(frozen=True)
+class Lines:
+    """One side of the whole table, and its runs, in which blocks before any place are counted by a binary search.
+
+    The runs begin with an empty one before all blocks, so that every place has a run that begins at or before it.
+    """
+
+    side: Side
+    shape: tuple[int, int]  # n lines, and blocks on the other side
+    start: Tensor  # int64 [R + 1]: places line * others + other, patterns one below the other
+    length: Tensor  # int64 [R + 1]
+    letter: Tensor  # int64 [R + 1]
+    full_before: Tensor  # int64 [R + 1]: FULL blocks in earlier runs
+    partial_before: Tensor  # int64 [R + 1]
+
+    @classmethod
+    def of(cls, side: Side, runs: Runs, patterns: int, device: torch.device) -> Lines:
+        def on_device(first: int, array: NDArray[np.integer]) -> Tensor:
+            return torch.from_numpy(np.concatenate([[first], array]).astype(np.int64)).to(device)
+
+        filled = runs.length * (runs.letter == FULL)
+        before = (np.cumsum(counted) - counted for counted in (filled, runs.length - filled))
+        return cls(
+            side,
+            (runs.shape[0] // patterns, runs.shape[1]),
+            on_device(-1, runs.start),
+            on_device(0, runs.length),
+            on_device(EMPTY, runs.letter),
+            *(on_device(0, count) for count in before),
+        )
+
+    def first_places(self, which: Tensor) -> Tensor:
+        """Where the lines of patterns [..., K] begin, [..., K, n]."""
+        n, others = self.shape
+        return (which[..., None] * n + torch.arange(n, device=which.device)) * others
+
+    def counts_before(self, place: Tensor) -> tuple[Tensor, Tensor]:
+        """How many FULL and how many PARTIAL blocks stand before each place."""
+        run = torch.searchsorted(self.start, place, right=True) - 1
+        inside = torch.minimum(place - self.start[run], self.length[run])
+        is_full = self.letter[run] == FULL
+        return self.full_before[run] + inside * is_full, self.partial_before[run] + inside * ~is_full
+
+    def counts(self, which: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
+        """FULL and PARTIAL blocks of each line before the block `stop` [B] of the other side, [B, K, n] each."""
+        first = self.first_places(which)
+        begin, end = self.counts_before(first), self.counts_before(first + stop[:, None, None])
+        return end[0] - begin[0], end[1] - begin[1]
+
+    def letters(self, which: Tensor, other: Tensor) -> Tensor:
+        """The letter of each line at the block `other` [B], [B, K, n]."""
+        place = self.first_places(which) + other[:, None, None]
+        run = torch.searchsorted(self.start, place, right=True) - 1
+        return self.letter[run] * (place < self.start[run] + self.length[run])
+
+
+@dataclass(frozen=True)
+class Rooms:
+    """Where the PARTIAL entries of each row go in the list of a sample: in a room with a place for one more."""
+
+    source: Tensor  # int64 [P, S]: where the entry stands in the list of the whole table
+    row: Tensor  # int64 [P, S]: whose room it is
+    place: Tensor  # int64 [P, S]: the place in the room
+    start: Tensor  # int64 [P, nQ]: where each row's room starts
+
+    @classmethod
+    def of(cls, spans: NDArray[np.int64], device: torch.device) -> Rooms:
+        """From the spans [P, nQ, 4] of the rows."""
+        start, size = spans[..., 2], spans[..., 3] - spans[..., 2] + 1
+        room = np.cumsum(size, axis=1) - size
+        patterns, rows = room.shape
+        source, row, place = (np.zeros((patterns, int(size.sum(1).max())), np.int64) for _ in range(3))
+        for p in range(patterns):
+            filled = slice(0, int(size[p].sum()))
+            row[p, filled] = np.repeat(np.arange(rows), size[p])
+            place[p, filled] = np.arange(filled.stop) - room[p][row[p, filled]]
+            source[p, filled] = start[p][row[p, filled]] + place[p, filled]
+            place[p, filled.stop :] = -1
+        return cls(*(torch.from_numpy(x).to(device) for x in (source, row, place, room.astype(np.int64))))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """What is known of a mask before any length is: its table, and how to find places in it."""
+
+    table: LookupTable
+    rows: Lines
+    columns: Lines
+    rooms: Rooms
+    which: Tensor  # int64 [samples or 1, K]: the patterns of each sample
+    pattern_of: Tensor  # int64 [samples or 1, heads or 1]: which of these K a head has
+    tiles: Tensor  # int32 [T + 2, BQ, W]: bits by letter
+    low_bits: Tensor  # int32 [33]: words whose lowest bits are set, by how many
+
+
+def whole(mask: BlockMask, device: torch.device) -> Whole:
+    """What :func:`shortened` starts from, cached by mask and device."""
+    return unless_fake(_whole)(mask, device)
+
+
+@TABLES.bounds
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _whole(mask: BlockMask, device: torch.device) -> Whole:
+    check_not_capturing(device)
+    table, runs, patterns = lookup(mask, device), mask.runs, mask.patterns
+    samples, heads = mask.pattern_of.shape
+    # Samples that differ have a pattern a head each; alike, they have all patterns of the mask.
+    which = mask.pattern_of if samples > 1 else np.arange(patterns)[None]
+    pattern_of = np.arange(heads)[None] if samples > 1 else mask.pattern_of
+    bits = table.tiles.bits[: len(mask.tiles)]
+    low_bits = np.array([(1 << count) - 1 for count in range(33)], np.uint32).view(np.int32)
+    found = Whole(
+        table,
+        Lines.of(table.rows, runs, patterns, device),
+        Lines.of(table.columns, transposed(runs, patterns), patterns, device),
+        Rooms.of(table.rows.spans.cpu().numpy().astype(np.int64), device),
+        torch.from_numpy(which.astype(np.int64)).to(device),
+        torch.from_numpy(pattern_of.astype(np.int64)).to(device),
+        torch.cat([bits.new_zeros(1, *bits.shape[1:]), bits.new_full((1, *bits.shape[1:]), -1), bits]),
+        torch.from_numpy(low_bits).to(device),
+    )
+    sides, rooms = (found.rows, found.columns), (found.rooms.source, found.rooms.row, found.rooms.place)
+    TABLES.spend(found.tiles.nbytes + sum(5 * s.start.nbytes for s in sides) + sum(r.nbytes for r in rooms))
+    return found
+
+
+def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
+    """The table of a batch whose sample b is the first ``lengths[b]`` tokens of the mask, and padding after them.
+
+    Queries of the padding see nothing where all of their block is padding; elsewhere what the mask lets them see of the
+    sample. Heavy lines come whole, for how heavy they are is not known on the host.
+
+    Args:
+        mask: for N queries and N keys.
+        lengths: int64 [B] on the device of the table, within 0 to N.
+
+    Raises:
+        ValueError: a mask per sample for another number of samples, more entries than an int32 can index.
+    """
+    base = whole(mask, lengths.device)
+    (bq, bk), nq, samples = mask.block, mask.grid_shape[0], lengths.shape[0]
+    if base.which.shape[0] not in (1, samples):
+        raise ValueError(f"the mask is for {base.which.shape[0]} samples, lengths are those of {samples}")
+    K = base.which.shape[1]
+    which = base.which.expand(samples, K)
+    most = samples * K * max(base.rooms.source.shape[1], nq) + base.table.columns.partial.shape[0]
+    if most > LARGEST_INDEX - READ_AHEAD:
+        raise ValueError(f"a table of {most:,} entries is past what int32 can index; take fewer samples")
+    last_column, keys_left = lengths // bk, lengths % bk  # where a sample ends, and how many keys it has there
+    rows = -(-lengths // bq)  # block rows that a sample has
+
+    there = torch.arange(nq, device=lengths.device) < rows[:, None, None]  # [B, 1, nQ]
+    ending = there & (keys_left > 0)[:, None, None]
+    letter = base.rows.letters(which, last_column) * ending  # [B, K, nQ]
+    words = torch.arange(base.tiles.shape[2], device=lengths.device) * 32
+    seen_there = base.low_bits[(keys_left[:, None] - words).clamp(0, 32)]  # [B, W]
+    cut = base.tiles[letter] & seen_there[:, None, None, None]  # [B, K, nQ, BQ, W]
+    cut_seen = _any(cut)
+    is_cut = (cut_seen != 0).any(-1)
+    tile = len(base.table.tiles.bits) + torch.arange(letter.numel(), device=lengths.device).view_as(letter)
+
+    return LookupTable(
+        shape=mask.shape,
+        block=mask.block,
+        q_offset=mask.q_offset,
+        rows=_rows(base, which, there, last_column, is_cut, tile),
+        columns=_columns(base, which, rows, last_column, is_cut, tile),
+        tiles=Tiles(
+            torch.cat([base.table.tiles.bits, cut.flatten(0, 2)]),
+            torch.cat([base.table.tiles.seen_keys, cut_seen.flatten(0, 2)]),
+        ),
+        pattern_of=(torch.arange(samples, device=lengths.device)[:, None] * K + base.pattern_of).int(),
+    )
+
+
+def _rows(base: Whole, which: Tensor, there: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
+    """Rows: their FULL entries as they are, their PARTIAL ones copied, the block that was cut behind them."""
+    whole_side, rooms = base.rows.side, base.rooms
+    full, partial = (count * there for count in base.rows.counts(which, last_column))
+    source, row, place = (x[which] for x in (rooms.source, rooms.row, rooms.place))  # [B, K, S]
+    is_new = place == partial.gather(2, row)
+    new = last_column.clamp(max=base.rows.shape[1] - 1)[:, None, None]  # unread where nothing was cut
+    others = torch.where(is_new, new, whole_side.partial[source])
+    tiles = torch.where(is_new, tile.gather(2, row), whole_side.tile[source])
+    lists = torch.arange(which.numel(), device=which.device).view_as(which)[..., None] * source.shape[2]
+    full_start = whole_side.spans[which][..., 0]
+    start = lists + rooms.start[which]
+    spans = torch.stack([full_start, full_start + full, start, start + partial + is_cut], -1)
+    return _side(spans, whole_side.full, others.flatten(), tiles.flatten())
+
+
+def _columns(base: Whole, which: Tensor, rows: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
+    """Columns: before a sample's last one as they are, up to its last row; the last one from the blocks cut there."""
+    whole_side = base.columns.side
+    column = torch.arange(base.columns.shape[0], device=which.device)
+    before, last = column < last_column[:, None, None], column == last_column[:, None, None]  # [B, 1, nK]
+    full, partial = (count * before for count in base.columns.counts(which, rows))
+    cut_rows = (~is_cut).int().argsort(dim=-1, stable=True)  # [B, K, nQ]: in ascending order, and then the other rows
+    lists = torch.arange(which.numel(), device=which.device).view_as(which)[..., None] * cut_rows.shape[2]
+    old = whole_side.spans[which]
+    start = torch.where(last, len(whole_side.partial) + lists, old[..., 2])
+    stop = start + torch.where(last, is_cut.sum(-1, keepdim=True), partial)
+    spans = torch.stack([old[..., 0], old[..., 0] + full, start, stop], -1)
+    partials = torch.cat([whole_side.partial, cut_rows.flatten()])
+    return _side(spans, whole_side.full, partials, torch.cat([whole_side.tile, tile.gather(2, cut_rows).flatten()]))
+
+
+def _side(spans: Tensor, full: Tensor, partial: Tensor, tile: Tensor) -> Side:
+    """A side from its spans [B, K, n, 4] and its lists."""
+    spans = spans.flatten(0, 1)
+    weight = spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]
+    order = weight.argsort(dim=1, descending=True, stable=True)
+    partial, tile = (F.pad(x, (0, READ_AHEAD)).int() for x in (partial, tile))
+    work, merges = (spans.new_empty((len(spans), 0, fields), dtype=torch.int32) for fields in (6, 3))
+    return Side(spans.int(), full, partial, tile, order.int(), work, merges)
+
+
+def _any(words: Tensor) -> Tensor:
+    """[..., BQ, W] to [..., W]: the OR over all queries; BQ is a power of two."""
+    while words.shape[-2] > 1:
+        half = words.shape[-2] // 2
+        words = words[..., :half, :] | words[..., half:, :]
+    return words[..., 0, :]
