@@ -7,6 +7,7 @@ from typing import Any, Literal, overload
 
 import torch
 
+from sparseflash import transforms
 from sparseflash.functional import (
     Mask,
     _check_operands,
@@ -30,11 +31,6 @@ MOST_QUERIES = 16
 BLOCK = (16, 128)
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
-_library.define(
-    "decode(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor lengths, Tensor[] rows, Tensor[] tiles, "
-    "Tensor pattern_of, int bq, int bk, str backend, float scale, float? softcap, Tensor? slopes) "
-    "-> (Tensor out, Tensor lse)"
-)
 
 
 def _decode(
@@ -65,9 +61,15 @@ def _decode_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) 
     return out, q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("decode", _decode, _key)
-torch.library.register_fake("sparseflash::decode", _decode_fake, lib=_library)
+transforms.register(
+    _library,
+    "decode(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor lengths, Tensor[] rows, Tensor[] tiles, "
+    "Tensor pattern_of, int bq, int bk, str backend, float scale, float? softcap, Tensor? slopes) "
+    "-> (Tensor out, Tensor lse)",
+    _decode,
+    _decode_fake,
+    transforms.constant("decode"),
+)
 
 
 @overload

@@ -19,7 +19,7 @@ from sparseflash.patterns.constant import constant
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
-from sparseflash.tables import unless_fake
+from sparseflash.tables import lasting, unless_fake
 
 Router: TypeAlias = Callable[[Tensor, Tensor], Mask]
 
@@ -290,14 +290,14 @@ def _slopes_on(heads: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
+@lasting
 def _rotary_table_on(rotary: Rotary, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     cos, sin = rotary.table(tokens, head_dim)
     return cos.to(device), sin.to(device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@lasting
 def _cached_slopes(heads: int, device: torch.device) -> Tensor:
     return alibi_slopes(heads).to(device)
 

@@ -22,7 +22,7 @@ from sparseflash.functional import _check_operands, attention
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables import LookupTable, lasting, lookup
 
 
 @overload
@@ -226,7 +226,7 @@ class _Part:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # made while evaluating, it must serve a later backward pass
+@lasting
 def _part(whole: Plan, rank: int, layout: Layout, device: torch.device) -> _Part:
     rows, columns = Places.of(whole.rows, rank, layout), Places.of(whole.columns, rank, layout)
     shards = whole.queries.lengths[rank], whole.keys.lengths[rank]
