@@ -140,6 +140,7 @@ def decode(
             is none of the above.
         ValueError: shapes, strides, devices, more than 16 queries, a mask for other lengths or another offset, an int
             length outside n to M, an operand that requires a gradient while gradients are recorded.
+        NotImplementedError: a derivative in forward mode.
 
     Example:
         >>> import torch, sparseflash as sf

@@ -24,7 +24,7 @@ from sparseflash.tables import LookupTable
 BACKENDS = ("cpu", "triton")
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
-_MASK = "Tensor[] table, SymInt[] layout, str pattern"
+_MASK = "Tensor[]? table, SymInt[] layout, str pattern"
 _SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"
 Tensors = Sequence[torch.Tensor]
 
@@ -32,7 +32,7 @@ Tensors = Sequence[torch.Tensor]
 class MaskArguments(NamedTuple):
     """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
 
-    table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing
+    table: Tensors | None  # rows, columns, tiles, pattern_of; or the buffer; None where a pattern is named
     layout: Sequence[int]  # the block; of the buffer, its layout
     pattern: str = ""
 
@@ -49,7 +49,7 @@ class MaskArguments(NamedTuple):
     @classmethod
     def named(cls, pattern: Pattern, block: tuple[int, int]) -> MaskArguments:
         """For compiled graphs: the table is looked up when they run, for the lengths that come."""
-        return cls([], block, constant(pattern, name_of))
+        return cls(None, block, constant(pattern, name_of))
 
 
 class _Operands(NamedTuple):
@@ -64,12 +64,11 @@ class _Operands(NamedTuple):
 
 
 def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score) -> _Operands:
-    if len(mask.table) > 1:
+    if mask.table is None:
+        table = named_table(mask.pattern, (q.shape[2], k.shape[2]), mask.layout, q.device)
+    elif len(mask.table) > 1:
         bq, bk = mask.layout
         return _Operands(*Contents.of(mask.table), (bq, bk), score)
-    lengths = q.shape[2], k.shape[2]
-    if mask.pattern:
-        table = named_table(mask.pattern, lengths, mask.layout, q.device)
     else:
         (buffer,) = mask.table
         table = LookupTable.unpacked(buffer, mask.layout)
@@ -83,7 +82,7 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
-    table: Tensors,
+    table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
     backend: str,
@@ -107,7 +106,7 @@ def _attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    table: Tensors,
+    table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
     backend: str,
@@ -137,7 +136,7 @@ def _backward_fake(
 def _save(ctx: Any, inputs: Sequence[Any], output: tuple[torch.Tensor, torch.Tensor]) -> None:
     q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = inputs
     ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
-    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *table)
+    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *(table or ()))
 
 
 def _gradient(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
@@ -148,7 +147,7 @@ def _gradient(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) ->
     if sinks is not None:
         dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
+        *(dout, dlse, q, k, v, out, lse, table or None, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
         *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
     )
     return dq, dk, dv, dsinks

@@ -1,11 +1,11 @@
 """Registration of operators, and what each transform of torch makes of them: the same for every operator.
 
-- Reverse mode (``backward``, ``torch.func.grad``, ``vjp``, ``jacrev``): the operator's own derivative, once. Where it has
-  none, or the derivative is derived again, it is refused.
+- Reverse mode (``backward``, ``torch.func.grad``, ``vjp``, ``jacrev``): the operator's own first derivative, if it has
+  one. What it has not is refused, second derivatives among it.
 - Forward mode (``torch.func.jvp``, ``jacfwd``, ``linearize``, ``hessian``, dual tensors): refused.
-- ``torch.func.vmap``: one call a slice.
+- ``torch.func.vmap``: a call for each slice.
 
-docs/transforms.md says it for users, tests/test_transforms.py proves it for all operators of the namespace.
+docs/transforms.md says it for users; tests/test_transforms.py holds every operator of the namespace to it.
 """
 
 from __future__ import annotations
@@ -144,21 +144,26 @@ def _below_autograd(name: str, *arguments: Any) -> Any:
         return getattr(torch.ops.sparseflash, name)(*arguments)
 
 
-def refuse_forward_mode(what: str, *tensors: Any) -> None:
-    """Raise NotImplementedError if one of the tensors carries a tangent."""
+def refuse_all(what: str, *tensors: Any) -> None:
+    """For what is more than operators: NotImplementedError within torch.func, and where a tensor carries a tangent."""
+    if torch._C._are_functorch_transforms_active():
+        raise NotImplementedError(
+            f"{what} takes no transform of torch.func (grad, vjp, jvp, vmap): take gradients by loss.backward() or "
+            "torch.autograd.grad"
+        )
     if forward_ad._current_level >= 0:
         _refuse_tangents(what, tensors)
 
 
 def _refuse_tangents(what: str, arguments: Sequence[Any]) -> None:
-    if torch._C._is_fwd_grad_enabled() and any(
-        forward_ad.unpack_dual(x).tangent is not None for x in _floats(arguments)
-    ):
+    if not torch._C._is_fwd_grad_enabled():
+        return
+    if any(forward_ad.unpack_dual(x).tangent is not None for x in _floats(arguments)):
         raise NotImplementedError(_FORWARD.format(what))
 
 
 def _refuse_gradients(name: str, arguments: Sequence[Any]) -> None:
-    """Arguments without a derivative that ask for one. Of a level that is not the innermost, only the kernel sees it."""
+    """Refuse arguments that require a derivative they have not. Only a kernel sees what an outer level requires."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in _floats(arguments)):
         raise NotImplementedError(
             f"{name} has no derivative with respect to an argument that requires one: detach it, call it under "
