@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
@@ -207,6 +208,8 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     if mask is None:
         mask = full()
     if isinstance(mask, LookupTable):
+        if mask.buffer is not None and torch.compiler.is_exporting():
+            raise TypeError("decode in torch.export takes a Pattern or a BlockMask, got the LookupTable of one")
         if mask.pattern_of.device != q.device:
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         table = mask
@@ -225,6 +228,9 @@ def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device
     """The table of a mask."""
     table = lookup(mask.compile(capacity, BLOCK, q_offset=0) if isinstance(mask, Pattern) else mask, device)
     _check_whole(table, capacity)
+    if torch.compiler.is_exporting():  # AOTInductor misplaces constants that are views of one buffer
+        rows, tiles = (tuple(x.clone() for x in part.tensors()) for part in (table.rows, table.tiles))
+        table = replace(table, rows=Side(*rows), tiles=Tiles(*tiles), pattern_of=table.pattern_of.clone(), buffer=None)
     return table
 
 
