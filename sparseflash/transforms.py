@@ -73,7 +73,8 @@ def differentiable(name: str, count: int, save: Save, backward: Backward) -> Cal
 
         @classmethod
         def apply(cls, *arguments: Any) -> Any:
-            return super(torch.autograd.Function, cls).apply(*arguments)  # that of Function would walk the levels again
+            # That of Function itself would walk the levels again.
+            return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
