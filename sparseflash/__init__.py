@@ -4,6 +4,7 @@ A pattern says which query may see which key; compiling it gives a block mask; t
 kernels walk the tables and touch nothing else. Dense attention is the table that lists every block.
 """
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,9 @@ _LATER = {
     "routing": "",
 }
 
+# A program that torch.export saved names its operators; they have to be registered before torch.export.load reads it.
+_WITH_OPERATORS = ("ops", "decoding", "integrations.transformers.operators")
+
 
 def __getattr__(name: str) -> object:
     if name not in _LATER:
@@ -63,3 +67,8 @@ def __getattr__(name: str) -> object:
     found = getattr(import_module(f"sparseflash.{module}"), name) if module else import_module(f"sparseflash.{name}")
     globals()[name] = found
     return found
+
+
+if "torch" in sys.modules:
+    for _name in _WITH_OPERATORS:
+        import_module(f"sparseflash.{_name}")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, overload
 
 import torch
 
+from sparseflash import transforms
 from sparseflash.functional import (
     Mask,
     _check_operands,
@@ -30,11 +32,6 @@ MOST_QUERIES = 16
 BLOCK = (16, 128)
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
-_library.define(
-    "decode(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor lengths, Tensor[] rows, Tensor[] tiles, "
-    "Tensor pattern_of, int bq, int bk, str backend, float scale, float? softcap, Tensor? slopes) "
-    "-> (Tensor out, Tensor lse)"
-)
 
 
 def _decode(
@@ -65,9 +62,15 @@ def _decode_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) 
     return out, q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
 
 
-for _key in ("CPU", "CUDA"):
-    _library.impl("decode", _decode, _key)
-torch.library.register_fake("sparseflash::decode", _decode_fake, lib=_library)
+transforms.register(
+    _library,
+    "decode(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor lengths, Tensor[] rows, Tensor[] tiles, "
+    "Tensor pattern_of, int bq, int bk, str backend, float scale, float? softcap, Tensor? slopes) "
+    "-> (Tensor out, Tensor lse)",
+    _decode,
+    _decode_fake,
+    transforms.constant("decode"),
+)
 
 
 @overload
@@ -138,6 +141,7 @@ def decode(
             is none of the above.
         ValueError: shapes, strides, devices, more than 16 queries, a mask for other lengths or another offset, an int
             length outside n to M, an operand that requires a gradient while gradients are recorded.
+        NotImplementedError: a derivative in forward mode.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -204,6 +208,8 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     if mask is None:
         mask = full()
     if isinstance(mask, LookupTable):
+        if mask.buffer is not None and torch.compiler.is_exporting():
+            raise TypeError("decode in torch.export takes a Pattern or a BlockMask, got the LookupTable of one")
         if mask.pattern_of.device != q.device:
             raise ValueError(f"the table lies on {mask.device}, q on {q.device}: sparseflash.lookup(mask, q.device)")
         table = mask
@@ -222,6 +228,9 @@ def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device
     """The table of a mask."""
     table = lookup(mask.compile(capacity, BLOCK, q_offset=0) if isinstance(mask, Pattern) else mask, device)
     _check_whole(table, capacity)
+    if torch.compiler.is_exporting():  # AOTInductor misplaces constants that are views of one buffer
+        rows, tiles = (tuple(x.clone() for x in part.tensors()) for part in (table.rows, table.tiles))
+        table = replace(table, rows=Side(*rows), tiles=Tiles(*tiles), pattern_of=table.pattern_of.clone(), buffer=None)
     return table
 
 

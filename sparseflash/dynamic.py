@@ -20,7 +20,7 @@ from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import Alphabet, pack
-from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, tensor, tile_arrays, unless_fake
+from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, tensor, tile_arrays, unless_fake
 
 LARGEST_INDEX = np.iinfo(np.int32).max
 
@@ -156,7 +156,7 @@ _edges._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@lasting
 def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     check_not_capturing(device)
     (nq, nk), bq, bk, step = grid.shape, grid.bq, grid.bk, min(grid.bq, grid.bk)

@@ -106,7 +106,7 @@ def attention(
         TypeError: an argument of another kind, dtypes that differ or are not floating.
         ValueError: shapes, heads, devices or masks that do not fit each other, numbers out of range, slopes that
             require a gradient, an unknown backend.
-        NotImplementedError: a second derivative, or ``torch.func.vmap``.
+        NotImplementedError: a second derivative, or one in forward mode. docs/transforms.md lists all transforms.
 
     Example:
         >>> import torch, sparseflash as sf

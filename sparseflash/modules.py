@@ -28,7 +28,7 @@ from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
 from sparseflash.shortened import shortened
-from sparseflash.tables import LookupTable, unless_fake
+from sparseflash.tables import LookupTable, lasting, unless_fake
 
 DENSE = full()
 
@@ -263,14 +263,14 @@ def _slopes_on(heads: int, device: torch.device) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
+@lasting
 def _rotary_table_on(rotary: Rotary, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     cos, sin = rotary.table(tokens, head_dim)
     return cos.to(device), sin.to(device)
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@lasting
 def _cached_slopes(heads: int, device: torch.device) -> Tensor:
     return alibi_slopes(heads).to(device)
 

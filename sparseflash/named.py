@@ -22,11 +22,21 @@ _patterns: dict[str, Pattern] = {}
 
 
 def name_of(pattern: Pattern) -> str:
-    """The pattern's text; where the text does not tell all (a predicate, data), with a mark that no process repeats."""
+    """The pattern's text; where the text does not tell all (a predicate, data), with a mark that no process repeats.
+
+    Raises:
+        ValueError: a text that does not tell all, in torch.export: a program is for other processes.
+    """
     name = _names.get(pattern)
     if name is None:
         name = _names[pattern] = _new_name(pattern)
         _patterns[name] = pattern
+    if torch.compiler.is_exporting() and name != str(pattern):
+        raise ValueError(
+            f"an exported program holds a pattern as text, and {pattern} is not told by its text: export a compiled "
+            "mask, pattern.compile((q_len, kv_len)), whose table becomes part of the program; or give a predicate a "
+            "name, patterns.register(name, fn), also where the program is loaded"
+        )
     return name
 
 
@@ -56,7 +66,13 @@ def named_table(
     """
     pattern = _patterns.get(name)
     if pattern is None:
-        pattern = _patterns[name] = parse(name)
+        try:
+            pattern = _patterns[name] = parse(name)
+        except ValueError as error:
+            raise ValueError(
+                f"a compiled or exported program asks for the pattern {name}, which this process does not know: "
+                f"patterns.register() its predicates before the program runs ({error})"
+            ) from error
     bq, bk = block
     if ends is not None:
         return padded_table(pattern, (bq, bk), ends, lengths[0])

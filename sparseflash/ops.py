@@ -1,4 +1,4 @@
-"""The operators behind ``attention``, registered with torch.library: schemas, fakes, backends, autograd.
+"""The operators behind ``attention``: schemas, fakes, backends, the gradient.
 
 A table travels as a list of tensors, a score in the order of :class:`Score`, so that compiled graphs take masks, seeds
 and offsets as run-time arguments. A graph may instead name a pattern, whose table is looked up when it runs.
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from sparseflash import transforms
 from sparseflash.kernels import cpu
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.layout import Score, Side, Tiles
@@ -23,24 +24,16 @@ from sparseflash.tables import LookupTable
 BACKENDS = ("cpu", "triton")
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
-_MASK = "Tensor[] table, SymInt[] layout, str pattern"
+_MASK = "Tensor[]? table, SymInt[] layout, str pattern"
 _SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"
-_library.define(
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, bool deterministic, {_SCORE}) "
-    "-> (Tensor out, Tensor lse)"
-)
-_library.define(
-    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)"
-)
-
 Tensors = Sequence[torch.Tensor]
 
 
 class MaskArguments(NamedTuple):
     """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
 
-    table: Tensors  # rows, columns, tiles, pattern_of; or the buffer; or nothing; or lengths of a padded batch
+    # Rows, columns, tiles, pattern_of; or the buffer; of a named pattern None, or the lengths of a padded batch.
+    table: Tensors | None
     layout: Sequence[int]  # the block; of the buffer, its layout
     pattern: str = ""
 
@@ -57,7 +50,7 @@ class MaskArguments(NamedTuple):
     @classmethod
     def named(cls, pattern: Pattern, block: tuple[int, int], lengths: torch.Tensor | None = None) -> MaskArguments:
         """For compiled graphs: the table is looked up when they run, for the lengths that come."""
-        return cls([] if lengths is None else [lengths], block, constant(pattern, name_of))
+        return cls(None if lengths is None else [lengths], block, constant(pattern, name_of))
 
 
 class _Operands(NamedTuple):
@@ -72,14 +65,14 @@ class _Operands(NamedTuple):
 
 
 def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score) -> _Operands:
-    if len(mask.table) > 1:
-        bq, bk = mask.layout
-        return _Operands(*Contents.of(mask.table), (bq, bk), score)
-    lengths = q.shape[2], k.shape[2]
+    tensors = mask.table or ()
     if mask.pattern:
-        table = named_table(mask.pattern, lengths, mask.layout, q.device, *mask.table)
+        table = named_table(mask.pattern, (q.shape[2], k.shape[2]), mask.layout, q.device, *tensors)
+    elif len(tensors) > 1:
+        bq, bk = mask.layout
+        return _Operands(*Contents.of(tensors), (bq, bk), score)
     else:
-        (buffer,) = mask.table
+        (buffer,) = tensors
         table = LookupTable.unpacked(buffer, mask.layout)
     table.check_fits(q, k)
     score = score._replace(q_offset=table.q_offset)
@@ -91,7 +84,7 @@ def _attention(
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
-    table: Tensors,
+    table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
     backend: str,
@@ -115,7 +108,7 @@ def _attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    table: Tensors,
+    table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
     backend: str,
@@ -142,66 +135,42 @@ def _backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-class _Differentiable(torch.autograd.Function):
-    """The gradient of attention.
-
-    What `torch.library.register_autograd` would make takes the table's list apart and rebuilds it at every call, which
-    was half of the host's time in a forward pass: see benchmarks/ledger.md.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, q: Any, k: Any, v: Any, sinks: Any, rest: tuple[Any, ...]) -> Any:
-        out, lse = _below_autograd(q, k, v, sinks, *rest)
-        table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = rest
-        ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, sinks, slopes, seed, *table)
-        return out, lse
-
-    @staticmethod
-    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-        q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
-        if dout is None:
-            dout = torch.zeros_like(out)
-        dsinks = None
-        if sinks is not None:
-            dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
-        dq, dk, dv = torch.ops.sparseflash.attention_backward(
-            *(dout, dlse, q, k, v, out, lse, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
-            *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
-        )
-        return dq, dk, dv, dsinks, None
+def _save(ctx: Any, inputs: Sequence[Any], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = inputs
+    ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
+    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *(table or ()))
 
 
-def _below_autograd(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The operator without its gradient, wherever the dispatcher goes next: a backend, a fake, a tracer."""
-    with torch._C._AutoDispatchBelowAutograd():
-        out, lse = torch.ops.sparseflash.attention(*arguments)
-        return out, lse
+def _gradient(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+    q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dsinks = None
+    if sinks is not None:
+        dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+    dq, dk, dv = torch.ops.sparseflash.attention_backward(
+        *(dout, dlse, q, k, v, out, lse, table or None, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
+        *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
+    )
+    return dq, dk, dv, dsinks
 
 
-def _with_gradient(q: Any, k: Any, v: Any, sinks: Any, *rest: Any) -> Any:
-    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in (q, k, v, sinks)):
-        return _Differentiable.apply(q, k, v, sinks, rest)  # type: ignore[no-untyped-call]
-    return _below_autograd(q, k, v, sinks, *rest)
-
-
-def _no_second_derivative(ctx: Any, *cotangents: Any) -> Any:
-    raise NotImplementedError("sparseflash attention has no second derivative: its gradient cannot be differentiated")
-
-
-def _no_vmap(info: Any, in_dims: Any, *arguments: Any) -> Any:
-    raise NotImplementedError("sparseflash attention has no vmap: fold the mapped dim into batch or heads")
-
-
-for _name, _function in (("attention", _attention), ("attention_backward", _attention_backward)):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _function, _key)
-    torch.library.register_vmap(f"sparseflash::{_name}", _no_vmap, lib=_library)
-torch.library.register_fake("sparseflash::attention", _attention_fake, lib=_library)
-torch.library.register_fake("sparseflash::attention_backward", _backward_fake, lib=_library)
-_library.impl("attention", _with_gradient, "Autograd")
-torch.library.register_autograd("sparseflash::attention_backward", _no_second_derivative, lib=_library)
+transforms.register(
+    _library,
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, bool deterministic, {_SCORE}) "
+    "-> (Tensor out, Tensor lse)",
+    _attention,
+    _attention_fake,
+    transforms.differentiable("attention", 4, _save, _gradient),
+)
+transforms.register(
+    _library,
+    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    _attention_backward,
+    _backward_fake,
+    transforms.derived("attention_backward", 7),
+)
 
 
 def attention(

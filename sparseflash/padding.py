@@ -22,7 +22,7 @@ from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import is_int, make_grid
 from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
 from sparseflash.shortened import shortened
-from sparseflash.tables import LookupTable, capturing
+from sparseflash.tables import LookupTable, capturing, lasting
 
 Lengths: TypeAlias = Tensor | Sequence[int] | NDArray[Any]
 
@@ -139,7 +139,7 @@ def _check_values(numbers: Sequence[int], tokens: int) -> None:
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@lasting
 def _listed(numbers: tuple[int, ...]) -> Tensor:
     """One tensor for equal lists, so that the layers of a model share what is made of it."""
     return torch.tensor(numbers, dtype=torch.int64)

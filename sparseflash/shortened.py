@@ -26,7 +26,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.keeping import TABLES
 from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
-from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lookup, unless_fake
+from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, lookup, unless_fake
 
 LARGEST_INDEX = np.iinfo(np.int32).max
 
@@ -133,7 +133,7 @@ def whole(mask: BlockMask, device: torch.device) -> Whole:
 
 @TABLES.bounds
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@lasting
 def _whole(mask: BlockMask, device: torch.device) -> Whole:
     check_not_capturing(device)
     table, runs, patterns = lookup(mask, device), mask.runs, mask.patterns

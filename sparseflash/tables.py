@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import _lru_cache_wrapper, lru_cache
-from typing import Any, TypeVar
+from functools import _lru_cache_wrapper, lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from sparseflash.schedule import cuts, deal, weights
 # Kernels load the next block's index while they work on the current one; reading past the end must be harmless.
 READ_AHEAD = 4
 
+Arguments = ParamSpec("Arguments")
 Made = TypeVar("Made")
 
 
@@ -202,9 +203,24 @@ def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
     return cached if active_fake_mode() is None else cached.__wrapped__
 
 
+def lasting(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
+    """Decorator of a function whose tensors are kept: every later call can use them, whoever makes the first one.
+
+    Made in inference mode, they could not be saved for a backward pass; made within a transform of torch.func, they
+    would be wrapped for its level, and be errors once that is left.
+    """
+
+    @wraps(make)
+    def made(*arguments: Arguments.args, **named: Arguments.kwargs) -> Made:
+        with torch.inference_mode(False), torch._C._DisableFuncTorch():
+            return make(*arguments, **named)
+
+    return made
+
+
 @TABLES.bounds
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # a table first asked for while evaluating must serve a later backward pass
+@lasting
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     check_not_capturing(device)
     patterns = mask.patterns

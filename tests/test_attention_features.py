@@ -131,12 +131,6 @@ def test_autocast_around_the_call_changes_nothing() -> None:
         assert torch.equal(plain, cast)
 
 
-def test_vmap_is_refused() -> None:
-    q = torch.zeros(3, 1, 2, 32, 16)
-    with pytest.raises(NotImplementedError, match="no vmap: fold the mapped dim into batch or heads"):
-        torch.func.vmap(lambda q: sf.attention(q, q, q))(q)
-
-
 def test_deterministic_is_what_happens_anyway() -> None:
     q = torch.randn(1, 2, 100, 16)
     assert torch.equal(sf.attention(q, q, q, deterministic=True), sf.attention(q, q, q))

@@ -18,7 +18,18 @@ import sparseflash as sf
 from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
-CORE = ("decoding", "dynamic", "functional", "kv_cache", "ops", "reference", "routing", "schedule", "tables")
+CORE = (
+    "decoding",
+    "dynamic",
+    "functional",
+    "kv_cache",
+    "ops",
+    "reference",
+    "routing",
+    "schedule",
+    "tables",
+    "transforms",
+)
 OUTER = (
     *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "lra", "models", "pathfinder", "rounds"),
     "train",

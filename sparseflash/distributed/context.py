@@ -22,7 +22,8 @@ from sparseflash.functional import _check_operands, attention
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables import LookupTable, lasting, lookup
+from sparseflash.transforms import refuse_all
 
 
 @overload
@@ -102,6 +103,7 @@ def context_parallel_attention(
         TypeError: an argument of another kind, on every rank.
         ValueError: a mesh with several dims, a shard of another length than the sharding says, masks, shapes or options
             that differ between ranks; on every rank.
+        NotImplementedError: a transform of torch.func, or a forward-mode derivative.
 
     Example:
         One process is a mesh too; under ``torchrun`` the same lines run on as many as there are, with
@@ -133,8 +135,9 @@ def context_parallel_attention(
         layout: Layout = "global" if dropout_p else "aligned" if alibi_slopes is not None else "packed"
         about = whole.mask, whole.queries, whole.keys, layout
         _check_shards(whole, rank, q, k, v)
+        refuse_all("context_parallel_attention", q, k, v, sinks, alibi_slopes)
         intent = _intent(whole, q, k, v, arguments)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         intent = error
     agree(group, _device(q, mesh), about, intent)
     part = _part(whole, rank, layout, q.device)
@@ -226,7 +229,7 @@ class _Part:
 
 
 @lru_cache(maxsize=64)
-@torch.inference_mode(False)  # made while evaluating, it must serve a later backward pass
+@lasting
 def _part(whole: Plan, rank: int, layout: Layout, device: torch.device) -> _Part:
     rows, columns = Places.of(whole.rows, rank, layout), Places.of(whole.columns, rank, layout)
     shards = whole.queries.lengths[rank], whole.keys.lengths[rank]

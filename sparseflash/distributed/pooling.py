@@ -9,6 +9,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed.mesh import one_dim
+from sparseflash.transforms import refuse_all
 
 
 def summed(x: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
@@ -27,7 +28,9 @@ def summed(x: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
     Raises:
         TypeError: mesh is no DeviceMesh.
         ValueError: a mesh with several dims.
+        NotImplementedError: a transform of torch.func, or a forward-mode derivative.
     """
+    refuse_all("summed", x)
     group, _, ranks = one_dim(mesh)
     total: torch.Tensor = x if ranks == 1 else _Sum.apply(group, x)  # type: ignore[no-untyped-call]
     return total

@@ -16,6 +16,7 @@ from sparseflash.functional import Mask
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.tokens import Tokens
 from sparseflash.patterns import BlockMask
+from sparseflash.tables import lasting
 
 if TYPE_CHECKING:
     from sparseflash.models.pixel_transformer import Attend
@@ -71,6 +72,6 @@ _ON_HOST = "who needs which keys must be known on the host, before an image is s
 
 
 @lru_cache(maxsize=16)
-@torch.inference_mode(False)  # made while evaluating, they must serve a later training step
+@lasting
 def _positions(sharding: Sharding, rank: int, device: torch.device) -> Tensor:
     return sharding.positions(rank).to(device)

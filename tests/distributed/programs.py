@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.fx.experimental.symbolic_shapes  # imported by the first call otherwise, by each rank for itself
+from torch.autograd import forward_ad
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
@@ -191,4 +192,10 @@ def fail(what: str) -> None:
         arguments |= {"mesh": dist.group.WORLD}
     elif what == "softcap":
         arguments |= {"softcap": -1.0}
+    elif what == "grad":
+        torch.func.grad(lambda x: context_parallel_attention(**arguments | {"q": x}).sum())(x)
+    elif what == "tangent":
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(x, x) if last else x
+            context_parallel_attention(**arguments | {"q": dual})
     context_parallel_attention(**arguments)

@@ -9,6 +9,7 @@ Shape legend: B samples, Hq query heads, N new queries, M keys (those a cache ha
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparseflash import transforms
 from sparseflash.decoding import BLOCK as DECODE_BLOCK
 from sparseflash.decoding import MOST_QUERIES, decode
 from sparseflash.functional import attention
@@ -40,14 +42,6 @@ _library = torch.library.Library("sparseflash", "FRAGMENT")
 _SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
 # Making a table reads the host's memory, which a recorded CUDA graph would not do again.
 _TAGS = (torch.Tag.cudagraph_unsafe,)
-_library.define(
-    f"model_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_SETTING}) -> (Tensor out, Tensor lse)", tags=_TAGS
-)
-_library.define(
-    "model_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
-    f"{_SETTING}) -> (Tensor dq, Tensor dk, Tensor dv)",
-    tags=_TAGS,
-)
 
 
 def model_attention(
@@ -204,22 +198,21 @@ def _depends_on_length(pattern: Pattern) -> bool:
     return pattern.at(short) != pattern.at(long)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
     q, k, v, sinks, mask, *ctx.setting, seed = inputs
-    ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(q, k, v, *output, sinks, mask, seed)
 
 
-def _autograd(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
+def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
     q, k, v, out, lse, sinks, mask, seed = ctx.saved_tensors
     dsinks = None
     if dout is None:
-        return (None,) * 11
+        return (None,) * 4
     if sinks is not None:
         dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
     dq, dk, dv = torch.ops.sparseflash.model_attention_backward(dout, q, k, v, out, lse, mask, *ctx.setting, seed)
-    return dq, dk, dv, dsinks, *(None,) * 7
+    return dq, dk, dv, dsinks
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -231,11 +224,20 @@ def _backward_fake(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) ->
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
-for _name, _function, _fake in (
-    ("model_attention", _forward, _forward_fake),
-    ("model_attention_backward", _backward, _backward_fake),
-):
-    for _key in ("CPU", "CUDA"):
-        _library.impl(_name, _function, _key)
-    torch.library.register_fake(f"sparseflash::{_name}", _fake, lib=_library)
-torch.library.register_autograd("sparseflash::model_attention", _autograd, setup_context=_setup_context, lib=_library)
+transforms.register(
+    _library,
+    f"model_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_SETTING}) -> (Tensor out, Tensor lse)",
+    _forward,
+    _forward_fake,
+    transforms.differentiable("model_attention", 4, _save, _gradient),
+    _TAGS,
+)
+transforms.register(
+    _library,
+    "model_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_SETTING}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    _backward,
+    _backward_fake,
+    transforms.derived("model_attention_backward", 6),
+    _TAGS,
+)
