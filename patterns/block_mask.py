@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
 from os import PathLike
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from scipy.sparse import csr_array
 from sparseflash.patterns.canonical import canonical
 from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.misuse import TRUTH
 from sparseflash.patterns.refinement import transposed
 from sparseflash.patterns.runs import FULL, Runs, frozen
 from sparseflash.patterns.tiles import Words, pack, unpack
@@ -140,6 +141,9 @@ class BlockMask(Constant):
         from sparseflash.patterns.set_operations import full_mask
 
         return full_mask(self.grid) - self
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"a BlockMask has no truth value; {TRUTH}")
 
     def _combined(self, other: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
         from sparseflash.patterns.set_operations import combine

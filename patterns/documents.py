@@ -19,46 +19,89 @@ class Documents(Interval):
     """See :func:`documents`."""
 
     lengths: tuple[int, ...]
+    kv_lengths: tuple[int, ...] | None = None
+    causal: bool = False
     name = "documents"
 
     @cached_property
-    def _edges(self) -> Ints:
-        return np.concatenate([[0], np.cumsum(np.array(self.lengths, np.int64))])
+    def _k_edges(self) -> Ints:
+        """Where the keys of each document begin, and where the last ones end."""
+        return _edges(self.lengths if self.kv_lengths is None else self.kv_lengths)
 
     @cached_property
-    def _padded(self) -> Ints:
-        return np.concatenate([[0], self._edges, self._edges[-1:]])
+    def _q_edges(self) -> Ints:
+        """Where its queries begin: the last query of all stands on the last key of all."""
+        edges = _edges(self.lengths)
+        return edges + (self._k_edges[-1] - edges[-1])
+
+    @cached_property
+    def _padded(self) -> tuple[Ints, Ints]:
+        """Edges of queries and keys, with an empty document before the first one and after the last one."""
+        q, k = self._q_edges, self._k_edges
+        return np.concatenate([q[:1], q, q[-1:]]), np.concatenate([k[:1], k, k[-1:]])
 
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
-        # Positions before the first document see nothing; after the last one there is no document either.
-        index = np.searchsorted(self._edges, q, side="right")
-        return self._padded[index], self._padded[index + 1]
+        index = np.searchsorted(self._q_edges, q, side="right")
+        q_edges, k_edges = self._padded
+        low, stop = k_edges[index], k_edges[index + 1]
+        if self.causal:
+            # The last query of a document sees all of its keys, the one before all but the last, and so on.
+            stop = np.clip(stop - (q_edges[index + 1] - 1 - q), low, stop)
+        return low, stop
 
-    def _fit(self, tokens: int) -> None:
-        if tokens > self._edges[-1]:
+    def _fit(self, grid: Grid) -> None:
+        queries, keys = sum(self.lengths), int(self._k_edges[-1])
+        if self.kv_lengths is not None:
+            if (grid.q_len, grid.kv_len, grid.q_offset) != (queries, keys, keys - queries):
+                raise ValueError(
+                    f"documents: lengths add up to {queries:,} queries and kv_lengths to {keys:,} keys; "
+                    f"this mask is for {grid}"
+                )
+            return
+        if grid.q_offset < 0:
             raise ValueError(
-                f"documents: {len(self.lengths)} lengths add up to {self._edges[-1]:,} tokens; "
-                f"the sequence has {tokens:,}"
+                f"documents: {grid.q_len:,} queries and {grid.kv_len:,} keys put the first query {-grid.q_offset:,} "
+                "before the first document; where the keys are another sequence, give their lengths: "
+                "documents(lengths, kv_lengths=...)"
+            )
+        tokens = max(grid.q_offset + grid.q_len, grid.kv_len)
+        if tokens > keys:
+            raise ValueError(
+                f"documents: {len(self.lengths)} lengths add up to {keys:,} tokens; the sequence has {tokens:,}"
             )
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
-        self._fit(max(grid.q_offset + grid.q_len, grid.kv_len))
+        self._fit(grid)
         return super().candidates(grid)
 
 
-def documents(lengths: Iterable[int] | None = None, *, cu_seqlens: Iterable[int] | None = None) -> Pattern:
-    """Query and key lie in the same document of a packed sequence.
+def documents(
+    lengths: Iterable[int] | None = None,
+    kv_lengths: Iterable[int] | None = None,
+    causal: bool = False,
+    *,
+    cu_seqlens: Iterable[int] | None = None,
+    cu_seqlens_k: Iterable[int] | None = None,
+) -> Pattern:
+    """Query and key lie in the same document of a packed sequence, or of two that are packed alike.
 
-    For decoders: ``causal() & documents(...)``.
+    For decoders: ``causal() & documents(...)``, or ``causal=True``. Cross-attention of packed sequences has keys of
+    their own: ``kv_lengths``.
 
     Args:
-        lengths: tokens of each document in order; together they cover the sequence (a last one may be padding).
-        cu_seqlens: instead, the cumulative lengths as flash-attention's variable-length functions take them: 0 first.
+        lengths: tokens of each document in order; together they cover the sequence (a last one may be padding, and any
+            may be empty).
+        kv_lengths: keys of each document, where queries and keys are packed separately; ``lengths`` then counts
+            queries alone, and the mask must be for exactly so many of both.
+        causal: query a of a document sees its key b only if ``b - a <= keys - queries`` of that document, counted from
+            0: its last query sees all of its keys, as in flash-attention's variable-length functions.
+        cu_seqlens: instead of lengths, the cumulative ones as those functions take them: 0 first.
+        cu_seqlens_k: instead of kv_lengths, likewise.
 
     Raises:
-        TypeError: entries are not ints, or both or neither argument is given.
-        ValueError: a length below 1, cumulative lengths that do not start at 0; when compiling, a sequence longer than
-            the documents.
+        TypeError: entries are not ints, causal is not a bool, or lengths are given in two ways or in none.
+        ValueError: a negative length, cumulative lengths that do not start at 0, another number of kv_lengths; when
+            compiling, lengths that the documents do not have.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -66,28 +109,54 @@ def documents(lengths: Iterable[int] | None = None, *, cu_seqlens: Iterable[int]
         array([[1, 0, 0],
                [0, 1, 1],
                [0, 1, 1]])
+        >>> P.documents([2, 3], kv_lengths=[1, 3], causal=True).compile((5, 4), block=16).to_dense().astype(int)
+        array([[0, 0, 0, 0],
+               [1, 0, 0, 0],
+               [0, 1, 0, 0],
+               [0, 1, 1, 0],
+               [0, 1, 1, 1]])
         >>> P.documents(cu_seqlens=[0, 1, 3]) == P.documents([1, 2])
         True
     """
     if (lengths is None) == (cu_seqlens is None):
         raise TypeError("documents takes either lengths or cu_seqlens")
-    if cu_seqlens is not None:
-        edges = [checked_int("documents", "cu_seqlens entry", e, 0) for e in _listed(cu_seqlens)]
-        if not edges or edges[0] != 0:
-            raise ValueError(f"documents: cu_seqlens must start at 0, got {edges[:1]}")
-        for index, (a, b) in enumerate(pairwise(edges)):
-            if a >= b:
-                raise ValueError(f"documents: cu_seqlens must rise, got {b} after {a} at entry {index + 1}")
-        lengths = [b - a for a, b in pairwise(edges)]
-    if not isinstance(lengths, Iterable):
-        raise TypeError(f"documents: lengths must be ints, one a document, got {lengths!r}")
-    checked = tuple(checked_int("documents", "length", n, 1) for n in _listed(lengths))
-    if not checked:
+    if kv_lengths is not None and cu_seqlens_k is not None:
+        raise TypeError("documents takes either kv_lengths or cu_seqlens_k")
+    if not isinstance(causal, bool):
+        raise TypeError(f"documents: causal must be True or False, got {causal!r}")
+    queries = _lengths("length", lengths, "cu_seqlens", cu_seqlens)
+    if not queries:
         raise ValueError("documents: give at least one length, got none")
-    return Documents(checked)
+    if kv_lengths is None and cu_seqlens_k is None:
+        return Documents(queries, None, causal)
+    keys = _lengths("kv_length", kv_lengths, "cu_seqlens_k", cu_seqlens_k)
+    if len(keys) != len(queries):
+        raise ValueError(f"documents: {len(queries)} lengths need as many kv_lengths, got {len(keys)}")
+    return Documents(queries, keys, causal)
 
 
-def _listed(values: Iterable[int]) -> Iterable[int]:
+def _lengths(
+    name: str, lengths: Iterable[int] | None, cumulative_name: str, cumulative: Iterable[int] | None
+) -> tuple[int, ...]:
+    """Checked lengths, given as such or cumulatively."""
+    if cumulative is None:
+        return tuple(checked_int("documents", name, n, 0) for n in _listed(f"{name}s", lengths))
+    edges = [checked_int("documents", f"{cumulative_name} entry", e, 0) for e in _listed(cumulative_name, cumulative)]
+    if not edges or edges[0] != 0:
+        raise ValueError(f"documents: {cumulative_name} must start at 0, got {edges[:1]}")
+    for index, (a, b) in enumerate(pairwise(edges)):
+        if a > b:
+            raise ValueError(f"documents: {cumulative_name} must not fall, got {b} after {a} at entry {index + 1}")
+    return tuple(b - a for a, b in pairwise(edges))
+
+
+def _listed(name: str, values: object) -> Iterable[int]:
     """Python ints of an array or a tensor, which flash-attention's functions take too; else the values themselves."""
-    listed: Iterable[int] = values.tolist() if hasattr(values, "tolist") else values
+    listed = values.tolist() if hasattr(values, "tolist") else values
+    if not isinstance(listed, Iterable):
+        raise TypeError(f"documents: {name} must be ints, one a document, got {values!r}")
     return listed
+
+
+def _edges(lengths: tuple[int, ...]) -> Ints:
+    return np.concatenate([[0], np.cumsum(np.array(lengths, np.int64))])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar, TypeAlias
+from typing import Any, ClassVar, NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.memory import MAX_BYTES
+from sparseflash.patterns.misuse import TRUTH, instead
 from sparseflash.patterns.tiles import Words
 
 Bools: TypeAlias = NDArray[np.bool_]
@@ -124,16 +125,31 @@ class Pattern(Constant, ABC):
         return compile_with_advice(self, make_grid(seq_len, block, q_offset), max_bytes)
 
     def __or__(self, other: Pattern) -> Pattern:
-        return Or(self, other) if isinstance(other, Pattern) else NotImplemented
+        return Or(self, other) if isinstance(other, Pattern) else _refused("|", other)
 
     def __and__(self, other: Pattern) -> Pattern:
-        return And(self, other) if isinstance(other, Pattern) else NotImplemented
+        return And(self, other) if isinstance(other, Pattern) else _refused("&", other)
 
     def __sub__(self, other: Pattern) -> Pattern:
-        return Minus(self, other) if isinstance(other, Pattern) else NotImplemented
+        return Minus(self, other) if isinstance(other, Pattern) else _refused("-", other)
 
     def __invert__(self) -> Pattern:
         return Not(self)
+
+    # Python comes here for a left operand that is no pattern.
+    def __ror__(self, other: object) -> Pattern:
+        return _refused("|", other)
+
+    def __rand__(self, other: object) -> Pattern:
+        return _refused("&", other)
+
+    def __rsub__(self, other: object) -> Pattern:
+        return _refused("-", other)
+
+    __array_ufunc__: ClassVar[None] = None  # numpy leaves `array & pattern` to __rand__, instead of each element
+
+    def __bool__(self) -> NoReturn:
+        raise TypeError(f"the pattern {self} has no truth value; {TRUTH}")
 
     def __str__(self) -> str:
         """Text that :func:`sparseflash.parse` reads back, e.g. ``butterfly(unit=256)``."""
@@ -308,12 +324,21 @@ def per_sample(*patterns: Pattern) -> Pattern:
     return _stacked(PerSample, patterns, (PerSample,))
 
 
+def _refused(sign: str, other: object) -> Any:
+    """What an operator gives for an operand that is no pattern: words where they help, else Python's own."""
+    words = instead(other)
+    if words is not None:
+        raise TypeError(f"{sign} joins patterns; {words}")
+    return NotImplemented
+
+
 def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:
     if not patterns:
         raise ValueError(f"{kind.name} needs at least one pattern")
     for index, pattern in enumerate(patterns):
         if not isinstance(pattern, Pattern):
-            raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}")
+            words = instead(pattern)
+            raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}{f': {words}' * bool(words)}")
         for inner in forbidden:
             if holds(pattern, inner):
                 raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from hypothesis import assume
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
+from sparseflash.patterns.documents import Documents
+from sparseflash.patterns.pattern import holds
 
 BLOCKS = (16, 32, 64, 128, 256)
 # A campaign (tests/fuzz) draws larger expressions and longer sequences than the suite has time for.
@@ -25,7 +28,11 @@ named_leaves = st.one_of(
     st.builds(P.strided, st.integers(1, 20), st.integers(1, 80)),
     st.builds(P.butterfly, st.integers(1, 80), st.none() | st.integers(1, 16)),
     st.builds(P.dilated, st.integers(0, 30), st.integers(1, 200)),
-    st.builds(lambda lengths: P.documents([*lengths, 5000]), st.lists(st.integers(1, 300), max_size=8)),
+    st.builds(
+        lambda lengths, causal: P.documents([*lengths, 5000], causal=causal),
+        st.lists(st.integers(0, 300), max_size=8),
+        st.booleans(),
+    ),
     st.integers(1, 20).flatmap(lambda s: st.builds(P.fixed, st.just(s), st.integers(0, s), st.integers(1, 80))),
     st.just(P.log_sparse()),
     st.builds(
@@ -118,6 +125,7 @@ class Shape:
         return self.kv_len - self.q_len if self.q_offset is None else self.q_offset
 
     def compile(self, pattern: Pattern) -> P.BlockMask:
+        assume(self.offset >= 0 or not holds(pattern, Documents))  # no query stands before the first document
         return pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
 
     def truth(self, pattern: Pattern) -> np.ndarray:
@@ -137,3 +145,15 @@ def shapes(max_len: int = 600) -> st.SearchStrategy[Shape]:
         st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS)),
         st.none() | st.integers(-100, 100),
     )
+
+
+@st.composite
+def cross_documents(draw: st.DrawFn, max_len: int = 150) -> tuple[Pattern, Shape]:
+    """Packed queries and keys of other lengths, among other patterns, and a shape that they fit."""
+    length = st.integers(0, max_len)
+    lengths, kv_lengths = zip(*draw(st.lists(st.tuples(length, length), min_size=1, max_size=6)), strict=True)
+    assume(sum(lengths) and sum(kv_lengths))
+    block = draw(st.tuples(st.sampled_from(BLOCKS), st.sampled_from(BLOCKS)))
+    shape = Shape(sum(lengths), sum(kv_lengths), block, None)
+    pattern = P.documents(lengths, kv_lengths=kv_lengths, causal=draw(st.booleans()))
+    return draw(st.sampled_from([pattern, ~pattern, pattern & P.strided(3), P.per_head(pattern, P.causal())])), shape

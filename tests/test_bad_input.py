@@ -134,7 +134,10 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     ),
     (lambda: P.where(lambda q, k: (q > 3)[..., 0]).compile(64, block=16), ValueError, r"got \(\d+, 16\)"),
     (lambda: P.from_blocks(np.array([[np.nan]])), ValueError, "holds NaN"),
-    (lambda: P.documents(cu_seqlens=[0, 3, 3]), ValueError, "cu_seqlens must rise, got 3 after 3 at entry 2"),
+    (lambda: P.documents(cu_seqlens=[0, 3, 2]), ValueError, "cu_seqlens must not fall, got 2 after 3 at entry 2"),
+    (lambda: P.documents([3], 4), TypeError, "kv_lengths must be ints, one a document, got 4"),  # type: ignore[arg-type]
+    (lambda: P.documents([3], [4], cu_seqlens_k=[0, 4]), TypeError, "either kv_lengths or cu_seqlens_k"),
+    (lambda: P.documents([3], causal=1), TypeError, "causal must be True or False, got 1"),  # type: ignore[arg-type]
     (lambda: sf.parse(" | ".join(["causal()"] * 500)), ValueError, "a chain of 499 operators"),
     (lambda: P.causal().compile(64).to_scipy(1), ValueError, "pattern must be 0 to 0, got 1"),
     (

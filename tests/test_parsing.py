@@ -23,6 +23,7 @@ from sparseflash.patterns.parsing import MAX_DEPTH
         ("butterfly(max_stride=None)", P.butterfly()),
         ("per_head(local(4), causal() | local(1))", P.per_head(P.local(4), P.causal() | P.local(1))),
         (" local( 7 )\n", P.local(7)),
+        ("documents([2, 0], kv_lengths=[1, 3], causal=True)", P.documents((2, 0), (1, 3), causal=True)),
     ],
 )
 def test_reads(text: str, pattern: P.Pattern) -> None:

@@ -44,6 +44,7 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
     (P.global_tokens(3), lambda q, k: min(q, k) < 3),
     (P.global_tokens((5, 40)), lambda q, k: q in (5, 40) or k in (5, 40)),
     (P.documents([7, 1, 22, 30]), lambda q, k: document(q) == document(k)),
+    (P.documents([7, 0, 1, 22, 30, 0], causal=True), lambda q, k: document(q) == document(k) and k <= q),
     (P.prefix(9), lambda q, k: k <= q or k < 9),
     (P.log_sparse(), lambda q, k: abs(q - k) in POWERS),
     (P.star(), lambda q, k: abs(q - k) <= 1 or q == 0 or k == 0),
@@ -148,6 +149,40 @@ def test_random_blocks_draws_distinct_cells_evenly() -> None:
         P.random_blocks(5).allows(np.array(0), np.array(0))
 
 
+Definition = Callable[[int, int, int, int], bool]  # queries and keys of a document, a query and a key of it
+SEES: list[tuple[bool, Definition]] = [(False, lambda m, n, a, b: True), (True, lambda m, n, a, b: b - a <= n - m)]
+
+
+@pytest.mark.parametrize(("causal", "sees"), SEES, ids=["all keys", "bottom-right causal"])
+@pytest.mark.parametrize("block", BLOCKS)
+def test_documents_whose_keys_are_another_sequence(causal: bool, sees: Definition, block: int | tuple[int, int]) -> None:
+    queries, keys = [0, 40, 3, 0, 1, 25, 0], [50, 2, 0, 7, 33, 25, 4]
+    expected = np.zeros((sum(queries), sum(keys)), bool)
+    for d, (m, n) in enumerate(zip(queries, keys, strict=True)):
+        for a, b in itertools.product(range(m), range(n)):
+            expected[sum(queries[:d]) + a, sum(keys[:d]) + b] = sees(m, n, a, b)
+    pattern = P.documents(queries, kv_lengths=keys, causal=causal)
+    np.testing.assert_array_equal(pattern.compile(expected.shape, block=block).to_dense(), expected)
+    cumulative = {"cu_seqlens": [0, *itertools.accumulate(queries)], "cu_seqlens_k": [0, *itertools.accumulate(keys)]}
+    assert P.documents(**cumulative, causal=causal) == pattern
+
+
+def test_a_token_of_a_decoder_sees_its_document_so_far() -> None:
+    """Queries that are the last tokens of the keys: positions go on, whatever was asked before."""
+    pattern, whole = P.documents([5, 0, 6], causal=True), P.documents([5, 6]) & P.causal()
+    assert pattern.compile(11, block=16) == whole.compile(11, block=16)
+    for length in range(1, 12):
+        token = pattern.compile((1, length), block=16).to_dense()
+        np.testing.assert_array_equal(token[0], whole.compile(11, block=16).to_dense()[length - 1, :length])
+
+
+def test_keys_that_no_query_asks_for_cost_no_more_than_the_grid() -> None:
+    lengths, kv_lengths = [1, 0] * 500, [1, 40_000] * 500
+    mask = P.documents(lengths, kv_lengths=kv_lengths).compile((500, sum(kv_lengths)), block=128)
+    assert mask.tokens == 500
+    assert mask.nbytes < 2_000_000
+
+
 def test_every_named_pattern_is_defined_here() -> None:
     tested = {str(p).split("(")[0] for p, _ in DEFINITIONS} | {"longformer", "sparse_transformer_strided"}
     tested |= {"sparse_transformer_fixed", "star_transformer", "random_blocks", "per_head", "per_sample"}
@@ -159,7 +194,19 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: P.dilated(2, 0), "dilated: dilation must be at least 1"),
     (lambda: P.axial((1 << 20, 257)), "more than 2\\*\\*28 pixels"),
     (lambda: P.axial((257, 1 << 20)), "more than 2\\*\\*28 pixels"),
-    (lambda: P.documents([3, 0]), "documents: length must be at least 1, got length=0"),
+    (lambda: P.documents([3, -1]), "documents: length must be at least 0, got length=-1"),
+    (lambda: P.documents([3], [-1]), "documents: kv_length must be at least 0, got kv_length=-1"),
+    (lambda: P.documents([3, 4], [5]), "2 lengths need as many kv_lengths, got 1"),
+    (lambda: P.documents([0, 0]).compile(1), "2 lengths add up to 0 tokens; the sequence has 1"),
+    (lambda: P.documents(cu_seqlens=[0, 2], cu_seqlens_k=[1, 2]), "cu_seqlens_k must start at 0"),
+    (lambda: P.documents([30, 40]).compile((70, 3)), r"70 queries and 3 keys .* documents\(lengths, kv_lengths=...\)"),
+    (lambda: P.documents([3, 4]).compile((1, 7), q_offset=-1), "1 queries and 7 keys put the first query 1 before"),
+    (lambda: P.documents([3, 4], [2, 2]).compile(4), "7 queries and kv_lengths to 4 keys; this mask is for 4 x 4"),
+    (lambda: P.documents([3, 4], [2, 2]).compile((7, 5)), "add up to 7 queries and kv_lengths to 4 keys"),
+    (lambda: P.documents([3, 4], [2, 2]).compile((7, 3)), "this mask is for 7 x 3 tokens"),
+    (lambda: P.documents([3, 4], [2, 2]).compile((8, 4)), "this mask is for 8 x 4 tokens"),
+    (lambda: P.documents([3, 4], [2, 2]).compile((7, 4), q_offset=0), "first query at 0"),
+    (lambda: P.documents([3, 4], [2, 2]).compile((3, 4)), "this mask is for 3 x 4 tokens"),  # not the last queries
     (lambda: P.documents([]), "at least one length"),
     (lambda: P.documents(cu_seqlens=[1, 2]), "cu_seqlens must start at 0"),
     (lambda: P.documents([3, 4]).compile(8), "2 lengths add up to 7 tokens; the sequence has 8"),

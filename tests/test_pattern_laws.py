@@ -17,7 +17,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
 from tests.pieces import lookup_in_pieces
-from tests.strategies import Shape, expressions, named_leaves, per_head, per_sample, shapes
+from tests.strategies import Shape, cross_documents, expressions, named_leaves, per_head, per_sample, shapes
 
 
 @given(expressions() | per_head(3) | per_sample(), shapes())
@@ -30,6 +30,13 @@ def test_law_1_at_longer_lengths(pattern: Pattern, shape: Shape) -> None:
     # The truth of all pairs of 5,000 x 5,000 tokens takes seconds: one side is cut.
     shape = replace(shape, q_len=min(shape.q_len, 2_000_000 // shape.kv_len + 1))
     np.testing.assert_array_equal(shape.compile(pattern).to_dense(), shape.truth(pattern))
+
+
+@given(cross_documents())
+def test_law_1_where_the_keys_are_another_sequence(packed: tuple[Pattern, Shape]) -> None:
+    pattern, shape = packed
+    np.testing.assert_array_equal(shape.compile(pattern).to_dense(), shape.truth(pattern))
+    assert sf.parse(str(pattern)) == pattern
 
 
 @given(expressions() | per_head(3), expressions() | per_head(3) | per_sample(), shapes(300))

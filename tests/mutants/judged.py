@@ -10,11 +10,6 @@ LOOKS = "a little more of it: a matter of taste"
 JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/tiles.py", "return -(-bk // 32)", "32  ->  33"): SAME + ": blocks have 16 to 256 keys",
     (
-        "patterns/documents.py",
-        "return np.concatenate([[0], self._edges, self._edges[-1:]])",
-        "-1  ->  1",
-    ): SAME + ": past the last document an interval ends before it begins",
-    (
         "patterns/interval.py",
         "low, stop = self.existing(np.minimum(q, grid.q_offset + grid.q_len - 1), grid)",
         "grid.q_offset + grid.q_len - 1  ->  grid.q_offset + grid.q_len + 1",
@@ -198,8 +193,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
      "if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):",
      "patterns.size * rows  ->  patterns.size // rows"): SLOWER + ": gathered where they lie already",
     ("patterns/fixed.py", "beyond = (grid.kv_len - 1) // self.unit + 1", "1  ->  2"): SAME + ": as in cells.py",
-    ("patterns/documents.py", "return np.concatenate([[0], self._edges, self._edges[-1:]])",
-     "1  ->  2"): SAME + ": past the last document an interval ends before it begins",
     ("patterns/compiling.py", 'warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=2)',
      "2  ->  3"): "which line a warning names is a matter of taste",
     ("kernels/cpu_plan.py",

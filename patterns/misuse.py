@@ -1,0 +1,73 @@
+"""What stands where a pattern should, and the line to write instead."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+
+TRUTH = "`and`, `or` and `not` ask for one, and would keep one operand and drop the other: write `&`, `|`, `~`"
+
+
+def instead(value: Any) -> str | None:
+    """What to write for a value that is no pattern; None where no guess is better than another.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> instead(P.local)
+        'local is not called: write local(window)'
+        >>> instead(True)
+        'True is no pattern: write full(), or ~full() for nothing'
+    """
+    from sparseflash.patterns.block_mask import BlockMask
+    from sparseflash.patterns.pattern import Pattern
+
+    name = getattr(value, "__name__", "the function")
+    if isinstance(value, type):
+        return f"{name} is a class: write {_call(name, value)}" if issubclass(value, Pattern) else None
+    if isinstance(value, bool | np.bool_):
+        return f"{value} is no pattern: write full(), or ~full() for nothing"
+    if isinstance(value, str):
+        return f"text is no pattern: write parse({_shortened(value)})"
+    if isinstance(value, BlockMask):
+        return (
+            "a BlockMask is for given lengths, a pattern for any: "
+            "compile the pattern first, pattern.compile(mask.shape, mask.block, mask.q_offset)"
+        )
+    if hasattr(value, "__array__") and np.ndim(value):
+        return (
+            "an array is no pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
+            "BlockMask.from_dense(array) for one a pair of tokens"
+        )
+    if not callable(value):
+        return None
+    if makes_patterns(value):
+        return f"{name} is not called: write {_call(name, value)}"
+    return f"{'a lambda' if name == '<lambda>' else name} is a function, not a pattern: write where(fn)"
+
+
+def makes_patterns(value: Any) -> bool:
+    """Whether it is one of the library's own functions that make patterns."""
+    module, name = getattr(value, "__module__", None) or "", getattr(value, "__name__", "")
+    return module.startswith("sparseflash.patterns.") and not name.startswith("<") and not isinstance(value, type)
+
+
+def _call(name: str, function: Any) -> str:
+    return f"{name}({', '.join(required(function))})"
+
+
+def required(function: Any) -> list[str]:
+    """Names of the arguments without which a function cannot be called; those of ``*patterns`` as ``...``."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return ["..."]
+    names = ["..." if p.kind is p.VAR_POSITIONAL else p.name for p in parameters if p.default is p.empty]
+    if not names and function.__name__ == "documents":  # takes lengths in one of two ways
+        return ["lengths"]
+    return names
+
+
+def _shortened(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:37] + "...")
