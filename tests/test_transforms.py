@@ -483,3 +483,23 @@ def test_the_reference_has_both_modes() -> None:
     step = 1e-6
     ahead, behind = (sf.attention(q + sign * step * tangent, k, v, PATTERN) for sign in (1, -1))
     torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-8)
+
+
+@inside_dynamo
+def test_transforms_inside_of_a_compiled_function() -> None:
+    torch._dynamo.reset()
+    q, k, v = torch.randn(3, 1, 2, 30, 8).unbind(0)
+
+    def attend(q: Tensor) -> Tensor:
+        return sf.attention(q, k, v, PATTERN)
+
+    def gradient(q: Tensor) -> Any:
+        return torch.func.grad(lambda q: attend(q).square().sum())(q)
+
+    for transformed, x in ((gradient, q), (torch.func.vmap(attend), torch.stack([q, -q]))):
+        graph = torch.compile(transformed, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(graph(x), transformed(x))
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        torch.compile(lambda q: torch.func.jvp(attend, (q,), (q,)), backend="aot_eager")(q)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        torch.compile(attend, backend="aot_eager")(forward_ad.make_dual(q, q))
