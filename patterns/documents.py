@@ -32,7 +32,8 @@ class Documents(Interval):
     def _q_edges(self) -> Ints:
         """Where its queries begin: the last query of all stands on the last key of all."""
         edges = _edges(self.lengths)
-        return edges + (self._k_edges[-1] - edges[-1])
+        shifted: Ints = edges + (self._k_edges[-1] - edges[-1])
+        return shifted
 
     @cached_property
     def _padded(self) -> tuple[Ints, Ints]:

@@ -324,12 +324,13 @@ def per_sample(*patterns: Pattern) -> Pattern:
     return _stacked(PerSample, patterns, (PerSample,))
 
 
-def _refused(sign: str, other: object) -> Any:
+def _refused(sign: str, other: object) -> Pattern:
     """What an operator gives for an operand that is no pattern: words where they help, else Python's own."""
     words = instead(other)
     if words is not None:
         raise TypeError(f"{sign} joins patterns; {words}")
-    return NotImplemented
+    python_asks_on: Pattern = NotImplemented
+    return python_asks_on
 
 
 def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:

@@ -60,6 +60,10 @@ _LATER = {
 _WITH_OPERATORS = ("ops", "decoding", "integrations.transformers.operators")
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> object:
     if name not in _LATER:
         raise AttributeError(f"module 'sparseflash' has no attribute {name!r}")

@@ -9,19 +9,23 @@ from typing import Any, Literal, overload
 import torch
 
 from sparseflash import transforms
-from sparseflash.functional import (
-    Mask,
-    _check_operands,
-    _check_sinks,
-    _check_slopes,
-    _checked_backend,
-    _checked_scale,
-    _checked_softcap,
+from sparseflash.arguments import (
+    check_operands,
+    check_sinks,
+    check_slopes,
+    checked_backend,
+    checked_scale,
+    checked_softcap,
+    parsed,
+    refuse_mask,
+    under_autocast,
 )
+from sparseflash.functional import Mask
 from sparseflash.kernels import cpu_decode
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import constant
+from sparseflash.patterns.described import described
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lookup
@@ -119,9 +123,9 @@ def decode(
         k: [B, Hkv, M, D], a cache with room for M tokens a sample, of which the first ``lengths[b]`` are there. Hq is
             a multiple of Hkv. Contiguous last dim, any other strides.
         v: [B, Hkv, M, Dv].
-        mask: for M queries and M keys, with the first query at position 0: a Pattern (compiled once at block
-            (16, 128), and cached), a BlockMask, a LookupTable whose rows list their blocks in ascending order, or None
-            for all keys that are there.
+        mask: for M queries and M keys, with the first query at position 0: a Pattern or its text (compiled once at
+            block (16, 128), and cached), a BlockMask, a LookupTable whose rows list their blocks in ascending order, or
+            None for all keys that are there.
         lengths: int32 or int64 [B] on q's device: tokens in the cache, the n new ones included. An int serves all
             samples; inside a compiled graph give a tensor, for an int is a constant there.
         scale: factor on the scores, default ``D ** -0.5``.
@@ -156,12 +160,13 @@ def decode(
         >>> torch.allclose(out[1], everything[1, :, 50:53], atol=1e-5)
         True
     """
-    _check_operands(q, k, v)
-    backend = _checked_backend(backend, q, v)
-    scale = _checked_scale(scale, q.shape[-1])
-    softcap = _checked_softcap(softcap, scale)
-    _check_slopes(alibi_slopes, q)
-    _check_sinks(sinks, q)
+    q, k, v = under_autocast(q, k, v)
+    check_operands(q, k, v)
+    backend = checked_backend(backend, q, v)
+    scale = checked_scale(scale, q.shape[-1])
+    softcap = checked_softcap(softcap, scale)
+    check_slopes(alibi_slopes, q)
+    check_sinks(sinks, q)
     if q.shape[2] > MOST_QUERIES:
         raise ValueError(
             f"decode takes 1 to {MOST_QUERIES} new queries, got {q.shape[2]} (q {tuple(q.shape)}); "
@@ -176,6 +181,9 @@ def decode(
         )
     lengths = _lengths(lengths, q, k)
     table = _table(mask, q, k)
+    if not q.shape[0]:
+        out, lse = _decode_fake(q, k, v)
+        return (out, lse) if return_lse else out
     out, lse = torch.ops.sparseflash.decode(
         *(q, k, v, sinks, lengths, table.rows.tensors(), table.tiles.tensors(), table.pattern_of, *table.block),
         *(backend, scale, softcap, alibi_slopes),
@@ -194,7 +202,7 @@ def _lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> t
             raise ValueError(f"lengths must lie on {q.device} with q, got {lengths.device}; lengths.to(q.device) once")
         return lengths
     if isinstance(lengths, bool) or not isinstance(lengths, int):
-        raise TypeError(f"lengths must be a tensor of ints [{B}] or an int, got {lengths!r}")
+        raise TypeError(f"lengths must be a tensor of ints [{B}] or an int, got {described(lengths)}")
     if not new <= lengths <= capacity:
         raise ValueError(
             f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
@@ -216,8 +224,10 @@ def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
         _check_whole(table, capacity)
     elif isinstance(mask, Pattern | BlockMask):
         table = constant(mask, _cached_table, capacity, q.device)
+    elif isinstance(mask, str):
+        table = _table_of_text(mask, capacity, q.device)
     else:
-        raise TypeError(f"mask must be a Pattern, BlockMask, LookupTable or None, got {mask!r}")
+        refuse_mask(mask)
     for size, have, what in zip(table.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
         if size not in (1, have):
             raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
@@ -232,6 +242,13 @@ def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device
         rows, tiles = (tuple(x.clone() for x in part.tensors()) for part in (table.rows, table.tiles))
         table = replace(table, rows=Side(*rows), tiles=Tiles(*tiles), pattern_of=table.pattern_of.clone(), buffer=None)
     return table
+
+
+def _table_of_text(text: str, capacity: int, device: torch.device) -> LookupTable:
+    return _cached_table(parsed(text), capacity, device)
+
+
+_table_of_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of a compiled graph
 
 
 def _check_whole(table: LookupTable, capacity: int) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import Literal, overload
 
 import torch
 
+from sparseflash.arguments import DTYPES
 from sparseflash.decoding import decode
-from sparseflash.functional import DTYPES, Mask
+from sparseflash.functional import Mask
+from sparseflash.patterns.described import described
 
 
 class KVCache:
@@ -71,10 +74,11 @@ class KVCache:
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
         self.capacity = capacity
-        # One slot more than the capacity: tokens to be dropped are written there.
-        self._k = torch.zeros((batch, kv_heads, capacity + 1, head_dim), dtype=dtype, device=device)
-        self._v = torch.zeros((batch, kv_heads, capacity + 1, value_dim), dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
+        with torch.inference_mode(False):  # made while evaluating, it serves outside of inference mode too
+            # One slot more than the capacity: tokens to be dropped are written there.
+            self._k = torch.zeros((batch, kv_heads, capacity + 1, head_dim), dtype=dtype, device=device)
+            self._v = torch.zeros((batch, kv_heads, capacity + 1, value_dim), dtype=dtype, device=device)
+            self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         self._at_least = 0  # tokens that each sample is known to have without asking the device
 
     @property
@@ -98,10 +102,14 @@ class KVCache:
 
         Raises:
             TypeError: another dtype, or counts that are no ints.
-            ValueError: another shape or device, or no room that the host knows of.
+            ValueError: another shape or device, no room that the host knows of, or counts that are not in 0 to n.
+                Counts on a GPU and in compiled graphs are not looked at but brought into that range, unless
+                ``SPARSEFLASH_DEBUG=1``.
         """
         self._check_new(k_new, v_new, counts)
         n = k_new.shape[2]
+        if counts is not None:
+            counts = self._within("counts", counts, n)
         if not torch.compiler.is_compiling():
             self._check_room(n, counts)
         step = torch.arange(n, device=self.lengths.device)
@@ -118,20 +126,22 @@ class KVCache:
         """Forget the newest tokens of each sample: those a draft model proposed and the large one refused.
 
         Args:
-            tokens: how many, an int for all samples or int32 or int64 [B] on the cache's device; no more than there
-                are, else none is left.
+            tokens: how many, an int for all samples or int32 or int64 [B] on the cache's device; not negative, and no
+                more than a sample has.
 
         Raises:
             TypeError: tokens are no ints.
-            ValueError: a negative int, or a tensor of another shape or device.
+            ValueError: a tensor of another shape or device, a negative number, or more tokens than a sample has.
+                Numbers on a GPU and in compiled graphs are not looked at but brought into that range, unless
+                ``SPARSEFLASH_DEBUG=1``.
         """
         if isinstance(tokens, torch.Tensor):
             self._check_counts("tokens", tokens)
         elif isinstance(tokens, bool) or not isinstance(tokens, int):
-            raise TypeError(f"tokens must be an int or a tensor of ints [{len(self.lengths)}], got {tokens!r}")
+            raise TypeError(f"tokens must be an int or a tensor of ints [{len(self.lengths)}], got {described(tokens)}")
         elif tokens < 0:
             raise ValueError(f"tokens must not be negative, got {tokens}")
-        self.lengths.sub_(tokens).clamp_(min=0)
+        self.lengths.sub_(self._within("tokens", torch.as_tensor(tokens, device=self.lengths.device), self.lengths))
         if not torch.compiler.is_compiling():
             self._at_least = 0 if isinstance(tokens, torch.Tensor) else max(0, self._at_least - tokens)
 
@@ -222,6 +232,18 @@ class KVCache:
             raise ValueError(f"{name} must be [{len(self.lengths)}], one a sample, got {tuple(counts.shape)}")
         if counts.device != self.lengths.device:
             raise ValueError(f"{name} must lie on {self.lengths.device} with the cache, got {counts.device}")
+
+    def _within(self, name: str, numbers: torch.Tensor, most: int | torch.Tensor) -> torch.Tensor:
+        """Numbers in 0 to ``most``: an error for others where the host sees them, else those nearest to them."""
+        looked_at = numbers.device.type == "cpu" or os.environ.get("SPARSEFLASH_DEBUG") == "1"
+        if looked_at and not torch.compiler.is_compiling():
+            outside = (numbers < 0) | (numbers > most)
+            for sample in outside.expand(self.lengths.shape).nonzero().flatten()[:1].tolist():
+                number = int(numbers.expand(self.lengths.shape)[sample])
+                limit = most if isinstance(most, int) else int(most[sample])
+                raise ValueError(f"{name} of sample {sample} must be 0 to {limit}, got {number}")
+            return numbers
+        return numbers.clamp(min=0).clamp(max=most)
 
     def _check_room(self, n: int, counts: torch.Tensor | None) -> None:
         """Raise where more tokens are known to come than fit, and note how many each sample is now known to have."""

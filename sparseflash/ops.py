@@ -21,8 +21,6 @@ from sparseflash.patterns.constant import constant
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable
 
-BACKENDS = ("cpu", "triton")
-
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _MASK = "Tensor[]? table, SymInt[] layout, str pattern"
 _SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"

@@ -22,7 +22,8 @@ def check_table(table: LookupTable, mask: BlockMask | None = None) -> None:
     """
     (bq, bk), (q_len, kv_len) = table.block, table.shape
     rows, cols = -(-q_len // bq), -(-kv_len // bk)
-    bits, seen, pattern_of = (_ints(x, "tiles") for x in (*table.tiles, table.pattern_of))
+    bits, seen = (_ints(x, "tiles") for x in table.tiles)
+    pattern_of = _ints(table.pattern_of.contiguous(), "pattern_of")  # kernels read it by its strides
     _demand(pattern_of.ndim == 2 and pattern_of.size > 0, "pattern_of is [samples, heads]")
     patterns = table.rows.spans.shape[0]
     _demand(pattern_of.min() >= 0 and pattern_of.max() < patterns, f"pattern_of names patterns below {patterns}")

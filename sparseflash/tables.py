@@ -16,6 +16,7 @@ from torch._guards import active_fake_mode
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.packing import Header, pack, unpack
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.described import described
 from sparseflash.patterns.intervals import positions
 from sparseflash.patterns.keeping import TABLES
 from sparseflash.patterns.refinement import transposed
@@ -170,7 +171,7 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
         True
     """
     if not isinstance(mask, BlockMask):
-        raise TypeError(f"lookup takes a BlockMask (pattern.compile(...)), got {mask!r}")
+        raise TypeError(f"lookup takes a BlockMask (pattern.compile(...)), got {described(mask)}")
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())

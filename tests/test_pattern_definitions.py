@@ -155,7 +155,9 @@ SEES: list[tuple[bool, Definition]] = [(False, lambda m, n, a, b: True), (True, 
 
 @pytest.mark.parametrize(("causal", "sees"), SEES, ids=["all keys", "bottom-right causal"])
 @pytest.mark.parametrize("block", BLOCKS)
-def test_documents_whose_keys_are_another_sequence(causal: bool, sees: Definition, block: int | tuple[int, int]) -> None:
+def test_documents_whose_keys_are_another_sequence(
+    causal: bool, sees: Definition, block: int | tuple[int, int]
+) -> None:
     queries, keys = [0, 40, 3, 0, 1, 25, 0], [50, 2, 0, 7, 33, 25, 4]
     expected = np.zeros((sum(queries), sum(keys)), bool)
     for d, (m, n) in enumerate(zip(queries, keys, strict=True)):

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from sparseflash.arguments import check_operands, parsed
 from sparseflash.distributed.agreement import agree
 from sparseflash.distributed.exchange import fetch, return_partials
 from sparseflash.distributed.local_mask import Layout, Places, local_mask
@@ -18,9 +19,10 @@ from sparseflash.distributed.mesh import one_dim
 from sparseflash.distributed.plan import Plan, plan
 from sparseflash.distributed.routes import Route, route
 from sparseflash.distributed.sharding import Deal, Sharding
-from sparseflash.functional import _check_operands, attention
+from sparseflash.functional import attention
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.described import described
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lasting, lookup
 from sparseflash.transforms import refuse_all
@@ -28,7 +30,7 @@ from sparseflash.transforms import refuse_all
 
 @overload
 def context_parallel_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern, mesh: DeviceMesh, *,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern | str, mesh: DeviceMesh, *,
     sharding: Sharding | Deal = "weight", kv_sharding: Sharding | None = None,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
@@ -36,7 +38,7 @@ def context_parallel_attention(
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def context_parallel_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern, mesh: DeviceMesh, *,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern | str, mesh: DeviceMesh, *,
     sharding: Sharding | Deal = "weight", kv_sharding: Sharding | None = None,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
@@ -48,7 +50,7 @@ def context_parallel_attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    mask: BlockMask | Pattern,
+    mask: BlockMask | Pattern | str,
     mesh: DeviceMesh,
     *,
     sharding: Sharding | Deal = "weight",
@@ -74,8 +76,8 @@ def context_parallel_attention(
         q: [B, Hq, S, D], this rank's queries; S is ``sharding.lengths[rank]``.
         k: [B, Hkv, S, D], this rank's keys.
         v: [B, Hkv, S, Dv].
-        mask: for the whole sequence: a BlockMask, or a Pattern with a Sharding, which knows the length. Equal on all
-            ranks.
+        mask: for the whole sequence: a BlockMask, or a Pattern (or its text) with a Sharding, which knows the length.
+            Equal on all ranks.
         mesh: a DeviceMesh of one dim, e.g. ``mesh["context"]`` of a larger one. B is this slice's own batch.
         sharding: which rank holds which tokens, as made by :meth:`Sharding.of`, or how to deal them, which makes the
             sharding ``Sharding.of(mask, ranks, deal)``.
@@ -156,12 +158,14 @@ def context_parallel_attention(
     return (out, lse) if return_lse else out
 
 
-def _plan(mask: BlockMask | Pattern, ranks: int, sharding: Sharding | Deal, kv_sharding: Sharding | None) -> Plan:
+def _plan(mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Deal, kv_sharding: Sharding | None) -> Plan:
     for name, given in (("sharding", sharding), ("kv_sharding", kv_sharding)):
         if isinstance(given, Sharding) and given.ranks != ranks:
             raise ValueError(f"{name} is for {given.ranks} ranks, the mesh has {ranks}")
         if not isinstance(given, Sharding | str) and not (given is None and name == "kv_sharding"):
             raise TypeError(f"{name} must be a Sharding, got {given!r}")
+    if isinstance(mask, str):
+        mask = parsed(mask)
     if isinstance(mask, Pattern):
         if not isinstance(sharding, Sharding):
             raise TypeError("a Pattern knows no length: pass mask=pattern.compile(seq_len), or a Sharding beside it")
@@ -169,7 +173,7 @@ def _plan(mask: BlockMask | Pattern, ranks: int, sharding: Sharding | Deal, kv_s
         mask = mask.compile((length, kv_sharding.seq_len if kv_sharding else length), block=min(sharding.cell, 128))
     if not isinstance(mask, BlockMask):
         which = "a LookupTable has left the host; " if isinstance(mask, LookupTable) else ""
-        raise TypeError(f"mask must be a BlockMask or a Pattern: {which}got {mask!r}")
+        raise TypeError(f"mask must be a BlockMask, a Pattern or its text: {which}got {described(mask)}")
     queries = sharding if isinstance(sharding, Sharding) else Sharding.of(mask, ranks, sharding)
     keys = kv_sharding
     if keys is None:
@@ -186,7 +190,7 @@ def _plan(mask: BlockMask | Pattern, ranks: int, sharding: Sharding | Deal, kv_s
 
 
 def _check_shards(whole: Plan, rank: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    _check_operands(q, k, v)
+    check_operands(q, k, v)
     for name, x, sharding in (("q", q, whole.queries), ("k", k, whole.keys), ("v", v, whole.keys)):
         if x.shape[2] != sharding.lengths[rank]:
             raise ValueError(

@@ -17,6 +17,7 @@ from sparseflash.distributed.collectives import all_gather
 from sparseflash.distributed.dealing import Owners
 from sparseflash.distributed.mesh import one_dim
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import is_int
 from sparseflash.patterns.intervals import Ints, positions
 from sparseflash.patterns.runs import frozen
@@ -70,7 +71,7 @@ class Sharding:
         """
         masks: list[BlockMask] = [mask] if isinstance(mask, BlockMask) else [*mask] if _listed(mask) else []
         if not masks or not all(isinstance(m, BlockMask) for m in masks):
-            raise TypeError(f"Sharding.of takes a BlockMask (pattern.compile(...)) or several, got {mask!r}")
+            raise TypeError(f"Sharding.of takes a BlockMask (pattern.compile(...)) or several, got {described(mask)}")
         if deal not in get_args(Deal):
             raise ValueError(f"deal must be one of {', '.join(map(repr, get_args(Deal)))}, got {deal!r}")
         lengths = {m.shape[axis == "k"] for m in masks}

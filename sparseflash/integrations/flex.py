@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
 from sparseflash.patterns.set_operations import full_mask
@@ -58,7 +59,9 @@ def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask
         True
     """
     if not isinstance(block_mask, FlexMask):
-        raise TypeError(f"from_flex takes a BlockMask of torch.nn.attention.flex_attention, got {block_mask!r}")
+        raise TypeError(
+            f"from_flex takes a BlockMask of torch.nn.attention.flex_attention, got {described(block_mask)}"
+        )
     side = (int(block_mask.BLOCK_SIZE[0]), int(block_mask.BLOCK_SIZE[1]))
     lengths = (int(block_mask.seq_lengths[0]), int(block_mask.seq_lengths[1]))
     grid = make_grid(lengths, (largest_block(side[0], side), largest_block(side[1], side)), q_offset)
@@ -186,7 +189,7 @@ def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
         True
     """
     if not isinstance(mask, BlockMask):
-        raise TypeError(f"to_flex takes a BlockMask (pattern.compile(...)), got {mask!r}")
+        raise TypeError(f"to_flex takes a BlockMask (pattern.compile(...)), got {described(mask)}")
     (nq, nk), (bq, bk), (samples, heads) = mask.grid_shape, mask.block, mask.pattern_of.shape
     if samples * heads * nq * nk > LARGEST_TABLE:
         raise ValueError(

@@ -1,0 +1,224 @@
+"""What attention and decoding ask of their arguments, in errors that say what to write instead.
+
+The usual case passes through as few checks as there can be: a call's host time is some tens of microseconds.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from functools import lru_cache
+from numbers import Real
+from typing import Any, NoReturn
+
+import torch
+
+from sparseflash.patterns.described import described
+from sparseflash.patterns.misuse import instead
+from sparseflash.patterns.parsing import parse
+
+MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+BACKENDS = ("cpu", "triton")
+
+
+def under_autocast(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The operands in the dtype that ``torch.autocast`` asks for, as scaled_dot_product_attention takes them.
+
+    float64 stays, and so does everything where autocast is off.
+    """
+    first = operands[0]
+    if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
+        return operands
+    dtype = torch.get_autocast_dtype(first.device.type)
+    return tuple(
+        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
+        for x in operands
+    )
+
+
+parsed = lru_cache(maxsize=256)(parse)  # a text may be a mask wherever a Pattern may
+
+
+def canonical_text(text: str) -> str:
+    """A pattern's text as the pattern itself writes it, read once while a graph is traced."""
+    return str(parsed(text))
+
+
+canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the graph
+
+
+def refuse_mask(mask: Any) -> NoReturn:
+    """Raise TypeError for what is no mask, with the line to write instead."""
+    hint = ""
+    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+        hint = (
+            "; of a bool tensor [q_len, kv_len], true where a query sees a key, give "
+            "BlockMask.from_dense(mask.cpu().numpy()); for padding, lengths= of the modules"
+        )
+    elif isinstance(mask, torch.Tensor):
+        hint = "; biases are no masks: alibi_slopes= gives distances, and a bool tensor goes to BlockMask.from_dense"
+    elif callable(mask) and _arguments_of(mask) == 4:
+        hint = "; of a FlexAttention mask_mod, give sparseflash.flex.create_block_mask(mask_mod, B, H, q_len, kv_len)"
+    elif (words := instead(mask)) is not None:
+        hint = f"; {words}"
+    raise TypeError(
+        f"mask must be a Pattern, its text, a BlockMask, a LookupTable or None, got {described(mask)}{hint}"
+    )
+
+
+def _arguments_of(function: Any) -> int | None:
+    code = getattr(function, "__code__", None)
+    return None if code is None else int(code.co_argcount)
+
+
+def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+        if x.is_nested or x.layout is not torch.strided or type(x).__name__ == "DTensor":
+            _refuse_layout(name, x)
+        if x.dim() != 4:
+            raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
+        if x.dtype not in DTYPES:
+            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    if not q.dtype == k.dtype == v.dtype:
+        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
+    if not q.device == k.device == v.device:
+        raise ValueError(f"q, k and v must lie on one device, got {q.device}, {k.device}, {v.device}")
+    if not q.shape[0] == k.shape[0] == v.shape[0]:
+        raise ValueError(f"q, k and v must have one batch size; {shapes}")
+    if k.shape[1:3] != v.shape[1:3]:
+        raise ValueError(f"k and v must have equal heads and tokens; {shapes}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k must have one head dim; {shapes}")
+    if q.shape[2] > MOST_TOKENS or k.shape[2] > MOST_TOKENS:
+        raise ValueError(f"sequences have at most {MOST_TOKENS:,} tokens; {shapes}")
+    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
+        raise ValueError(f"no dimension but the batch may be 0; {shapes}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if x.stride(3) != 1 and x.shape[3] > 1:
+            raise ValueError(
+                f"the last dim of {name} must be contiguous, got strides {x.stride()}; call {name}.contiguous()"
+            )
+
+
+def _refuse_layout(name: str, x: torch.Tensor) -> NoReturn:
+    if x.is_nested:
+        raise ValueError(
+            f"{name} is a nested tensor: pack its samples into one sequence, [1, heads, all tokens, dim], and let "
+            "patterns.documents(lengths) keep them apart; or pad them and give SparseAttention their lengths="
+        )
+    if type(x).__name__ == "DTensor":
+        raise ValueError(
+            f"{name} is a DTensor: where heads or samples are sharded, call attention on the shards, "
+            f"{name}.to_local(); where tokens are, call sparseflash.distributed.context_parallel_attention"
+        )
+    raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}; {name}.to_dense() makes one")
+
+
+def checked_backend(backend: str | None, q: torch.Tensor, v: torch.Tensor) -> str:
+    if backend is None:
+        backend = "cpu" if q.device.type == "cpu" else "triton"
+    if backend not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))} or None, got {backend!r}")
+    if backend == "cpu" and q.device.type != "cpu":
+        raise ValueError(f"backend 'cpu' takes tensors on the CPU; q is on {q.device}")
+    if backend == "triton":
+        if q.dtype == torch.float64:
+            raise TypeError("backend 'triton' takes float16, bfloat16 or float32; float64 runs on backend 'cpu'")
+        if max(q.shape[-1], v.shape[-1]) > 256:
+            raise ValueError(f"backend 'triton' takes head dims up to 256, got {q.shape[-1]} and {v.shape[-1]}")
+        if q.device.type != "cuda" and not _interpreting():
+            raise ValueError(f"backend 'triton' takes tensors on a GPU; q is on {q.device}")
+    return backend
+
+
+def _interpreting() -> bool:
+    """Whether Triton's interpreter runs kernels on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def checked_scale(scale: float | None, dim: int) -> float:
+    if scale is None:
+        return 1 / math.sqrt(dim)
+    if isinstance(scale, torch.Tensor):
+        raise TypeError("scale must be a number or None, got a tensor; a learned one goes into q: q * scale, scale=1.0")
+    if isinstance(scale, bool) or not isinstance(scale, Real):
+        raise TypeError(f"scale must be a number or None, got {described(scale)}")
+    if not 0 <= scale <= torch.finfo(torch.float32).max:
+        raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
+    return float(scale)
+
+
+def checked_softcap(softcap: float | None, scale: float) -> float | None:
+    if softcap is None:
+        return None
+    if isinstance(softcap, bool) or not isinstance(softcap, Real):
+        raise TypeError(f"softcap must be a number or None, got {described(softcap)}")
+    # Kernels hold log2(e) times the cap, and the scale divided by it, in float32.
+    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
+    if not (smallest <= softcap <= largest and scale <= softcap * largest):
+        raise ValueError(
+            f"softcap must be positive, and not tiny or huge for float32, got {softcap!r}; None leaves scores uncapped"
+        )
+    return float(softcap)
+
+
+def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
+    if slopes is None:
+        return
+    if not isinstance(slopes, torch.Tensor) or slopes.dtype != torch.float32:
+        got = slopes.dtype if isinstance(slopes, torch.Tensor) else type(slopes).__name__
+        raise TypeError(f"alibi_slopes must be a float32 tensor, got {got}")
+    B, Hq = q.shape[:2]
+    if slopes.shape not in ((Hq,), (B, Hq)):
+        raise ValueError(
+            f"alibi_slopes must be [{Hq}] or [{B}, {Hq}] for q {tuple(q.shape)}, got {tuple(slopes.shape)}"
+        )
+    if slopes.device != q.device:
+        raise ValueError(f"alibi_slopes must lie on {q.device} with q, got {slopes.device}")
+    if slopes.requires_grad:
+        raise ValueError("alibi_slopes get no gradient, but require one; pass alibi_slopes.detach()")
+
+
+def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
+    if sinks is None:
+        return
+    if not isinstance(sinks, torch.Tensor) or sinks.dtype not in DTYPES:
+        got = sinks.dtype if isinstance(sinks, torch.Tensor) else type(sinks).__name__
+        raise TypeError(f"sinks must be a floating tensor, got {got}")
+    if sinks.shape != (q.shape[1],):
+        raise ValueError(
+            f"sinks must be [{q.shape[1]}], one a query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
+        )
+    if sinks.device != q.device:
+        raise ValueError(f"sinks must lie on {q.device} with q, got {sinks.device}")
+
+
+def checked_dropout(dropout_p: float) -> float:
+    if isinstance(dropout_p, bool) or not isinstance(dropout_p, Real):
+        raise TypeError(f"dropout_p must be a number, got {described(dropout_p)}")
+    if not 0 <= dropout_p < 1:
+        raise ValueError(f"dropout_p must be at least 0 and below 1, got {described(dropout_p)}")
+    return float(dropout_p)
+
+
+def checked_seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tensor:
+    """The seed as an int64 tensor without dims: a run-time argument also of a compiled graph."""
+    if seed is None:
+        return torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64)
+    if isinstance(seed, torch.Tensor):
+        if seed.dtype != torch.int64 or seed.dim():
+            raise TypeError(f"seed must be an int64 tensor without dims, got {seed.dtype} of shape {tuple(seed.shape)}")
+        if seed.device not in (q.device, torch.device("cpu")):
+            raise ValueError(f"seed must lie on {q.device} with q or on the CPU, got {seed.device}")
+        return seed
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed must be an int, an int64 tensor or None, got {described(seed)}")
+    if not -(1 << 63) <= seed < 1 << 63:
+        raise ValueError(f"seed must fit in 64 bits with a sign, got {described(seed)}")
+    return torch.tensor(seed, dtype=torch.int64)
