@@ -51,13 +51,18 @@ canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a
 def refuse_mask(mask: Any) -> NoReturn:
     """Raise TypeError for what is no mask, with the line to write instead."""
     hint = ""
-    if isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
+    if isinstance(mask, torch.Tensor) and mask.dim() > 2:
+        hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
+    elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         hint = (
             "; of a bool tensor [q_len, kv_len], true where a query sees a key, give "
             "BlockMask.from_dense(mask.cpu().numpy()); for padding, lengths= of the modules"
         )
     elif isinstance(mask, torch.Tensor):
-        hint = "; biases are no masks: alibi_slopes= gives distances, and a bool tensor goes to BlockMask.from_dense"
+        hint = (
+            "; biases are no masks: of one that is 0 where a query sees a key [q_len, kv_len], give "
+            "BlockMask.from_dense((mask == 0).cpu().numpy()); of distances, alibi_slopes="
+        )
     elif callable(mask) and _arguments_of(mask) == 4:
         hint = "; of a FlexAttention mask_mod, give sparseflash.flex.create_block_mask(mask_mod, B, H, q_len, kv_len)"
     elif (words := instead(mask)) is not None:
@@ -76,8 +81,7 @@ def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if x.is_nested or x.layout is not torch.strided or type(x).__name__ == "DTensor":
-            _refuse_layout(name, x)
+        check_layout(name, x)
         if x.dim() != 4:
             raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
         if x.dtype not in DTYPES:
@@ -106,7 +110,10 @@ def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
             )
 
 
-def _refuse_layout(name: str, x: torch.Tensor) -> NoReturn:
+def check_layout(name: str, x: torch.Tensor) -> None:
+    """Raise for tensors whose numbers do not lie in one place: nested, sparse and distributed ones."""
+    if x.layout is torch.strided and not x.is_nested and type(x).__name__ != "DTensor":
+        return
     if x.is_nested:
         raise ValueError(
             f"{name} is a nested tensor: pack its samples into one sequence, [1, heads, all tokens, dim], and let "
@@ -174,6 +181,7 @@ def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
     if not isinstance(slopes, torch.Tensor) or slopes.dtype != torch.float32:
         got = slopes.dtype if isinstance(slopes, torch.Tensor) else type(slopes).__name__
         raise TypeError(f"alibi_slopes must be a float32 tensor, got {got}")
+    check_layout("alibi_slopes", slopes)
     B, Hq = q.shape[:2]
     if slopes.shape not in ((Hq,), (B, Hq)):
         raise ValueError(
@@ -191,6 +199,7 @@ def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
     if not isinstance(sinks, torch.Tensor) or sinks.dtype not in DTYPES:
         got = sinks.dtype if isinstance(sinks, torch.Tensor) else type(sinks).__name__
         raise TypeError(f"sinks must be a floating tensor, got {got}")
+    check_layout("sinks", sinks)
     if sinks.shape != (q.shape[1],):
         raise ValueError(
             f"sinks must be [{q.shape[1]}], one a query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"

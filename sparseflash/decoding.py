@@ -181,7 +181,7 @@ def decode(
         )
     lengths = _lengths(lengths, q, k)
     table = _table(mask, q, k)
-    if not q.shape[0]:
+    if not q.shape[0]:  # mask and lengths have been looked at
         out, lse = _decode_fake(q, k, v)
         return (out, lse) if return_lse else out
     out, lse = torch.ops.sparseflash.decode(

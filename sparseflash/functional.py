@@ -151,16 +151,20 @@ def attention(
     found, q_offset = _mask_arguments(mask, q, k)
     score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, checked_seed(seed, q) if dropout_p else None)
     if not q.shape[0]:
-        out, lse = empty_batch(q, k, v)
+        out, lse = empty_batch(q, k, v, sinks)
     else:
         out, lse = ops.attention(q, k, v, sinks, found, backend, deterministic, score)
     return (out, lse) if return_lse else out
 
 
-def empty_batch(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The results for a batch of no samples, whose gradients are as empty."""
+def empty_batch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The results for a batch of no samples: differentiable, with gradients that are empty, or 0 for sinks."""
     groups = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(groups, 1).mT
+    if sinks is not None:
+        scores = scores + sinks[:, None, None].to(scores.dtype)
     lse = scores.sum(-1)
     return scores @ v.repeat_interleave(groups, 1), lse.to(torch.promote_types(q.dtype, torch.float32))
 

@@ -117,7 +117,7 @@ def test_a_compiled_layer_draws_a_new_seed_at_each_call() -> None:
     assert not torch.equal(first, second)
 
 
-def test_autocast_around_the_call_changes_nothing() -> None:
+def test_autocast_casts_q_k_v_and_changes_nothing_else() -> None:
     case = random_features(random_case(3, 1, 2, 1, 50, 50, 16, 16, torch.float32), 3, **ON["all"])
     case = case.mapped(on_the_device)
     results = []
@@ -125,6 +125,8 @@ def test_autocast_around_the_call_changes_nothing() -> None:
         leaves = case.leaves()
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
             q, k, v, sinks = leaves
+            if not enabled:
+                q, k, v = (x.bfloat16() for x in (q, k, v))
             out = sf.attention(q, k, v, P.causal(), **case.features.arguments(sinks))
             results.append([out, *torch.autograd.grad(out.sum(), leaves)])
     for plain, cast in zip(*results, strict=True):

@@ -31,8 +31,13 @@ def test_a_cache_is_the_list_of_its_tokens(history: list[tuple], pattern: P.Patt
             held = [[] for _ in range(BATCH)]
         elif name == "rewind":
             counts = arguments[0] if isinstance(arguments[0], list) else [arguments[0]] * BATCH
-            cache.rewind(torch.tensor(arguments[0]) if isinstance(arguments[0], list) else arguments[0])
-            held = [tokens[: max(0, len(tokens) - n)] for tokens, n in zip(held, counts, strict=True)]
+            given_tokens = torch.tensor(arguments[0]) if isinstance(arguments[0], list) else arguments[0]
+            if any(n > len(tokens) for tokens, n in zip(held, counts, strict=True)):
+                with pytest.raises(ValueError, match="tokens of sample"):
+                    cache.rewind(given_tokens)
+                continue
+            cache.rewind(given_tokens)
+            held = [tokens[: len(tokens) - n] for tokens, n in zip(held, counts, strict=True)]
         else:
             n = arguments[0]
             k, v = (torch.randn(BATCH, 1, n, d, generator=generator) for d in (16, 24))

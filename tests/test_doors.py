@@ -90,6 +90,11 @@ def test_an_empty_batch_gives_empty_results_and_gradients(return_lse: bool) -> N
         assert (result[1].shape, result[1].dtype) == ((0, 4, 64), torch.float32)
     gradients = torch.autograd.grad(out.sum(), (q, k, v))
     assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
+    sinks = torch.randn(4, requires_grad=True)
+    with_sinks = sf.attention(q, k, v, sinks=sinks)
+    assert torch.equal(torch.autograd.grad(with_sinks.sum(), sinks)[0], torch.zeros(4))
+    with torch.no_grad(), pytest.raises(ValueError, match="whole sequence"):
+        sf.decode(q[:, :, :1], k, v, P.local(9).compile(49), lengths=torch.zeros(0, dtype=torch.int32))
     with torch.no_grad():
         assert sf.decode(q[:, :, :1], k, v, lengths=torch.zeros(0, dtype=torch.int32)).shape == (0, 4, 1, 8)
     with pytest.raises(ValueError, match="no dimension but the batch may be 0"):
@@ -105,9 +110,9 @@ def test_autocast_decides_the_dtype_as_for_sdpa(dtypes: tuple[torch.dtype, ...])
         new = sf.decode(q[:, :, -1:], k, v, lengths=64)
         assert new.dtype == torch.bfloat16
     assert torch.equal(out, sf.attention(q.bfloat16(), k.bfloat16(), v.bfloat16()))
-    exact = [x.double() for x in (q, k, v)]
+    q, k, v = q.double(), k.double(), v.double()
     with torch.autocast("cpu", torch.bfloat16):
-        assert sf.attention(*exact).dtype == F.scaled_dot_product_attention(*exact).dtype == torch.float64
+        assert sf.attention(q, k, v).dtype == F.scaled_dot_product_attention(q, k, v).dtype == torch.float64
 
 
 def test_gradients_under_autocast_have_the_dtype_of_the_leaves() -> None:

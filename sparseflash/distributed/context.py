@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.arguments import check_operands, parsed
+from sparseflash.arguments import check_operands, parsed, under_autocast
 from sparseflash.distributed.agreement import agree
 from sparseflash.distributed.exchange import fetch, return_partials
 from sparseflash.distributed.local_mask import Layout, Places, local_mask
@@ -132,6 +132,7 @@ def context_parallel_attention(
     }  # fmt: skip
     intent: str | Exception
     about: object = None
+    q, k, v = under_autocast(q, k, v)  # before anything is exchanged
     try:
         whole = _plan(mask, ranks, sharding, kv_sharding)
         layout: Layout = "global" if dropout_p else "aligned" if alibi_slopes is not None else "packed"

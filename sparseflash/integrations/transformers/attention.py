@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseflash.arguments import under_autocast
 from sparseflash.integrations.transformers.masks import describe
 from sparseflash.integrations.transformers.operators import checked, model_attention
 
@@ -42,8 +43,8 @@ def block_sparse_attention(
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         attention_mask = _plain(query.shape[2], key.shape[2], bool(causal), kwargs.get("sliding_window"))
     pattern, block = pattern_of(module)
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
-    if not q.dtype == k.dtype == v.dtype:  # autocast leaves rotated queries in float32
+    q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
+    if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
         q, k = q.to(v.dtype), k.to(v.dtype)
     seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if dropout else None
     out = model_attention(

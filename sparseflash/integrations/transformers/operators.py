@@ -84,10 +84,10 @@ def _forward(
         table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
         # Keys at or past `keys` are not read: the table may speak of more than there is memory for.
         fitting = dataclasses.replace(table, shape=(k.shape[2], k.shape[2]))
-        with torch.no_grad():  # the operator has a gradient of its own
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # the operator has a gradient of its own
             return decode(*(q, k, v, fitting), lengths=keys, scale=scale, softcap=softcap, sinks=sinks, return_lse=True)
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return attention(
             *(q, k[:, :, :keys], v[:, :, :keys], table),
             scale=scale, softcap=softcap, sinks=sinks, dropout_p=dropout, seed=seed, return_lse=True,
