@@ -85,7 +85,7 @@ def archive_in(folder: Path) -> str | None:
 
 
 def folders_below(folder: Path, wanted: Callable[[Path], bool], depth: int = 3) -> Iterator[Path]:
-    """The wanted folders at most so deep below one, the nearest first; looks at a few hundred, for hints in messages."""
+    """The wanted folders at most so deep below one, nearest first; looks at a few hundred, for hints."""
     level = [folder]
     for _ in range(depth):
         level = list(islice((below for place in level for below in _subfolders(place)), _MOST_FOLDERS))

@@ -60,7 +60,7 @@ class Images:
 
     def digest(self) -> str:
         """SHA-256 of the records, all of which were looked at when the files were opened."""
-        return hashlib.sha256(self._records).hexdigest()
+        return hashlib.sha256(self._records.data).hexdigest()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         record = self._records[index]

@@ -103,10 +103,10 @@ class Files:
         return found.hexdigest()
 
     def __getitem__(self, index: int) -> Example:
-        for name, places in self.splits.items():
-            if index in places:
+        for name, place in self.splits.items():
+            if index in place:
                 stored, indices = self._parts[name]
-                documents, label = stored[indices[index - places.start]]
+                documents, label = stored[indices[index - place.start]]
                 return Example(documents if isinstance(documents, tuple) else (documents,), label)
         raise IndexError(f"example {index} of {self.splits}")
 
@@ -127,7 +127,7 @@ def open_corpus(
 
     Raises:
         FileNotFoundError: there is no folder, or a file of it is missing; the message says what to do.
-        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, or a damaged line.
+        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, or a bad line.
 
     Example:
         >>> corpus = open_corpus("listops", grammar=Grammar(max_depth=3, min_length=8, max_length=30))

@@ -95,7 +95,7 @@ class Papers:
         fields, where = line.split(b"\t"), self._lines.where(index)
         if len(fields) == 3:
             raise ValueError(
-                f"{where}: label and two ids, but no texts; tsv_data of the release has files with both, 5 fields a line"
+                f"{where}: label and two ids, but no texts; tsv_data of the release has both, 5 fields a line"
             )
         if len(fields) != 5:
             raise ValueError(f"{where}: a pair has 5 fields (label, two numbers, two texts); got {len(fields)}")

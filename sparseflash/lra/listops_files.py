@@ -62,7 +62,7 @@ class ListOpsFile:
             raise ValueError(f"{self._lines.where(index)}: {error} is no symbol of ListOps") from None
         opened, closed = source.count(b"["), source.count(b"]")
         if not symbols or opened != closed:
-            raise ValueError(f"{self._lines.where(index)}: no whole tree: {opened} operators, {closed} closing brackets")
+            raise ValueError(f"{self._lines.where(index)}: no whole tree: {opened} operators, {closed} brackets")
         return tree, int(target)
 
 

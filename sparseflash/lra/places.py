@@ -37,7 +37,7 @@ def inner(task: str, folder: Path) -> Path:
 
 def stamp(task: str, folder: Path) -> tuple[tuple[int, int] | None, ...]:
     """What is different once the files were changed: their sizes and times."""
-    found = []
+    found: list[tuple[int, int] | None] = []
     for name in _LOOKED_AT[task]:
         try:
             status = os.stat(folder / name)

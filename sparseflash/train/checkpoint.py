@@ -113,15 +113,15 @@ def save_checkpoint(
         state["sha256"][STATE] = _digest(state)
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
-            _flush_to_disk(path)
-        _remove(final)  # a damaged one, which training has overtaken
+            flush_to_disk(path)
+        remove(final)  # a damaged one, which training has overtaken
         os.replace(temporary, final)
-        _flush_to_disk(final.parent)
+        flush_to_disk(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     older = [path for path in checkpoints(run) if _step_of(path) < step]
     for path in older[: max(0, len(older) - keep + 1)]:
-        _remove(path)
+        remove(path)
     for path in final.parent.glob(".step-*"):  # of processes that were killed
         shutil.rmtree(path, ignore_errors=True)
     return final
@@ -182,6 +182,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     config = TrainConfig.from_dict(state.get("config", {}))
     step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
     numbers = [step, *(place.get(name) for name in ("stage", "since", "images"))] if isinstance(place, dict) else []
+    numbers += [place.get(name, 0) for name in ("evaluated", "best_step", "waited")] if numbers else []
     try:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
@@ -282,7 +283,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Take a checkpoint's name away, then the checkpoint."""
     if path.exists():
         nameless = path.with_name(f".{path.name}.removed")
@@ -291,7 +292,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(nameless)
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """A file's content, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -218,6 +218,12 @@ class TrainConfig:
         """The accuracy of guessing."""
         return 1 / self.model.classes
 
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Fields that may be others when a run goes on: they do not decide its numbers."""
+        # A best score is of so many examples; before the first one the number may still change.
+        return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
+
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:
         """Linear warm-up, the peak, and once the last stage has begun a cosine from `lr` to `final_lr * lr`.
 
@@ -250,14 +256,17 @@ class TrainConfig:
             raise ValueError(f"not a training config of this version: {error}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Names of the fields in which two configs differ; where files lie is no difference if they are the same."""
+        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.
+
+        Where files lie is no difference if they are the same, nor is how often the model is evaluated.
+        """
         mine, theirs = (json.loads(json.dumps(config.to_dict())) for config in (self, other))
         for one, two in zip(mine["stages"], theirs["stages"], strict=False):
             # Configs from before files were noted know nothing but the folder.
             for name in ("folder",) if one.get("digest") and two.get("digest") else ("examples", "digest"):
                 one.pop(name, None)
                 two.pop(name, None)
-        return [name for name in mine if mine[name] != theirs[name]]
+        return [name for name in mine if mine[name] != theirs[name] and name not in other.changeable]
 
     def moved(self, folder: str | Path) -> Self:
         """The same recipe, its files being in another folder now; `train` checks that they are the same files.
@@ -271,8 +280,8 @@ class TrainConfig:
                 raise ValueError(f"the examples of this run are drawn, it has no folder; got {str(folder)!r}")
             if not stage.digest and stage.folder != where:
                 raise ValueError(
-                    f"this run does not know which files it was begun with, so that those in {where} cannot be compared "
-                    f"with them; it goes on where it began, with the files in {stage.folder}"
+                    f"this run did not note which files it was begun with, so those in {where} cannot be compared with "
+                    f"them; it goes on with the files in {stage.folder} alone"
                 )
             stages.append(dataclasses.replace(stage, folder=where))
         return dataclasses.replace(self, stages=tuple(stages))
