@@ -128,12 +128,13 @@ def describe(config: TrainConfig, device: str, number: int | None = None) -> str
         which, examples = kinds[stage.tokens or config.pixel_model.tokens], "images"
     if not stage.drawn:
         examples += f" from files ({stage})"
+    place = ""
     if stage.tokens_each != last.tokens_each:
-        which += f" in stage {number + 1} of {len(config.stages)} ({last.tokens_each:,} in the last)"
+        place = f", stage {number + 1} of {len(config.stages)} ({last.tokens_each:,} tokens in the last)"
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
     loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
     return (
-        f"{config.task}: {stage.tokens_each:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
+        f"{config.task}{place}: {stage.tokens_each:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
         f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} {examples}, "
         f"{config.precision} on {device}"
     )

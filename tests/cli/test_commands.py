@@ -223,6 +223,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     start += ["--data", "fresh", "--pattern", "neighborhood({shape}, 16, {order})"]
     first = invoke(*start, "--minutes", 1e-9, "--pictures", "--device", "cpu")
     assert first.exit_code == 0, first.output
+    assert "path256, stage 1 of 13 (65,536 tokens in the last): 2,304 tokens, the lit ones" in first.stderr
     assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr
     assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
