@@ -134,8 +134,8 @@ def describe(config: TrainConfig, device: str, number: int | None = None) -> str
     pattern = config.model.pattern if isinstance(config.model.pattern, str) else " / ".join(config.model.pattern)
     loss = "labels and a dense loss on curves" if config.dense_weight else "labels only"
     return (
-        f"{config.task}{place}: {stage.tokens_each:,} tokens{which} through {pattern}, {config.model.layers} layers of width "
-        f"{config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} {examples}, "
+        f"{config.task}{place}: {stage.tokens_each:,} tokens{which} through {pattern}, {config.model.layers} layers "
+        f"of width {config.model.width}, batch {config.batch} x {config.accumulate}, {loss}, {config.data} {examples}, "
         f"{config.precision} on {device}"
     )
 

@@ -4,7 +4,7 @@ import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -90,7 +90,7 @@ class Files:
         for name, (_, indices) in parts.items():
             self.splits[name] = range(first, first := first + len(indices))
 
-    @cached_property
+    @property
     def digest(self) -> str:
         """SHA-256 of all files and of which examples are in which set; looks at every line.
 

@@ -27,7 +27,7 @@ class Lines:
     def __init__(self, path: Path, header: int = 0) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}")
-        self.path, self.header = path, header
+        self.path, self.header, self._digest = path, header, ""
         self._starts = _starts(path)[header:]
         if len(self._starts) < 2:
             raise ValueError(f"{path} has no lines" + (" after its header" if header else ""))
@@ -42,7 +42,9 @@ class Lines:
             return file.read(end - start).rstrip(b"\r\n")
 
     def digest(self, check: Callable[[int, bytes], object]) -> str:
-        """SHA-256 of the file, every line of which is given to ``check`` with its number on the way."""
+        """SHA-256 of the file, every line of which is given to ``check`` with its number the first time."""
+        if self._digest:
+            return self._digest
         found = hashlib.sha256()
         with self.path.open("rb") as file:
             for _ in range(self.header):
@@ -51,7 +53,8 @@ class Lines:
                 line = file.readline()
                 found.update(line)
                 check(index, line.rstrip(b"\r\n"))
-        return found.hexdigest()
+        self._digest = found.hexdigest()
+        return self._digest
 
     def where(self, index: int) -> str:
         """The file and the number of a line, from 1, as editors count."""
