@@ -63,7 +63,7 @@ def run(
         config = with_files(config, folder, out)
     else:
         config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
-        config = _begun_at(first_stage, config)
+        config = begun_at(first_stage, config)
         begins = config.first_stage
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
@@ -106,7 +106,7 @@ def run(
     if result.out_of_patience:
         typer.echo(
             f"stopped early after step {result.step}, {where}; {result.progress.waited} evaluations without a better "
-            f"one; checkpoint {result.checkpoint}"
+            f"one; checkpoint {result.checkpoint}; go on with: {again} --patience N"
         )
         return
     typer.echo(f"step {result.step} done, {where}; checkpoint {result.checkpoint}; go on with: {again} --steps N")
@@ -157,7 +157,7 @@ def _refuse_changes(task: str, options: dict[str, Any], config: TrainConfig, out
             )
 
 
-def _begun_at(first_stage: str | None, config: TrainConfig) -> TrainConfig:
+def begun_at(first_stage: str | None, config: TrainConfig) -> TrainConfig:
     """The recipe beginning with a stage as people count, from 1; ``last`` leaves nothing but the task itself."""
     if first_stage is None:
         return config

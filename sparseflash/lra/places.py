@@ -56,4 +56,4 @@ def hint(task: str, folder: Path) -> str:
         return f"; there is {deeper}: name that folder"
     if archive := archive_in(folder):
         return f"; an archive lies there, unpack it: `{archive}`"
-    return f"; the task {task} is read from a folder {FOLDER[task]} with {_LAYOUT[task]}"
+    return f"; {task} is read from a folder {FOLDER[task]} with {_LAYOUT[task]}: docs/lra.md says where it is published"

@@ -92,7 +92,7 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
-    if final.exists() and _is_whole(final):
+    if final.exists() and is_whole(final):
         # A checkpoint is named by its step and the step determines it.
         return final
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
@@ -181,8 +181,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{path / name} is damaged: its checksum does not fit")
     config = TrainConfig.from_dict(state.get("config", {}))
     step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
-    numbers = [step, *(place.get(name) for name in ("stage", "since", "images"))] if isinstance(place, dict) else []
-    numbers += [place.get(name, 0) for name in ("evaluated", "best_step", "waited")] if numbers else []
+    counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
+    numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []
     try:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
@@ -275,7 +275,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     try:
         load_checkpoint(path)
     except (OSError, ValueError):

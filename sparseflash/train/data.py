@@ -57,6 +57,7 @@ def draw(
 
     Example:
         >>> from sparseflash.pathfinder import Geometry
+        >>> from sparseflash.train import Stage
         >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """

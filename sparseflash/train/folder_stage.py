@@ -85,10 +85,7 @@ class FolderStage:
     @property
     def splits(self) -> dict[str, range]:
         """The sets, each a range of indices; opens the folder."""
-        sets, first = dict[str, range](), 0
-        for name, part in self._parts()._asdict().items():
-            sets[name] = range(first, first := first + len(part))
-        return sets
+        return _ranges(self._parts())
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these images."""
@@ -111,13 +108,9 @@ class FolderStage:
 
     def draw(self, indices: NDArray[np.int64] | range) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images uint8 [B, H, H] and labels int64 [B] of indices in `splits`."""
-        parts, sets = self._parts(), self.splits
-        found = [
-            getattr(parts, name)[int(index) - places.start]
-            for index in indices
-            for name, places in sets.items()
-            if index in places
-        ]
+        parts = self._parts()
+        sets = list(zip(parts, _ranges(parts).values(), strict=True))
+        found = [part[int(index) - places.start] for index in indices for part, places in sets if index in places]
         return np.stack([image for image, _ in found]), np.array([label for _, label in found], np.int64)
 
     def _level(self) -> Path:
@@ -151,6 +144,13 @@ def other_files(folder: str, noted: int, found: int) -> str:
     """The message where files are not those that a run began with."""
     counts = "as many, but not the same" if noted == found else f"{found:,} examples, not {noted:,}"
     return f"{folder} does not hold the files that the run began with: {counts}"
+
+
+def _ranges(parts: Splits) -> dict[str, range]:
+    sets, first = dict[str, range](), 0
+    for name, part in parts._asdict().items():
+        sets[name] = range(first, first := first + len(part))
+    return sets
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:

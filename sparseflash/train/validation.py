@@ -15,7 +15,7 @@ from torch import Tensor
 from sparseflash.models import Model
 from sparseflash.pathfinder.splits import SEED
 from sparseflash.pathfinder.workers import run_tasks
-from sparseflash.train.checkpoint import checkpoints, flush_to_disk, remove
+from sparseflash.train.checkpoint import checkpoints, flush_to_disk, is_whole, remove
 from sparseflash.train.config import AnyStage, TrainConfig
 from sparseflash.train.data import draw, sets
 from sparseflash.train.evaluate import Score, evaluate
@@ -75,7 +75,8 @@ def keep_best(run: Path, checkpoint: Path) -> Path:
     """
     folder = run / BEST
     final = folder / "checkpoints" / checkpoint.name
-    if not final.exists():
+    if not is_whole(final):
+        remove(final)
         temporary = final.with_name(f".{final.name}.{os.getpid()}")
         try:
             shutil.copytree(checkpoint, temporary, copy_function=_link)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sparseflash import pathfinder
 from sparseflash.cli import app
+from sparseflash.cli.train import begun_at
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import recipe
@@ -435,7 +436,11 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
 
 
 def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
-    config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    line = 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last --steps 100'
+    assert line in readme
+    config = begun_at("last", recipe("path256", pattern="local(512) | butterfly(unit=256)"))
+    assert [stage.tokens_each for stage in config.stages] == [65_536]
     model = PixelTransformer(config.pixel_model)
     (mask, *_) = model.masks((256, 256))
     assert mask.shape == (65_536, 65_536)

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sparseflash.train import Progress, Score, TrainConfig, TrainResult, evaluate, held_out, train
-from sparseflash.train.checkpoint import checkpoints, load_checkpoint
-from sparseflash.train.validation import Validation, best_checkpoint
+from sparseflash.train.checkpoint import _digest, checkpoints, load_checkpoint
+from sparseflash.train.validation import Validation, best_checkpoint, keep_best
 from tests.train.test_training import LADDER, SMALL, quiet
 
 CONFIG = replace(SMALL, eval_every=2, eval_examples=6, ema=0.5)
@@ -125,6 +125,33 @@ def test_evaluations_past_the_checkpoint_are_taken_back(tmp_path: Path) -> None:
             shutil.rmtree(path)
     assert run(tmp_path / "killed", 6, resume=True).progress == whole.progress
     assert (tmp_path / "killed" / "steps.jsonl").read_text() == (tmp_path / "whole" / "steps.jsonl").read_text()
+
+
+def test_checkpoints_of_before_there_were_evaluations_go_on(tmp_path: Path) -> None:
+    run(tmp_path, 2, replace(CONFIG, eval_every=0))
+    file = checkpoints(tmp_path)[-1] / "state.json"
+    state = json.loads(file.read_text())
+    for name in ("eval_every", "eval_examples", "patience"):
+        del state["config"][name]
+    for name in ("evaluated", "best", "best_step", "waited"):
+        del state["progress"][name]
+    del state["sha256"]["state.json"]
+    state["sha256"]["state.json"] = _digest(state)
+    file.write_text(json.dumps(state))
+    assert load_checkpoint(tmp_path).progress == Progress(0, 0, 8, load_checkpoint(tmp_path).progress.accuracy)
+    assert run(tmp_path, 4, resume=True).progress.evaluated == 4
+
+
+def test_a_damaged_best_checkpoint_is_made_again(tmp_path: Path) -> None:
+    run(tmp_path, 2)
+    best = best_checkpoint(tmp_path)
+    assert best is not None
+    shutil.copytree(best, tmp_path / "whole")
+    for name in ("model.safetensors", "state.json"):
+        (best / name).unlink()  # another name of the same file
+        (best / name).write_bytes(b"half")
+        assert keep_best(tmp_path, checkpoints(tmp_path)[-1]) == best
+        assert all((best / path.name).read_bytes() == path.read_bytes() for path in (tmp_path / "whole").iterdir())
 
 
 def test_what_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
