@@ -19,6 +19,7 @@ from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
+from sparseflash.patterns.progress import track
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
@@ -178,7 +179,8 @@ def read(
     if size not in (None, side):
         raise ValueError(f"{folder} holds images of {side} pixels a side, not of size={size}")
     if verify:
-        damaged = [name for name, _ in kept if _damaged(folder / name, side)]
+        looked_at = track(range(len(kept)), f"checking {folder.name}")
+        damaged = [kept[i][0] for i in looked_at if _damaged(folder / kept[i][0], side)]
         _complain(ValueError, folder, damaged, f"damaged, truncated or not {side} pixels square", len(names))
     return Dataset(
         folder, side, tuple(name for name, _ in kept), np.array([label for _, label in kept], np.int64), dropped

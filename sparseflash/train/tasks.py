@@ -143,6 +143,7 @@ def recipe(
     if pattern is not None and isinstance(config.model, PixelTransformerConfig) and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
     if folder is not None:
+        given.setdefault("data", "fixed")
         given["stages"] = _from_files(config.stages, Path(folder), level, split)
     elif level is not None or split is not None:
         raise ValueError("level and split are of images in files: name their folder too")

@@ -153,6 +153,7 @@ def test_the_recipe_of_a_task_takes_a_folder(release: Path) -> None:
     config = recipe("path32", folder=release)
     assert config.stages == (FolderStage(str(release), 32),)
     assert config.stages[0].options == {"tokens": None}
+    assert recipe("demo", folder=release, dense_weight=0.0).data == "fixed"  # of drawn images it is fresh ones
     easy = recipe("path32", folder=release, level="easy").stages[0]
     assert isinstance(easy, FolderStage)
     assert (easy.level, easy.split) == ("curv_baseline", "contiguous")
