@@ -163,7 +163,8 @@ def train(
         ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="Of images in --folder: easy, intermediate or hard. Default: hard.")
+        str | None,
+        typer.Option(help="Of images in --folder: easy, intermediate or hard. Default: hard, or what the folder is."),
     ] = None,
     split: Annotated[
         str | None,
@@ -288,7 +289,7 @@ def evaluate(
         ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what is there.")
+        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what the folder is.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE}, where there are several.")] = None,
     split: Annotated[

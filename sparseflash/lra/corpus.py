@@ -147,7 +147,7 @@ def open_corpus(
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{places.hint(task, inside)}") from None
     if verify:
-        assert files.digest
+        _ = files.digest  # looks at every line
     return files
 
 
