@@ -63,7 +63,7 @@ def run(out: Path, seed: int = 0) -> None:
         f"  run-65536/checkpoints/  the model of part 4\n"
         f"  run*/tensorboard/       curves: tensorboard --logdir {out}\n"
         f"Next: sparseflash --help, or a longer run:\n"
-        f'  sparseflash train path256 --pattern "{PATTERN}" --steps 100',
+        f'  sparseflash train path256 --pattern "{PATTERN}" --first-stage last --steps 100',
         soft_wrap=True,
     )
 

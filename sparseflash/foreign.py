@@ -1,9 +1,11 @@
 """Files that others may have written: bounded in size and depth before anything is made of them."""
 
 import json
+import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -64,6 +66,54 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise ValueError("TOML that is nested too deeply") from None
+
+
+_UNPACK = {".tar.gz": "tar xzf", ".tgz": "tar xzf", ".tar": "tar xf", ".gz": "tar xzf", ".zip": "unzip"}
+_MOST_FOLDERS = 500
+
+
+def check_folder(path: Path) -> None:
+    """Raise unless there is such a folder; the message says how to unpack an archive that is there instead.
+
+    Raises:
+        FileNotFoundError: nothing is there.
+        ValueError: a file is there.
+    """
+    if path.is_dir():
+        return
+    if path.exists():
+        command = _unpack(path)
+        problem = f"is an archive: unpack it (`{command}`)" if command else "is a file"
+        raise ValueError(f"{path} {problem}; name the folder that holds the files")
+    archives = [path.with_name(path.name + ending) for ending in _UNPACK]
+    found = next((archive for archive in archives if archive.is_file()), None)
+    raise FileNotFoundError(f"no folder {path}" + (f"; unpack {found.name}: `{_unpack(found)}`" if found else ""))
+
+
+def _unpack(path: Path) -> str | None:
+    return next((f"{command} {path}" for ending, command in _UNPACK.items() if path.name.endswith(ending)), None)
+
+
+def archive_in(folder: Path) -> str | None:
+    """The command that unpacks an archive which lies in a folder, if one does."""
+    found = sorted(path for ending in _UNPACK for path in folder.glob(f"*{ending}"))
+    return _unpack(found[0]) if found else None
+
+
+def folders_below(folder: Path, wanted: Callable[[Path], bool], depth: int = 3) -> Iterator[Path]:
+    """The wanted folders at most so deep below one, nearest first; looks at a few hundred, for hints."""
+    level = [folder]
+    for _ in range(depth):
+        level = list(islice((below for place in level for below in _subfolders(place)), _MOST_FOLDERS))
+        yield from filter(wanted, level)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(Path(entry) for entry in entries if entry.is_dir() and entry.name[0] != ".")
+    except OSError:  # may not be read
+        return []
 
 
 def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -69,25 +69,20 @@ def predicate(b: Any, h: Any, q: Any, k: Any) -> Any:
 )
 def test_what_is_no_mask_is_refused_with_the_line_to_write(mask: Any, words: str) -> None:
     q, k, v = qkv(1, 1, 64, 16)
-    for call in (
-        lambda: sf.attention(q, k, v, mask),
-        lambda: sf.decode(q[:, :, -1:], k, v, mask, lengths=64),
-    ):
-        with pytest.raises(TypeError, match=words) as caught:
-            call()
-        assert len(str(caught.value)) < 400
+    with pytest.raises(TypeError, match=words) as caught:
+        sf.attention(q, k, v, mask)
+    assert len(str(caught.value)) < 400
+    with pytest.raises(TypeError, match=words):
+        sf.decode(q[:, :, -1:], k, v, mask, lengths=64)
 
 
-@pytest.mark.parametrize("return_lse", [False, True])
-def test_an_empty_batch_gives_empty_results_and_gradients(return_lse: bool) -> None:
+def test_an_empty_batch_gives_empty_results_and_gradients() -> None:
     q, k, v = torch.randn(0, 4, 64, 16), torch.randn(0, 2, 50, 16), torch.randn(0, 2, 50, 8)
     for x in (q, k, v):
         x.requires_grad_()
-    result = sf.attention(q, k, v, P.local(9), return_lse=return_lse)
-    out = result[0] if isinstance(result, tuple) else result
-    assert out.shape == (0, 4, 64, 8)
-    if isinstance(result, tuple):
-        assert (result[1].shape, result[1].dtype) == ((0, 4, 64), torch.float32)
+    assert sf.attention(q, k, v, P.local(9)).shape == (0, 4, 64, 8)
+    out, lse = sf.attention(q, k, v, P.local(9), return_lse=True)
+    assert (out.shape, lse.shape, lse.dtype) == ((0, 4, 64, 8), (0, 4, 64), torch.float32)
     gradients = torch.autograd.grad(out.sum(), (q, k, v))
     assert [g.shape for g in gradients] == [q.shape, k.shape, v.shape]
     sinks = torch.randn(4, requires_grad=True)
@@ -162,7 +157,7 @@ def test_a_scale_that_is_a_tensor_goes_into_the_queries() -> None:
     q, k, v = qkv(1, 1, 32, 16)
     scale = torch.tensor(0.3, requires_grad=True)
     with pytest.raises(TypeError, match=r"a learned one goes into q: q \* scale, scale=1.0"):
-        sf.attention(q, k, v, scale=scale)  # type: ignore[call-overload]
+        sf.attention(q, k, v, scale=scale)  # type: ignore[arg-type]
     assert torch.allclose(sf.attention(q * scale, k, v, scale=1.0), sf.attention(q, k, v, scale=0.3), atol=1e-6)
 
 

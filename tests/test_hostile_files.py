@@ -101,7 +101,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from sparseflash.train import train
 
     out = tmp_path_factory.mktemp("hostile") / "run"
-    stages = tuple(replace(stage, baseline=0.5) for stage in recipe("demo").stages[:1])
+    stages = tuple(replace(stage, baseline=0.5) for stage in recipe("demo").pixel_stages[:1])
     train(
         TrainConfig("demo", replace(SMALL, dense_classes=3), stages, 9, batch=1, dense_weight=1.0),
         out, steps=1, line=lambda text: None,

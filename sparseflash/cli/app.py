@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sparseflash.cli.errors import block_size, plain_errors
+from sparseflash.cli.resuming import ResumingCommand
 
 app = typer.Typer(
     name="sparseflash",
@@ -115,7 +116,7 @@ def bench(
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=ResumingCommand)
 @plain_errors
 def train(
     task: Annotated[
@@ -134,7 +135,13 @@ def train(
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the latest checkpoint in the folder.")] = False,
+    resume: Annotated[
+        str | None,
+        typer.Option(
+            metavar="[auto]",
+            help="Go on from the latest checkpoint in the run folder; with auto: begin, where there is none yet.",
+        ),
+    ] = None,
     device: Device = None,
     batch: Annotated[
         int | None, typer.Option(help="Examples a forward pass. Default: the task's for the device.")
@@ -144,12 +151,33 @@ def train(
     schedule_steps: Annotated[
         int | None, typer.Option(help="Steps of the last stage, over which the learning rate falls.")
     ] = None,
-    data: Annotated[
-        str | None, typer.Option(help="fixed: the training set, again and again; fresh: examples without end.")
+    draw: Annotated[
+        str | None,
+        typer.Option("--draw", "--data", help="fixed: the training set, again and again; fresh: examples without end."),
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option(help="The files of text, retrieval, image or listops. Default: listops is drawn.")
+        Path | None,
+        typer.Option(
+            help="The files to train on: the Long Range Arena release, or of text, retrieval, image or listops theirs. "
+            "Default: images and listops are drawn. With --resume: where the run's files are now."
+        ),
     ] = None,
+    level: Annotated[
+        str | None,
+        typer.Option(help="Of images in --folder: easy, intermediate or hard. Default: hard, or what the folder is."),
+    ] = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="Of images in --folder: s4 (hard alone) or contiguous. Default: s4 where it is defined."),
+    ] = None,
+    eval_every: Annotated[
+        int | None,
+        typer.Option(help="Steps between evaluations on the validation part; the best checkpoint is kept in OUT/best."),
+    ] = None,
+    eval_examples: Annotated[
+        int | None, typer.Option(help="Validation examples that are looked at. Default: 1000.")
+    ] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without a better one.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
     init: Annotated[
@@ -159,7 +187,10 @@ def train(
             "copies fill those that --layers adds."
         ),
     ] = None,
-    first_stage: Annotated[int | None, typer.Option(help="Begin with this stage, from 1.")] = None,
+    first_stage: Annotated[
+        str | None,
+        typer.Option(metavar="N", help="Begin with this stage, from 1; last: the task itself, without a curriculum."),
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
@@ -183,8 +214,8 @@ def train(
 ) -> None:
     """Train a transformer over pixels, or over bytes: one pixel, one token, attention through a pattern.
 
-    Pathfinder images are drawn on the fly; contours grow as the model learns. The other tasks are those of the Long
-    Range Arena. Ctrl-C saves and stops; --resume goes on, on a CPU
+    Pathfinder images are drawn on the fly, and contours grow as the model learns; with --folder they are those of the
+    Long Range Arena release. The other tasks are those of the Arena. Ctrl-C saves and stops; --resume goes on, on a CPU
     with the same losses bit for bit.
     Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
     tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
@@ -195,9 +226,11 @@ def train(
 
         sparseflash train demo --out runs/first
 
-        sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --steps 100
+        sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last --steps 100
 
-        sparseflash train path256 --preset path256-lit --minutes 25
+        sparseflash train path256 --preset path256-lit --resume auto --minutes 25
+
+        sparseflash train pathx --folder lra_release --eval-every 500 --patience 10
 
         sparseflash train path256 --out runs/path256-lit --resume --minutes 25
 
@@ -219,21 +252,25 @@ def train(
         "schedule_steps": schedule_steps,
         "dense_weight": dense_weight,
         "init": None if init is None else str(init),
-        "first_stage": None if first_stage is None else first_stage - 1,
         "seed": seed,
         "layers": layers,
         "width": width,
         "heads": heads,
         "order": order,
         "tokens": tokens,
-        "data": data,
+        "data": draw,
+        "level": level,
+        "split": split,
+        "eval_every": eval_every,
+        "eval_examples": eval_examples,
+        "patience": patience,
         "ema": ema,
         "block": block,
         "precision": precision,
         "activation_checkpointing": save_memory,
     }
     run(
-        task, preset, out, steps, minutes, resume, device, folder, options, context_parallel,
+        task, preset, out, steps, minutes, resume, device, folder, first_stage, options, context_parallel,
         workers, save_every, keep, pictures,
     )  # fmt: skip
 
@@ -242,17 +279,22 @@ def train(
 @plain_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a saved model.")],
-    data: Annotated[
+    folder: Annotated[
         Path | None,
-        typer.Option(help="Folder in the layout of the Long Range Arena release. Default: the fixed test set."),
+        typer.Option(
+            "--folder",
+            "--data",
+            help="Files: images in the layout of the Long Range Arena release, or those of another task. "
+            "Default: the fixed test set, or the files that the run was trained on.",
+        ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what is there.")
+        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what the folder is.")
     ] = None,
     size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE}, where there are several.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="With --data all, s4 or contiguous: the test part of that split. Without: test or val."),
+        typer.Option(help="test or val. Of images in --folder: all, or the test part of the split s4 or contiguous."),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Whose fixed set. Default: what the checkpoint was trained for.")
@@ -279,12 +321,14 @@ def evaluate(
 
         sparseflash evaluate weights/path256 --task path256 --limit 500 --views 4
 
-        sparseflash evaluate runs/path256 --data lra_release --split s4 --json
+        sparseflash evaluate runs/path256 --folder lra_release --split s4 --json
+
+        sparseflash evaluate runs/path256/best
     """
     from sparseflash.cli.evaluate import run
 
     run(
-        checkpoint, data, device, json, level=level, size=size, split=split, task=task, stage=stage, tokens=tokens,
+        checkpoint, folder, device, json, level=level, size=size, split=split, task=task, stage=stage, tokens=tokens,
         limit=limit, batch=batch, workers=workers, views=views,
     )  # fmt: skip
 

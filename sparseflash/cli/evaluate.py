@@ -3,7 +3,7 @@
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import typer
@@ -11,9 +11,20 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from sparseflash import pathfinder
+from sparseflash.cli.files import checked_split, images_of, sequences_of, with_files
 from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
-from sparseflash.train import Score, SequenceStage, Stage, TrainConfig, evaluate, held_out, recipe, stored_images
+from sparseflash.pathfinder import Dataset
+from sparseflash.train import (
+    AnyStage,
+    FolderStage,
+    Score,
+    SequenceStage,
+    TrainConfig,
+    evaluate,
+    held_out,
+    recipe,
+    stored_images,
+)
 from sparseflash.train.baseline import folder_baseline, stage_baseline
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
 from sparseflash.train.data import SYMMETRIES, sets
@@ -66,10 +77,6 @@ def run(
     folder = resolve(checkpoint)
     model = from_pretrained(folder, device)
     of_images = isinstance(model, PixelTransformer)
-    folds = ("all", "s4", "contiguous") if data is not None and of_images else ("test", "val")
-    split = folds[0] if split is None else split
-    if split not in folds:
-        raise ValueError(f"--split must be {', '.join(folds[:-1])} or {folds[-1]}; got {split!r}")
     if tokens is not None and not of_images:
         raise ValueError("--tokens is for models over pixels; this one is over symbols")
     if views != 1 and not of_images:
@@ -77,14 +84,16 @@ def run(
     if not 1 <= views <= SYMMETRIES:
         raise ValueError(f"--views must be 1 to {SYMMETRIES}; got {views}")
     if data is not None and of_images:
-        if (folder / STATE).is_file():
-            load_checkpoint(folder)  # verifies
         if task is not None or stage is not None:
-            raise ValueError("--task and --stage name a fixed set; leave them out with --data")
-        found = _folder(data, level, size, split, limit, batch)
+            raise ValueError("--task and --stage name a fixed set; leave them out with --folder")
+        trained = load_checkpoint(folder) if (folder / STATE).is_file() else None  # verifies
+        its_stage = None if trained is None else trained.config.stages[trained.progress.stage]
+        dataset, split = images_of(data, level, size, split, its_stage)
+        found = _folder(dataset, limit, batch)
     else:
         if level is not None or size is not None:
-            raise ValueError("--level and --size are for --data; name a fixed set by --task and --stage")
+            raise ValueError("--level and --size are for images in --folder; name a fixed set by --task and --stage")
+        split = checked_split("test" if split is None else split, ("test", "val"))
         found = _fixed(folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
     if isinstance(model, PixelTransformer) and found.side is not None:
         # A size that the pattern or the order cannot take shows before any image is read.
@@ -118,10 +127,7 @@ def run(
     typer.echo(f"{rule}  {known}")
 
 
-def _folder(data: Path, level: str | None, size: int | None, split: str, limit: int | None, batch: int | None) -> _Set:
-    dataset = pathfinder.read(data, level, size=size)
-    if split != "all":
-        dataset = dataset.split(split).test
+def _folder(dataset: Dataset, limit: int | None, batch: int | None) -> _Set:
     if limit is not None:
         dataset = dataset.subset(slice(limit))
     images = stored_images(dataset, batch or max(1, TOKENS_AT_ONCE // dataset.size**2))
@@ -141,16 +147,14 @@ def _fixed(
     batch: int | None,
     workers: int,
 ) -> _Set:
-    config, stage = _stage(folder, task, number)
-    if isinstance(stage, SequenceStage) and data is not None:
-        stage = replace(stage, folder=str(data), grammar=None)
+    config, stage = _stage(folder, task, number, data)
     stage.check(model)
     known = sets(stage)
     count = limit or len(known.get(split, ()))
     if isinstance(stage, SequenceStage):
         at_once, side, tokens = TOKENS_AT_ONCE // stage.length, None, None
     else:
-        side, tokens = stage.geometry.size, tokens or stage.tokens
+        side, tokens = stage.size, tokens or stage.tokens
         assert isinstance(model, PixelTransformerConfig)
         few = (tokens or model.tokens) == "lit_pixels"
         at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // side**2
@@ -158,17 +162,21 @@ def _fixed(
     return _Set(f"{config.task}: {stage}", side, count, examples, stage_baseline(stage), tokens)
 
 
-def _stage(folder: Path, task: str | None, number: int | None) -> tuple[TrainConfig, Stage | SequenceStage]:
+def _stage(folder: Path, task: str | None, number: int | None, data: Path | None) -> tuple[TrainConfig, AnyStage]:
     """The stage to be examined in: of the task, or else of the run that the checkpoint belongs to."""
     reached = None
     if (folder / STATE).is_file():
         found = load_checkpoint(folder)  # verifies
         config, reached = found.config, found.progress.stage + 1
     elif task is None:
-        raise ValueError(f"{folder} holds weights alone: name the --task they are for, or images by --data")
-    if task is not None and (reached is None or task != config.task):
+        raise ValueError(f"{folder} holds weights alone: name the --task they are for, or images by --folder")
+    of_files = task is not None and reached is not None and isinstance(config.stages[reached - 1], FolderStage)
+    if task is not None and (reached is None or task != config.task or of_files):
         config, reached = recipe(task), None
     chosen = number or reached or len(config.stages)
     if chosen > len(config.stages):
         raise ValueError(f"--stage must be at most {len(config.stages)}, the stages of {config.task}; got {chosen}")
-    return config, config.stages[chosen - 1]
+    stage = config.stages[chosen - 1]
+    if isinstance(stage, SequenceStage) and data is not None:
+        return config, sequences_of(stage, data)
+    return with_files(config, None, folder), stage.noted()

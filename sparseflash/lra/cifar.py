@@ -9,6 +9,7 @@ images are for training and the rest for validation, as in the Arena; there in t
 the files.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -56,6 +57,10 @@ class Images:
 
     def __len__(self) -> int:
         return len(self._records)
+
+    def digest(self) -> str:
+        """SHA-256 of the records, all of which were looked at when the files were opened."""
+        return hashlib.sha256(self._records.data).hexdigest()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
         record = self._records[index]

@@ -1,5 +1,6 @@
 """A task's examples behind one index: the training ones first, then those for validation, then those for the test."""
 
+import hashlib
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,19 +11,14 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.lra import cifar, listops
+from sparseflash.foreign import check_folder
+from sparseflash.lra import cifar, listops, places
 from sparseflash.lra.documents import Papers, Reviews
 from sparseflash.lra.listops import Grammar
 from sparseflash.lra.listops_files import ListOpsFile
 
 TASKS: Final = ("image", "listops", "retrieval", "text")
 _SETS: Final = ("train", "val", "test")
-_FOLDER: Final = {
-    "listops": "listops-1000",
-    "text": "aclImdb",
-    "retrieval": "tsv_data",
-    "image": "cifar-10-batches-bin",
-}
 # What was published, by task; a folder that has less is read with a warning.
 _PUBLISHED: Final = {
     "listops": {"train": 96_000, "val": 2_000, "test": 2_000},
@@ -46,6 +42,8 @@ class Stored(Protocol):
 
     def __getitem__(self, index: int) -> tuple[Any, int]: ...
 
+    def digest(self) -> str: ...
+
 
 class Corpus(Protocol):
     """The examples of a task; ``splits`` says which indices are which set."""
@@ -53,6 +51,10 @@ class Corpus(Protocol):
     @property
     def splits(self) -> dict[str, range]:
         """The sets, each a range of indices."""
+
+    @property
+    def digest(self) -> str:
+        """Of all files, each line of which has been checked; empty where examples are drawn."""
 
     def __getitem__(self, index: int) -> Example: ...
 
@@ -69,6 +71,11 @@ class Drawn:
         """The sets, each a range of indices."""
         return listops.SPLITS
 
+    @property
+    def digest(self) -> str:
+        """Empty: there are no files."""
+        return ""
+
     def __getitem__(self, index: int) -> Example:
         tokens, answer = self.grammar.draw(self.seed, index)
         return Example((tokens,), answer)
@@ -83,17 +90,31 @@ class Files:
         for name, (_, indices) in parts.items():
             self.splits[name] = range(first, first := first + len(indices))
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all files and of which examples are in which set; looks at every line.
+
+        Raises:
+            ValueError: a damaged line.
+        """
+        found = hashlib.sha256(str(self.splits).encode())
+        for stored in dict.fromkeys(stored for stored, _ in self._parts.values()):
+            found.update(stored.digest().encode())
+        return found.hexdigest()
+
     def __getitem__(self, index: int) -> Example:
-        for name, places in self.splits.items():
-            if index in places:
+        for name, place in self.splits.items():
+            if index in place:
                 stored, indices = self._parts[name]
-                documents, label = stored[indices[index - places.start]]
+                documents, label = stored[indices[index - place.start]]
                 return Example(documents if isinstance(documents, tuple) else (documents,), label)
         raise IndexError(f"example {index} of {self.splits}")
 
 
-def open_corpus(task: str, folder: str | Path = "", grammar: Grammar | None = None, seed: int = 0) -> Corpus:
-    """The examples of a task.
+def open_corpus(
+    task: str, folder: str | Path = "", grammar: Grammar | None = None, seed: int = 0, *, verify: bool = True
+) -> Corpus:
+    """The examples of a task. Files that have changed since they were opened are read anew.
 
     Args:
         task: one of `TASKS`.
@@ -101,10 +122,12 @@ def open_corpus(task: str, folder: str | Path = "", grammar: Grammar | None = No
             ``cifar-10-batches-bin``; the folder above will do too. Empty for ListOps that is drawn.
         grammar: of drawn ListOps.
         seed: of drawn ListOps.
+        verify: look at every line now, which takes seconds where the files are large; otherwise damage shows when an
+            example is read.
 
     Raises:
-        FileNotFoundError: there is no folder, or a file of it is missing.
-        ValueError: an unknown task, no folder where one is needed, or files of another kind.
+        FileNotFoundError: there is no folder, or a file of it is missing; the message says what to do.
+        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, or a bad line.
 
     Example:
         >>> corpus = open_corpus("listops", grammar=Grammar(max_depth=3, min_length=8, max_length=30))
@@ -117,14 +140,19 @@ def open_corpus(task: str, folder: str | Path = "", grammar: Grammar | None = No
         if task != "listops":
             raise ValueError(f"the task {task} is read from files: name their folder")
         return Drawn(listops.LISTOPS if grammar is None else grammar, seed)
-    return _opened(task, Path(folder))
+    check_folder(Path(folder))
+    inside = places.inner(task, Path(folder))
+    try:
+        files = _opened(task, inside, places.stamp(task, inside))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}{places.hint(task, inside)}") from None
+    if verify:
+        _ = files.digest  # looks at every line
+    return files
 
 
 @lru_cache(maxsize=8)
-def _opened(task: str, folder: Path) -> Files:
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}")
-    folder = _inner(task, folder)
+def _opened(task: str, folder: Path, stamp: object) -> Files:
     if task == "image":
         whole, test = cifar.Images(folder, cifar.TRAIN), cifar.Images(folder, cifar.TEST)
         cut = len(whole) * 9 // 10
@@ -148,10 +176,3 @@ def _file(task: str, folder: Path, split: str) -> Stored:
     if task == "retrieval":
         return Papers(folder / f"new_aan_pairs.{'eval' if split == 'val' else split}.tsv")
     return Reviews(folder / split)
-
-
-def _inner(task: str, folder: Path) -> Path:
-    """The folder with the files, where the one above was named."""
-    # The release's archive holds a folder lra_release in another; the inner one is the complete one.
-    nested = folder / "lra_release" / "lra_release", folder / "lra_release", folder
-    return next((place / _FOLDER[task] for place in nested if (place / _FOLDER[task]).is_dir()), folder)

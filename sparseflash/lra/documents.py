@@ -10,6 +10,7 @@ texts stand in the file as Python wrote them (``b'...'`` and backslash escapes) 
 quotes meaning anything: so the Arena's own reader and that of S4 take them.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.lra.lines import Lines
+from sparseflash.patterns.progress import track
 
 Bytes = NDArray[np.uint8]
 ANSWERS: Final = ("neg", "pos")
@@ -30,7 +32,7 @@ class Reviews:
 
     Raises:
         FileNotFoundError: no ``neg`` or ``pos`` in it.
-        ValueError: one of them holds no review; when one is read, an empty file.
+        ValueError: one of them holds no review; when one is read or all are checked, an empty file.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,13 +56,24 @@ class Reviews:
             raise ValueError(f"{path} is empty")
         return np.frombuffer(text, np.uint8), answer
 
+    def digest(self) -> str:
+        """SHA-256 of names, answers and sizes, none of which is 0."""
+        found = hashlib.sha256()
+        for index in track(range(len(self)), f"checking {self._files[0][0].parent.parent.name}"):
+            path, answer = self._files[index]
+            size = path.stat().st_size
+            if not size:
+                raise ValueError(f"{path} is empty")
+            found.update(f"{path.name} {answer} {size}\n".encode())
+        return found.hexdigest()
+
 
 class Papers:
     """The pairs of one file of AAN: ``papers[i] -> ((uint8 [N], uint8 [M]), 0 or 1)``.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no lines; when one is read, a line that is no pair.
+        ValueError: no lines; when one is read or all are checked, a line that is no pair.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,14 +83,25 @@ class Papers:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[tuple[Bytes, Bytes], int]:
-        fields = self._lines[index].split(b"\t")
-        if len(fields) != 5:
+        label, first, second = self._fields(index, self._lines[index])
+        return (np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)), int(label[:1])
+
+    def digest(self) -> str:
+        """SHA-256 of the file, once every line was found to be a pair."""
+        return self._lines.digest(self._fields)
+
+    def _fields(self, index: int, line: bytes) -> tuple[bytes, bytes, bytes]:
+        """Label and texts of a line."""
+        fields, where = line.split(b"\t"), self._lines.where(index)
+        if len(fields) == 3:
             raise ValueError(
-                f"{self._lines.where(index)}: a pair has 5 fields (label, two numbers, two texts); got {len(fields)}"
+                f"{where}: label and two ids, but no texts; tsv_data of the release has both, 5 fields a line"
             )
+        if len(fields) != 5:
+            raise ValueError(f"{where}: a pair has 5 fields (label, two numbers, two texts); got {len(fields)}")
         label, first, second = fields[0], fields[3], fields[4]
         if label not in (b"0", b"1", b"0.0", b"1.0"):
-            raise ValueError(f"{self._lines.where(index)}: the label must be 0.0 or 1.0; got {label[:20]!r}")
+            raise ValueError(f"{where}: the label must be 0.0 or 1.0; got {label[:20]!r}")
         if not first or not second:
-            raise ValueError(f"{self._lines.where(index)}: a text is empty")
-        return (np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)), int(label[:1])
+            raise ValueError(f"{where}: a text is empty")
+        return label, first, second

@@ -1,5 +1,7 @@
 """The lines of a text file too large for memory, by number: one pass finds where they begin."""
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,7 @@ class Lines:
     def __init__(self, path: Path, header: int = 0) -> None:
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}")
-        self.path, self.header = path, header
+        self.path, self.header, self._digest = path, header, ""
         self._starts = _starts(path)[header:]
         if len(self._starts) < 2:
             raise ValueError(f"{path} has no lines" + (" after its header" if header else ""))
@@ -38,6 +40,21 @@ class Lines:
         with self.path.open("rb") as file:
             file.seek(start)
             return file.read(end - start).rstrip(b"\r\n")
+
+    def digest(self, check: Callable[[int, bytes], object]) -> str:
+        """SHA-256 of the file, every line of which is given to ``check`` with its number the first time."""
+        if self._digest:
+            return self._digest
+        found = hashlib.sha256()
+        with self.path.open("rb") as file:
+            for _ in range(self.header):
+                found.update(file.readline())
+            for index in track(range(len(self)), f"checking {self.path.name}"):
+                line = file.readline()
+                found.update(line)
+                check(index, line.rstrip(b"\r\n"))
+        self._digest = found.hexdigest()
+        return self._digest
 
     def where(self, index: int) -> str:
         """The file and the number of a line, from 1, as editors count."""

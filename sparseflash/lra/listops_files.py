@@ -31,7 +31,7 @@ class ListOpsFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another header; when a line is read, one that is no tree and value.
+        ValueError: another header; when a line is read or all are checked, one that is no tree and value.
     """
 
     def __init__(self, path: Path) -> None:
@@ -45,14 +45,25 @@ class ListOpsFile:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        source, _, target = self._lines[index].partition(b"\t")
+        return self._parsed(index, self._lines[index])
+
+    def digest(self) -> str:
+        """SHA-256 of the file, once every line was found to be a tree and its value."""
+        return self._lines.digest(self._parsed)
+
+    def _parsed(self, index: int, line: bytes) -> tuple[NDArray[np.uint8], int]:
+        source, _, target = line.partition(b"\t")
         if target not in _NUMBER_OF or _NUMBER_OF[target] > 9:
             raise ValueError(f"{self._lines.where(index)}: the target must be a digit; got {target[:20]!r}")
         symbols = source.translate(None, b"()").split()
         try:
-            return np.array([_NUMBER_OF[symbol] for symbol in symbols], np.uint8), int(target)
+            tree = np.array([_NUMBER_OF[symbol] for symbol in symbols], np.uint8)
         except KeyError as error:
             raise ValueError(f"{self._lines.where(index)}: {error} is no symbol of ListOps") from None
+        opened, closed = source.count(b"["), source.count(b"]")
+        if not symbols or opened != closed:
+            raise ValueError(f"{self._lines.where(index)}: no whole tree: {opened} operators, {closed} brackets")
+        return tree, int(target)
 
 
 def written(symbols: Iterable[int]) -> str:

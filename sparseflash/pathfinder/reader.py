@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import os
-import re
 import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.foreign import read_bytes
-from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
+from sparseflash.patterns.progress import track
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
 _MOST: Final = 1024
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")
-_SIZED = re.compile(r"pathfinder(\d{1,4})")
-_HARD = LEVELS["hard"][0]
 
 
 class Splits(NamedTuple):
@@ -66,6 +65,20 @@ class Dataset:
         """
         return self._decode(self.files[index]), int(self.labels[index])
 
+    def digest(self) -> str:
+        """SHA-256 of the files' names, labels and sizes in bytes, in order: equal for copies on other machines.
+
+        Raises:
+            FileNotFoundError: a file is gone.
+        """
+        sizes = _file_sizes(self.folder, {str(PurePosixPath(name).parent) for name in self.files})
+        found = hashlib.sha256()
+        for name, label in zip(self.files, self.labels.tolist(), strict=True):
+            if name not in sizes:
+                raise FileNotFoundError(f"no file {self.folder / name}")
+            found.update(f"{name} {label} {sizes[name]}\n".encode())
+        return found.hexdigest()
+
     def subset(self, indices: Sequence[int] | Ints | slice) -> Dataset:
         """The images of ``indices``, in their order."""
         order = np.arange(len(self))[indices]
@@ -89,8 +102,8 @@ class Dataset:
             cuts = n * 8 // 10, n * 9 // 10
             order = np.arange(n)
         elif name == "s4":
-            if self.folder.name != _HARD:
-                raise ValueError(f'the s4 split is of {_HARD} alone, this is {self.folder.name}; use "contiguous"')
+            if self.folder.name != HARD:
+                raise ValueError(f'the s4 split is of {HARD} alone, this is {self.folder.name}; use "contiguous"')
             import torch
 
             part = int(0.1 * n)
@@ -147,8 +160,8 @@ def read(
 
     Raises:
         FileNotFoundError: no such folder, or images are missing; the first is named and they are counted.
-        ValueError: no data, damaged metadata or images (the first is named, they are counted), sides that are not
-            ``size``, names that lead out of the folder, or an ambiguous ``size``.
+        ValueError: no data, an archive that is not unpacked, damaged metadata or images (the first is named, they are
+            counted), sides that are not ``size``, names that lead out of the folder, or an ambiguous ``size``.
 
     Example:
         >>> import tempfile
@@ -159,7 +172,7 @@ def read(
         >>> len(train), len(val), len(test)
         (16, 2, 2)
     """
-    folder = _level_folder(Path(path), level, size)
+    folder = level_folder(path, level, size)
     rows = [row for file in metadata_files(folder) for row in read_rows(file)]
     if not rows:
         raise ValueError(f"{folder}: the metadata files name no images")
@@ -173,8 +186,11 @@ def read(
     if not kept:
         raise ValueError(f"{folder}: all {len(names)} images are empty")
     side = _side(folder, kept[0][0])
+    if size not in (None, side):
+        raise ValueError(f"{folder} holds images of {side} pixels a side, not of size={size}")
     if verify:
-        damaged = [name for name, _ in kept if _damaged(folder / name, side)]
+        looked_at = track(range(len(kept)), f"checking {folder.name}")
+        damaged = [kept[i][0] for i in looked_at if _damaged(folder / kept[i][0], side)]
         _complain(ValueError, folder, damaged, f"damaged, truncated or not {side} pixels square", len(names))
     return Dataset(
         folder, side, tuple(name for name, _ in kept), np.array([label for _, label in kept], np.int64), dropped
@@ -197,52 +213,6 @@ def to_floats(images: Bytes, *, center: bool = False) -> NDArray[np.float32]:
     return floats
 
 
-def _level_folder(path: Path, level: str | None, size: int | None) -> Path:
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such folder")
-    if not path.is_dir():
-        raise ValueError(f"{path} is a file; unpack the archive and name the folder")
-    name = None if level is None else LEVELS[level][0] if level in LEVELS else level
-    if name is not None and not re.fullmatch(r"curv_\w+", name):
-        raise ValueError(f"level must be one of {', '.join(LEVELS)} or a folder name such as {_HARD!r}, got {level!r}")
-    if (path / "metadata").is_dir():
-        if name is not None and path.resolve().name != name:
-            raise ValueError(f"{path} is a level folder, but not {name!r}")
-        return path.resolve()
-    if not _levels(path):
-        path = _sized_folder(path, size)
-    elif size is not None and path.resolve().name != f"pathfinder{size}":
-        raise ValueError(f"{path} is not pathfinder{size}")
-    folder = path / (name or _HARD)
-    if not (folder / "metadata").is_dir():
-        raise ValueError(
-            f"{path}: no {folder.name} with metadata here; there is {', '.join(_levels(path)) or 'nothing'}"
-        )
-    return folder.resolve()
-
-
-def _levels(path: Path) -> list[str]:
-    return sorted(entry.name for entry in path.glob("curv_*") if entry.is_dir())
-
-
-def _sized_folder(path: Path, size: int | None) -> Path:
-    """The ``pathfinder{H}`` below an archive, innermost copy first."""
-    seen: set[int] = set()
-    for root in (path / "lra_release" / "lra_release", path / "lra_release", path):
-        found = {int(m[1]): root / m[0] for m in map(_SIZED.fullmatch, _names(root)) if m}
-        if size is None and len(found) > 1:
-            raise ValueError(f"{root} holds sizes {', '.join(map(str, sorted(found)))}; name one with size=")
-        if found and (size is None or size in found):
-            return found[min(found) if size is None else size]
-        seen |= set(found)
-    wanted = "pathfinder{H}" if size is None else f"pathfinder{size}"
-    raise ValueError(f"{path}: no {wanted} here; found sizes: {', '.join(map(str, sorted(seen))) or 'none'}")
-
-
-def _names(root: Path) -> list[str]:
-    return [entry.name for entry in root.iterdir() if entry.is_dir()] if root.is_dir() else []
-
-
 def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
     sizes: dict[str, int] = {}
     for sub in sorted(subfolders):
@@ -257,7 +227,7 @@ def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
 
 def _side(folder: Path, first: str) -> int:
     """H, from the name of the folder above, or else from the first image."""
-    match = _SIZED.fullmatch(folder.parent.name)
+    match = SIZED.fullmatch(folder.parent.name)
     with (folder / first).open("rb") as file:
         head = file.read(33)
     side = int(match[1]) if match else int.from_bytes(head[16:20], "big")

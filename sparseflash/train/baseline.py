@@ -6,7 +6,10 @@ from typing import Final
 
 from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
-from sparseflash.train.config import Stage
+from sparseflash.pathfinder.folders import level_folder
+from sparseflash.pathfinder.geometry import LRA_SIZES
+from sparseflash.train.config import AnyStage, Stage
+from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage
 
 # Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
@@ -33,7 +36,17 @@ def folder_baseline(folder: Path) -> float | None:
     return stage_baseline(Stage(geometry, match_distance))
 
 
-def stage_baseline(stage: Stage | SequenceStage) -> float:
+def _of_files(stage: FolderStage) -> float:
+    found = folder_baseline(level_folder(stage.folder, stage.level, stage.size))
+    if found is not None:
+        return found
+    level = _LEVEL_OF.get(stage.level)
+    if level is None or stage.size not in LRA_SIZES:
+        return 0.5  # its rule is guessing
+    return stage_baseline(Stage(Geometry.lra(stage.size, level)))
+
+
+def stage_baseline(stage: AnyStage) -> float:
     """What a stage's rule of thumb gives: as its recipe says, as is known of a published task, or measured now.
 
     The rule is the distance of the markers, or for sequences always to give the most frequent answer.
@@ -42,6 +55,8 @@ def stage_baseline(stage: Stage | SequenceStage) -> float:
         return stage.baseline
     if isinstance(stage, SequenceStage):
         return stage.majority()
+    if isinstance(stage, FolderStage):
+        return _of_files(stage)
     for (size, level), baseline in KNOWN.items():
         if stage.geometry == Geometry.lra(size, level) and not stage.match_distance:
             return baseline

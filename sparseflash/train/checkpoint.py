@@ -92,7 +92,7 @@ def save_checkpoint(
         The checkpoint's folder.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
-    if final.exists() and _is_whole(final):
+    if final.exists() and is_whole(final):
         # A checkpoint is named by its step and the step determines it.
         return final
     temporary = final.with_name(f".{final.name}.{os.getpid()}")
@@ -113,15 +113,15 @@ def save_checkpoint(
         state["sha256"][STATE] = _digest(state)
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
-            _flush_to_disk(path)
-        _remove(final)  # a damaged one, which training has overtaken
+            flush_to_disk(path)
+        remove(final)  # a damaged one, which training has overtaken
         os.replace(temporary, final)
-        _flush_to_disk(final.parent)
+        flush_to_disk(final.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     older = [path for path in checkpoints(run) if _step_of(path) < step]
     for path in older[: max(0, len(older) - keep + 1)]:
-        _remove(path)
+        remove(path)
     for path in final.parent.glob(".step-*"):  # of processes that were killed
         shutil.rmtree(path, ignore_errors=True)
     return final
@@ -181,7 +181,8 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"{path / name} is damaged: its checksum does not fit")
     config = TrainConfig.from_dict(state.get("config", {}))
     step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
-    numbers = [step, *(place.get(name) for name in ("stage", "since", "images"))] if isinstance(place, dict) else []
+    counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
+    numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []
     try:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
@@ -274,7 +275,7 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def _is_whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     try:
         load_checkpoint(path)
     except (OSError, ValueError):
@@ -282,7 +283,7 @@ def _is_whole(path: Path) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
     """Take a checkpoint's name away, then the checkpoint."""
     if path.exists():
         nameless = path.with_name(f".{path.name}.removed")
@@ -291,7 +292,7 @@ def _remove(path: Path) -> None:
         shutil.rmtree(nameless)
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
     """A file's content, or the names in a folder."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

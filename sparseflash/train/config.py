@@ -3,16 +3,21 @@
 import dataclasses
 import json
 import math
-from typing import Any, ClassVar, Self
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeAlias
 
 from sparseflash.foreign import of_kinds
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
-from sparseflash.models.config import TOKENS
-from sparseflash.pathfinder import Geometry
+from sparseflash.pathfinder import SPLITS, Geometry
+from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
+_LEAST = {
+    "schedule_steps": 1, "batch": 1, "accumulate": 1, "warmup": 0, "seed": 0, "eval_every": 0, "eval_examples": 1,
+    "patience": 0,
+}  # fmt: skip
 _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
 
@@ -32,14 +37,25 @@ class Stage:
     tokens: str | None = None
     baseline: float | None = None
 
-    rule: ClassVar[str] = "the distance between the discs alone"
+    drawn: ClassVar[bool] = True
+    rule: ClassVar[str] = DISTANCE
+    splits: ClassVar[dict[str, range]] = SPLITS
 
     def __str__(self) -> str:
         return f"{self.geometry.size} px, {self.geometry.contour_length} dashes"
 
     def __post_init__(self) -> None:
-        if self.tokens is not None and self.tokens not in TOKENS:
-            raise ValueError(f"a stage's tokens must be one of {', '.join(TOKENS)}; got {self.tokens!r}")
+        check_tokens(self.tokens)
+
+    @property
+    def size(self) -> int:
+        """Side of the images."""
+        return self.geometry.size
+
+    @property
+    def tokens_each(self) -> int:
+        """Tokens of an example, if all pixels are."""
+        return self.size**2
 
     @property
     def options(self) -> dict[str, Any]:
@@ -48,11 +64,14 @@ class Stage:
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these images."""
-        if not isinstance(model, PixelTransformerConfig):
-            raise ValueError("images need a model over pixels; this one is over symbols")
-        if self.tokens is not None:
-            dataclasses.replace(model, tokens=self.tokens)
-        model.grid((self.geometry.size, self.geometry.size))
+        check_pixels(model, self.size, self.tokens)
+
+    def noted(self) -> Self:
+        """The same stage: no files are behind it."""
+        return self
+
+
+AnyStage: TypeAlias = Stage | FolderStage | SequenceStage
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +103,10 @@ class TrainConfig:
             copied side by side: 6 become 10 as 0 1 1 2 2 3 3 4 4 5; empty for random ones. A checkpoint carries its
             weights, so resuming does not need the folder.
         first_stage: number of the stage to begin with, from 0.
+        eval_every: steps between evaluations on the validation part of the stage; 0 for none. They change nothing in
+            the training; the best model is kept, see `train`.
+        eval_examples: how many validation examples are looked at, the first ones; all, where there are fewer.
+        patience: stop after so many evaluations in a row without a better one in the same stage; 0 to go on.
         seed: of the weights, of the order of images and of fresh ones.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         activation_checkpointing: recompute activations in the backward, for less memory and more time.
@@ -94,7 +117,7 @@ class TrainConfig:
 
     task: str
     model: ModelConfig
-    stages: tuple[Stage | SequenceStage, ...]
+    stages: tuple[AnyStage, ...]
     schedule_steps: int
     promote_at: float = 0.91
     review: int = 3
@@ -111,6 +134,9 @@ class TrainConfig:
     dense_weight: float = 0.0
     init: str = ""
     first_stage: int = 0
+    eval_every: int = 0
+    eval_examples: int = 1000
+    patience: int = 0
     seed: int = 0
     precision: str = "fp32"
     activation_checkpointing: bool = False
@@ -120,7 +146,7 @@ class TrainConfig:
             kinds = _KINDS.get(field.type)
             if kinds and type(getattr(self, field.name)) not in kinds:
                 raise ValueError(f"{field.name} must be {kinds[0].__name__}; got {getattr(self, field.name)!r}")
-        for name, least in (("schedule_steps", 1), ("batch", 1), ("accumulate", 1), ("warmup", 0), ("seed", 0)):
+        for name, least in _LEAST.items():
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value!r}")
@@ -143,6 +169,8 @@ class TrainConfig:
             raise ValueError(f"ema must be in 0..1, 1 excluded; got {self.ema!r}")
         if self.review < 0 or self.review == 1:
             raise ValueError(f"review must be 0, or at least 2; got {self.review!r}")
+        if self.patience and not self.eval_every:
+            raise ValueError(f"patience counts evaluations: give eval_every too; got patience={self.patience!r} alone")
         if not self.stages:
             raise ValueError("stages must have at least one stage; got none")
         if not 0 <= self.first_stage < len(self.stages):
@@ -163,7 +191,9 @@ class TrainConfig:
         for stage in self.stages:
             if isinstance(stage, SequenceStage) and self.augment:
                 raise ValueError("augment mirrors images; sequences have no such symmetry")
-            if isinstance(stage, SequenceStage) and self.data == "fresh" and not stage.drawn:
+            if isinstance(stage, FolderStage) and self.dense_weight:
+                raise ValueError("a dense loss needs the curves of images that are drawn; of files use dense_weight=0")
+            if self.data == "fresh" and not stage.drawn:
                 raise ValueError('data "fresh" has no end, and files do; use "fixed"')
 
     @property
@@ -179,7 +209,7 @@ class TrainConfig:
 
     @property
     def pixel_stages(self) -> tuple[Stage, ...]:
-        """The stages of a task over pixels; raises as `pixel_model` does."""
+        """The stages of a task over pixels whose images are drawn; raises as `pixel_model` does."""
         assert self.pixel_model
         return tuple(stage for stage in self.stages if isinstance(stage, Stage))
 
@@ -187,6 +217,12 @@ class TrainConfig:
     def chance(self) -> float:
         """The accuracy of guessing."""
         return 1 / self.model.classes
+
+    @property
+    def changeable(self) -> tuple[str, ...]:
+        """Fields that may be others when a run goes on: they do not decide its numbers."""
+        # A best score is of so many examples; before the first one the number may still change.
+        return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
 
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:
         """Linear warm-up, the peak, and once the last stage has begun a cosine from `lr` to `final_lr * lr`.
@@ -220,12 +256,40 @@ class TrainConfig:
             raise ValueError(f"not a training config of this version: {error}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Names of the fields in which two configs differ."""
+        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.
+
+        Where files lie is no difference if they are the same, nor is how often the model is evaluated.
+        """
         mine, theirs = (json.loads(json.dumps(config.to_dict())) for config in (self, other))
-        return [name for name in mine if mine[name] != theirs[name]]
+        for one, two in zip(mine["stages"], theirs["stages"], strict=False):
+            # Configs from before files were noted know nothing but the folder.
+            for name in ("folder",) if one.get("digest") and two.get("digest") else ("examples", "digest"):
+                one.pop(name, None)
+                two.pop(name, None)
+        return [name for name in mine if mine[name] != theirs[name] and name not in other.changeable]
+
+    def moved(self, folder: str | Path) -> Self:
+        """The same recipe, its files being in another folder now; `train` checks that they are the same files.
+
+        Raises:
+            ValueError: examples that are drawn, or a recipe that does not know which files it was begun with.
+        """
+        where, stages = str(Path(folder).resolve()), list[AnyStage]()
+        for stage in self.stages:
+            if isinstance(stage, Stage) or stage.drawn:
+                raise ValueError(f"the examples of this run are drawn, it has no folder; got {str(folder)!r}")
+            if not stage.digest and stage.folder != where:
+                raise ValueError(
+                    f"this run did not note which files it was begun with, so those in {where} cannot be compared with "
+                    f"them; it goes on with the files in {stage.folder} alone"
+                )
+            stages.append(dataclasses.replace(stage, folder=where))
+        return dataclasses.replace(self, stages=tuple(stages))
 
 
-def _stage_from(fields: dict[str, Any]) -> Stage | SequenceStage:
+def _stage_from(fields: dict[str, Any]) -> AnyStage:
+    if "split" in fields:
+        return FolderStage(**of_kinds(FolderStage, fields))
     if "geometry" not in fields:
         return sequence_stage_from(fields)
     return Stage(**of_kinds(Stage, {**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))}))

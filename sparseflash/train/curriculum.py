@@ -5,8 +5,7 @@ Contours grow by about a dash a stage: from labels alone a jump, or all lengths 
 
 from dataclasses import dataclass, replace
 
-from sparseflash.train.config import Stage, TrainConfig
-from sparseflash.train.sequences import SequenceStage
+from sparseflash.train.config import AnyStage, TrainConfig
 
 # The running accuracy is a mean over about so many images; a stage gives way no sooner.
 IMAGES = 1_000
@@ -22,6 +21,10 @@ class Progress:
         since: the step at which it began.
         images: images of this stage seen, reviews of the stage before not counted.
         accuracy: running accuracy on them; chance to begin with.
+        evaluated: the step at which the model was last evaluated on validation examples; 0 before the first time.
+        best: the best accuracy on those of this stage.
+        best_step: the step at which that was; 0 before the first time in this stage.
+        waited: evaluations since.
 
     Example:
         >>> Progress().after(0.75, images=100).accuracy
@@ -32,6 +35,10 @@ class Progress:
     since: int = 0
     images: int = 0
     accuracy: float = CHANCE
+    evaluated: int = 0
+    best: float = 0.0
+    best_step: int = 0
+    waited: int = 0
 
     def after(self, accuracy: float, images: int) -> "Progress":
         """The place once so many more images of this stage were answered so well."""
@@ -39,10 +46,26 @@ class Progress:
         seen = self.images + images
         return replace(self, images=seen, accuracy=self.accuracy + share * (accuracy - self.accuracy))
 
+    def validated(self, accuracy: float, step: int) -> "Progress":
+        """The place once so large a share of the validation examples was right at a step."""
+        if accuracy > self.best or not self.best_step:
+            return replace(self, evaluated=step, best=accuracy, best_step=step, waited=0)
+        return replace(self, evaluated=step, waited=self.waited + 1)
+
+    def evaluation_due(self, config: TrainConfig, step: int) -> bool:
+        """Whether the model is to be evaluated now, and has not been."""
+        return config.eval_every > 0 and step > self.evaluated and step % config.eval_every == 0
+
+    def exhausted(self, config: TrainConfig) -> bool:
+        """Whether patience has run out."""
+        return 0 < config.patience <= self.waited
+
     def promoted(self, config: TrainConfig, step: int) -> "Progress":
         """The next stage, if this one is done and not the last; else the same place."""
         done = self.images >= IMAGES and self.accuracy >= config.promote_at
-        return begun(config, self.stage + 1, step) if done and self.stage + 1 < len(config.stages) else self
+        if not done or self.stage + 1 == len(config.stages):
+            return self
+        return replace(begun(config, self.stage + 1, step), evaluated=self.evaluated)
 
 
 def begun(config: TrainConfig, stage: int, step: int = 0) -> Progress:
@@ -61,6 +84,6 @@ def last_stage_since(config: TrainConfig, progress: Progress) -> int | None:
     return progress.since if progress.stage == len(config.stages) - 1 else None
 
 
-def current(config: TrainConfig, progress: Progress) -> Stage | SequenceStage:
+def current(config: TrainConfig, progress: Progress) -> AnyStage:
     """The stage itself."""
     return config.stages[progress.stage]

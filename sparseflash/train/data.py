@@ -17,8 +17,9 @@ from torch import Tensor
 from sparseflash import pathfinder
 from sparseflash.pathfinder import splits
 from sparseflash.pathfinder.workers import Workers
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import AnyStage, TrainConfig
 from sparseflash.train.curriculum import drawn_from
+from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage
 
 SYMMETRIES = 8
@@ -39,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def draw(
-    stage: Stage | SequenceStage,
+    stage: AnyStage,
     seed: int,
     indices: NDArray[np.int64] | range,
     dense: bool = False,
@@ -51,18 +52,23 @@ def draw(
         stage: the distribution, or the files.
         seed: of the stream of examples; files have none.
         indices: of the examples.
-        dense: with the ground truth for a dense loss.
+        dense: with the ground truth for a dense loss; files have none.
         symmetries: for each image how it is turned, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
 
     Example:
         >>> from sparseflash.pathfinder import Geometry
+        >>> from sparseflash.train import Stage
         >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """
     if isinstance(stage, SequenceStage):
         return Batch(*stage.draw(seed, indices), None)
-    images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
-    targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
+    targets = None
+    if isinstance(stage, FolderStage):
+        images, labels = stage.draw(indices)
+    else:
+        images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
+        targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
     if symmetries is not None:
         images = turned(images, symmetries)
         targets = None if targets is None else turned(targets, symmetries)
@@ -82,7 +88,7 @@ def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pix
     return result
 
 
-Draw = tuple[Stage | SequenceStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
+Draw = tuple[AnyStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
 class Stream:
@@ -163,9 +169,9 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
     return source, seed, indices, config.dense_weight > 0, symmetries
 
 
-def sets(stage: Stage | SequenceStage) -> dict[str, range]:
+def sets(stage: AnyStage) -> dict[str, range]:
     """The sets of a stage, each a range of indices; the training one begins at 0."""
-    return splits.SPLITS if isinstance(stage, Stage) else stage.splits
+    return stage.splits
 
 
 def _of_rounds(

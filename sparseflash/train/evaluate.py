@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from sparseflash.pathfinder import Dataset, splits
 from sparseflash.pathfinder.workers import run_tasks
-from sparseflash.train.config import Stage
+from sparseflash.train.config import AnyStage
 from sparseflash.train.data import SYMMETRIES, draw, sets, turned
-from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -106,7 +105,7 @@ def _views(inputs: Tensor, views: int) -> Iterator[Tensor]:
 
 
 def held_out(
-    stage: Stage | SequenceStage, count: int | None = None, split: str = "test", batch: int = 50, workers: int = 0
+    stage: AnyStage, count: int | None = None, split: str = "test", batch: int = 50, workers: int = 0
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The first examples of a fixed set of a stage; no training run has seen those of "val" and "test".
 

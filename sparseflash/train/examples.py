@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from sparseflash.models import Model, build
-from sparseflash.train.config import Stage
+from sparseflash.train.config import AnyStage, Stage
 from sparseflash.train.data import Batch, draw
 from sparseflash.train.sequences import SHAPES, SequenceStage
 from sparseflash.train.tasks import load_preset
@@ -21,7 +21,7 @@ def model_and_batch(
     length: int | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
-) -> tuple[Model, Batch, Stage | SequenceStage]:
+) -> tuple[Model, Batch, AnyStage]:
     """The model of a preset and examples of its last stage, ready for a training step.
 
     Sequences are random symbols of full length: they cost what real ones of that length cost, with no file to read.
@@ -55,7 +55,7 @@ def model_and_batch(
     torch.manual_seed(seed)
     model = build(model_config).to(device)
     stage = config.stages[-1]
-    if isinstance(stage, Stage):
+    if not isinstance(stage, SequenceStage):
         if length is not None:
             raise ValueError(f"a length is for sequences; {preset} is of images")
         return model, draw(stage, seed, range(batch)).to(torch.device(device)), stage

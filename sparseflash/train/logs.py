@@ -12,6 +12,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
 from sparseflash.train.curriculum import CHANCE
+from sparseflash.train.curriculum import Progress as Place
+from sparseflash.train.evaluate import Score
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,7 +28,7 @@ class Reporter:
     """Shows and records the steps of a run.
 
     A terminal gets a progress bar; anything else gets a line every ten seconds. ``steps.jsonl`` holds every step's
-    figures at full precision, and is cut back to the step from which a run resumes.
+    figures at full precision, evaluations on lines of their own, and is cut back to the step from which a run resumes.
 
     Args:
         run: the run folder.
@@ -34,6 +36,7 @@ class Reporter:
         images: examples a step.
         quiet: show and record nothing (other processes than the first).
         line: takes lines instead of the terminal.
+        evaluated: the step at which the model was last evaluated; later evaluations are taken back.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Reporter:
         images: int,
         quiet: bool = False,
         line: Callable[[str], None] | None = None,
+        evaluated: int = 0,
     ) -> None:
-        self._run, self._first, self._images = run, step, images
+        self._run, self._first, self._images, self._last_evaluation = run, step, images, evaluated
+        self._validation: float | None = None
         self._quiet, self._line = quiet, line
         self._recent: deque[dict[str, float]] = deque(maxlen=WINDOW)
         self._times: deque[float] = deque(maxlen=WINDOW + 1)
@@ -58,7 +63,7 @@ class Reporter:
         from torch.utils.tensorboard import SummaryWriter
 
         self._run.mkdir(parents=True, exist_ok=True)
-        _cut(self._run / STEPS, self._first)
+        _cut(self._run / STEPS, self._first, self._last_evaluation)
         self._file = (self._run / STEPS).open("a")
         # Numbers of steps that are about to be repeated are taken back.
         self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
@@ -99,6 +104,7 @@ class Reporter:
             return
         self._until, self._baseline = until, baseline()
         self._recent.clear()
+        self._validation = None
         self._board.add_scalar("baseline", self._baseline, step)
         self._say(f"{name}; {rule} gives {self._baseline:.1%}")
         if self._progress is not None:
@@ -118,6 +124,8 @@ class Reporter:
             self._board.add_scalar(name, value, step)
         shown = [f"{name.removesuffix('_accuracy')} {self._mean(name):.3f}" for name in figures if "accuracy" in name]
         text = ", ".join([f"loss {self._mean('loss'):.3f}", *shown, f"baseline {self._baseline:.3f}"])
+        if self._validation is not None:
+            text += f", validation {self._validation:.3f}"
         text += f", {rate:.3g} examples/s"
         if self._progress is not None:
             self._progress.update(self._bar, completed=step, figures=text)
@@ -128,6 +136,25 @@ class Reporter:
             else:
                 left = (self._until - step) * self._images / rate
                 self._say(f"step {step}/{self._until}: {text}, {left:.0f} s left")
+
+    def evaluated(self, step: int, score: Score, progress: Place) -> None:
+        """Report an evaluation on validation examples, which ``progress`` counts already."""
+        if self._quiet:
+            return
+        self._validation = score.accuracy
+        figures = {"validation_accuracy": score.accuracy, "best_validation_accuracy": progress.best}
+        line = {"step": step, **figures, "validation_examples": score.count, "best_step": progress.best_step}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+        for name, value in figures.items():
+            self._board.add_scalar(name, value, step)
+        best = "the best so far"
+        if progress.best_step != step:
+            best = f"the best was {progress.best:.1%} at step {progress.best_step}"
+        self._say(
+            f"step {step}: {score.accuracy:.1%} of {score.count:,} validation examples, {best}; "
+            f"running accuracy {progress.accuracy:.1%}"
+        )
 
     def figure(self, name: str, figure: "Figure", step: int) -> None:
         """Keep a matplotlib figure in ``pictures/`` and show it in TensorBoard."""
@@ -148,14 +175,15 @@ class Reporter:
         return sum(figures[name] for figures in self._recent) / len(self._recent)
 
 
-def _cut(path: Path, step: int) -> None:
-    """Drop the lines after a step, and one that a kill left half written."""
+def _cut(path: Path, step: int, evaluated: int) -> None:
+    """Drop the lines after a step, evaluations after another, and a line that a kill left half written."""
     if not path.exists():
         return
     kept = []
     for line in path.read_text().splitlines(keepends=True):
         try:
-            if json.loads(line)["step"] <= step:
+            found = json.loads(line)
+            if found["step"] <= (evaluated if "validation_accuracy" in found else step):
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             break

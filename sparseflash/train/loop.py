@@ -4,8 +4,9 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 import torch
 import torch.distributed as distributed
@@ -18,15 +19,16 @@ from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.beginning import begin_with
 from sparseflash.train.checkpoint import checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import AnyStage, Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, begun, current, drawn_from, last_stage_since
-from sparseflash.train.data import Stream, sets
+from sparseflash.train.data import Stream
 from sparseflash.train.interrupt import Interrupt
 from sparseflash.train.logs import Reporter
 from sparseflash.train.losses import loss_of
 from sparseflash.train.pictures import attention, mistakes
 from sparseflash.train.processes import Processes
 from sparseflash.train.sequences import SequenceStage
+from sparseflash.train.validation import Validation, best_checkpoint, check_validation, keep_best
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,8 @@ class TrainResult:
         interrupted: Ctrl-C or SIGTERM ended the run early.
         progress: where the run stands in its curriculum.
         out_of_time: the time budget ended the run early.
+        out_of_patience: evaluations without a better one ended the run early.
+        best: the checkpoint that did best on validation examples; None where there were no evaluations.
     """
 
     model: Model = field(repr=False)
@@ -50,6 +54,8 @@ class TrainResult:
     interrupted: bool
     progress: Progress
     out_of_time: bool
+    out_of_patience: bool = False
+    best: Path | None = None
 
 
 def train(
@@ -58,7 +64,7 @@ def train(
     *,
     steps: int | None = None,
     minutes: float | None = None,
-    resume: bool = False,
+    resume: bool | Literal["auto"] = False,
     device: str | torch.device = "cpu",
     context_parallel: int = 1,
     workers: int = 0,
@@ -73,15 +79,16 @@ def train(
     uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
     damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
     images, or of their tokens; another number of processes that goes on from a checkpoint takes the same steps, to
-    within rounding.
+    within rounding. With ``config.eval_every`` the checkpoint that did best on validation examples is kept in
+    ``best/``, which is read like a run folder; `keep` does not count it.
 
     Args:
         config: the recipe.
-        out: run folder: ``checkpoints/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl`` go there.
+        out: run folder: ``checkpoints/``, ``best/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl`` go there.
         steps: optimizer steps in all, those before a resume included; default: until the last stage has had
             ``config.schedule_steps``.
         minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out`` that is whole.
+        resume: go on from the latest checkpoint in ``out`` that is whole; ``"auto"``: if there is one, else begin.
         device: where to train.
         context_parallel: ranks that share the tokens of each image; those that do not draw other images.
         workers: processes that draw images ahead; 0 draws them in this one.
@@ -92,8 +99,8 @@ def train(
 
     Raises:
         ValueError: ``out`` holds a run already and ``resume`` is off, all its checkpoints are damaged or the latest
-            was made with another config, steps, minutes, save_every or keep are too small, or the processes cannot
-            share images or tokens so, see `Processes`.
+            was made with another config or from other files, steps, minutes, save_every or keep are too small, or the
+            processes cannot share images or tokens so, see `Processes`.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
         OSError: the disk is full or may not be written to; earlier checkpoints stay.
@@ -116,13 +123,19 @@ def train(
     run = Path(out)
     if run.exists() and not run.is_dir():
         raise ValueError(f"out must be a folder, but {out!r} is a file")
-    if not resume and checkpoints(run):
+    if resume == "auto":
+        resume = bool(checkpoints(run))
+    if not resume and (checkpoints(run) or best_checkpoint(run)):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
-    for wanted in config.stages:
-        sets(wanted)  # files that are not there show before anything is written
-        if pictures and not isinstance(wanted, Stage):
+    # Files that are not there, or not the same any more, show before anything is written.
+    config = replace(config, stages=tuple(stage.noted() for stage in config.stages))
+    if config.eval_every:
+        check_validation(config, "eval_every")
+    if pictures:
+        if any(isinstance(stage, SequenceStage) for stage in config.stages):
             raise ValueError("pictures are drawn of Pathfinder images; sequences have none")
+        check_validation(config, "pictures")
 
     processes = Processes.here(context_parallel)
     with ExitStack() as stack:
@@ -166,20 +179,39 @@ def train(
         def save() -> Path:
             return save_checkpoint(run, step, progress, config, model, optimizer, averaged, keep, streams)
 
-        def show(stage: Stage | SequenceStage) -> None:
+        def show(stage: AnyStage) -> None:
             if pictures and processes.first:
-                assert isinstance(stage, Stage)
                 assert isinstance(shown, PixelTransformer)
-                for name, draw in (("mistakes", mistakes), ("attention", attention)):
-                    reporter.figure(name, draw(shown, stage), step)
+                assert not isinstance(stage, SequenceStage)
+                reporter.figure("mistakes", mistakes(shown, stage), step)
+                if isinstance(stage, Stage):  # where the discs are is not in files
+                    reporter.figure("attention", attention(shown, stage), step)
 
         images = config.batch * batches
-        reporter = stack.enter_context(Reporter(run, step, images, quiet=not processes.first, line=line))
+        reporter = stack.enter_context(
+            Reporter(run, step, images, quiet=not processes.first, line=line, evaluated=progress.evaluated)
+        )
+        validation = Validation(config, processes, device, workers)
         stream = Stream(config, processes.group, processes.groups, workers, streams)
         stack.callback(stream.close)
         try:
             _enter(reporter, config, progress, step, steps)
-            while (stop_at := _last_step(config, progress, steps)) is None or step < stop_at:
+            save_due = False
+            while True:
+                if progress.evaluation_due(config, step):
+                    # A signal may come meanwhile: the step is done, and a resume evaluates again.
+                    score = validation.score(shown, current(config, progress))
+                    with interrupt.shield():
+                        progress = progress.validated(score.accuracy, step)
+                        reporter.evaluated(step, score, progress)
+                        better = progress.best_step == step
+                        if processes.first and (save_due or better or progress.exhausted(config)):
+                            saved = save()
+                            if better:
+                                keep_best(run, saved)
+                stop_at = _last_step(config, progress, steps)
+                if progress.exhausted(config) or (stop_at is not None and step >= stop_at):
+                    break
                 for group in optimizer.param_groups:
                     group["lr"] = config.learning_rate(step, last_stage_since(config, progress))
                 optimizer.zero_grad(set_to_none=True)
@@ -213,14 +245,16 @@ def train(
                     step += 1
                     losses.append(loss_value)
                     logged = {"loss": loss_value, **dict(zip(("accuracy", "dense_accuracy"), accuracies, strict=False))}
-                    logged |= {"stage": progress.stage, "running_accuracy": progress.accuracy}
+                    logged |= {"stage": progress.stage + 1, "running_accuracy": progress.accuracy}
                     reporter.step(step, {**logged, "lr": lr, "gradient_norm": norm.item()})
                     out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
                     stop = processes.any(interrupt.asked or out_of_time, device)
                     following = progress.promoted(config, step)
                     promoted, progress = following != progress, following
                     last = step == _last_step(config, progress, steps)
-                    if processes.first and (step % save_every == 0 or promoted or last or stop):
+                    save_due = step % save_every == 0 or promoted or last
+                    # An evaluation that is due belongs into the checkpoint.
+                    if processes.first and (stop or (save_due and not progress.evaluation_due(config, step))):
                         saved = save()
                     if promoted:
                         show(config.stages[progress.stage - 1])
@@ -241,7 +275,8 @@ def train(
                 raise
     if joined:
         distributed.destroy_process_group()
-    return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time)
+    exhausted, best = progress.exhausted(config), best_checkpoint(run)
+    return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time, exhausted, best)
 
 
 def _last_step(config: TrainConfig, progress: Progress, steps: int | None) -> int | None:

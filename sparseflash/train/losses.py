@@ -8,16 +8,15 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed.pooling import summed
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import AnyStage, TrainConfig
 from sparseflash.train.data import Batch
-from sparseflash.train.sequences import SequenceStage
 
 
 def loss_of(
     model: nn.Module,
     batch: Batch,
     config: TrainConfig,
-    stage: Stage | SequenceStage,
+    stage: AnyStage,
     mesh: DeviceMesh | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels.

@@ -12,6 +12,7 @@ from sparseflash.models import PixelTransformer
 from sparseflash.models.looking import looks
 from sparseflash.train.config import Stage
 from sparseflash.train.evaluate import held_out
+from sparseflash.train.folder_stage import FolderStage
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -34,7 +35,7 @@ def draw_answers(model: PixelTransformer, stage: Stage, path: str | Path, count:
     _answers(images, labels, _chances(model, stage, images)).savefig(path, dpi=120)
 
 
-def mistakes(model: PixelTransformer, stage: Stage, count: int = 16) -> Figure:
+def mistakes(model: PixelTransformer, stage: Stage | FolderStage, count: int = 16) -> Figure:
     """The answers that are wrong, the surest first, among some validation images.
 
     Args:
@@ -42,7 +43,7 @@ def mistakes(model: PixelTransformer, stage: Stage, count: int = 16) -> Figure:
         stage: where the images come from.
         count: how many to draw at most.
     """
-    searched = max(count, min(512, SEARCHED // stage.geometry.size**2))
+    searched = min(max(count, min(512, SEARCHED // stage.size**2)), len(stage.splits["val"]))
     found: list[tuple[float, Tensor, int, float]] = []
     for images, labels in held_out(stage, searched, "val", batch=8):
         for image, label, chance in zip(images, labels.tolist(), _chances(model, stage, images), strict=True):
@@ -82,7 +83,7 @@ def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
     return figure
 
 
-def _chances(model: PixelTransformer, stage: Stage, images: Tensor) -> list[float]:
+def _chances(model: PixelTransformer, stage: Stage | FolderStage, images: Tensor) -> list[float]:
     """Probability that both discs lie on one curve, of each image."""
     device = next(model.parameters()).device
     with torch.no_grad():

@@ -10,7 +10,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.sharing import check_shared
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -83,12 +84,12 @@ class Processes:
             )
         if self.context > 1:
             for stage in config.stages[config.first_stage :]:
-                if not isinstance(stage, Stage) or not isinstance(config.model, PixelTransformerConfig):
+                if isinstance(stage, SequenceStage) or not isinstance(config.model, PixelTransformerConfig):
                     raise ValueError(
                         f"ranks share the tokens of images, not of the sequences of {config.task}; "
                         f"leave context_parallel at 1"
                     )
-                check_shared(config.model, stage.geometry.size, stage.tokens, self.context)
+                check_shared(config.model, stage.size, stage.tokens, self.context)
 
     def join(self, device: torch.device) -> tuple[torch.device, DeviceMesh | None, bool]:
         """Start the process group, unless there is one.
@@ -117,6 +118,14 @@ class Processes:
         every[:, self.group] = figures / self.context
         distributed.all_reduce(every)
         return every.flatten(0, 1)
+
+    def total(self, count: int, device: torch.device) -> int:
+        """The sum of a count over all processes."""
+        if self.world == 1:
+            return count
+        shared = torch.tensor(count, device=device)
+        distributed.all_reduce(shared)
+        return int(shared)
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is up in any process."""

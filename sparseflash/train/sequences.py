@@ -1,8 +1,9 @@
 """Stages of the Long Range Arena's sequence tasks: which examples, and how many tokens of them a model reads."""
 
+import warnings
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Final, Self
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
 from sparseflash.lra.listops import SYMBOLS, majority_share
 from sparseflash.models import ModelConfig, SequenceTransformerConfig
 from sparseflash.pathfinder.splits import SEED
+from sparseflash.train.folder_stage import other_files
 
 # Symbols, documents and classes of a task's examples.
 SHAPES: Final = {
@@ -35,6 +37,8 @@ class SequenceStage:
         folder: where the files are; empty for ListOps that is drawn.
         grammar: of ListOps that is drawn; None for the Arena's.
         baseline: share of the most frequent answer, if known.
+        examples: how many there are in the files, once `noted`; 0 before, and of drawn ones.
+        digest: of the files, once `noted`; empty before, and of drawn examples.
 
     Raises:
         ValueError: an unknown task, a length below 1, or trees that are longer.
@@ -51,6 +55,8 @@ class SequenceStage:
     folder: str = ""
     grammar: Grammar | None = None
     baseline: float | None = None
+    examples: int = 0
+    digest: str = ""
 
     rule: ClassVar[str] = "the most frequent answer"
     options: ClassVar[dict[str, Any]] = {}
@@ -79,12 +85,39 @@ class SequenceStage:
         return self.task == "listops" and not self.folder
 
     @property
+    def tokens_each(self) -> int:
+        """Tokens that are read of a document."""
+        return self.length
+
+    @property
     def splits(self) -> dict[str, range]:
         """The sets, each a range of indices; opens the files."""
         return self._corpus().splits
 
+    def noted(self) -> Self:
+        """The same stage with the number of examples in its files and their digest; every line is looked at.
+
+        Raises:
+            FileNotFoundError: no such folder or file.
+            ValueError: damaged files, or others than were noted before.
+        """
+        if self.drawn:
+            return self
+        corpus = open_corpus(self.task, self.folder)
+        examples, digest = sum(map(len, corpus.splits.values())), corpus.digest
+        if self.digest and (examples, digest) != (self.examples, self.digest):
+            raise ValueError(other_files(self.folder, self.examples, examples))
+        return replace(self, examples=examples, digest=digest)
+
     def _corpus(self, seed: int = SEED) -> Corpus:
-        return open_corpus(self.task, self.folder, self.grammar, seed)
+        if self.drawn or not self.digest:
+            return open_corpus(self.task, self.folder, self.grammar, seed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # `noted` has told what is unusual
+            corpus = open_corpus(self.task, self.folder, verify=False)
+        if (examples := sum(map(len, corpus.splits.values()))) != self.examples:
+            raise ValueError(other_files(self.folder, self.examples, examples))
+        return corpus
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these examples."""

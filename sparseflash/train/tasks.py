@@ -18,7 +18,8 @@ from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import AnyStage, Stage, TrainConfig
+from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
 TASKS: Final = ("demo", "path32", "path64", "pathx", "path256", "listops", "text", "retrieval", "image")
@@ -75,7 +76,7 @@ def load_preset(name: str | Path) -> Preset:
     return Preset(summary, config, cpu_batch or config.batch)
 
 
-def _stage(task: str, fields: Mapping[str, Any]) -> Stage | SequenceStage:
+def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
     if task in SEQUENCE_TASKS:
         return sequence_stage_from({"task": task, **fields})
     if unknown := sorted(set(fields) - _OF_STAGES):
@@ -99,6 +100,8 @@ def recipe(
     device: str = "cpu",
     pattern: str | None = None,
     folder: str | Path | None = None,
+    level: str | None = None,
+    split: str | None = None,
     **changes: Any,
 ) -> TrainConfig:
     """The config of a task, with changes.
@@ -108,7 +111,11 @@ def recipe(
         preset: one of `PRESETS` for this task, or a file; default the preset with the task's name.
         device: a CPU gets the preset's smaller batch, and fp32.
         pattern: textual form of another attention pattern, over pixels unless ``unit`` says otherwise.
-        folder: where a sequence task's files are, see `sparseflash.lra.open_corpus`.
+        folder: where a task's files are: of a sequence task see `sparseflash.lra.open_corpus`; of a Pathfinder task the
+            Long Range Arena release, or a folder in its layout, see `sparseflash.pathfinder.read`. Images of files are
+            one stage, the task itself, in the place of the preset's curriculum.
+        level: of the images in the folder: easy, intermediate or hard; by default hard, or what the folder is.
+        split: of the images in the folder, ``"s4"`` or ``"contiguous"``; s4 by default where the level is hard.
         changes: other fields of `TrainConfig`, or of its model; None leaves a field as it is.
 
     Raises:
@@ -135,12 +142,27 @@ def recipe(
     if pattern is not None and isinstance(config.model, PixelTransformerConfig) and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
     if folder is not None:
-        given["stages"] = tuple(_from_files(stage, folder) for stage in config.stages)
+        given.setdefault("data", "fixed")
+        given["stages"] = _from_files(config.stages, Path(folder), level, split)
+    elif level is not None or split is not None:
+        raise ValueError("level and split are of images in files: name their folder too")
     model = replace(config.model, **{name: value for name, value in given.items() if name in in_model})
     return replace(config, model=model, **{name: value for name, value in given.items() if name not in in_model})
 
 
-def _from_files(stage: Stage | SequenceStage, folder: str | Path) -> SequenceStage:
-    if not isinstance(stage, SequenceStage):
-        raise ValueError("a folder is for the sequence tasks; Pathfinder images are drawn")
-    return replace(stage, folder=str(Path(folder).resolve()), grammar=None)
+def _from_files(
+    stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
+) -> tuple[AnyStage, ...]:
+    where, last = folder.resolve(), stages[-1]
+    if isinstance(last, SequenceStage):
+        if level is not None or split is not None:
+            raise ValueError(f"level and split are of Pathfinder images; the files of {last.task} are split already")
+        return tuple(
+            replace(stage, folder=str(where), grammar=None) for stage in stages if isinstance(stage, SequenceStage)
+        )
+    if level is None:
+        level = where.name if where.name.startswith("curv_") else "hard"
+    name = LEVELS[level][0] if level in LEVELS else level
+    if split is None:
+        split = "s4" if name == LEVELS["hard"][0] else "contiguous"
+    return (FolderStage(str(where), last.size, level, split, last.tokens),)

@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from sparseflash import pathfinder
 from sparseflash.cli import app
+from sparseflash.cli.train import begun_at
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import recipe
@@ -39,7 +40,7 @@ def test_help_teaches_by_examples() -> None:
     for command, example in {
         "show": 'sparseflash show "causal() & local(1024)" --seq-len 65536',
         "bench": 'sparseflash bench --pattern "local(512) | butterfly(unit=128)" --seq-len 8192',
-        "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)"',
+        "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last',
         "evaluate": "sparseflash evaluate runs/path256",
         "generate": "sparseflash generate --size 256 --count 1000",
         "doctor": "what works here",
@@ -223,6 +224,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
     start += ["--data", "fresh", "--pattern", "neighborhood({shape}, 16, {order})"]
     first = invoke(*start, "--minutes", 1e-9, "--pictures", "--device", "cpu")
     assert first.exit_code == 0, first.output
+    assert "path256, stage 1 of 13 (65,536 tokens in the last): 2,304 tokens, the lit ones" in first.stderr
     assert "the lit ones, through neighborhood({shape}, 16, {order})" in first.stderr
     assert "the distance between the discs alone gives 52.3%" in first.stderr
     assert "time is up after step 1, in stage 1 of 13 (48 px, 2 dashes)" in first.stdout
@@ -253,12 +255,12 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name the --task they are for, or images by --data"),
+        ([], "name the --task they are for, or images by --folder"),
         (["--task", "path512"], "path512"),
         (["--task", "path256", "--stage", 99], "--stage must be at most 11"),
         (["--task", "path256", "--split", "train"], "--split must be test or val; got 'train'"),
-        (["--task", "path256", "--size", 64], "--level and --size are for --data"),
-        (["--task", "path256", "--data", "."], "leave them out with --data"),
+        (["--task", "path256", "--size", 64], "--level and --size are for images in --folder"),
+        (["--task", "path256", "--data", "."], "leave them out with --folder"),
         (["--task", "path256", "--limit", 20_001], "the test set has 20,000 examples"),
         (["--task", "path256", "--workers", -1], "--workers must be at least 0"),
         (["--task", "path256", "--views", 9], "--views must be 1 to 8; got 9"),
@@ -286,7 +288,7 @@ def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str
         (["demo", "--preset", "path257"], "preset must be one of"),
         (["demo", "--preset", "pathx-lit"], "is for the task pathx; got 'demo'"),
         (["demo", "--preset", "mine.toml"], "no file mine.toml"),
-        (["demo", "--data", "old"], "data must be one of fixed, fresh"),
+        (["demo", "--data", "old"], "--draw must be fixed or fresh; got 'old'. Files are named by --folder"),
         (["demo", "--tokens", "lit_tiles"], "need unit"),
         (["demo", "--context-parallel", "2"], "one process does not divide into groups of 2; start a multiple of 2"),
         (["demo", "--context-parallel", "0"], "context_parallel must be at least 1; got 0"),
@@ -434,7 +436,11 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
 
 
 def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
-    config = recipe("path256", pattern="local(512) | butterfly(unit=256)")
+    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+    line = 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last --steps 100'
+    assert line in readme
+    config = begun_at("last", recipe("path256", pattern="local(512) | butterfly(unit=256)"))
+    assert [stage.tokens_each for stage in config.stages] == [65_536]
     model = PixelTransformer(config.pixel_model)
     (mask, *_) = model.masks((256, 256))
     assert mask.shape == (65_536, 65_536)

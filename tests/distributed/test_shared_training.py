@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -50,6 +51,20 @@ def test_losses_are_those_of_one_process(four: Ranks, two: Ranks, tmp_path: Path
     want, _ = trainer.run(replace(labels, batch=4), tmp_path / "four images", 4, 1)
     for losses, _ in four.run(trainer.run, labels, tmp_path / "groups", 4, 2):
         assert losses == pytest.approx(want, rel=1e-9)
+
+
+def test_evaluations_are_those_of_one_process(four: Ranks, tmp_path: Path) -> None:
+    """Of three batches for four ranks: one has none."""
+    config = replace(CONFIG, eval_every=2, eval_examples=5)
+    trainer.run(config, tmp_path / "one", 4, 1)
+    four.run(trainer.run, config, tmp_path / "four", 4, 4)
+    evaluations = []
+    for name in ("one", "four"):
+        lines = [json.loads(line) for line in (tmp_path / name / "steps.jsonl").read_text().splitlines()]
+        evaluations.append([line for line in lines if "validation_accuracy" in line])
+        assert len(checkpoints(tmp_path / name / "best")) == 1
+    assert evaluations[0] == evaluations[1]
+    assert [line["validation_examples"] for line in evaluations[0]] == [5, 5]
 
 
 def test_another_number_of_ranks_goes_on(four: Ranks, two: Ranks, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Text, Retrieval and Image: files in the published layout, made here."""
 
 import pickle
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -142,3 +144,92 @@ def test_lines_are_found_whatever_the_chunks(
     lines = Lines(file, header=1)
     assert [lines[i] for i in range(len(lines))] == [b"one", b"two three", b"4 "]
     assert lines.where(1) == f"{file}, line 3"
+
+
+def trees(folder: Path, *lines: bytes) -> Path:
+    place = folder / "listops-1000"
+    place.mkdir()
+    for split in ("train", "val", "test"):
+        rows = lines if split == "train" else lines[:1]
+        (place / f"basic_{split}.tsv").write_bytes(b"Source\tTarget\r\n" + b"".join(line + b"\r\n" for line in rows))
+    return folder
+
+
+TREE = b"( ( ( [MAX 2 ) 9 ) ] )\t9"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"( ( ( [MAX 2 ) 9 ) ] )\t12", "the target must be a digit; got b'12'"),
+        (b"( ( ( [MAX 2 ) x ) ] )\t9", "b'x' is no symbol of ListOps"),
+        (b"( ( ( [MAX 2 ) 9\t9", "no whole tree: 1 operators, 0 brackets"),
+        (b"\t9", "no whole tree"),
+        (b"", "the target must be a digit"),
+    ],
+)
+def test_every_tree_is_checked_when_the_files_are_opened(tmp_path: Path, line: bytes, words: str) -> None:
+    trees(tmp_path, TREE, TREE, line, TREE)
+    with pytest.raises(ValueError, match=f"basic_train.tsv, line 4: {words}"):
+        opened("listops", tmp_path)
+
+
+def test_every_pair_and_review_is_checked_when_the_files_are_opened(tmp_path: Path) -> None:
+    file = papers(tmp_path) / "lra_release" / "lra_release" / "tsv_data" / "new_aan_pairs.train.tsv"
+    whole = file.read_text()
+    file.write_text(whole + "1.0\t8\t9\n")
+    with pytest.raises(ValueError, match="line 4: label and two ids, but no texts; tsv_data of the release has both"):
+        opened("retrieval", tmp_path)
+    file.write_text(whole + "1.0\t8\n")
+    with pytest.raises(ValueError, match="line 4: a pair has 5 fields"):
+        opened("retrieval", tmp_path)
+    assert open_corpus("retrieval", tmp_path, verify=False)[0].label == 0
+    (reviews(tmp_path) / "aclImdb" / "test" / "pos" / "2_7.txt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"test/pos/2_7\.txt is empty"):
+        opened("text", tmp_path)
+
+
+@pytest.mark.parametrize(("task", "make"), [("text", reviews), ("retrieval", papers), ("image", images)])
+def test_files_that_change_are_read_anew_and_copies_are_equal(
+    tmp_path: Path, task: str, make: Callable[[Path], Path]
+) -> None:
+    make(tmp_path)
+    before = opened(task, tmp_path)
+    digest = before.digest
+    assert open_corpus(task, tmp_path) is before
+    shutil.copytree(tmp_path, tmp_path / "copy")
+    assert opened(task, tmp_path / "copy").digest == digest
+    first = next(path for path in sorted(tmp_path.rglob("*")) if path.is_file() and "copy" not in path.parts)
+    if task == "text":
+        first.with_name("11_7.txt").write_text("one more")
+    else:
+        first.write_bytes(2 * first.read_bytes())
+    after = opened(task, tmp_path)
+    assert after.digest != digest
+    assert sum(map(len, after.splits.values())) > sum(map(len, before.splits.values()))
+
+
+def test_misplaced_files_get_a_hint(tmp_path: Path) -> None:
+    archive = tmp_path / "aclImdb_v1.tar.gz"
+    archive.write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"is an archive: unpack it \(`tar xzf .*aclImdb_v1.tar.gz`\); name"):
+        open_corpus("text", archive)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*; unpack aclImdb_v1.tar.gz: `tar xzf"):
+        open_corpus("text", tmp_path / "aclImdb_v1")
+    with pytest.raises(FileNotFoundError, match=r"has no folder neg; an archive lies there, unpack it: `tar xzf"):
+        open_corpus("text", tmp_path)
+    deep = tmp_path / "downloads" / "reviews"
+    deep.mkdir(parents=True)
+    reviews(deep)
+    with pytest.raises(FileNotFoundError, match=r"; there is .*downloads/reviews/aclImdb: name that folder"):
+        open_corpus("text", tmp_path)
+    (tmp_path / "release").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"retrieval is read from a folder tsv_data with new_aan_pairs"):
+        open_corpus("retrieval", tmp_path / "release")
+    archive = tmp_path / "data.zip"
+    archive.write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"unpack it \(`unzip .*data.zip`\)"):
+        open_corpus("image", archive)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(ValueError, match="file is a file; name the folder that holds the files"):
+        open_corpus("listops", tmp_path / "file")

@@ -114,7 +114,9 @@ def test_missing_files_show_before_anything_is_written(tmp_path: Path) -> None:
     assert 'data "fresh" has no end' in refused("train", "text", "--folder", tmp_path, "--data", "fresh", *out)
     assert "pictures are drawn of Pathfinder images" in refused("train", "listops", "--pictures", *out)
     assert "the task listops has no order" in refused("train", "listops", "--order", "morton", *out)
-    assert "a folder is for the sequence tasks" in refused("train", "path32", "--folder", tmp_path, *out)
+    assert "no pathfinder32 here" in refused("train", "path32", "--folder", tmp_path, *out)
+    assert "files of text are split already" in refused("train", "text", "--folder", tmp_path, "--split", "s4", *out)
+    assert "name their folder too" in refused("train", "path32", "--level", "easy", *out)
     assert not (tmp_path / "run").exists()
 
 

@@ -348,9 +348,9 @@ def test_unverified_damage_shows_when_read(copy: Path, damage: Callable[[Path], 
 
 
 def test_wrong_places(copy: Path, tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no such folder"):
+    with pytest.raises(FileNotFoundError, match="no folder"):
         pf.read(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="unpack"):
+    with pytest.raises(ValueError, match="is a file; name the folder"):
         pf.read(copy / "pathfinder32" / HARD / "metadata" / "0.npy")
     (tmp_path / "void").mkdir()
     with pytest.raises(ValueError, match=r"no pathfinder\{H\} here"):
@@ -363,6 +363,42 @@ def test_wrong_places(copy: Path, tmp_path: Path) -> None:
         pf.read(copy / "pathfinder32" / HARD, "easy")
     with pytest.raises(ValueError, match="pathfinder64"):
         pf.read(copy, size=64)
+    with pytest.raises(ValueError, match="images of 32 pixels a side, not of size=64"):
+        pf.read(copy / "pathfinder32" / HARD, size=64)
+
+
+def test_wrong_places_say_what_to_do(copy: Path, tmp_path: Path) -> None:
+    archive = tmp_path / "lra_release.tar.gz"
+    archive.write_bytes(b"\x1f\x8b")
+    with pytest.raises(ValueError, match=r"is an archive: unpack it \(`tar xzf .*lra_release.tar.gz`\)"):
+        pf.read(archive)
+    with pytest.raises(FileNotFoundError, match=r"no folder .*lra_release; unpack lra_release.tar.gz: `tar xzf"):
+        pf.read(tmp_path / "lra_release")
+    deep = tmp_path / "data" / "downloads"
+    deep.mkdir(parents=True)
+    copy.rename(deep / "arena")
+    with pytest.raises(ValueError, match=r"no pathfinder32 here.*There is .*arena/pathfinder32: name that folder"):
+        pf.read(tmp_path / "data", size=32)
+    (deep / "arena" / "pathfinder32" / HARD).rename(deep / "arena" / "pathfinder32" / "curv_baseline")
+    with pytest.raises(ValueError, match="there is curv_baseline; say which level is meant: easy"):
+        pf.read(deep / "arena")
+
+
+def test_a_digest_is_that_of_names_labels_and_sizes(copy: Path, tmp_path: Path) -> None:
+    digest = pf.read(copy).digest()
+    copy.rename(tmp_path / "moved")
+    data = pf.read(tmp_path / "moved")
+    assert data.digest() == digest
+    assert data.subset([0, 1]).digest() != digest
+    other = (data.labels == 0).nonzero()[0][0], (data.labels == 1).nonzero()[0][0]
+    swapped = [other[1] if i == other[0] else other[0] if i == other[1] else i for i in range(len(data))]
+    assert data.subset(swapped).digest() != digest
+    image = data.folder / data.files[3]
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert data.digest() != digest
+    image.unlink()
+    with pytest.raises(FileNotFoundError, match=image.name):
+        data.digest()
 
 
 def test_writing_goes_through_no_link_and_leaves_nothing(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ SAVE_EVERY = 2
 KEEP = 2
 (_STAGE,) = [stage for stage in recipe("demo").stages[:1] if isinstance(stage, Stage)]
 _EASY = _STAGE.geometry
-# All that a resume has to put back: two stages, an average of the weights, several parts a step, turned images.
+# All that a resume has to put back: two stages, an average of the weights, several parts a step, turned images,
+# evaluations.
 CONFIG = TrainConfig(
     task="demo",
     model=PixelTransformerConfig(
@@ -46,7 +47,7 @@ CONFIG = TrainConfig(
     ),
     stages=(Stage(_EASY, baseline=0.5), Stage(replace(_EASY, num_distractors=1), baseline=0.5)),
     schedule_steps=10_000, promote_at=0.6, batch=2, accumulate=2, lr=1e-2, warmup=2, dense_weight=1.0, ema=0.9,
-    augment=True,
+    augment=True, eval_every=3, eval_examples=4,
 )  # fmt: skip
 
 

@@ -1,0 +1,104 @@
+"""The files that a run was begun with, which may lie elsewhere by now."""
+
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+from sparseflash import pathfinder
+from sparseflash.pathfinder import Dataset
+from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.train import AnyStage, FolderStage, SequenceStage, Stage, TrainConfig
+
+
+def with_files(config: TrainConfig, folder: Path | None, run: Path) -> TrainConfig:
+    """A run's recipe, its files being where ``--folder`` says, or else where they were.
+
+    Args:
+        config: of the run.
+        folder: as named by the user.
+        run: the run, for messages.
+
+    Raises:
+        FileNotFoundError: the folder that the recipe knows is not there.
+        ValueError: the run draws its examples.
+    """
+    if folder is not None:
+        return config.moved(folder)
+    for stage in config.stages:
+        if not isinstance(stage, Stage) and stage.folder and not Path(stage.folder).is_dir():
+            raise FileNotFoundError(
+                f"the files that {run} was begun with are no longer in {stage.folder}: say where they are by --folder"
+            )
+    return config
+
+
+def images_of(
+    folder: Path, level: str | None, size: int | None, split: str | None, trained: AnyStage | None
+) -> tuple[Dataset, str]:
+    """The images of ``--folder`` that a model is to be scored on, and the name of their split.
+
+    Where these are the files that it was trained on, it is the test part of its own split, if nothing else is said.
+
+    Args:
+        folder: in the layout of the Long Range Arena release.
+        level: as given.
+        size: as given.
+        split: as given.
+        trained: the stage that the model was trained in, if known.
+
+    Raises:
+        FileNotFoundError, ValueError: as `sparseflash.pathfinder.read` raises, or an unknown split.
+    """
+    if not isinstance(trained, FolderStage) or not _same(trained, folder, level, size):
+        chosen = checked_split(split or "all", ("all", "s4", "contiguous"))
+        images = pathfinder.read(folder, level, size=size)
+        return (images if chosen == "all" else images.split(chosen).test), chosen
+    chosen = checked_split(split or "test", ("test", "val", "all", "s4", "contiguous"))
+    images = pathfinder.read(folder, trained.level, size=trained.size)
+    if chosen in ("test", "val"):
+        return getattr(images.split(trained.split), chosen), chosen
+    if chosen != trained.split:
+        warnings.warn(
+            f"the model was trained on most of these images: on the {trained.split} split. --split test is what it has "
+            f"not seen",
+            stacklevel=2,
+        )
+    return (images if chosen == "all" else images.split(chosen).test), chosen
+
+
+def _same(trained: FolderStage, folder: Path, level: str | None, size: int | None) -> bool:
+    """Whether a folder holds the files that a stage has noted."""
+    if level is not None and (LEVELS[level][0] if level in LEVELS else level) != trained.level:
+        return False
+    if size not in (None, trained.size):
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # they are read once more, and told then
+        try:
+            images = pathfinder.read(folder, trained.level, size=trained.size, verify=False)
+        except (FileNotFoundError, ValueError):
+            return False
+    return (len(images), images.digest()) == (trained.examples, trained.digest)
+
+
+def sequences_of(stage: SequenceStage, folder: Path) -> SequenceStage:
+    """A stage with the files of ``--folder``; a warning says if the model was trained on others."""
+    found = replace(stage, folder=str(folder.resolve()), grammar=None, examples=0, digest="").noted()
+    if stage.digest and found.digest != stage.digest:
+        warnings.warn(
+            f"{folder} does not hold the files that the model was trained on: {found.examples:,} examples, "
+            f"{stage.examples:,} then",
+            stacklevel=2,
+        )
+    return found
+
+
+def checked_split(split: str, known: tuple[str, ...]) -> str:
+    """The value of ``--split``.
+
+    Raises:
+        ValueError: it is none of those known.
+    """
+    if split not in known:
+        raise ValueError(f"--split must be {', '.join(known[:-1])} or {known[-1]}; got {split!r}")
+    return split

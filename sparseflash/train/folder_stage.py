@@ -1,0 +1,167 @@
+"""A stage whose Pathfinder images are files: the Long Range Arena release, or what `sparseflash generate` wrote."""
+
+import os
+import warnings
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sparseflash import pathfinder
+from sparseflash.models import ModelConfig, PixelTransformerConfig
+from sparseflash.models.config import TOKENS
+from sparseflash.pathfinder import Dataset, Splits
+from sparseflash.pathfinder.folders import HARD, level_folder
+from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
+from sparseflash.pathfinder.metadata import metadata_files
+
+DISTANCE = "the distance between the discs alone"
+
+
+@dataclass(frozen=True)
+class FolderStage:
+    """The images of one level of one size, and how they are split.
+
+    Attributes:
+        folder: what `sparseflash.pathfinder.read` takes: the release, a part of it, or a folder in its layout.
+        size: side of the images.
+        level: name of the level folder; easy, intermediate and hard are understood.
+        split: ``"s4"`` (of the hard level alone) or ``"contiguous"``, see `sparseflash.pathfinder.Dataset.split`.
+        tokens: which pixels are tokens, where it is not what the model's config says.
+        examples: how many images there are, once `noted`; 0 before.
+        digest: of the files, once `noted`; empty before.
+
+    Raises:
+        ValueError: an unknown split, s4 of another level, or unknown tokens.
+
+    Example:
+        >>> FolderStage("lra_release", 128, level="easy", split="contiguous").level
+        'curv_baseline'
+    """
+
+    folder: str
+    size: int
+    level: str = HARD
+    split: str = "s4"
+    tokens: str | None = None
+    examples: int = 0
+    digest: str = ""
+
+    drawn: ClassVar[bool] = False
+    baseline: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        if self.level in LEVELS:
+            object.__setattr__(self, "level", LEVELS[self.level][0])
+        if self.split not in ("s4", "contiguous"):
+            raise ValueError(f"a folder's split must be s4 or contiguous; got {self.split!r}")
+        if self.split == "s4" and self.level != HARD:
+            raise ValueError(f"the s4 split is of the hard level alone, this is {self.level}: use the split contiguous")
+        check_tokens(self.tokens)
+
+    def __str__(self) -> str:
+        level = next((level for level, (name, _) in LEVELS.items() if name == self.level), self.level)
+        return f"{self.size} px, {level}, {self.split} split of {self.folder}"
+
+    @property
+    def rule(self) -> str:
+        """What a model is compared with; of images whose distribution is not known, guessing."""
+        known = self.size in LRA_SIZES and self.level in [name for name, _ in LEVELS.values()]
+        return DISTANCE if known or (self._level() / "generator.json").is_file() else "guessing"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """What a model is told beside the images."""
+        return {"tokens": self.tokens}
+
+    @property
+    def tokens_each(self) -> int:
+        """Tokens of an example, if all pixels are."""
+        return self.size**2
+
+    @property
+    def splits(self) -> dict[str, range]:
+        """The sets, each a range of indices; opens the folder."""
+        return _ranges(self._parts())
+
+    def check(self, model: ModelConfig) -> None:
+        """Raise ValueError unless this model can read these images."""
+        check_pixels(model, self.size, self.tokens)
+
+    def noted(self) -> Self:
+        """The same stage with the number and the digest of its files, every one of which is looked at.
+
+        Raises:
+            FileNotFoundError: no such folder, or images are missing.
+            ValueError: damaged files, no image to train on, or others than were noted before.
+        """
+        data = pathfinder.read(self.folder, self.level, size=self.size)
+        found = replace(self, examples=len(data), digest=data.digest())
+        if self.digest and (found.examples, found.digest) != (self.examples, self.digest):
+            raise ValueError(other_files(self.folder, self.examples, found.examples))
+        if not found.splits["train"]:
+            raise ValueError(f"{data.folder} has {len(data)} images, too few to split into training and test parts")
+        return found
+
+    def draw(self, indices: NDArray[np.int64] | range) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        """Images uint8 [B, H, H] and labels int64 [B] of indices in `splits`."""
+        parts = self._parts()
+        sets = list(zip(parts, _ranges(parts).values(), strict=True))
+        found = [part[int(index) - places.start] for index in indices for part, places in sets if index in places]
+        return np.stack([image for image, _ in found]), np.array([label for _, label in found], np.int64)
+
+    def _level(self) -> Path:
+        return level_folder(self.folder, self.level, self.size)
+
+    def _parts(self) -> Splits:
+        folder = self._level()
+        parts = _opened(folder, self.split, self.size, _stamp(folder))
+        count = sum(map(len, parts))
+        if self.digest and count != self.examples:
+            raise ValueError(other_files(self.folder, self.examples, count))
+        return parts
+
+
+def check_tokens(tokens: str | None) -> None:
+    """Raise ValueError unless these are tokens that a stage may name."""
+    if tokens is not None and tokens not in TOKENS:
+        raise ValueError(f"a stage's tokens must be one of {', '.join(TOKENS)}; got {tokens!r}")
+
+
+def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> None:
+    """Raise ValueError unless a model can read images of this size with these tokens."""
+    if not isinstance(model, PixelTransformerConfig):
+        raise ValueError("images need a model over pixels; this one is over symbols")
+    if tokens is not None:
+        replace(model, tokens=tokens)
+    model.grid((size, size))
+
+
+def other_files(folder: str, noted: int, found: int) -> str:
+    """The message where files are not those that a run began with."""
+    counts = "as many, but not the same" if noted == found else f"{found:,} examples, not {noted:,}"
+    return f"{folder} does not hold the files that the run began with: {counts}"
+
+
+def _ranges(parts: Splits) -> dict[str, range]:
+    sets, first = dict[str, range](), 0
+    for name, part in parts._asdict().items():
+        sets[name] = range(first, first := first + len(part))
+    return sets
+
+
+def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
+    """What changes when the metadata do; images are read anew each time."""
+    found = ((file.name, os.stat(file)) for file in metadata_files(folder))
+    return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
+
+
+@lru_cache(maxsize=4)
+def _opened(folder: Path, split: str, size: int, stamp: object) -> Splits:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # `noted` has told what is dropped
+        data: Dataset = pathfinder.read(folder, size=size, verify=False)
+    return data.split(split)

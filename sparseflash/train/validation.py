@@ -1,0 +1,108 @@
+"""How well a model does on validation examples while it trains, and its best checkpoint, which is kept.
+
+A run folder holds the best one in ``best/``, which is laid out as a run folder with one checkpoint: whatever takes a
+run takes it. Evaluating draws no random number that training would draw, so it changes nothing in a run.
+"""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sparseflash.models import Model
+from sparseflash.pathfinder.splits import SEED
+from sparseflash.pathfinder.workers import run_tasks
+from sparseflash.train.checkpoint import checkpoints, flush_to_disk, is_whole, remove
+from sparseflash.train.config import AnyStage, TrainConfig
+from sparseflash.train.data import draw, sets
+from sparseflash.train.evaluate import Score, evaluate
+from sparseflash.train.processes import Processes
+
+BEST = "best"
+
+
+class Validation:
+    """Scores models on the first validation examples of a stage, which stay in memory from one time to the next.
+
+    Batches are dealt to the processes in turn; each reads whole images.
+
+    Args:
+        config: how many examples, and how many at a time.
+        processes: those that train together.
+        device: where the models are.
+        workers: processes that draw the examples.
+    """
+
+    def __init__(self, config: TrainConfig, processes: Processes, device: torch.device, workers: int = 0) -> None:
+        self._config, self._processes, self._device, self._workers = config, processes, device, workers
+        self._stage: AnyStage | None = None
+        self._batches: list[tuple[Tensor, Tensor]] = []
+
+    def score(self, model: Model, stage: AnyStage) -> Score:
+        """Right answers of a model in all processes; each calls it."""
+        if stage != self._stage:
+            self._batches = self._drawn(stage)
+            self._stage = stage
+        right = count = 0
+        if self._batches:
+            here = evaluate(model, self._batches, self._device, tokens=stage.options.get("tokens"))
+            right, count = here.right, here.count
+        return Score(self._processes.total(right, self._device), self._processes.total(count, self._device))
+
+    def _drawn(self, stage: AnyStage) -> list[tuple[Tensor, Tensor]]:
+        indices, size = sets(stage)["val"][: self._config.eval_examples], self._config.batch
+        parts = [indices[start : start + size] for start in range(0, len(indices), size)]
+        mine = parts[self._processes.rank :: self._processes.world]
+        drawn = run_tasks(partial(draw, stage, SEED), mine, max(1, self._workers))
+        return [(batch.inputs, batch.labels) for batch in drawn]
+
+
+def check_validation(config: TrainConfig, wanted: str) -> None:
+    """Raise ValueError where a stage has no validation examples, which ``wanted`` asks for."""
+    for stage in config.stages:
+        if not sets(stage).get("val"):
+            raise ValueError(f"there are no validation examples of {stage}: leave {wanted} out")
+
+
+def keep_best(run: Path, checkpoint: Path) -> Path:
+    """Put a checkpoint into the run's ``best`` folder, whole or not at all, and then take out the one before.
+
+    Returns:
+        Its folder there.
+    """
+    folder = run / BEST
+    final = folder / "checkpoints" / checkpoint.name
+    if not is_whole(final):
+        remove(final)
+        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        try:
+            shutil.copytree(checkpoint, temporary, copy_function=_link)
+            flush_to_disk(temporary)
+            os.replace(temporary, final)
+            flush_to_disk(final.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    for path in checkpoints(folder):
+        if path != final:
+            remove(path)
+    for path in final.parent.glob(".step-*"):  # of processes that were killed
+        shutil.rmtree(path, ignore_errors=True)
+    return final
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The best checkpoint of a run, if one has been kept."""
+    found = checkpoints(run / BEST)
+    return found[-1] if found else None
+
+
+def _link(source: str, target: str) -> None:
+    """The same file under another name, or a copy where the file system has no such thing."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+        flush_to_disk(Path(target))
