@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from sparseflash import pathfinder
+from sparseflash.pathfinder.geometry import SIZES
 
 
 def run(
@@ -13,9 +14,14 @@ def run(
 ) -> None:
     """Write the images and say where they are."""
     if (size is None) == (task is None):
-        raise ValueError("name either --size (32, 64, 128 or 256) or --task, and not both")
-    geometry, match_distance = None, False
-    if task is not None:
+        raise ValueError(
+            f"name either --size (32, 64, 128 or 256, or any from {SIZES[0]} to {SIZES[-1]}) or --task, and not both"
+        )
+    match_distance = False
+    if size is not None:
+        geometry = pathfinder.Geometry.sized(size, level)
+    else:
+        assert task is not None
         from sparseflash.train.tasks import recipe
 
         if task == "listops":
@@ -25,10 +31,8 @@ def run(
         geometry, match_distance = stage.geometry, stage.match_distance
     report = pathfinder.write(
         out,
-        size=256 if size is None else size,
         count=count,
         seed=seed,
-        level=level,
         workers=(os.cpu_count() or 1) if workers is None else workers,
         start=start,
         geometry=geometry,

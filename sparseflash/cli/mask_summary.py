@@ -111,7 +111,7 @@ class MaskSummary:
             >>> summary.blocks, summary.row_blocks.largest
             (150, 5)
             >>> print(summary.line)
-            4,096 x 4,096 tokens in blocks of 128 x 128, density 14.648%
+            causal() & local(512): 4,096 x 4,096 tokens in blocks of 128 x 128, density 14.648%
         """
         return cls(
             pattern=str(pattern),
@@ -142,9 +142,9 @@ class MaskSummary:
 
     @property
     def line(self) -> str:
-        """Lengths, block and density in one line."""
+        """Pattern, lengths, block and density in one line."""
         (q_len, kv_len), (bq, bk) = self.shape, self.block
-        return f"{q_len:,} x {kv_len:,} tokens in blocks of {bq} x {bk}, density {self.density:.3%}"
+        return f"{self.pattern}: {q_len:,} x {kv_len:,} tokens in blocks of {bq} x {bk}, density {self.density:.3%}"
 
     def print(self, console: Console, **files: Path) -> None:
         """Print a table with a histogram of the rows.

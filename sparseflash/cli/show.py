@@ -4,13 +4,15 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from sparseflash.cli.errors import block_size
+from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.mask_summary import MaskSummary
-from sparseflash.patterns import WastefulPattern, parse
+from sparseflash.patterns import Pattern, WastefulPattern, parse
 
 
 def run(
@@ -21,10 +23,11 @@ def run(
     out: Path | None,
     html: Path | None,
     window: str | None,
+    imports: Sequence[str],
     as_json: bool,
 ) -> None:
     """Parse, compile, measure, draw, print."""
-    pattern = parse(expression)
+    pattern = own_pattern(expression, imports)
     lengths = seq_len if kv_len is None else (seq_len, kv_len)
     part = None if window is None else token_window(window)
     if part is not None and out is None:
@@ -49,6 +52,19 @@ def run(
         print(json.dumps(summary.to_dict() | {what: str(path) for what, path in files.items()}, indent=2))
     else:
         summary.print(Console(), **files)
+
+
+def own_pattern(expression: str, imports: Sequence[str]) -> Pattern:
+    """The pattern of a text that may name patterns of the user's own.
+
+    Raises:
+        ValueError: a module or a text that cannot be read.
+    """
+    import_modules(imports)
+    try:
+        return parse(expression)
+    except ValueError as error:
+        raise told(error, imports) from None
 
 
 def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

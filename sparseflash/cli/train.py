@@ -9,11 +9,15 @@ from typing import Any
 import typer
 
 from sparseflash.cli.errors import block_size
-from sparseflash.patterns import parse
+from sparseflash.cli.importing import import_modules, told
+from sparseflash.cli.masks import mask_lines
+from sparseflash.cli.show import own_pattern
 from sparseflash.train import TASKS, SequenceStage, TrainConfig, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import latest_checkpoint
 from sparseflash.train.devices import resolve_device
+from sparseflash.train.preset_text import preset_text
+from sparseflash.train.tasks import load_preset
 
 
 def run(
@@ -31,6 +35,7 @@ def run(
     save_every: int,
     keep: int,
     pictures: bool,
+    print_config: bool = False,
 ) -> None:
     """Train, and say where the checkpoint is and how to go on."""
     if task not in TASKS:
@@ -38,24 +43,46 @@ def run(
     out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
     device = resolve_device(device_name)
     options = {name: value for name, value in options.items() if value is not None}
+    imports = options.get("imports", ())
+    import_modules(imports)
     if "{" not in options.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
-        options["pattern"] = str(parse(options["pattern"]))
+        options["pattern"] = str(own_pattern(options["pattern"], imports))
     if "block" in options:
         size = block_size(options["block"])
         options["block"] = (size, size) if isinstance(size, int) else size
     if resume:
         if folder is not None:
             raise ValueError("--folder is of a run's recipe; leave it out to resume")
-        config = latest_checkpoint(out).config
-        _refuse_changes(task, options, config, out)
+        again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+        try:
+            checkpoint = latest_checkpoint(out)
+        except ValueError as error:
+            raise told(error, imports, again) from None
+        config, number = checkpoint.config, checkpoint.progress.stage
+        _refuse_changes(task, {name: value for name, value in options.items() if name != "imports"}, config, out)
     else:
-        config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
+        again = f"sparseflash train {task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
+        try:
+            config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
+        except ValueError as error:
+            raise told(error, imports, again) from None
+        number = config.first_stage
+    if print_config:
+        summary = f"the recipe of {out}" if resume else load_preset(task if preset is None else preset).summary
+        typer.echo(preset_text(config, summary), nl=False)
+        return
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
     first = int(os.environ.get("RANK", "0")) == 0
     if first:
         typer.echo(describe(config, device.type), err=True)
+        begins = config.stages[number]
+        size, which = (
+            (begins.length, None) if isinstance(begins, SequenceStage) else (begins.geometry.size, begins.tokens)
+        )
+        for line in mask_lines(config.model, size, which):
+            typer.echo(line, err=True)
     result = train(
         config,
         out,
@@ -72,6 +99,7 @@ def run(
     if not first:
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    again += "".join(f" --import {shlex.quote(name)}" for name in config.imports)
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
         again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     stage = config.stages[result.progress.stage]

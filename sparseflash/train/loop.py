@@ -115,7 +115,7 @@ def train(
         raise ValueError(f"minutes must be a positive number; got {minutes!r}")
     run = Path(out)
     if run.exists() and not run.is_dir():
-        raise ValueError(f"out must be a folder, but {out!r} is a file")
+        raise ValueError(f"out must be a folder, but {str(out)!r} is a file")
     if not resume and checkpoints(run):
         raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
