@@ -52,8 +52,8 @@ class Case:
     flex: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch", "heads", "head_dim", "runs"):
-            if getattr(self, name) < 1:
+        for name in ("seq_len", "batch", "heads", "kv_heads", "head_dim", "runs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")

@@ -89,6 +89,7 @@ def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
         f"  run*/tensorboard/       curves: tensorboard --logdir {out}\n"
         f"Next: sparseflash --help, or a longer run:\n"
         f'  sparseflash train path256 --pattern "{PATTERN}" --steps 100',
+        markup=False,
         soft_wrap=True,
     )
 
@@ -227,4 +228,6 @@ def _long(console: Console, folder: Path, seed: int, size: Size) -> None:
         raise KeyboardInterrupt
     seconds = (time.perf_counter() - started) / len(result.losses)
     losses = ", ".join(f"{loss:.4f}" for loss in result.losses)
-    console.print(f"Losses {losses}; {seconds:.1f} s a step. Checkpoint: {result.checkpoint}")
+    console.print(
+        f"Losses {losses}; {seconds:.1f} s a step.\nCheckpoint: {result.checkpoint}", markup=False, soft_wrap=True
+    )

@@ -11,6 +11,7 @@ import typer
 from typer.models import ArgumentInfo, OptionInfo
 
 from sparseflash.pathfinder.workers import WorkerError
+from sparseflash.patterns.grid import BLOCK_SIZES
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -90,36 +91,36 @@ def in_options(message: str, names: Mapping[str, str]) -> str:
     Example:
         >>> names = {"heads": "--heads", "kv_heads": "--kv-heads"}
         >>> in_options("heads must be a multiple of kv_heads, got heads=3 and 2", names)
-        '--heads must be a multiple of --kv-heads, got --heads=3 and 2'
+        '--heads must be a multiple of --kv-heads, got --heads 3 and 2'
         >>> in_options("two heads must agree", names)
         'two heads must agree'
     """
     if not names:
         return message
     one = "|".join(sorted(map(re.escape, names), key=len, reverse=True))
-    subject = re.compile(rf"(?:{one})(?:(?: / | and | or |, )(?:{one}))*(?= (?:must|is for|are)\b)")
-    word = re.compile(rf"(?<![\w./'\"\-])(?:{one})(?![\w./'\"(\-])")
-    begins = subject.match(message)
-    head, rest = (message[: begins.end()], message[begins.end() :]) if begins else ("", message)
+    subject = re.match(rf"(?:{one})(?:(?: / | and | or |, )(?:{one}))*(?= (?:must|is for|are)\b)", message)
+    ends = subject.end() if subject else 0
 
     def typed(found: re.Match[str]) -> str:
-        return names[found[0]]
+        name, value = found["name"], found["value"]
+        if found.start() >= ends and "_" not in name and not value:
+            return found[0]
+        return names[name] + (" " if value else "")
 
-    def argument(found: re.Match[str]) -> str:
-        alone = "_" not in found[0] and not rest.startswith("=", found.end())
-        return found[0] if alone else names[found[0]]
-
-    return word.sub(typed, head) + word.sub(argument, rest)
+    # Not a part of a path, of a call, of a quotation or of another name.
+    return re.sub(rf"(?<![\w./'\"\-])(?P<name>{one})(?:(?P<value>=)|(?!\.?[\w/'\"(=\-]))", typed, message)
 
 
 def block_size(text: str) -> int | tuple[int, int]:
     """``"128"`` or ``"128x64"`` as `Pattern.compile` takes it.
 
     Raises:
-        ValueError: neither form.
+        ValueError: neither form, or another size.
     """
     parts = text.lower().split("x")
     if not 1 <= len(parts) <= 2 or not all(part.strip().isdecimal() for part in parts):
         raise ValueError(f"--block must be a number such as 128, or two such as 128x64; got {text!r}")
     sizes = [int(part) for part in parts]
+    if not set(sizes) <= set(BLOCK_SIZES):
+        raise ValueError(f"--block must be of {', '.join(map(str, BLOCK_SIZES))} tokens; got {text!r}")
     return sizes[0] if len(sizes) == 1 else (sizes[0], sizes[1])

@@ -22,12 +22,16 @@ def run(
         geometry = pathfinder.Geometry.sized(size, level)
     else:
         assert task is not None
+        from sparseflash.models import PixelTransformerConfig
         from sparseflash.train.tasks import recipe
 
         if task == "listops":
             _trees(out, count, seed, start, workers)
             return
-        stage = recipe(task).pixel_stages[-1]
+        config = recipe(task)
+        if not isinstance(config.model, PixelTransformerConfig):
+            raise ValueError(f"--task must be listops, or a task over pixels; got {task!r}")
+        stage = config.pixel_stages[-1]
         geometry, match_distance = stage.geometry, stage.match_distance
     report = pathfinder.write(
         out,
@@ -45,10 +49,12 @@ def run(
 
 def _trees(out: Path, count: int, seed: int, start: int, workers: int | None) -> None:
     """The three files of ListOps."""
-    from sparseflash.lra.listops import LISTOPS
+    from sparseflash.lra.listops import LISTOPS, SPLITS
     from sparseflash.lra.listops_files import write
 
     if start:
         raise ValueError("--start is for images: ListOps is written from its first tree on")
+    if not 1 <= count <= len(SPLITS["train"]):
+        raise ValueError(f"--count must be 1 to {len(SPLITS['train']):,} training trees; got {count}")
     counts = write(out, LISTOPS, count, seed, (os.cpu_count() or 1) if workers is None else workers)
     typer.echo(", ".join(f"{number:,} {split}" for split, number in counts.items()) + f" trees written to {out}")

@@ -153,9 +153,11 @@ class MaskSummary:
             console: where to print.
             files: what was written, by what it is: ``picture=...``.
         """
-        console.print(self._table(files), highlight=False)
+        console.print(self._table(), highlight=False)
+        for what, path in files.items():  # whole, whatever the terminal's width
+            console.print(Text(f"{what:<14}  ", style="bold") + Text(str(path), style="not bold"), soft_wrap=True)
 
-    def _table(self, files: dict[str, Path]) -> Table:
+    def _table(self) -> Table:
         (q_len, kv_len), (bq, bk), (nq, nk), rows = self.shape, self.block, self.grid, self.row_blocks
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="bold")
@@ -181,8 +183,6 @@ class MaskSummary:
         table.add_row("compiled in", f"{self.compile_seconds * 1000:.1f} ms")
         if self.advice is not None:
             table.add_row("hint", Text(self.advice))
-        for what, path in files.items():
-            table.add_row(what, Text(str(path)))
         return table
 
 

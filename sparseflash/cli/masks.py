@@ -1,8 +1,10 @@
 """A line about each mask that a model attends through, for ``train`` and ``evaluate``."""
 
+import torch
+
 from sparseflash.cli.mask_summary import MaskSummary
 from sparseflash.models import ModelConfig, PixelTransformerConfig
-from sparseflash.models.tokens import compiled
+from sparseflash.models.tokens import Canvas, compiled
 
 _FROM_IMAGES = {"lit_tiles": "over the tiles that hold a lit pixel", "lit_pixels": "over the lit pixels"}
 
@@ -36,6 +38,7 @@ def mask_lines(config: ModelConfig, size: int, tokens: str | None = None) -> lis
         if isinstance(config, PixelTransformerConfig):
             which = config.tokens if tokens is None else tokens
             if which != "all":
+                _try(config, shape, which)
                 told[text] = f"{text}, {_FROM_IMAGES[which]}: a table for each batch"
                 continue
             mask = compiled(config, shape)[layer]
@@ -46,3 +49,13 @@ def mask_lines(config: ModelConfig, size: int, tokens: str | None = None) -> lis
         return [f"mask: {line}" for line in told.values()]
     numbers = {text: [n for n, pattern in enumerate(patterns, 1) if str(pattern) == text] for text in told}
     return [f"mask of layer{'s' * (len(numbers[t]) > 1)} {', '.join(map(str, numbers[t]))}: {told[t]}" for t in told]
+
+
+def _try(config: PixelTransformerConfig, shape: tuple[int, int], which: str) -> None:
+    """Patterns that lit tokens cannot take show before anything is read or written."""
+    canvas = Canvas(config, shape, torch.device("cpu"))
+    dark = torch.zeros(1, shape[0] * shape[1], dtype=torch.bool)
+    if which == "lit_tiles":
+        canvas.lit_tiles(dark)
+    else:
+        canvas.lit_pixels(dark)

@@ -41,6 +41,8 @@ def run(
     if task not in TASKS:
         raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {task!r}")
     out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers must be at least 0; got {workers}")
     device = resolve_device(device_name)
     options = {name: value for name, value in options.items() if value is not None}
     imports = options.get("imports", ())
