@@ -18,6 +18,7 @@ from tests.pages import BLOCKS, PAGES, ROOT, prose_of
 
 ROOT_COMMAND: Any = get_command(app)
 COMMANDS: dict[str, Any] = ROOT_COMMAND.commands
+OPTIONS = {option for param in ROOT_COMMAND.params for option in param.opts} | {"--help", "-h"}
 # Click's, wherever typer keeps it.
 UsageError: Any = next(kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "UsageError")
 # What a command in prose may leave out: an argument, or the value of its last option.
@@ -68,11 +69,11 @@ def complaint(arguments: list[str]) -> Any:
     arguments = [NUMBERS.get(word, word) for word in arguments]
     try:
         with contextlib.suppress(typer.Exit):  # of options that print and leave
-            if not arguments or arguments[0] not in COMMANDS:
+            if arguments[0] in COMMANDS:
+                COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
+            elif arguments[0] not in OPTIONS:  # these act while they are parsed: --install-completion writes files
                 context = ROOT_COMMAND.make_context("sparseflash", list(arguments))
                 ROOT_COMMAND.resolve_command(context, list(arguments))
-            else:
-                COMMANDS[arguments[0]].make_context(arguments[0], arguments[1:])
     except UsageError as error:
         return error
     return None
@@ -154,6 +155,7 @@ def test_what_make_help_lists_is_there() -> None:
         ["trian", "demo"],
         ["show", "full()"],
         ["train", "demo", "more"],
+        ["--instal-completion"],
     ],
     ids=" ".join,
 )

@@ -17,7 +17,7 @@ def preset_text(config: TrainConfig, summary: str) -> str:
 
     Example:
         >>> from sparseflash.train import recipe
-        >>> print(preset_text(recipe("listops", imports=("mine",)), "ours")[:36])
+        >>> print(preset_text(recipe("listops", imports=("mine",)), "ours")[:33])
         task = "listops"
         summary = "ours"
     """
