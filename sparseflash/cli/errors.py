@@ -19,7 +19,7 @@ R = TypeVar("R")
 # What the library raises for a user's mistake, and what the system says about files.
 _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, WorkerError)
 # Files are written under such names before they get their own.
-_TEMPORARY = re.compile(r"\.(.+)\.(?:\d+|tmp|removed)")
+_TEMPORARY = re.compile(r"\.(.+)\.(?:\d+|tmp|part|removed)")
 # What the library calls otherwise than the command line does.
 _OTHER_NAMES = {"activation_checkpointing": "--save-memory"}
 

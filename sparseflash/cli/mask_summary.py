@@ -192,7 +192,7 @@ def histogram(counts: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
     Example:
         >>> import numpy as np
         >>> [(each.low, each.high, each.rows) for each in histogram(np.array([3, 3, 4, 19]))]
-        [(3, 4, 3), (5, 6, 0), (7, 8, 0), (9, 10, 0), (11, 13, 0), (14, 15, 0), (16, 17, 0), (18, 19, 1)]
+        [(3, 4, 3), (5, 6, 0), (7, 8, 0), (9, 11, 0), (12, 13, 0), (14, 15, 0), (16, 17, 0), (18, 19, 1)]
     """
     low, high = int(counts.min()), int(counts.max())
     edges = np.linspace(low, high + 1, min(BINS, high - low + 1) + 1).round().astype(int)

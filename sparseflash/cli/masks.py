@@ -26,7 +26,7 @@ def mask_lines(config: ModelConfig, size: int, tokens: str | None = None) -> lis
     Example:
         >>> from sparseflash.train import recipe
         >>> print(*mask_lines(recipe("demo").model, 24))
-        mask: local(112): 576 x 576 tokens in blocks of 64 x 64, density 50.617%
+        mask: local(112): 576 x 576 tokens in blocks of 64 x 64, density 48.148%
     """
     shape = size, size
     patterns = config.patterns(shape) if isinstance(config, PixelTransformerConfig) else config.patterns()
