@@ -57,9 +57,10 @@ def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
         size: how much of each.
 
     Raises:
-        ValueError: ``out`` is a file, or holds runs that are not an earlier demo's.
+        ValueError: a negative seed; or ``out`` is a file, or holds runs that are not an earlier demo's.
     """
     console = Console(highlight=False)
+    recipe("demo", seed=seed)  # a bad seed shows before anything is written
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {str(out)!r} is a file")
     runs = {"small": out / "run", "long": out / "run-65536"}

@@ -13,9 +13,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparseflash import pathfinder
+from sparseflash.bench import Case, Comparison, Figures
 from sparseflash.cli import app
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.pathfinder.workers import WorkerError
+from sparseflash.patterns import parse
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 
@@ -77,6 +79,24 @@ def test_bench_measures_us_beside_dense_attention() -> None:
     text = " ".join(invoke("bench", *options, "--flex", "--backward").stdout.split())
     assert "FlexAttention, compiled left out: FlexAttention has no backward on a CPU" in text
     assert "dense SDPA" in text
+
+
+@pytest.mark.parametrize(
+    ("density", "ours", "verdict"),
+    [
+        (0.25, 2.0, "is 2.0 times as fast as dense attention; the mask stores 25.0% of the blocks, which allows 4.0"),
+        (0.5, 8.0, "takes 2.0 times as long as dense attention although the mask stores 50.0% of the blocks."),
+        (0.0, 1.0, "is 4.0 times as fast as dense attention; the mask stores 0.0% of the blocks."),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_figures(density: float, ours: float, verdict: str) -> None:
+    case = Case(parse("local(4)"), seq_len=64)
+    contenders = {"sparseflash": Figures(ours, 0.0, 0.0, None), "sdpa": Figures(4.0, 0.0, 0.0, 1.0)}
+    found = Comparison(case, density, density / 2, contenders, {"flex": "not asked for"})
+    assert verdict in found.verdict
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert (plain["pattern"], plain["dtype"], plain["speedup"]) == ("local(4)", "float32", 4 / ours)
+    assert plain["ideal_speedup"] == (1 / density if density else None)
 
 
 @pytest.mark.parametrize(
@@ -451,6 +471,8 @@ def test_demo_does_not_overwrite(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     assert "must be a folder" in refused("demo", "--out", file)
+    assert "--seed must be at least 0; got -1" in refused("demo", "--out", tmp_path / "new", "--seed", -1)
+    assert not (tmp_path / "new").exists()
     taken = tmp_path / "taken"
     (taken / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert "is not the demo's" in refused("demo", "--out", taken)
