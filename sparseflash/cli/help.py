@@ -26,11 +26,12 @@ class Command(TyperCommand):
         return _bare(super().get_params(ctx))
 
 
-def grouped(groups: Mapping[str, str]) -> type[Command]:
+def grouped(groups: Mapping[str, str], base: type[Command] = Command) -> type[Command]:
     """A command whose options stand in groups.
 
     Args:
         groups: title -> the options in it, separated by spaces, in the order in which they are shown.
+        base: the kind of command that it is beside that.
 
     Example:
         >>> kind = grouped({"Data": "--data --folder", "Run": "--out"})
@@ -40,7 +41,7 @@ def grouped(groups: Mapping[str, str]) -> type[Command]:
     place = {option: (title, number) for title, names in groups.items() for number, option in enumerate(names.split())}
     titles = list(groups)
 
-    class Grouped(Command):
+    class Grouped(base):  # type: ignore[valid-type, misc]
         def get_params(self, ctx: Any) -> list[Any]:
             params = super().get_params(ctx)
             for param in params:
