@@ -8,7 +8,7 @@ import gc
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -52,96 +52,120 @@ class Case:
     flex: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch", "heads", "head_dim", "runs"):
-            if getattr(self, name) < 1:
+        for name in ("seq_len", "batch", "heads", "kv_heads", "head_dim", "runs"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.heads % (self.kv_heads or self.heads):
             raise ValueError(f"heads must be a multiple of kv_heads, got {self.heads} and {self.kv_heads}")
 
 
-@dataclass
-class Contender:
-    """One implementation: how to call it, and what came of it."""
+@dataclass(frozen=True)
+class Figures:
+    """What a contender took: median and spread of its runs, the first call, and how far memory grew at most."""
 
-    call: Call
-    first_s: float = 0.0  # the first call, with whatever it compiles
-    times: list[float] = field(default_factory=list)
-    peak_mb: float | None = None
+    median_ms: float
+    spread_ms: float
+    first_call_s: float
+    peak_extra_mb: float | None  # None where the system does not tell
 
 
-def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Comparison:
+    """What a mask gains.
+
+    Attributes:
+        case: what was measured.
+        density, token_density: stored blocks of all blocks, allowed pairs of all pairs.
+        contenders: the figures of each implementation, by its name.
+        left_out: why others are missing, by their names.
+    """
+
+    case: Case
+    density: float
+    token_density: float
+    contenders: dict[str, Figures]
+    left_out: dict[str, str]
+
+    @property
+    def speedup(self) -> float:
+        """Over dense SDPA."""
+        return self.contenders["sdpa"].median_ms / self.contenders["sparseflash"].median_ms
+
+    @property
+    def ideal_speedup(self) -> float | None:
+        """If every skipped block were time saved; None for an empty mask."""
+        return 1 / self.density if self.density else None
+
+    @property
+    def share_of_ideal(self) -> float:
+        """Speed-up x density: 1.0 when every skipped block was time saved."""
+        return self.speedup * self.density
+
+    @property
+    def verdict(self) -> str:
+        """A plain sentence that says what the mask gained."""
+        what = "forward and backward" if self.case.backward else "forward"
+        stored = f"the mask stores {self.density:.1%} of the blocks"
+        if self.speedup < 1:
+            return f"The {what} takes {1 / self.speedup:.1f} times as long as dense attention although {stored}."
+        gained = f"The {what} is {self.speedup:.1f} times as fast as dense attention; {stored}"
+        if self.ideal_speedup is None:
+            return f"{gained}."
+        return f"{gained}, which allows {self.ideal_speedup:.1f} times: {self.share_of_ideal:.0%} of the ideal."
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        case = {f.name: getattr(self.case, f.name) for f in dataclasses.fields(self.case)}
+        return {
+            **case,
+            "pattern": str(self.case.pattern),
+            "dtype": str(self.case.dtype).removeprefix("torch."),
+            "density": self.density,
+            "token_density": self.token_density,
+            "contenders": {name: dataclasses.asdict(figures) for name, figures in self.contenders.items()},
+            "left_out": self.left_out,
+            "speedup": self.speedup,
+            "ideal_speedup": self.ideal_speedup,
+            "share_of_ideal": self.share_of_ideal,
+            "verdict": self.verdict,
+        }
+
+
+def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> Comparison:
     """Time every contender in turn, several times over, in one process.
 
     Args:
         case: what to measure.
         progress: told what is being done, a line at a time.
 
-    Returns:
-        Plain data: the mask's figures, a dict for each contender (median and spread in ms, peak extra memory in MB, the
-        first call in s), those left out with the reason, ``speedup`` over dense SDPA, ``share_of_ideal``
-        (speedup x density: 1.0 when every skipped block was time saved) and a ``verdict`` in words.
-
     Example:
         >>> import sparseflash as sf
         >>> found = measure(Case(sf.parse("local(32)"), seq_len=512, heads=1, head_dim=16, block=32, runs=1))
-        >>> sorted(found["contenders"])
+        >>> sorted(found.contenders)
         ['sdpa', 'sparseflash']
     """
     progress("compiling the mask")
     mask = case.pattern.compile(case.seq_len, block=case.block)
-    contenders, left_out = _contenders(case, mask)
+    calls, left_out = _contenders(case, mask)
     # Whatever FlexAttention's compiler says, the other figures are still wanted.
     timings = interleaved(
-        {name: contender.call for name, contender in contenders.items()},
-        case.runs,
-        waiting_for(case.device),
-        may_fail=lambda name: name == "flex",
-        progress=progress,
+        calls, case.runs, waiting_for(case.device), may_fail=lambda name: name == "flex", progress=progress
     )
     left_out |= timings.failed
-    contenders = {name: contender for name, contender in contenders.items() if name not in left_out}
-    for name, contender in contenders.items():
-        contender.first_s, contender.times = timings.first[name], timings.times[name]
+    contenders = {}
+    for name, call in calls.items():
+        if name in left_out:
+            continue
         with peak_mb(case.device) as peak:
-            contender.call()
-        contender.peak_mb = peak()
-    medians = {name: statistics.median(c.times) for name, c in contenders.items()}
-    speedup = medians["sdpa"] / medians["sparseflash"]
-    found: dict[str, Any] = {
-        "pattern": str(case.pattern),
-        **{f.name: getattr(case, f.name) for f in dataclasses.fields(case) if f.name not in ("pattern", "dtype")},
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "density": mask.density,
-        "token_density": mask.token_density,
-        "contenders": {
-            name: {
-                "median_ms": 1e3 * medians[name],
-                "spread_ms": 1e3 * (max(c.times) - min(c.times)),
-                "first_call_s": c.first_s,
-                "peak_extra_mb": c.peak_mb,
-            }
-            for name, c in contenders.items()
-        },
-        "left_out": left_out,
-        "speedup": speedup,
-        "ideal_speedup": 1 / mask.density if mask.density else None,
-        "share_of_ideal": speedup * mask.density,
-    }
-    return found | {"verdict": verdict(found)}
+            call()
+        times = timings.times[name]
+        contenders[name] = Figures(
+            1e3 * statistics.median(times), 1e3 * (max(times) - min(times)), timings.first[name], peak()
+        )
+    return Comparison(case, mask.density, mask.token_density, contenders, left_out)
 
 
-def verdict(found: dict[str, Any]) -> str:
-    """A plain sentence that says what the mask gained."""
-    what = "forward and backward" if found["backward"] else "forward"
-    stored = f"the mask stores {found['density']:.1%} of the blocks"
-    gain, share = found["speedup"], found["share_of_ideal"]
-    if gain < 1:
-        return f"The {what} takes {1 / gain:.1f} times as long as dense attention although {stored}."
-    ideal = f"which allows {found['ideal_speedup']:.1f} times: {share:.0%} of the ideal"
-    return f"The {what} is {gain:.1f} times as fast as dense attention; {stored}, {ideal}."
-
-
-def _contenders(case: Case, mask: BlockMask) -> tuple[dict[str, Contender], dict[str, str]]:
+def _contenders(case: Case, mask: BlockMask) -> tuple[dict[str, Call], dict[str, str]]:
     generator = torch.Generator().manual_seed(0)
 
     def operand(heads: int) -> torch.Tensor:
@@ -160,14 +184,14 @@ def _contenders(case: Case, mask: BlockMask) -> tuple[dict[str, Contender], dict
         return lambda: torch.autograd.grad(forward(), (q, k, v), dout)[0]
 
     contenders = {
-        "sparseflash": Contender(whole(lambda: attention(q, k, v, table))),
-        "sdpa": Contender(whole(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped))),
+        "sparseflash": whole(lambda: attention(q, k, v, table)),
+        "sdpa": whole(lambda: F.scaled_dot_product_attention(q, k, v, enable_gqa=grouped)),
     }
     if not case.flex:
         return contenders, {"flex": "not asked for"}
     if case.backward and torch.device(case.device).type == "cpu":
         return contenders, {"flex": "FlexAttention has no backward on a CPU"}
-    return contenders | {"flex": Contender(whole(_flex(mask, q, k, v, grouped)))}, {}
+    return contenders | {"flex": whole(_flex(mask, q, k, v, grouped))}, {}
 
 
 def _flex(mask: BlockMask, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, grouped: bool) -> Call:

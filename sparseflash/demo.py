@@ -4,7 +4,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -20,21 +20,47 @@ from sparseflash.train import evaluate, held_out, recipe, train
 from sparseflash.train.pictures import draw_answers
 
 PATTERN = "local(512) | butterfly(unit=256)"
-EXACT_TOKENS = 1_000
-TIMED_TOKENS = 16_384
-FRESH = 2_000
 GOAL = 0.85
-LONG_STEPS = 2
 MARK = ".sparseflash-demo"
 
 
-def run(out: Path, seed: int = 0) -> None:
+@dataclass(frozen=True)
+class Size:
+    """What the tour and its quick form differ in.
+
+    Attributes:
+        exact_tokens: tokens of the comparison with float64.
+        timed_tokens: tokens at which both attentions are timed.
+        learning_steps: training steps of part 3; None for the whole recipe, which the goal is for.
+        fresh: test images of part 3.
+        long_steps, long_layers: training steps at 65,536 tokens, and layers of their model.
+    """
+
+    exact_tokens: int
+    timed_tokens: int
+    learning_steps: int | None
+    fresh: int
+    long_steps: int
+    long_layers: int
+
+
+FULL = Size(exact_tokens=1_000, timed_tokens=16_384, learning_steps=None, fresh=2_000, long_steps=2, long_layers=4)
+QUICK = Size(exact_tokens=500, timed_tokens=8_192, learning_steps=150, fresh=500, long_steps=1, long_layers=2)
+
+
+def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
     """Show, check, time, train, evaluate, and train at 65,536 tokens.
 
+    Args:
+        out: folder for what is drawn and trained.
+        seed: of weights and images.
+        size: how much of each.
+
     Raises:
-        ValueError: ``out`` is a file, or holds runs that are not an earlier demo's.
+        ValueError: a negative seed; or ``out`` is a file, or holds runs that are not an earlier demo's.
     """
     console = Console(highlight=False)
+    recipe("demo", seed=seed)  # a bad seed shows before anything is written
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {str(out)!r} is a file")
     runs = {"small": out / "run", "long": out / "run-65536"}
@@ -48,12 +74,12 @@ def run(out: Path, seed: int = 0) -> None:
     with _part(console, f"1. A mask for 65,536 tokens: {PATTERN}"):
         _mask(console, out / "mask-65536.png")
     with _part(console, "2. Attention through the mask, against dense attention"):
-        _exactness(console)
-        _speed(console)
+        _exactness(console, size.exact_tokens)
+        _speed(console, size.timed_tokens)
     with _part(console, "3. Learning Pathfinder: do the two discs lie on one dashed curve?"):
-        _learning(console, runs["small"], out / "pathfinder.png", seed)
+        _learning(console, runs["small"], out / "pathfinder.png", seed, size)
     with _part(console, "4. The real thing: 256 x 256 pixels, 65,536 tokens, one token a pixel"):
-        _long(console, runs["long"], seed)
+        _long(console, runs["long"], seed, size)
     console.rule("Done")
     console.print(
         f"{time.perf_counter() - started:.0f} s in all. In {out}/ you find\n"
@@ -64,6 +90,7 @@ def run(out: Path, seed: int = 0) -> None:
         f"  run*/tensorboard/       curves: tensorboard --logdir {out}\n"
         f"Next: sparseflash --help, or a longer run:\n"
         f'  sparseflash train path256 --pattern "{PATTERN}" --first-stage last --steps 100',
+        markup=False,
         soft_wrap=True,
     )
 
@@ -90,10 +117,10 @@ def _qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
     return [torch.randn(1, 2, tokens, 32, generator=generator).requires_grad_() for _ in range(3)]
 
 
-def _exactness(console: Console) -> None:
+def _exactness(console: Console, tokens: int) -> None:
     """Ours and eager attention in fp32, each against eager attention in float64, output and gradients."""
     pattern = parse("causal() & (local(100) | butterfly(unit=64))")
-    mask = pattern.compile(EXACT_TOKENS, block=64)
+    mask = pattern.compile(tokens, block=64)
     allowed = torch.from_numpy(mask.to_dense())
 
     def error(single: list[torch.Tensor], masked: bool) -> float:
@@ -109,19 +136,19 @@ def _exactness(console: Console) -> None:
         pairs = zip((out, *gradients), (truth, *exact_gradients), strict=True)
         return max(float((ours - theirs).detach().abs().max()) for ours, theirs in pairs)
 
-    ours, eager = error(_qkv(EXACT_TOKENS), True), error(_qkv(EXACT_TOKENS), False)
+    ours, eager = error(_qkv(tokens), True), error(_qkv(tokens), False)
     if ours > 2 * eager + torch.finfo(torch.float32).eps:
         raise ValueError(f"attention is off: its error is {ours:.1e}, that of eager attention {eager:.1e}")
     console.print(
-        f"{pattern} on {EXACT_TOKENS:,} tokens, fp32 against float64, output and gradients: largest error "
+        f"{pattern} on {tokens:,} tokens, fp32 against float64, output and gradients: largest error "
         f"{ours:.1e}; dense masked attention in plain torch, fp32: {eager:.1e}."
     )
 
 
-def _speed(console: Console) -> None:
+def _speed(console: Console, tokens: int) -> None:
     """Forward and backward of ours and of dense attention at one length."""
-    mask = parse(PATTERN).compile(TIMED_TOKENS, block=128)
-    qkv = _qkv(TIMED_TOKENS)
+    mask = parse(PATTERN).compile(tokens, block=128)
+    qkv = _qkv(tokens)
 
     def seconds(call: str) -> float:
         best = float("inf")
@@ -135,65 +162,73 @@ def _speed(console: Console) -> None:
 
     ours, dense = seconds("ours"), seconds("dense")
     console.print(
-        f"{TIMED_TOKENS:,} tokens, 2 heads of 32, forward and backward, better of two runs: through the mask "
+        f"{tokens:,} tokens, 2 heads of 32, forward and backward, better of two runs: through the mask "
         f"({mask.density:.1%} of the blocks) {ours:.2f} s; dense, by torch's scaled_dot_product_attention, "
-        f"{dense:.2f} s. At 65,536 tokens dense attention would do 16 times as much: it is not run here."
+        f"{dense:.2f} s. At 65,536 tokens dense attention would do {(65_536 // tokens) ** 2} times as much: it is "
+        f"not run here."
     )
 
 
-def _learning(console: Console, folder: Path, picture: Path, seed: int) -> None:
+def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Size) -> None:
     config = recipe("demo", seed=seed)
     stage = config.pixel_stages[0]
-    size = stage.geometry.size
+    side = stage.geometry.size
+    every = config.schedule_steps * config.batch
+    steps = config.schedule_steps if size.learning_steps is None else size.learning_steps
+    seen = steps * config.batch
     tile_height, tile_width = config.pixel_model.tile
     console.print(
-        f"{config.model.layers} layers of attention, no convolution; all {size * size:,} pixels of a {size} x {size} "
+        f"{config.model.layers} layers of attention, no convolution; all {side * side:,} pixels of a {side} x {side} "
         f"image are tokens, ordered in {tile_height} x {tile_width} tiles, and see each other through "
         f"{config.model.pattern}. Two contours of {stage.geometry.contour_length} dashes. "
         f"Trained from labels [bold]and a dense loss[/bold]: each lit pixel also predicts how many discs lie on its "
-        f"curve, from the generator's ground truth. {config.schedule_steps * config.batch:,} images, each seen once."
+        f"curve, from the generator's ground truth. {seen:,} images, each seen once."
     )
     # Steps this small do not fill two threads: one trains, another process draws the images.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    result = train(config, folder, save_every=config.schedule_steps, workers=1)
+    result = train(config, folder, steps=steps, save_every=steps, workers=1)
     torch.set_num_threads(threads)
     if result.interrupted:
         raise KeyboardInterrupt
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
-    score = evaluate(result.model, held_out(stage, FRESH))
+    score = evaluate(result.model, held_out(stage, size.fresh))
     assert isinstance(result.model, PixelTransformer)
     draw_answers(result.model, stage, picture)
-    verdict = "[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]"
+    verdict = f"Goal {GOAL:.0%}: " + ("[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]") + "."
+    if seen < every:
+        verdict = f"A quick run: {seen:,} images instead of {every:,}, too few to learn the task."
     console.print(
-        f"Test images: {score}.\n"
-        f"A rule that looks only at the distance between the discs: {baseline:.1%}. Goal {GOAL:.0%}: {verdict}."
+        f"Test images: {score}.\nA rule that looks only at the distance between the discs: {baseline:.1%}. {verdict}"
     )
 
 
-def _long(console: Console, folder: Path, seed: int) -> None:
+def _long(console: Console, folder: Path, seed: int, size: Size) -> None:
     config = recipe(
         "path256",
         pattern=PATTERN,
         order="morton",
         width=64,
         heads=2,
-        layers=4,
+        layers=size.long_layers,
         block=(128, 128),
         ema=0.0,
         accumulate=1,
         seed=seed,
     )
+    steps = "a true training step" if size.long_steps == 1 else f"{size.long_steps} true training steps"
     # What this part shows is the last stage of the curriculum, not learning.
     config = replace(config, stages=config.stages[-1:])
     console.print(
         f"{config.model.layers} layers of width {config.model.width} through {PATTERN}, batch {config.batch}, on "
-        f"{torch.get_num_threads()} threads: {LONG_STEPS} true training steps. (Learning Path-256 itself takes a GPU.)"
+        f"{torch.get_num_threads()} threads: {steps}. (Learning Path-256 itself takes a GPU.)"
     )
     started = time.perf_counter()
-    result = train(config, folder, steps=LONG_STEPS)
+    result = train(config, folder, steps=size.long_steps)
     if result.interrupted:
         raise KeyboardInterrupt
     seconds = (time.perf_counter() - started) / len(result.losses)
     losses = ", ".join(f"{loss:.4f}" for loss in result.losses)
-    console.print(f"Losses {losses}; {seconds:.1f} s a step. Checkpoint: {result.checkpoint}")
+    console.print(
+        f"Losses {losses}; {seconds:.1f} s a step.\nCheckpoint: {result.checkpoint}", markup=False, soft_wrap=True
+    )

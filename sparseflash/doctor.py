@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import platform
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -16,28 +17,82 @@ PACKAGES = (
 )
 
 
-def examine() -> dict[str, Any]:
-    """Versions, devices, and the outcome of a small forward and backward on every backend, as plain data.
+@dataclass(frozen=True)
+class Gpu:
+    """A device that torch sees."""
+
+    name: str
+    capability: str
+    memory_gib: float
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What there is to compute with."""
+
+    system: str
+    cores: int | None
+    torch_threads: int
+    gpus: tuple[Gpu, ...]
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The outcome of a small forward and backward.
+
+    Attributes:
+        works: whether the results were right.
+        why: why it does not work, or how it does.
+        tried: what was run; None where nothing was.
+        largest_error: against float64; None where nothing was run.
+    """
+
+    works: bool
+    why: str | None = None
+    tried: str | None = None
+    largest_error: float | None = None
+
+
+@dataclass(frozen=True)
+class Examination:
+    """What is installed, what this machine has, and which backends work.
+
+    Attributes:
+        versions: of each package; None where it is not installed.
+        machine: cores and GPUs.
+        backends: by name.
+    """
+
+    versions: dict[str, str | None]
+    machine: Machine
+    backends: dict[str, Backend]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; what does not apply to a backend is left out."""
+        backends = {
+            name: {key: value for key, value in asdict(backend).items() if value is not None}
+            for name, backend in self.backends.items()
+        }
+        return asdict(self) | {"backends": backends}
+
+
+def examine() -> Examination:
+    """Versions, devices, and the outcome of a small forward and backward on every backend.
 
     Example:
-        >>> examine()["backends"]["cpu"]["works"]
+        >>> examine().backends["cpu"].works
         True
     """
-    gpus = [_gpu(index) for index in range(torch.cuda.device_count())]
-    return {
-        "versions": {
+    gpus = tuple(_gpu(index) for index in range(torch.cuda.device_count()))
+    return Examination(
+        versions={
             "sparseflash": __version__,
             "python": platform.python_version(),
             **{name: _version(name) for name in PACKAGES},
         },
-        "machine": {
-            "system": platform.platform(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "gpus": gpus,
-        },
-        "backends": {"cpu": _tried("cpu", "cpu", torch.float32), "triton": _triton(bool(gpus))},
-    }
+        machine=Machine(platform.platform(), os.cpu_count(), torch.get_num_threads(), gpus),
+        backends={"cpu": _tried("cpu", "cpu", torch.float32), "triton": _triton(bool(gpus))},
+    )
 
 
 def _version(package: str) -> str | None:
@@ -47,26 +102,22 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _gpu(index: int) -> dict[str, Any]:
+def _gpu(index: int) -> Gpu:
     properties = torch.cuda.get_device_properties(index)
-    return {
-        "name": properties.name,
-        "capability": f"{properties.major}.{properties.minor}",
-        "memory_gib": round(properties.total_memory / 2**30, 1),
-    }
+    return Gpu(properties.name, f"{properties.major}.{properties.minor}", round(properties.total_memory / 2**30, 1))
 
 
-def _triton(gpu: bool) -> dict[str, Any]:
+def _triton(gpu: bool) -> Backend:
     if _version("triton") is None:
-        return {"works": False, "why": "triton is not installed"}
+        return Backend(False, why="triton is not installed")
     if gpu:
         return _tried("triton", "cuda", torch.float16)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        return _tried("triton", "cpu", torch.float32) | {"why": "in Triton's interpreter: for tests, slow"}
-    return {"works": False, "why": "torch sees no GPU; tensors on the CPU go to backend 'cpu'"}
+        return replace(_tried("triton", "cpu", torch.float32), why="in Triton's interpreter: for tests, slow")
+    return Backend(False, why="torch sees no GPU; tensors on the CPU go to backend 'cpu'")
 
 
-def _tried(backend: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
+def _tried(backend: str, device: str, dtype: torch.dtype) -> Backend:
     """Forward and backward of a small ragged causal window, against the reference in float64."""
     generator = torch.Generator().manual_seed(0)
     drawn = [torch.randn(1, 2, 200, 32, generator=generator) for _ in range(3)]
@@ -76,7 +127,7 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
         out = attention(q, k, v, mask, backend=backend)
         out.sum().backward()
     except Exception as error:  # whatever a broken driver or compiler throws is the finding
-        return {"works": False, "why": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"}
+        return Backend(False, why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     allowed = torch.from_numpy(mask.to_dense())
     exact = _dense([x.detach().cpu().double() for x in (q, k, v)], allowed)
     eager = _dense([x.detach() for x in (q, k, v)], allowed.to(device))
@@ -86,11 +137,8 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> dict[str, Any]:
         # Mean errors, for the largest of dense attention's is a matter of luck and of the processor.
         (off, most), (usual, _), size = _error(ours, truth), _error(dense, truth), _mean(truth)
         worst, good = max(worst, most), good and off <= 2 * usual + torch.finfo(dtype).eps * size
-    return {
-        "works": good,
-        "tried": f"forward and backward in {str(dtype).removeprefix('torch.')} on {device}",
-        "largest_error": worst,
-    }
+    tried = f"forward and backward in {str(dtype).removeprefix('torch.')} on {device}"
+    return Backend(good, tried=tried, largest_error=worst)
 
 
 def _dense(operands: list[torch.Tensor], allowed: torch.Tensor) -> list[torch.Tensor]:

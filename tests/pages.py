@@ -47,4 +47,14 @@ def blocks_of(text: str, page: str) -> list[Block]:
     ]
 
 
+def prose_of(text: str) -> str:
+    r"""A page without its blocks of code.
+
+    Example:
+        >>> prose_of("a\n\n```bash\nmake demo\n```\n\nb\n")
+        'a\n\n\n\nb\n'
+    """
+    return BLOCK.sub("", text)
+
+
 BLOCKS = [block for path in PAGES for block in blocks_of(path.read_text(), path.relative_to(ROOT).as_posix())]

@@ -157,7 +157,7 @@ def test_a_scale_that_is_a_tensor_goes_into_the_queries() -> None:
     q, k, v = qkv(1, 1, 32, 16)
     scale = torch.tensor(0.3, requires_grad=True)
     with pytest.raises(TypeError, match=r"a learned one goes into q: q \* scale, scale=1.0"):
-        sf.attention(q, k, v, scale=scale)  # type: ignore[arg-type]
+        sf.attention(q, k, v, scale=scale)  # type: ignore[call-overload]
     assert torch.allclose(sf.attention(q * scale, k, v, scale=1.0), sf.attention(q, k, v, scale=0.3), atol=1e-6)
 
 

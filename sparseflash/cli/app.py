@@ -6,24 +6,53 @@ from typing import Annotated
 import typer
 
 from sparseflash.cli.errors import block_size, plain_errors
+from sparseflash.cli.help import Command, Group, grouped
 from sparseflash.cli.resuming import ResumingCommand
 
 app = typer.Typer(
     name="sparseflash",
     help="Block-sparse attention: draw a pattern, train through it, measure what came of it.",
     no_args_is_help=True,
-    add_completion=False,
+    cls=Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  Default: a GPU if there is one.")]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help="Code of your own that registers patterns: a module, or a .py file. May be given again.",
+    ),
+]
+
+TRAIN = {
+    "Recipe": "--preset --list-presets --print-config",
+    "Data": "--folder --level --split --draw --workers --seed",
+    "Model": "--pattern --import --layers --width --heads --order --block --tokens --init",
+    "Optimisation": "--batch --accumulate --lr --schedule-steps --ema --dense-weight --first-stage --precision "
+    "--save-memory",
+    "Run": "--out --resume --steps --minutes --device --save-every --keep --pictures",
+    "Validation": "--eval-every --eval-examples --patience",
+    "Several processes": "--context-parallel",
+}
 
 
 def main() -> None:
     """Run the command line."""
     app()
+
+
+def _list_presets(wanted: bool) -> None:
+    if wanted:
+        from sparseflash.cli.presets import show
+
+        show()
+        raise typer.Exit
 
 
 def _version(wanted: bool) -> None:
@@ -37,13 +66,13 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and leave.")
     ] = False,
 ) -> None:
     pass
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def show(
     expression: Annotated[str, typer.Argument(metavar="EXPR", help="A pattern, in quotes.", show_default=False)],
@@ -57,6 +86,7 @@ def show(
     html: Annotated[
         Path | None, typer.Option(help="Write a page to zoom into, for any browser, into this file (.html).")
     ] = None,
+    imports: Imports = None,
     json: Json = False,
 ) -> None:
     """What a pattern costs: blocks, densities, tiles, the spread over rows, the time to compile; and its picture.
@@ -75,13 +105,15 @@ def show(
         sparseflash show "causal() & local(1024)" --seq-len 65536 --out corner.png --window 0:2048,0:2048
 
         sparseflash show "causal() & (local(1024) | butterfly())" --seq-len 1048576 --html mask.html
+
+        sparseflash show "knights_move() & causal()" --seq-len 64 --import mine.py
     """
     from sparseflash.cli.show import run
 
-    run(expression, seq_len, kv_len, block, out, html, window, json)
+    run(expression, seq_len, kv_len, block, out, html, window, imports or [], json)
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def bench(
     pattern: Annotated[str, typer.Option(help="A pattern, in quotes; see show.", show_default=False)],
@@ -97,6 +129,7 @@ def bench(
     block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
     runs: Annotated[int, typer.Option(help="Timed runs of each; the median counts.")] = 5,
     flex: Annotated[bool, typer.Option("--flex", help="Compile and time FlexAttention too.")] = False,
+    imports: Imports = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -111,12 +144,12 @@ def bench(
     from sparseflash.cli.bench import run
 
     run(
-        pattern, dtype, device, json, seq_len=seq_len, batch=batch, heads=heads, kv_heads=kv_heads, head_dim=head_dim,
-        backward=backward, block=block_size(block), runs=runs, flex=flex,
+        pattern, dtype, device, imports or [], json, seq_len=seq_len, batch=batch, heads=heads, kv_heads=kv_heads,
+        head_dim=head_dim, backward=backward, block=block_size(block), runs=runs, flex=flex,
     )  # fmt: skip
 
 
-@app.command(cls=ResumingCommand)
+@app.command(cls=grouped(TRAIN, ResumingCommand))
 @plain_errors
 def train(
     task: Annotated[
@@ -211,12 +244,21 @@ def train(
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw mistakes and attention at the end of each stage.")
     ] = False,
+    imports: Imports = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the whole recipe as a preset, and leave; nothing is written.")
+    ] = False,
+    list_presets: Annotated[
+        bool,
+        typer.Option("--list-presets", callback=_list_presets, is_eager=True, help="Print recipes by name, and leave."),
+    ] = False,
 ) -> None:
     """Train a transformer over pixels, or over bytes: one pixel, one token, attention through a pattern.
 
     Pathfinder images are drawn on the fly, and contours grow as the model learns; with --folder they are those of the
-    Long Range Arena release. The other tasks are those of the Arena. Ctrl-C saves and stops; --resume goes on, on a CPU
-    with the same losses bit for bit.
+    Long Range Arena release. The other tasks are those of the Arena. A recipe decides all that is not said here:
+    --print-config shows it. Ctrl-C saves and stops; --resume goes on, on a CPU with the same losses bit for bit.
+
     Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
     tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
     and keeps a quarter of an image. N must divide the processes, and every pixel be a token (--tokens all). --resume
@@ -233,6 +275,8 @@ def train(
         sparseflash train pathx --folder lra_release --eval-every 500 --patience 10
 
         sparseflash train path256 --out runs/path256-lit --resume --minutes 25
+
+        sparseflash train path256 --preset path256-lit --lr 2e-3 --print-config > mine.toml
 
         sparseflash train listops --preset listops-short
 
@@ -268,14 +312,15 @@ def train(
         "block": block,
         "precision": precision,
         "activation_checkpointing": save_memory,
+        "imports": tuple(imports) if imports else None,
     }
     run(
         task, preset, out, steps, minutes, resume, device, folder, first_stage, options, context_parallel,
-        workers, save_every, keep, pictures,
+        workers, save_every, keep, pictures, print_config,
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="A run folder, a checkpoint, or a saved model.")],
@@ -310,6 +355,7 @@ def evaluate(
         typer.Option(help="Answer by the mean over so many views of an image: itself, 3 mirrored, 4 transposed."),
     ] = 1,
     workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,
+    imports: Imports = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
@@ -328,17 +374,22 @@ def evaluate(
     from sparseflash.cli.evaluate import run
 
     run(
-        checkpoint, folder, device, json, level=level, size=size, split=split, task=task, stage=stage, tokens=tokens,
-        limit=limit, batch=batch, workers=workers, views=views,
+        checkpoint, folder, device, imports or [], json, level=level, size=size, split=split, task=task, stage=stage,
+        tokens=tokens, limit=limit, batch=batch, workers=workers, views=views,
     )  # fmt: skip
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def generate(
     out: Annotated[Path, typer.Option(help="Folder that gets a pathfinder{SIZE}, or ListOps' files.")],
     count: Annotated[int, typer.Option(help="How many images; of listops, training trees.")],
-    size: Annotated[int | None, typer.Option(help="32, 64, 128 (Path-X) or 256.")] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            help="32, 64, 128 (Path-X) or 256; any other from 28 to 2048 has the dashes of the next smaller of these."
+        ),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Instead of --size: the images of a training task, e.g. demo; or listops.")
     ] = None,
@@ -362,22 +413,35 @@ def generate(
     run(out, size, task, level, count, seed, start, workers)
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def doctor(json: Json = False) -> None:
-    """Versions, devices and backends, and a small run of each: what works here, and what runs where."""
+    """Versions, devices and backends, and a small run of each: what works here, and what runs where.
+
+    [bold]Examples[/bold]
+
+        sparseflash doctor --json
+    """
     from sparseflash.cli.doctor import run
 
     run(json)
 
 
-@app.command()
+@app.command(cls=Command)
 @plain_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures and checkpoints.")] = Path("demo-out"),
     seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
+    quick: Annotated[bool, typer.Option("--quick", help="Every part in a smaller form: under 90 seconds.")] = False,
 ) -> None:
-    """A tour in under six minutes on two cores: a mask, exactness, speed, learning, and 65,536 tokens."""
-    from sparseflash.demo import run
+    """A tour in under six minutes on two cores: a mask, exactness, speed, learning, and 65,536 tokens.
 
-    run(out, seed)
+    [bold]Examples[/bold]
+
+        sparseflash demo --quick
+
+        sparseflash demo --out tour --seed 1
+    """
+    from sparseflash.demo import FULL, QUICK, run
+
+    run(out, seed, QUICK if quick else FULL)

@@ -4,6 +4,7 @@ import json
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from sparseflash.doctor import examine
 
@@ -19,25 +20,25 @@ def run(as_json: bool) -> None:
     """Print what was found."""
     found = examine()
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(found.to_dict(), indent=2))
         return
     console = Console(highlight=False)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
-    for name, version in found["versions"].items():
-        table.add_row(name, version or "not installed")
-    machine = found["machine"]
-    table.add_row("system", f"{machine['system']}, {machine['cores']} cores, torch uses {machine['torch_threads']}")
-    for gpu in machine["gpus"]:
-        table.add_row("GPU", f"{gpu['name']}, compute capability {gpu['capability']}, {gpu['memory_gib']} GiB")
-    if not machine["gpus"]:
+    for name, version in found.versions.items():
+        table.add_row(name, Text(version or "not installed"))
+    machine = found.machine
+    table.add_row("system", Text(f"{machine.system}, {machine.cores} cores, torch uses {machine.torch_threads}"))
+    for gpu in machine.gpus:
+        table.add_row("GPU", Text(f"{gpu.name}, compute capability {gpu.capability}, {gpu.memory_gib} GiB"))
+    if not machine.gpus:
         table.add_row("GPU", "none that torch sees")
-    for name, backend in found["backends"].items():
-        state = "[green]works[/green]" if backend["works"] else "[yellow]not here[/yellow]"
-        details = [backend[key] for key in ("why", "tried") if key in backend]
-        if "largest_error" in backend:
-            details.append(f"largest error against float64 {backend['largest_error']:.1e}")
-        table.add_row(f"backend {name}", f"{state}: {', '.join(details)}")
+    for name, backend in found.backends.items():
+        state = Text("works", style="green") if backend.works else Text("not here", style="yellow")
+        details = [each for each in (backend.why, backend.tried) if each is not None]
+        if backend.largest_error is not None:
+            details.append(f"largest error against float64 {backend.largest_error:.1e}")
+        table.add_row(f"backend {name}", state + Text(f": {', '.join(details)}"))
     for what, where in RUNS_WHERE:
         table.add_row(what, where)
     console.print(table)

@@ -1,10 +1,12 @@
 """``sparseflash evaluate``: accuracy on a fixed set of generated images, or on a folder."""
 
 import json
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import typer
 from rich.console import Console
@@ -12,6 +14,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from sparseflash.cli.files import checked_split, images_of, sequences_of, with_files
+from sparseflash.cli.importing import import_modules, told
+from sparseflash.cli.masks import mask_lines
+from sparseflash.foreign import parse_json, read_text
+from sparseflash.imports import explained, named
 from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
 from sparseflash.pathfinder import Dataset
 from sparseflash.train import (
@@ -40,17 +46,64 @@ class _Set:
     """Examples to score a model on."""
 
     name: str
-    side: int | None  # of images
+    size: int  # side of the images, or tokens of a document
     count: int
     examples: Iterator[tuple[Tensor, Tensor]]
     baseline: float | None
     tokens: str | None = None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """What came of it.
+
+    Attributes:
+        checkpoint: what was scored.
+        data, split: on which examples.
+        views: of an image, whose mean was the answer.
+        score: the right answers.
+        rule: the rule of thumb beside it.
+        baseline: its accuracy, if known.
+    """
+
+    checkpoint: Path
+    data: str
+    split: str
+    views: int
+    score: Score
+    rule: str
+    baseline: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON; the baseline is called by its rule."""
+        return {
+            "checkpoint": str(self.checkpoint),
+            "data": self.data,
+            "split": self.split,
+            "views": self.views,
+            **asdict(self.score),
+            "accuracy": self.score.accuracy,
+            "interval_95": list(self.score.interval),
+            self.rule.replace("-", "_").replace(" ", "_"): self.baseline,
+        }
+
+    @property
+    def lines(self) -> list[str]:
+        """The same for people."""
+        width = len(self.rule)
+        known = "not known for these images" if self.baseline is None else f"{self.baseline:.1%}"
+        found = [f"{self.checkpoint} on {self.data} ({self.split})", f"{'accuracy':<{width}}  {self.score}"]
+        if self.score.right_in_one_view is not None:
+            alone = Score(self.score.right_in_one_view, self.score.count)
+            found.append(f"{'in one view':<{width}}  {alone}")
+        return [*found, f"{self.rule}  {known}"]
+
+
 def run(
     checkpoint: Path,
     data: Path | None,
     device_name: str | None,
+    imports: Sequence[str],
     as_json: bool,
     *,
     level: str | None,
@@ -75,7 +128,12 @@ def run(
             raise ValueError(f"{name} must be at least {least}; got {value}")
     device = resolve_device(device_name)
     folder = resolve(checkpoint)
-    model = from_pretrained(folder, device)
+    import_modules(imports)
+    try:
+        model = from_pretrained(folder, device)
+    except ValueError as error:
+        again = f"sparseflash evaluate {shlex.quote(str(checkpoint))}"
+        raise told(_with_imports(error, folder), imports, again) from None
     of_images = isinstance(model, PixelTransformer)
     if tokens is not None and not of_images:
         raise ValueError("--tokens is for models over pixels; this one is over symbols")
@@ -95,36 +153,33 @@ def run(
             raise ValueError("--level and --size are for images in --folder; name a fixed set by --task and --stage")
         split = checked_split("test" if split is None else split, ("test", "val"))
         found = _fixed(folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
-    if isinstance(model, PixelTransformer) and found.side is not None:
+    if isinstance(model, PixelTransformer):
         # A size that the pattern or the order cannot take shows before any image is read.
-        model.masks((found.side, found.side))
+        model.masks((found.size, found.size))
     tokens = found.tokens if tokens is None else tokens
+    masks = [] if as_json else mask_lines(model.config, found.size, tokens)
     rule = "marker-distance baseline" if of_images else "most frequent answer"
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task("", total=found.count)
         score = evaluate(model, found.examples, device, lambda done: progress.advance(bar, done), tokens, views)
-    low, high = score.interval
+    outcome = Evaluation(folder, found.name, split, views, score, rule, found.baseline)
     if as_json:
-        result = {
-            "checkpoint": str(folder),
-            "data": found.name,
-            "split": split,
-            "views": views,
-            **asdict(score),
-            "accuracy": score.accuracy,
-            "interval_95": [low, high],
-            rule.replace("-", "_").replace(" ", "_"): found.baseline,
-        }
-        print(json.dumps(result, indent=2))
+        print(json.dumps(outcome.to_dict(), indent=2))
         return
-    typer.echo(f"{folder} on {found.name} ({split})")
-    known = "not known for these images" if found.baseline is None else f"{found.baseline:.1%}"
-    typer.echo(f"{'accuracy':<{len(rule)}}  {score}")
-    if score.right_in_one_view is not None:
-        typer.echo(f"{'in one view':<{len(rule)}}  {Score(score.right_in_one_view, score.count)}")
-    typer.echo(f"{rule}  {known}")
+    first, *rest = outcome.lines
+    for line in (first, *masks, *rest):
+        typer.echo(line)
+
+
+def _with_imports(error: ValueError, folder: Path) -> ValueError:
+    """A model's config names no modules; the recipe of the run that it belongs to may."""
+    try:
+        recipe = parse_json(read_text(folder / STATE))["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return error
+    return explained(error, "", named(recipe))
 
 
 def _folder(dataset: Dataset, limit: int | None, batch: int | None) -> _Set:
@@ -152,14 +207,14 @@ def _fixed(
     known = sets(stage)
     count = limit or len(known.get(split, ()))
     if isinstance(stage, SequenceStage):
-        at_once, side, tokens = TOKENS_AT_ONCE // stage.length, None, None
+        at_once, size, tokens = TOKENS_AT_ONCE // stage.length, stage.length, None
     else:
-        side, tokens = stage.size, tokens or stage.tokens
+        size, tokens = stage.size, tokens or stage.tokens
         assert isinstance(model, PixelTransformerConfig)
         few = (tokens or model.tokens) == "lit_pixels"
-        at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // side**2
+        at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // size**2
     examples = held_out(stage, count, split, batch or max(1, at_once), workers)
-    return _Set(f"{config.task}: {stage}", side, count, examples, stage_baseline(stage), tokens)
+    return _Set(f"{config.task}: {stage}", size, count, examples, stage_baseline(stage), tokens)
 
 
 def _stage(folder: Path, task: str | None, number: int | None, data: Path | None) -> tuple[TrainConfig, AnyStage]:

@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from sparseflash import pathfinder
+from sparseflash.pathfinder.geometry import SIZES
 
 
 def run(
@@ -13,22 +14,29 @@ def run(
 ) -> None:
     """Write the images and say where they are."""
     if (size is None) == (task is None):
-        raise ValueError("name either --size (32, 64, 128 or 256) or --task, and not both")
-    geometry, match_distance = None, False
-    if task is not None:
+        raise ValueError(
+            f"name either --size (32, 64, 128 or 256, or any from {SIZES[0]} to {SIZES[-1]}) or --task, and not both"
+        )
+    match_distance = False
+    if size is not None:
+        geometry = pathfinder.Geometry.sized(size, level)
+    else:
+        assert task is not None
+        from sparseflash.models import PixelTransformerConfig
         from sparseflash.train.tasks import recipe
 
         if task == "listops":
             _trees(out, count, seed, start, workers)
             return
-        stage = recipe(task).pixel_stages[-1]
+        config = recipe(task)
+        if not isinstance(config.model, PixelTransformerConfig):
+            raise ValueError(f"--task must be listops, or a task over pixels; got {task!r}")
+        stage = config.pixel_stages[-1]
         geometry, match_distance = stage.geometry, stage.match_distance
     report = pathfinder.write(
         out,
-        size=256 if size is None else size,
         count=count,
         seed=seed,
-        level=level,
         workers=(os.cpu_count() or 1) if workers is None else workers,
         start=start,
         geometry=geometry,
@@ -41,10 +49,12 @@ def run(
 
 def _trees(out: Path, count: int, seed: int, start: int, workers: int | None) -> None:
     """The three files of ListOps."""
-    from sparseflash.lra.listops import LISTOPS
+    from sparseflash.lra.listops import LISTOPS, SPLITS
     from sparseflash.lra.listops_files import write
 
     if start:
         raise ValueError("--start is for images: ListOps is written from its first tree on")
+    if not 1 <= count <= len(SPLITS["train"]):
+        raise ValueError(f"--count must be 1 to {len(SPLITS['train']):,} training trees; got {count}")
     counts = write(out, LISTOPS, count, seed, (os.cpu_count() or 1) if workers is None else workers)
     typer.echo(", ".join(f"{number:,} {split}" for split, number in counts.items()) + f" trees written to {out}")

@@ -111,7 +111,7 @@ class MaskSummary:
             >>> summary.blocks, summary.row_blocks.largest
             (150, 5)
             >>> print(summary.line)
-            4,096 x 4,096 tokens in blocks of 128 x 128, density 14.648%
+            causal() & local(512): 4,096 x 4,096 tokens in blocks of 128 x 128, density 14.648%
         """
         return cls(
             pattern=str(pattern),
@@ -142,9 +142,9 @@ class MaskSummary:
 
     @property
     def line(self) -> str:
-        """Lengths, block and density in one line."""
+        """Pattern, lengths, block and density in one line."""
         (q_len, kv_len), (bq, bk) = self.shape, self.block
-        return f"{q_len:,} x {kv_len:,} tokens in blocks of {bq} x {bk}, density {self.density:.3%}"
+        return f"{self.pattern}: {q_len:,} x {kv_len:,} tokens in blocks of {bq} x {bk}, density {self.density:.3%}"
 
     def print(self, console: Console, **files: Path) -> None:
         """Print a table with a histogram of the rows.
@@ -153,9 +153,11 @@ class MaskSummary:
             console: where to print.
             files: what was written, by what it is: ``picture=...``.
         """
-        console.print(self._table(files), highlight=False)
+        console.print(self._table(), highlight=False)
+        for what, path in files.items():  # whole, whatever the terminal's width
+            console.print(Text(f"{what:<14}  ", style="bold") + Text(str(path), style="not bold"), soft_wrap=True)
 
-    def _table(self, files: dict[str, Path]) -> Table:
+    def _table(self) -> Table:
         (q_len, kv_len), (bq, bk), (nq, nk), rows = self.shape, self.block, self.grid, self.row_blocks
         table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
         table.add_column(style="bold")
@@ -181,8 +183,6 @@ class MaskSummary:
         table.add_row("compiled in", f"{self.compile_seconds * 1000:.1f} ms")
         if self.advice is not None:
             table.add_row("hint", Text(self.advice))
-        for what, path in files.items():
-            table.add_row(what, Text(str(path)))
         return table
 
 

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from typer.core import TyperCommand
+from sparseflash.cli.help import Command
 
 OPTION = "--resume"
 LATEST = "latest"
 AUTO = "auto"
 
 
-class ResumingCommand(TyperCommand):
+class ResumingCommand(Command):
     """A command in which ``--resume`` alone means ``--resume latest``: Typer knows no options with optional values."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:

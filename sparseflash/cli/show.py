@@ -4,13 +4,16 @@ import json
 import re
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from sparseflash.cli.errors import block_size
+from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.mask_summary import MaskSummary
-from sparseflash.patterns import WastefulPattern, parse
+from sparseflash.patterns import Pattern, WastefulPattern, parse
+from sparseflash.patterns.grid import LARGEST
 
 
 def run(
@@ -21,12 +24,16 @@ def run(
     out: Path | None,
     html: Path | None,
     window: str | None,
+    imports: Sequence[str],
     as_json: bool,
 ) -> None:
     """Parse, compile, measure, draw, print."""
-    pattern = parse(expression)
-    lengths = seq_len if kv_len is None else (seq_len, kv_len)
-    part = None if window is None else token_window(window)
+    pattern = own_pattern(expression, imports)
+    lengths = seq_len, seq_len if kv_len is None else kv_len
+    for option, length in (("--seq-len", seq_len), ("--kv-len", lengths[1])):
+        if not 1 <= length <= LARGEST:
+            raise ValueError(f"{option} must be 1 to {LARGEST:,} tokens; got {length}")
+    part = None if window is None else token_window(window, lengths)
     if part is not None and out is None:
         raise ValueError("--window says what --out draws; give both")
     if out is not None:
@@ -51,6 +58,19 @@ def run(
         summary.print(Console(), **files)
 
 
+def own_pattern(expression: str, imports: Sequence[str]) -> Pattern:
+    """The pattern of a text that may name patterns of the user's own.
+
+    Raises:
+        ValueError: a module or a text that cannot be read.
+    """
+    import_modules(imports)
+    try:
+        return parse(expression)
+    except ValueError as error:
+        raise told(error, imports) from None
+
+
 def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
     """Whether a file can be written there, before any work.
 
@@ -64,14 +84,17 @@ def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:
         raise FileNotFoundError(f"no folder {path.parent} to write {path.name} into")
 
 
-def token_window(text: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """``"0:512,256:768"`` as queries 0 to 511 and keys 256 to 767.
+def token_window(text: str, lengths: tuple[int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """``"0:512,256:768"`` as queries 0 to 511 and keys 256 to 767, of so many queries and keys.
 
     Raises:
-        ValueError: another form.
+        ValueError: another form, or tokens that are not there.
     """
     found = re.fullmatch(r"(\d+):(\d+),(\d+):(\d+)", text.replace(" ", ""))
     if found is None:
         raise ValueError(f"--window must be two ranges of tokens, queries and keys, such as 0:512,0:512; got {text!r}")
     q0, q1, k0, k1 = map(int, found.groups())
+    for what, first, stop, length in (("queries", q0, q1, lengths[0]), ("keys", k0, k1, lengths[1])):
+        if not first < stop <= length:
+            raise ValueError(f"--window must be of {what} within 0:{length}; got {first}:{stop}")
     return (q0, q1), (k0, k1)

@@ -10,15 +10,19 @@ import typer
 
 from sparseflash.cli.errors import block_size
 from sparseflash.cli.files import with_files
+from sparseflash.cli.importing import import_modules, told
+from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.resuming import AUTO, LATEST, check_resume
+from sparseflash.cli.show import own_pattern
 from sparseflash.pathfinder.geometry import LEVELS
-from sparseflash.patterns import parse
 from sparseflash.train import TASKS, SequenceStage, TrainConfig, TrainResult, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import checkpoints, latest_checkpoint
 from sparseflash.train.config import DATA
 from sparseflash.train.devices import resolve_device
+from sparseflash.train.preset_text import preset_text
 from sparseflash.train.processes import Processes
+from sparseflash.train.tasks import load_preset
 from sparseflash.train.validation import BEST
 
 
@@ -38,15 +42,20 @@ def run(
     save_every: int,
     keep: int,
     pictures: bool,
+    print_config: bool = False,
 ) -> None:
     """Train, and say where the checkpoint is and how to go on."""
     if task not in TASKS:
         raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {task!r}")
     out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
+    if workers is not None and workers < 0:
+        raise ValueError(f"--workers must be at least 0; got {workers}")
     device = resolve_device(device_name)
     options = {name: value for name, value in options.items() if value is not None}
+    imports = options.get("imports", ())
+    import_modules(imports)
     if "{" not in options.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
-        options["pattern"] = str(parse(options["pattern"]))
+        options["pattern"] = str(own_pattern(options["pattern"], imports))
     if "block" in options:
         size = block_size(options["block"])
         options["block"] = (size, size) if isinstance(size, int) else size
@@ -55,23 +64,39 @@ def run(
         raise ValueError(f"--draw must be {' or '.join(DATA)}; got {options['data']!r}. Files are named by --folder")
     going_on = resume == LATEST or (resume == AUTO and bool(checkpoints(out)))
     if going_on:
-        checkpoint = latest_checkpoint(out)
+        again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+        try:
+            checkpoint = latest_checkpoint(out)
+        except ValueError as error:
+            raise told(error, imports, again) from None
         config, begins = checkpoint.config, checkpoint.progress.stage
         changes = {name: options.pop(name) for name in config.changeable if name in options}
-        _refuse_changes(task, options, config, out)
+        _refuse_changes(task, {name: value for name, value in options.items() if name != "imports"}, config, out)
         config = replace(config, **changes)
         _stage_option(first_stage, config, out)
         config = with_files(config, folder, out)
     else:
-        config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
+        again = f"sparseflash train {task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
+        try:
+            config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
+        except ValueError as error:
+            raise told(error, imports, again) from None
         config = begun_at(first_stage, config)
         begins = config.first_stage
+    if print_config:
+        summary = f"the recipe of {out}" if going_on else load_preset(task if preset is None else preset).summary
+        typer.echo(preset_text(config, summary), nl=False)
+        return
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
     first = Processes.here(context_parallel).first
     if first:
         typer.echo(describe(config, device.type, begins), err=True)
+        stage = config.stages[begins]
+        size, which = (stage.length, None) if isinstance(stage, SequenceStage) else (stage.size, stage.tokens)
+        for line in mask_lines(config.model, size, which):
+            typer.echo(line, err=True)
     result = train(
         config,
         out,
@@ -88,6 +113,7 @@ def run(
     if not first:
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    again += "".join(f" --import {shlex.quote(name)}" for name in config.imports)
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
         again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     if config.eval_every:

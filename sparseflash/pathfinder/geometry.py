@@ -21,6 +21,8 @@ LEVELS: Final[dict[str, tuple[str, int]]] = {
 """Level name -> (folder of the LRA release, dashes of a target contour)."""
 
 LRA_SIZES: Final = (32, 64, 128, 256)
+SIZES: Final = range(28, 2049)
+"""What `Geometry.sized` makes: a smaller canvas has no room for the dashes, a larger one takes a minute an image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,6 +165,30 @@ class Geometry:
             common["padding"] = 1 if size <= 160 else 8 if size < 256 else 22
         common["seed_distance"] = seed_distance
         return cls(size=size, contour_length=length, distractor_length=short, num_distractors=count, **common)
+
+    @classmethod
+    def sized(cls, size: int, level: str = "hard") -> Geometry:
+        """The task of a level on a canvas of any side from 28 to 2,048.
+
+        The published geometry where there is one. Elsewhere the dashes of the largest published task that is not
+        larger (below 32: of the smallest) on that canvas, with as many distractor dashes a pixel.
+
+        Raises:
+            TypeError: ``size`` is not a whole number.
+            ValueError: an unknown level, or a size that is not in `SIZES`.
+
+        Example:
+            >>> geometry = Geometry.sized(48)
+            >>> geometry.size, geometry.paddle_length == Geometry.lra(32).paddle_length
+            (48, True)
+        """
+        size = whole("size", size, 1)
+        if size not in SIZES:
+            raise ValueError(f"size must be {SIZES[0]} to {SIZES[-1]:,}; got {size!r}")
+        if size in LRA_SIZES or level not in LEVELS:
+            return cls.lra(size, level)
+        base = max(side for side in LRA_SIZES if side <= max(size, LRA_SIZES[0]))
+        return cls.curriculum(size, LEVELS[level][1], base)
 
     def stream_words(self) -> tuple[int, ...]:
         """Extra words for the random streams: none for an LRA preset, else two that no other geometry shares."""

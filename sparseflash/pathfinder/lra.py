@@ -187,7 +187,7 @@ def _refuse_foreign(folder: Path, identity: str) -> None:
     try:
         found = parse_json(read_text(folder / _IDENTITY))
     except FileNotFoundError:
-        raise ValueError(f"{folder} holds images that `write` did not make; choose another folder") from None
+        raise ValueError(f"{folder} holds images that this generator did not make; choose another folder") from None
     except ValueError:
         raise ValueError(f"{folder / _IDENTITY} is not readable; choose another folder") from None
     wanted = json.loads(identity)

@@ -27,6 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflash.foreign import of_kinds, parse_json, read_text
+from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.train.config import TrainConfig
@@ -133,12 +134,15 @@ def latest_checkpoint(run: Path) -> Checkpoint:
     Raises:
         FileNotFoundError: there is none.
         ValueError: all are damaged.
+        UnknownPatternError: its pattern is the user's own, and nothing has registered it.
     """
     found = checkpoints(run)
     problems: list[Exception] = []
     for path in reversed(found):
         try:
             checkpoint = load_checkpoint(path)
+        except UnknownPatternError:  # no damage: the user's own code is missing
+            raise
         except (OSError, ValueError) as error:
             problems.append(error)
             continue
@@ -159,6 +163,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     Raises:
         FileNotFoundError: there is none, or one of its files is missing.
         ValueError: foreign, truncated or altered files.
+        UnknownPatternError: a pattern that is the user's own, and that nothing has registered.
     """
     path = resolve(path)
     if not (path / STATE).is_file():
@@ -179,7 +184,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
         if _sha256(path / name) != sums.get(name):
             raise ValueError(f"{path / name} is damaged: its checksum does not fit")
-    config = TrainConfig.from_dict(state.get("config", {}))
+    recipe = state.get("config", {})
+    try:
+        config = TrainConfig.from_dict(recipe)
+    except ValueError as error:
+        raise explained(error, path, named(recipe)) from None
     step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
     counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
     numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
 from sparseflash.foreign import of_kinds
+from sparseflash.imports import checked
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
 from sparseflash.pathfinder import SPLITS, Geometry
 from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
@@ -110,6 +111,8 @@ class TrainConfig:
         seed: of the weights, of the order of images and of fresh ones.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
         activation_checkpointing: recompute activations in the backward, for less memory and more time.
+        imports: names of the modules that register the patterns, where they are the user's own. They are data: whoever
+            goes on from a checkpoint imports them himself.
 
     Raises:
         ValueError: a field out of range.
@@ -140,12 +143,14 @@ class TrainConfig:
     seed: int = 0
     precision: str = "fp32"
     activation_checkpointing: bool = False
+    imports: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             kinds = _KINDS.get(field.type)
             if kinds and type(getattr(self, field.name)) not in kinds:
                 raise ValueError(f"{field.name} must be {kinds[0].__name__}; got {getattr(self, field.name)!r}")
+        object.__setattr__(self, "imports", checked(self.imports))
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if value < least:

@@ -169,7 +169,7 @@ class Reporter:
             self._line(text)
         else:
             console = Console(stderr=True) if self._progress is None else self._progress.console
-            console.print(text, highlight=False, soft_wrap=True)
+            console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _mean(self, name: str) -> float:
         return sum(figures[name] for figures in self._recent) / len(self._recent)

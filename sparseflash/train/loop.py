@@ -122,7 +122,7 @@ def train(
         raise ValueError(f"minutes must be a positive number; got {minutes!r}")
     run = Path(out)
     if run.exists() and not run.is_dir():
-        raise ValueError(f"out must be a folder, but {out!r} is a file")
+        raise ValueError(f"out must be a folder, but {str(out)!r} is a file")
     if resume == "auto":
         resume = bool(checkpoints(run))
     if not resume and (checkpoints(run) or best_checkpoint(run)):

@@ -4,7 +4,8 @@ A preset is TOML: fields of `TrainConfig`, a ``[model]`` with fields of `PixelTr
 for each stage, whose images are named by ``size`` and ``length`` (in dashes): the published task where they are a
 published one's and nothing else is said, else the dashes of the ``base`` task on that canvas. ``geometry`` changes
 single fields of the images. Of a sequence task the ``[model]`` is a `SequenceTransformerConfig`, and a stage has fields
-of `SequenceStage`, with a ``grammar`` where its trees are not the Arena's.
+of `SequenceStage`, with a ``grammar`` where its trees are not the Arena's. ``import`` in ``[patterns]`` names the
+modules that register patterns of one's own; nothing imports them by itself.
 """
 
 import dataclasses
@@ -13,7 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sparseflash.foreign import read_toml
+from sparseflash.foreign import of_kinds, read_toml
+from sparseflash.imports import checked, explained
 from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
@@ -27,7 +29,7 @@ FOLDER: Final = Path(__file__).parent / "recipes"
 PRESETS: Final = tuple(sorted(path.stem for path in FOLDER.glob("*.toml")))
 _LENGTHS: Final = {length: level for level, (_, length) in LEVELS.items()}
 _PIXELS: Final = {field.name for field in dataclasses.fields(PixelTransformerConfig)}
-_OF_STAGES: Final = {"size", "length", "base", "match_distance", "tokens", "baseline", "geometry"}
+_OF_STAGES: Final = {"size", "length", "base"} | {field.name for field in dataclasses.fields(Stage)}
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ def load_preset(name: str | Path) -> Preset:
     Raises:
         FileNotFoundError: no such file.
         ValueError: an unknown name, no TOML, or fields that are missing, unknown or out of range.
+        UnknownPatternError: a pattern that nothing has registered.
 
     Example:
         >>> load_preset("demo").config.stages[-1].geometry.size
@@ -63,14 +66,16 @@ def load_preset(name: str | Path) -> Preset:
         path = FOLDER / f"{name}.toml"
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}")
+    imports: Any = ()
     try:
         fields = read_toml(path)
+        imports = _imports(fields.pop("patterns", {}))
         summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
         model = config_from(fields.pop("model"))
         stages = tuple(_stage(fields["task"], stage) for stage in fields.pop("stages"))
-        config = TrainConfig(model=model, stages=stages, **fields)
+        config = TrainConfig(model=model, stages=stages, imports=imports, **fields)
     except (RecursionError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is no preset: {error}") from None
+        raise explained(ValueError(f"{path} is no preset: {error}"), "", imports) from None
     if config.task not in TASKS:
         raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
     return Preset(summary, config, cpu_batch or config.batch)
@@ -81,16 +86,26 @@ def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
         return sequence_stage_from({"task": task, **fields})
     if unknown := sorted(set(fields) - _OF_STAGES):
         raise ValueError(f"a stage has no field {', '.join(map(repr, unknown))}; known: {sorted(_OF_STAGES)}")
-    size, length, changes = fields["size"], fields["length"], fields.get("geometry", {})
+    changes = fields.get("geometry", {})
+    if not {"size", "length", "base"} & set(fields):
+        return Stage(**{**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))})
+    size, length = fields["size"], fields["length"]
     if "base" not in fields and size in LRA_SIZES and length in _LENGTHS:
         geometry = Geometry.lra(size, _LENGTHS[length])
     else:
         geometry = Geometry.curriculum(size, length, fields.get("base", 256))
     if changes:
         geometry = replace(geometry, **changes)
-    return Stage(
-        geometry, **{name: fields[name] for name in ("match_distance", "tokens", "baseline") if name in fields}
-    )
+    others = {name: value for name, value in fields.items() if name not in ("size", "length", "base", "geometry")}
+    return Stage(geometry, **of_kinds(Stage, others))
+
+
+def _imports(fields: Any) -> tuple[str, ...]:
+    if not isinstance(fields, dict):
+        raise ValueError(f"[patterns] is a table; got {fields!r}")
+    if unknown := sorted(set(fields) - {"import"}):
+        raise ValueError(f"[patterns] has no field {', '.join(map(repr, unknown))}; known: ['import']")
+    return checked(fields.get("import", []))
 
 
 def recipe(

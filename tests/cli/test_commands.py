@@ -1,5 +1,6 @@
 """The command line: what it prints, what it refuses, what it leaves behind."""
 
+import itertools
 import json
 import os
 import signal
@@ -12,10 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparseflash import pathfinder
+from sparseflash.bench import Case, Comparison, Figures
 from sparseflash.cli import app
 from sparseflash.cli.train import begun_at
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.pathfinder.workers import WorkerError
+from sparseflash.patterns import parse
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 
@@ -68,17 +71,43 @@ def test_bench_measures_us_beside_dense_attention() -> None:
     assert found["speedup"] == pytest.approx(medians["sdpa"] / medians["sparseflash"])
     assert found["share_of_ideal"] == pytest.approx(found["speedup"] * found["density"])
     assert "forward and backward" in found["verdict"]
+    assert set(found) == {
+        *("pattern", "seq_len", "batch", "heads", "kv_heads", "head_dim", "dtype", "device", "backward", "block"),
+        *("runs", "flex", "density", "token_density", "contenders", "left_out", "speedup", "ideal_speedup"),
+        *("share_of_ideal", "verdict"),
+    }
+    assert set(found["contenders"]["sdpa"]) == {"median_ms", "spread_ms", "first_call_s", "peak_extra_mb"}
     text = " ".join(invoke("bench", *options, "--flex", "--backward").stdout.split())
     assert "FlexAttention, compiled left out: FlexAttention has no backward on a CPU" in text
     assert "dense SDPA" in text
 
 
 @pytest.mark.parametrize(
+    ("density", "ours", "verdict"),
+    [
+        (0.25, 2.0, "is 2.0 times as fast as dense attention; the mask stores 25.0% of the blocks, which allows 4.0"),
+        (0.5, 8.0, "takes 2.0 times as long as dense attention although the mask stores 50.0% of the blocks."),
+        (0.0, 1.0, "is 4.0 times as fast as dense attention; the mask stores 0.0% of the blocks."),
+    ],
+)  # fmt: skip
+def test_the_verdict_follows_from_the_figures(density: float, ours: float, verdict: str) -> None:
+    case = Case(parse("local(4)"), seq_len=64)
+    contenders = {"sparseflash": Figures(ours, 0.0, 0.0, None), "sdpa": Figures(4.0, 0.0, 0.0, 1.0)}
+    found = Comparison(case, density, density / 2, contenders, {"flex": "not asked for"})
+    assert verdict in found.verdict
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert (plain["pattern"], plain["dtype"], plain["speedup"]) == ("local(4)", "float32", 4 / ours)
+    assert plain["ideal_speedup"] == (1 / density if density else None)
+
+
+@pytest.mark.parametrize(
     ("options", "words"),
     [
         (("--dtype", "int8"), "--dtype must be float16"),
-        (("--heads", 3, "--kv-heads", 2), "heads must be a multiple of kv_heads"),
-        (("--runs", 0), "runs must be at least 1"),
+        (("--heads", 3, "--kv-heads", 2), "--heads must be a multiple of --kv-heads, got 3 and 2"),
+        (("--kv-heads", 0), "--kv-heads must be at least 1, got 0"),
+        (("--runs", 0), "--runs must be at least 1"),
+        (("--device", "toaster"), "--device must be cpu, cuda or cuda:N"),
     ],
 )
 def test_bench_refuses(options: tuple[object, ...], words: str) -> None:
@@ -172,8 +201,9 @@ def test_show_per_head_counts_distinct_masks() -> None:
         (["local(", "--seq-len", 64], "local("),
         (["lokal(3)", "--seq-len", 64], "no pattern is called 'lokal'"),
         (["local(-1)", "--seq-len", 64], "-1"),
-        (["full()", "--seq-len", 0], "0"),
-        (["full()", "--seq-len", 64, "--block", "7"], "7"),
+        (["full()", "--seq-len", 0], "--seq-len must be 1 to 1,099,511,627,776 tokens; got 0"),
+        (["full()", "--seq-len", 64, "--kv-len", -1], "--kv-len must be 1 to 1,099,511,627,776 tokens; got -1"),
+        (["full()", "--seq-len", 64, "--block", "7"], "--block must be of 16, 32, 64, 128, 256 tokens; got '7'"),
         (["full()", "--seq-len", 64, "--block", "big"], "--block must be a number such as 128"),
         (["full()", "--seq-len", 64, "--out", "mask.xyz"], "must end in .png, .svg or .pdf"),
         (["full()", "--seq-len", 64, "--out", "nowhere/mask.png"], "no folder nowhere"),
@@ -181,7 +211,8 @@ def test_show_per_head_counts_distinct_masks() -> None:
         (["full()", "--seq-len", 64, "--html", "nowhere/mask.html"], "no folder nowhere"),
         (["full()", "--seq-len", 64, "--window", "0:8,0:8"], "--window says what --out draws"),
         (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0-8"], "such as 0:512,0:512; got '0-8'"),
-        (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:65,0:8"], "65"),
+        (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:65,0:8"], "queries within 0:64; got 0:65"),
+        (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:8,9:9"], "keys within 0:64; got 9:9"),
     ],
 )
 def test_show_refuses(arguments: list[object], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -274,7 +305,11 @@ def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str
     ("arguments", "words"),
     [
         (["path512"], "TASK must be one of"),
-        (["demo", "--steps", "0"], "steps must be at least 1; got 0"),
+        (["demo", "--steps", "0"], "--steps must be at least 1; got 0"),
+        (["demo", "--workers", "-1"], "--workers must be at least 0; got -1"),
+        (["demo", "--save-every", "0"], "--save-every must be at least 1; got 0"),
+        (["demo", "--width", "30"], "got --width 30 and --heads 1"),
+        (["demo", "--tokens", "lit_pixels"], "lit pixels see what a neighborhood"),
         (["demo", "--steps", "-5"], "-5"),
         (["demo", "--device", "cuda:99"], "device 'cuda:99' is not here"),
         (["demo", "--device", "toaster"], "device must be cpu, cuda or cuda:N; got 'toaster'"),
@@ -291,7 +326,7 @@ def test_evaluate_refuses_sets_that_are_none(arguments: list[object], words: str
         (["demo", "--data", "old"], "--draw must be fixed or fresh; got 'old'. Files are named by --folder"),
         (["demo", "--tokens", "lit_tiles"], "need unit"),
         (["demo", "--context-parallel", "2"], "one process does not divide into groups of 2; start a multiple of 2"),
-        (["demo", "--context-parallel", "0"], "context_parallel must be at least 1; got 0"),
+        (["demo", "--context-parallel", "0"], "--context-parallel must be at least 1; got 0"),
     ],
 )
 def test_train_refuses(arguments: list[str], words: str, tmp_path: Path) -> None:
@@ -373,10 +408,13 @@ def test_evaluate_refuses_bad_checkpoints(model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--count", 1], "name either --size (32, 64, 128 or 256) or --task"),
+        (["--count", 1], "name either --size (32, 64, 128 or 256, or any from 28 to 2048) or --task"),
         (["--count", 1, "--size", 32, "--task", "demo"], "and not both"),
         (["--count", 0, "--size", 32], "0"),
-        (["--count", 1, "--size", 33], "33"),
+        (["--count", 1, "--size", 27], "--size must be 28 to 2,048; got 27"),
+        (["--count", 1, "--size", 2049], "got 2049"),
+        (["--count", 1, "--task", "text"], "--task must be listops, or a task over pixels; got 'text'"),
+        (["--count", 0, "--task", "listops"], "--count must be 1 to 96,000 training trees; got 0"),
         (["--count", 1, "--size", 32, "--level", "brutal"], "brutal"),
         (["--count", 1, "--size", 32, "--seed", -1], "-1"),
         (["--count", 1, "--size", 32, "--workers", 0], "0"),
@@ -388,6 +426,30 @@ def test_generate_refuses(arguments: list[object], words: str, tmp_path: Path) -
     assert not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("size", [28, 48, 300])
+def test_generate_makes_canvases_between_the_published_ones(size: int, model: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    made = invoke("generate", "--size", size, "--count", 3, "--out", data, "--workers", 1)
+    assert made.exit_code == 0, made.output
+    dataset = pathfinder.read(data)
+    assert (dataset.size, len(dataset)) == (size, 3)
+    base = max(side for side in (32, 64, 128, 256) if side <= max(size, 32))
+    sized, published = pathfinder.Geometry.sized(size, "hard"), pathfinder.Geometry.lra(base, "hard")
+    for name in ("paddle_length", "paddle_margins", "paddle_thickness", "continuity", "marker_radius"):
+        assert getattr(sized, name) == getattr(published, name)
+    assert sized.contour_length == published.contour_length
+    if size == 48:
+        found = json.loads(invoke("evaluate", model, "--data", data, "--device", "cpu", "--json").stdout)
+        assert found["count"] == 3
+
+
+def test_published_sizes_are_the_published_geometries() -> None:
+    for size, level in itertools.product((32, 64, 128, 256), ("easy", "intermediate", "hard")):
+        assert pathfinder.Geometry.sized(size, level) == pathfinder.Geometry.lra(size, level)
+    with pytest.raises(ValueError, match="level must be one of"):
+        pathfinder.Geometry.sized(48, "brutal")
+
+
 def test_baselines_are_those_of_the_images(tmp_path: Path) -> None:
     released = tmp_path / "pathfinder256" / "curv_contour_length_14"
     released.mkdir(parents=True)
@@ -397,6 +459,9 @@ def test_baselines_are_those_of_the_images(tmp_path: Path) -> None:
 
 def test_doctor_tells_what_works() -> None:
     found = json.loads(invoke("doctor", "--json").stdout)
+    assert list(found) == ["versions", "machine", "backends"]
+    assert list(found["machine"]) == ["system", "cores", "torch_threads", "gpus"]
+    assert set(found["backends"]["cpu"]) == {"works", "tried", "largest_error"}
     assert found["backends"]["cpu"]["works"]
     assert found["versions"]["torch"]
     told = invoke("doctor").stdout
@@ -408,10 +473,34 @@ def test_demo_does_not_overwrite(tmp_path: Path) -> None:
     file = tmp_path / "file"
     file.write_text("mine")
     assert "must be a folder" in refused("demo", "--out", file)
+    assert "--seed must be at least 0; got -1" in refused("demo", "--out", tmp_path / "new", "--seed", -1)
+    assert not (tmp_path / "new").exists()
     taken = tmp_path / "taken"
     (taken / "run" / "checkpoints" / "step-00000001").mkdir(parents=True)
     assert "is not the demo's" in refused("demo", "--out", taken)
     assert [path.name for path in taken.iterdir()] == ["run"]
+
+
+def test_the_quick_demo_shows_every_part(tmp_path: Path) -> None:
+    out = tmp_path / "tour [1]"
+    command = [sys.executable, "-m", "sparseflash", "demo", "--quick", "--out", str(out)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    for part in ("1. A mask", "2. Attention", "3. Learning", "4. The real thing", "Done", "s in all"):
+        assert part in done.stdout
+    told = " ".join(done.stdout.split())
+    assert f"In {out}/ you find" in told
+    # What part 3 says of itself: how much was run, and neither goal reached nor missed.
+    assert "A quick run: 1,200 images instead of 8,000" in told
+    assert "Goal" not in told
+    for picture in ("mask-65536.png", "pathfinder.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    for run, tokens in (("run", 576), ("run-65536", 65_536)):
+        (checkpoint,) = (out / run / "checkpoints").iterdir()
+        model = PixelTransformer.from_pretrained(checkpoint)
+        assert model.masks((int(tokens**0.5),) * 2)[0].shape == (tokens, tokens)
+        assert list((out / run / "tensorboard").iterdir())
 
 
 def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
