@@ -28,6 +28,7 @@ from sparseflash.patterns.presets import (
     star_transformer,
 )
 from sparseflash.patterns.random_blocks import random_blocks
+from sparseflash.patterns.self_check import check
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.structure import SlowScan
 from sparseflash.patterns.waste import WastefulPattern
@@ -43,6 +44,7 @@ __all__ = [
     "bigbird",
     "butterfly",
     "causal",
+    "check",
     "dilated",
     "documents",
     "fixed",

@@ -6,6 +6,7 @@ candidates, one block of each kind (equal keys) is evaluated token by token.
 
 from __future__ import annotations
 
+import os
 import warnings
 from dataclasses import replace
 from functools import lru_cache
@@ -36,6 +37,10 @@ def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES
     """
     with at_most(max_bytes):
         mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
+    if os.environ.get("SPARSEFLASH_DEBUG") == "1":
+        from sparseflash.patterns.self_check import check_sample
+
+        check_sample(pattern, mask)
     words = advice(pattern, mask)
     if words is not None:
         warnings.warn(words, WastefulPattern, stacklevel=3)

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import is_dataclass
+from difflib import get_close_matches
+from keyword import iskeyword
+from typing import TypeVar, overload
+from unicodedata import normalize
 
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
@@ -17,6 +22,7 @@ from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
+from sparseflash.patterns.misuse import required
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
@@ -56,6 +62,8 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "streaming": streaming,
     "strided": strided,
 }
+Own = TypeVar("Own", bound=Pattern)
+_OWN = frozenset(_constructors)
 _NOT_TEXT = {
     "where": "a predicate has a textual form only once it is named: patterns.register(name, fn)",
     "from_blocks": "a mask that is data has no textual form",
@@ -97,14 +105,26 @@ def parse(text: str) -> Pattern:
     return _pattern(tree.body, source, MAX_DEPTH)
 
 
-def register(name: str, fn: Predicate) -> Pattern:
-    """Give a predicate a name, so that ``where(fn)`` has a textual form, ``name()``, for configs and the command line.
+@overload
+def register(name: str, fn: type[Own], *, replace: bool = False) -> type[Own]: ...
+@overload
+def register(name: str, fn: Predicate, *, replace: bool = False) -> Pattern: ...
 
-    Returns the named pattern.
+
+def register(name: str, fn: Predicate | type[Pattern], *, replace: bool = False) -> Pattern | type[Pattern]:
+    """Give a predicate or a class of your own a name, for configs and the command line.
+
+    Args:
+        name: how it is written: ``name()`` for a predicate, ``name(arguments)`` for a class.
+        fn: a predicate, as :func:`where` takes it, or a subclass of Pattern, whose ``name`` is set to this one.
+        replace: let the name mean something else from now on; a name of the library's own stays.
+
+    Returns:
+        The named pattern, or the class.
 
     Raises:
-        TypeError: fn is not callable.
-        ValueError: name is not an identifier, or another pattern bears it.
+        TypeError: fn is neither callable nor such a class.
+        ValueError: name could not be read back, or is taken.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -115,10 +135,20 @@ def register(name: str, fn: Predicate) -> Pattern:
     """
     if not callable(fn):
         raise TypeError(f"register: fn must be callable as fn(q, k), got {fn!r}")
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"register: name must be an identifier, got {name!r}")
-    if name in _constructors or name in _NOT_TEXT:
-        raise ValueError(f"register: a pattern is already called {name!r}")
+    if not isinstance(name, str) or not name.isidentifier() or iskeyword(name) or normalize("NFKC", name) != name:
+        raise ValueError(f"register: name must be an identifier that Python reads back as it is, got {name!r}")
+    if name in _OWN or name in _NOT_TEXT:
+        raise ValueError(f"register: a pattern of the library is already called {name!r}")
+    if name in _constructors and not replace:
+        raise ValueError(f"register: a pattern is already called {name!r}; replace=True lets it mean this one")
+    if isinstance(fn, type):
+        if not issubclass(fn, Pattern) or not is_dataclass(fn):
+            raise TypeError(
+                f"register: a class must be a frozen dataclass and a subclass of Pattern, got {fn.__name__}"
+            )
+        fn.name = name
+        _constructors[name] = fn
+        return fn
     pattern = Where(fn, registered=name)
     _constructors[name] = lambda: pattern
     return pattern
@@ -134,7 +164,13 @@ def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
         return _call(node, node.func.id, source, depth)
     if isinstance(node, ast.Name) and node.id in _constructors:
-        raise _error(source, node, f"a pattern is written as a call: {node.id}(...)")
+        raise _error(
+            source, node, f"a pattern is written as a call: {node.id}({', '.join(required(_constructors[node.id]))})"
+        )
+    if isinstance(node, ast.Name):
+        raise _error(source, node, _unknown(node.id))
+    if isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
+        raise _error(source, node, "patterns are joined by & and |, and turned round by ~: not by `and`, `or`, `not`")
     raise _error(source, node, "expected a pattern such as local(1024), joined by | & - or after ~")
 
 
@@ -156,8 +192,7 @@ def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
 
 def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     if name not in _constructors:
-        reason = _NOT_TEXT.get(name, f"known are {', '.join(sorted(_constructors))}")
-        raise _error(source, node, f"no pattern is called {name!r} here; {reason}")
+        raise _error(source, node, _unknown(name))
     if name in ("per_head", "per_sample"):
         if node.keywords:
             raise _error(source, node, f"{name} takes patterns")
@@ -175,8 +210,22 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
         try:
             inspect.signature(constructor).bind(*arguments, **keywords)
         except TypeError as mismatch:
-            raise _error(source, node, f"{name}{inspect.signature(constructor)}: {mismatch}") from None
+            near = [_near(keyword, inspect.signature(constructor).parameters) for keyword in keywords]
+            raise _error(source, node, f"{name}{inspect.signature(constructor)}: {mismatch}{''.join(near)}") from None
         raise _error(source, node, str(error)) from None
+
+
+def _unknown(name: str) -> str:
+    near = _near(name, _constructors)
+    reason = _NOT_TEXT.get(name, near.lstrip("; ") or f"known are {', '.join(sorted(_constructors))}")
+    return f"no pattern is called {name!r} here; {reason}"
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """A question for a name that is almost a known one."""
+    names = list(known)
+    found = [] if name in names else get_close_matches(name, names, n=2, cutoff=0.6)
+    return f"; did you mean {' or '.join(found)}?" if found else ""
 
 
 def _literal(node: ast.expr, source: str) -> object:

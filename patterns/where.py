@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sparseflash.patterns.captured import state
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.predicate import Predicate, ask
@@ -16,6 +17,10 @@ class Where(Pattern):
     fn: Predicate
     registered: str | None = None
     name = "where"
+
+    def __hash__(self) -> int:
+        # A cached mask belongs to the values that the function captured when it was compiled.
+        return hash((self.fn, self.registered, state(self.fn)))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         truth: Bools = ask(self.fn, q, k)
@@ -34,8 +39,12 @@ def where(fn: Predicate) -> Pattern:
 
     Every block is looked at, some at a time: O(N^2) time, memory for what is stored, a progress bar on a terminal once
     it has taken a second, and for long sequences a warning that says which structure of the mask would make it linear.
-    A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the size of its answer. Equal functions
-    (the same object) share a cached mask.
+    A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the size of its answer.
+
+    Masks are cached by the function and the values it captured: numbers, texts, arrays up to 4 MB and torch tensors in
+    its closure, defaults and globals. **Other state** (larger arrays, dicts, objects, files, random numbers) is read
+    once, when the mask is first compiled for given lengths; make a new function when it changes. A graph of
+    torch.compile keeps the mask that it was traced with.
 
     Args:
         fn: takes int64 positions that broadcast (queries, keys), gives booleans. Written for numpy arrays or for torch

@@ -145,7 +145,7 @@ def test_evaluations_may_be_asked_for_later_and_end_a_run(tmp_path: Path) -> Non
     assert "1 evaluations without a better one" in told
     assert "started with --eval-examples 4; got 5" in refused(*again, "--eval-examples", 5)
     message = refused("train", "demo", "--patience", 2, "--out", tmp_path / "other", *TINY)
-    assert "patience counts evaluations: give eval_every too" in message
+    assert "patience counts evaluations: give --eval-every too" in message
     assert len(checkpoints(run / "best")) == 1
 
 

@@ -1,0 +1,63 @@
+"""The values that a predicate captured, which it answers from beside its arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from hashlib import blake2b
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+MOST_BYTES = 4 << 20  # of an array whose content is looked at: some milliseconds
+DEPTH = 3  # functions and tuples within each other
+
+
+def state(fn: Callable[..., Any]) -> Hashable:
+    """Something that differs once a value that ``fn`` captured has changed.
+
+    Told apart are numbers, texts, arrays up to 4 MB and torch tensors, in closures, defaults, global variables, bound
+    objects' attributes and functions that are captured in turn. Everything else counts as the same as long as it is the
+    same object.
+
+    Example:
+        >>> import numpy as np
+        >>> shift = np.array([1])
+        >>> fn = lambda q, k: k == q + shift
+        >>> before = state(fn)
+        >>> shift[0] = 2
+        >>> state(fn) == before
+        False
+    """
+    return _of(fn, DEPTH)
+
+
+def _of(value: Any, depth: int) -> Hashable:
+    if isinstance(value, int | float | complex | str | bytes | None.__class__):
+        return type(value), value
+    if isinstance(value, np.ndarray) and value.dtype != object and value.nbytes <= MOST_BYTES:
+        return value.shape, value.dtype.str, blake2b(np.ascontiguousarray(value).tobytes(), digest_size=16).digest()
+    version = getattr(value, "_version", None)
+    if isinstance(version, int):  # a torch tensor counts the changes in place
+        return id(value), version
+    if depth:
+        if isinstance(value, tuple | list):
+            return (type(value), *(_of(each, depth - 1) for each in value))
+        if isinstance(value, FunctionType):
+            return id(value.__code__), *(_of(each, depth - 1) for each in _captured(value))
+        if callable(value) and hasattr(value, "__self__") and hasattr(value, "__func__"):  # a method
+            return id(value.__func__), _of(value.__self__, depth)
+        if callable(value) and isinstance(getattr(value, "__dict__", None), dict) and not isinstance(value, type):
+            return id(value), *((name, _of(each, depth - 1)) for name, each in sorted(vars(value).items()))
+    return id(value)
+
+
+def _captured(fn: FunctionType) -> list[Any]:
+    """Values of closure cells, defaults and the global variables that a function's code names; None for empty cells."""
+    found: list[Any] = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
+    for cell in fn.__closure__ or ():
+        try:
+            found.append(cell.cell_contents)
+        except ValueError:  # not filled yet
+            found.append(None)
+    return found + [fn.__globals__[name] for name in fn.__code__.co_names if name in fn.__globals__]
