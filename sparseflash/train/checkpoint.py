@@ -30,6 +30,7 @@ from sparseflash.foreign import of_kinds, parse_json, read_text
 from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
+from sparseflash.patterns.atomic_write import write_text
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
 
@@ -112,7 +113,7 @@ def save_checkpoint(
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
         state["sha256"][STATE] = _digest(state)
-        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n")
+        write_text(temporary / STATE, json.dumps(state, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
             flush_to_disk(path)
         remove(final)  # a damaged one, which training has overtaken
@@ -182,8 +183,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name in (WEIGHTS, CONFIG, OPTIMIZER):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
-        if _sha256(path / name) != sums.get(name):
-            raise ValueError(f"{path / name} is damaged: its checksum does not fit")
     recipe = state.get("config", {})
     try:
         config = TrainConfig.from_dict(recipe)
@@ -200,9 +199,14 @@ def load_checkpoint(path: Path) -> Checkpoint:
             raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
-    if type(config.model).from_json(read_text(path / CONFIG)) != config.model:
+    if _NAME.fullmatch(path.name) and _step_of(path) != step:
+        raise ValueError(f"{path} was renamed: it is the checkpoint of step {step}")
+    text = read_text(path / CONFIG)
+    if hashlib.sha256(text.encode()).hexdigest() != sums.get(CONFIG):
+        raise ValueError(f"{path / CONFIG} is damaged: its checksum does not fit")
+    if type(config.model).from_json(text) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    tensors = read_tensors(path / WEIGHTS), read_tensors(path / OPTIMIZER)
+    tensors = read_tensors(path / WEIGHTS, sums.get(WEIGHTS)), read_tensors(path / OPTIMIZER, sums.get(OPTIMIZER))
     return Checkpoint(path, step, progress, config, streams, *tensors)
 
 

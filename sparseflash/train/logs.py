@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
+from sparseflash.patterns.atomic_write import write_text
 from sparseflash.train.curriculum import CHANCE
 from sparseflash.train.curriculum import Progress as Place
 from sparseflash.train.evaluate import Score
@@ -187,6 +188,4 @@ def _cut(path: Path, step: int, evaluated: int) -> None:
                 kept.append(line)
         except (json.JSONDecodeError, KeyError, TypeError):
             break
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_text("".join(kept))
-    temporary.replace(path)
+    write_text(path, "".join(kept))

@@ -14,8 +14,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from sparseflash.folder_lock import folder_lock
 from sparseflash.models import Model, PixelTransformer, build
 from sparseflash.pathfinder.workers import WorkerError
+from sparseflash.patterns.atomic_write import check_no_links
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.beginning import begin_with
 from sparseflash.train.checkpoint import checkpoints, latest_checkpoint, resolve, restore, save_checkpoint
@@ -23,12 +25,15 @@ from sparseflash.train.config import AnyStage, Stage, TrainConfig
 from sparseflash.train.curriculum import Progress, begun, current, drawn_from, last_stage_since
 from sparseflash.train.data import Stream
 from sparseflash.train.interrupt import Interrupt
-from sparseflash.train.logs import Reporter
+from sparseflash.train.logs import STEPS, Reporter
 from sparseflash.train.losses import loss_of
 from sparseflash.train.pictures import attention, mistakes
 from sparseflash.train.processes import Processes
 from sparseflash.train.sequences import SequenceStage
-from sparseflash.train.validation import Validation, best_checkpoint, check_validation, keep_best
+from sparseflash.train.validation import BEST, Validation, best_checkpoint, check_validation, keep_best
+
+# What a run writes into its folder.
+OWN_PATHS = ("checkpoints", BEST, "pictures", "tensorboard", STEPS)
 
 
 @dataclass(frozen=True)
@@ -98,7 +103,8 @@ def train(
         line: takes a line of progress at a time, instead of the terminal.
 
     Raises:
-        ValueError: ``out`` holds a run already and ``resume`` is off, all its checkpoints are damaged or the latest
+        ValueError: another process trains into ``out``, or a folder in it is a link; ``out`` holds a run already and
+            ``resume`` is off, all its checkpoints are damaged or the latest
             was made with another config or from other files, steps, minutes, save_every or keep are too small, or the
             processes cannot share images or tokens so, see `Processes`.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
@@ -123,6 +129,8 @@ def train(
     run = Path(out)
     if run.exists() and not run.is_dir():
         raise ValueError(f"out must be a folder, but {str(out)!r} is a file")
+    for name in OWN_PATHS:
+        check_no_links(run / name, run)
     if resume == "auto":
         resume = bool(checkpoints(run))
     if not resume and (checkpoints(run) or best_checkpoint(run)):
@@ -141,6 +149,9 @@ def train(
     with ExitStack() as stack:
         # First of all: where Python swallows the exception that a signal raises, it has still been noted.
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
+        if processes.first and (run.is_dir() or not resume):
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(run))
         checkpoint = None
         if resume:
             with interrupt.shield():  # a load cut short would look like damage
