@@ -35,6 +35,13 @@ What to read from it:
 - **Magnitude matters to everybody alike**: rounding a score of 1,000 to float32 changes its probability by up to 6e-5.
   The output stays right until scores overflow float32; the gradients of queries and keys are lost from 10,000 on, those
   of values later.
+- **Infinities and NaN stay with those who see them**: what a key or a query holds, however large, or NaN, never reaches
+  `out` or `lse` of a pair that the mask hides, and gradients neither while all operands are finite, even if products
+  overflow. A NaN or inf in a *value* reaches every query that sees its key, and may reach the others whose block of the
+  mask holds a query that does, since their probability of 0 times NaN is NaN; SDPA spreads it to all. So do, in
+  gradients, a NaN in k to dq, in q to dk, and in the cotangent of `out` to dv. Decoding one query knows no such others.
+- **Values and cotangents may have any size** that float32 holds, up to what their sums overflow (1e38 over the number
+  of keys). A scale of 0 makes `out` the mean of what is seen, and gives q and k gradients of 0; the largest is 1.7e38.
 - **A softcap keeps it small** whatever the scores are.
 """
 TITLES = {

@@ -6,7 +6,8 @@ in a cache from the first product to the last; rows too long for that are taken 
 
 A softmax may leave out the search for the largest score: exp2 of the scores themselves gives the same probabilities to
 the last bit or two unless a row's sum leaves the range of floating point by far, which is seen from that sum. Then the
-piece is done again with running maxima.
+piece is done again with running maxima. Values so large or small that such a sum of them could leave it get the maxima
+at once. Likewise pairs are hidden by adding -inf, and by writing it only where scores may be infinite or NaN.
 
 Some pieces go to torch's flash operator instead (`cpu_flash`): tall windows, which it is made for, and forward on a
 processor with matrix units all of bf16's. With features there are no such pieces.
@@ -26,6 +27,7 @@ from sparseflash.kernels.cpu_operands import Keys, Lane, Masks, Queries, Scratch
 from sparseflash.kernels.cpu_plan import Piece
 from sparseflash.kernels.cpu_score import LOG2_E, Shaping, Where
 from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.magnitude import may_be_added_to, needs, with_normal_scale
 
 # Sums of exp2(score) from 2^-SOUND to 2^SOUND are taken as they are: far from where a term that counts underflows.
 SOUND = 60
@@ -45,6 +47,7 @@ def forward(
     sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
+    q, score, _ = with_normal_scale(q, score)
     call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
     out = q.new_empty(*q.shape[:-1], v.shape[-1])
     lse = q.new_empty(q.shape[:-1], dtype=call.dtype)
@@ -76,9 +79,11 @@ def _attend(
         (k, v), group = call.operands(piece, keys, values), lane.heads.shape[1]
         queries = q.shape[1] // group // (len(piece.rows) if piece.window else 1)
         hidden = call.masks.all(piece, call.scratch, group, queries, k.shape[1])
+        if hidden is not None and call.needs.own_products and not may_be_added_to(q, k, call.largest):
+            return cpu_flash.attend_without(piece, q, k, v, hidden, call.score.scale)
         return cpu_flash.attend(piece, q, k, v, hidden, call.score.scale)
     acc = call.scratch("out", *q.shape[:2], values.x.shape[2])
-    for careful in (True,) if piece.blind else (False, True):
+    for careful in (True,) if piece.blind or call.needs.shifting else (False, True):
         peak: torch.Tensor | None = None
         total: torch.Tensor | None = None
         for part in call.parts(piece, q):
@@ -116,7 +121,9 @@ def _merged(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse over two sets of keys, of which the other is seen by every query."""
     both = torch.logaddexp(log, other_log)
-    return other.lerp(value, torch.exp(log - both).unsqueeze(-1)), both
+    # Not a lerp, which takes the difference of the two outputs: it may overflow.
+    kept = other * torch.exp(other_log - both).unsqueeze(-1)
+    return kept.addcmul_(value, torch.exp(log - both).unsqueeze(-1)), both
 
 
 def _sound(total: torch.Tensor) -> bool:
@@ -140,10 +147,11 @@ def backward(
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
-    call = _Call(q, k, v, rows, tiles, pattern_of, block, score, backward=True)
-    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
+    q, score, share = with_normal_scale(q, score)
     if dlse is None:
         dlse = lse.new_zeros(()).expand(lse.shape)
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score, (dout, dlse))
+    dq, dk, dv = (x.new_empty(x.shape) for x in (q, k, v))
     for bundle, (kx, vx, dk_x, dv_x), (*given, dq_x) in call.bundles((k, v, dk, dv), (q, out, lse, dout, dlse, dq)):
         keys, values = call.keys(kx, bundle, "keys"), call.keys(vx, bundle, "values")
         heads = bundle[0].keys
@@ -159,6 +167,8 @@ def backward(
         dvalues.write()
     if score.seed is not None:
         dv *= call.shaping.retained
+    if share != 1:
+        dq *= share
     return dq, dk, dv
 
 
@@ -176,7 +186,7 @@ def _differentiate(
     """The dQ [n, queries, D] of a piece; its part of dK and dV is added to them.
 
     With P = exp2(scores) without a maximum or a sum, and w = exp(-lse) of a row, dS = P (w dP - w delta): so w goes
-    into dout and delta, which are far smaller than P. Where P could overflow, lse goes into the scores instead.
+    into dout and delta, which are far smaller than P. Where P or they could overflow, lse goes into the scores instead.
     """
     keys, values, dkeys, dvalues = sides
     # The operator knows of no cotangent of lse.
@@ -188,7 +198,7 @@ def _differentiate(
         return dq
     delta = (dout * out).sum(-1, keepdim=True).sub_(dlse.unsqueeze(-1))
     log = lse.unsqueeze(-1) * LOG2_E
-    careful = not bool(log.abs().max() < CAREFREE)  # true for NaN
+    careful = call.needs.shifting or not bool(log.abs().max() < CAREFREE)  # true for NaN
     if careful:
         # Whatever queries that see nothing are, and their cotangents, gradients are 0: P becomes exp2(-inf - inf).
         dead = log == -torch.inf
@@ -204,6 +214,8 @@ def _differentiate(
         if careful:
             p.sub_(log)
         p.exp2_()
+        if call.needs.clearing:  # -inf less a lse of NaN
+            call.masks.fill(lane.five(p, part), part, 0)
         dp = call.scratch("dp", *p.shape)
         torch.baddbmm(dp, dout, values_here.mT, beta=0, out=dp)
         dropped = None if where is None else call.shaping.dropped(lane.five(p, part), where)
@@ -213,6 +225,8 @@ def _differentiate(
         torch.ops.aten.mse_loss_backward.grad_input(p, dp, delta, 0, grad_input=dp)
         if bend is not None:
             lane.five(dp, part).mul_(bend)
+        if call.needs.clearing:  # 0 times what is not finite
+            call.masks.fill(lane.five(dp, part), part, 0)
         if dropped is not None:
             lane.five(p, part).masked_fill_(dropped, 0)
         half = call.score.scale / 2
@@ -233,7 +247,8 @@ class _Call:
 
     def __init__(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
-        block: tuple[int, int], score: Score, backward: bool = False,
+        block: tuple[int, int], score: Score,
+        cotangents: tuple[torch.Tensor, torch.Tensor] | None = None,
     ) -> None:  # fmt: skip
         self.rows, self.tiles, self.block, self.score = rows, tiles, block, score
         self.dtype = torch.promote_types(q.dtype, torch.float32)
@@ -242,13 +257,20 @@ class _Call:
         self.patterns = pattern_of.expand(q.shape[:2]).numpy().reshape(*k.shape[:2], self.group)
         # What a bundle may have to copy of K and V, and has to hold of their gradients, for a head.
         copied = 0 if k.is_contiguous() and v.is_contiguous() else k.itemsize
-        self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + backward * self.dtype.itemsize)
-        self.masks = Masks(tiles, block, self.dtype, q, k, v)
+        summed = 0 if cotangents is None else self.dtype.itemsize
+        self.bytes_a_head = k.shape[2] * (k.shape[3] + v.shape[3]) * (copied + summed)
+        self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
+        far = 2.0**SOUND if cotangents is None else 2.0**CAREFREE
+        self.needs = needs(q, k, v, cotangents, self.largest, far)
+        self.masks = Masks(tiles, block, self.dtype, self.needs.writing)
         plain = not score.featured and self.dtype == torch.float32 and q.shape[3] == v.shape[3]
         self.tall = cpu_flash.FLASH and plain
-        self.fused = plain and not backward and cpu_flash.suits(q.dtype)
+        self.fused = plain and cotangents is None and cpu_flash.suits(q.dtype)
         self.scratch = Scratch(q.dtype if self.fused else self.dtype)
-        self.shaping = Shaping(score, q.shape[0], q.shape[1], block)
+
+    def largest(self, product: float) -> float:
+        """A bound of scores from one of the products of queries and keys."""
+        return self.shaping.largest(product, sum(self.lengths))
 
     def bundles(
         self, keys: Sequence[torch.Tensor], queries: Sequence[torch.Tensor]
@@ -280,7 +302,7 @@ class _Call:
 
     def operands(self, part: Piece, keys: Keys, values: Keys) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values [n, L, D], 0 where no query sees them if some are not finite."""
-        dirty = self.masks.dirty and bool(part.masked)
+        dirty = self.needs.cleaning and bool(part.masked)
         k, v = keys.of(part, copy=dirty), values.of(part, copy=dirty)
         if dirty:
             self.masks.clean(part, k, v)

@@ -43,6 +43,18 @@ def attend(
     return out.flatten(0, 1), lse.flatten(0, 1)
 
 
+def attend_without(
+    piece: Piece, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, hidden: torch.Tensor, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The same as plain products, for scores that may be infinite or NaN: added to those, -inf hides nothing."""
+    rows = 1 if piece.window else len(piece.rows)
+    q, k, v = (x.float().unflatten(0, (-1, rows)) for x in (q, k, v))
+    scores = (q @ k.mT * scale).masked_fill_(hidden == -torch.inf, -torch.inf)
+    lse = scores.logsumexp(-1)
+    p = scores.sub_(lse.masked_fill(lse == -torch.inf, 0).unsqueeze(-1)).exp_()
+    return (p @ v).flatten(0, 1), lse.flatten(0, 1)
+
+
 def differentiate(
     q: torch.Tensor,
     k: torch.Tensor,

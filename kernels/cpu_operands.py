@@ -250,28 +250,33 @@ class Sums:
 class Masks:
     """What PARTIAL blocks hide: scores by their tile, and keys that no query of the block sees."""
 
-    def __init__(
-        self, tiles: Tiles, block: tuple[int, int], dtype: torch.dtype, q: torch.Tensor, *keys: torch.Tensor
-    ) -> None:
+    def __init__(self, tiles: Tiles, block: tuple[int, int], dtype: torch.dtype, written: bool = False) -> None:
         self.tiles, self.block, self.dtype = tiles, block, dtype
+        self.written = written  # scores may not be finite
         self.eight = _hidden(torch.arange(256, dtype=torch.uint8), dtype)
-        self.dirty = not all(bool(torch.isfinite(x.sum())) for x in keys)
-        self.rough = not bool(torch.isfinite(q.sum()))
         held = len(tiles.bits) * block[0] * block[1] * dtype.itemsize <= TILES_HELD
         self.held = self._unpacked(tiles.bits) if held else None
         self.recent: dict[tuple[int, ...], torch.Tensor] = {}
 
     def hide(self, scores: torch.Tensor, piece: Piece) -> None:
         """-inf in scores [H, G, R, X, L] where the tile of a PARTIAL entry has a 0."""
+        if self.written:  # the sum of -inf and NaN or inf would be NaN
+            self.fill(scores, piece, -torch.inf)
+            return
+        for here, tile in self._masked(scores, piece):
+            here += tile
+
+    def fill(self, scores: torch.Tensor, piece: Piece, value: float) -> None:
+        """`value` in scores [H, G, R, X, L] where `hide` writes -inf."""
+        for here, tile in self._masked(scores, piece):
+            here.masked_fill_(tile == -torch.inf, value)
+
+    def _masked(self, scores: torch.Tensor, piece: Piece) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The scores of PARTIAL entries, and 0 or -inf for each of them."""
         queries, keys = scores.shape[-2:]
-        size = self.block[1]
         for some in piece.masked:
-            first, last = some.first * size, min(some.last * size, keys)
-            tile = self._rows(some)[:, :queries, : last - first]
-            if self.rough:  # NaN - inf would be NaN, also for a query that sees nothing
-                scores[..., first:last].masked_fill_(tile == -torch.inf, -torch.inf)
-            else:
-                scores[..., first:last] += tile
+            first, last = some.first * self.block[1], min(some.last * self.block[1], keys)
+            yield scores[..., first:last], self._rows(some)[:, :queries, : last - first]
 
     def all(self, piece: Piece, scratch: Scratch, group: int, queries: int, keys: int) -> torch.Tensor | None:
         """What `hide` adds for X queries of L keys: 0 or -inf [R or 1, G * X, L]; None if nothing.

@@ -38,6 +38,13 @@ class Shaping:
         # What dropout's survivors are multiplied by.
         self.retained = 1.0 if score.seed is None else dropout.ONE / self.limit
 
+    def largest(self, product: float, tokens: int) -> float:
+        """A bound of scores, on their way too, from one of products; for so many queries and keys."""
+        bound = product * max(1.0, self.score.scale)
+        if self.slopes is not None:
+            bound += float(self.slopes.abs().max()) * (tokens + abs(self.score.q_offset))
+        return 2 * bound  # more than log2(e)
+
     def scores(self, products: torch.Tensor, where: Where, bent: bool = False) -> torch.Tensor | None:
         """Products [H, G, R, X, L] times `factor` to scores in base 2, in place; if `bent`, the derivative unless 1."""
         bend = None

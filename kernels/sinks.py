@@ -35,6 +35,7 @@ def fold(
     """(w dout, dsinks): the cotangent [B, Hq, N, Dv] to go on with, and the gradient of sinks [Hq]."""
     lead = _lead(lse, sinks)
     w, rest = lead.sigmoid(), (-lead).sigmoid()  # not 1 - w, which cancels where the sink is light
+    w.masked_fill_(lse.isnan(), 1)  # a NaN in dout would reach keys that its query does not see
     wide = dout.to(w.dtype).masked_fill((lse == -torch.inf).unsqueeze(-1), 0)
     dsinks = rest * (wide * out.to(w.dtype)).sum(-1)
     return (wide * w.unsqueeze(-1)).to(dout.dtype), -dsinks.sum((0, 2)).to(sinks.dtype)

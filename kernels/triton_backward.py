@@ -3,7 +3,8 @@
 With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
 less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
 norm and delta, padded to whole blocks so that the loops read them unmasked; a query that sees nothing gets norm = +inf
-and delta = 0, hence P = 0 and dS = 0, never NaN. A cap multiplies dS by its derivative, a bias changes nothing more;
+and delta = 0, hence P = 0 and dS = 0, never NaN. Where lse is NaN norm is the least number, hence P = inf for keys that
+the query sees and 0 for others. A cap multiplies dS by its derivative, a bias changes nothing more;
 dropout's bits Z are drawn again, dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
 
 The passes are in triton_backward_keys and triton_backward_queries; here are what goes before them and the launches. In
@@ -23,6 +24,7 @@ import triton.language as tl
 
 from sparseflash.kernels.launch import configuration
 from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton_backward_keys import keys_kernel
 from sparseflash.kernels.triton_backward_queries import queries_kernel
 from sparseflash.kernels.triton_common import (
@@ -42,6 +44,8 @@ from sparseflash.kernels.triton_common import (
 from sparseflash.kernels.triton_merge import add_partials, partial_results, pattern_strides
 from sparseflash.kernels.triton_score import feature_arguments
 from sparseflash.kernels.triton_tiles import ordered
+
+LEAST = tl.constexpr(torch.finfo(torch.float32).min)
 
 
 @triton.jit(do_not_specialize=["dout_b", "dout_h", "dout_n", "N", "NP", "Hq"])
@@ -79,6 +83,7 @@ def prepare_kernel(
     dead = lse == float("-inf")
     at = index.to(tl.int64) * NP + rows
     norm = lse if out_ptr.dtype.element_ty == tl.float32 else lse * LOG2E
+    norm = tl.where(norm == norm, norm, LEAST)
     tl.store(norm_ptr + at, tl.where(dead, float("inf"), norm))
     tl.store(delta_ptr + at, tl.where(dead, 0.0, delta))
 
@@ -109,6 +114,7 @@ def backward(
     dq, dk, dv = (torch.empty(t.shape, dtype=t.dtype, device=t.device) for t in (q, k, v))
     if dq.numel() + dk.numel() == 0:
         return dq, dk, dv
+    q, score, share = with_normal_scale(q, score)
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     out, lse = out.contiguous(), lse.contiguous()
     dlse = None if dlse is None else dlse.contiguous()
@@ -161,7 +167,7 @@ def backward(
             if parts is not None:
                 add_partials(parts, total, columns, pattern_of, Hq // Hkv)
         if sums is not None:
-            torch.mul(sums, score.scale, out=dq)
+            torch.mul(sums, score.scale * share, out=dq)
             return dq, dk, dv
         del dk_parts, dv_parts, parts  # before those of dq are made
         at = chosen(tma=tileable(k, v)).queries.within(block)
@@ -185,4 +191,6 @@ def backward(
         )
         if dq_parts is not None:
             add_partials(dq_parts, dq, rows, pattern_of, 1)
+        if share != 1:
+            dq *= share
     return dq, dk, dv

@@ -22,6 +22,7 @@ import triton.language as tl
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.launch import Launch, family
 from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton_common import (
     LN2,
     LOG2E,
@@ -427,6 +428,7 @@ def decode(
     dtype = q.dtype if sinks is None else torch.float32  # rounded once, when the sinks have had their share
     out = torch.empty((B, Hq, n, DV), dtype=dtype, device=q.device)
     lse = torch.empty((B, Hq, n), dtype=torch.float32, device=q.device)
+    q, score, _ = with_normal_scale(q, score)
     q, k, v, lengths = readable(q), readable(k), readable(v), lengths.contiguous()
     at = launch(q.device, max(D, DV), q.dtype, score.featured).within((256, BK))
     unit = stride_unit(q, k, v)

@@ -14,6 +14,7 @@ import triton.language as tl
 
 from sparseflash.kernels.launch import configuration
 from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton_common import (
     LN2,
     LOG2E,
@@ -363,6 +364,7 @@ def forward(
     lse = torch.empty((B, Hq, N), dtype=torch.float32, device=q.device)
     if lse.numel() == 0:
         return out, lse
+    q, score, _ = with_normal_scale(q, score)
     q, k, v = readable(q), readable(k), readable(v)
     chosen = configuration(
         q.device, max(D, DV), q.dtype, featured=score.featured, cut=rows.slots > 0, block=block, tma=tileable(k, v)

@@ -156,8 +156,10 @@ def checked_scale(scale: float | None, dim: int) -> float:
         raise TypeError("scale must be a number or None, got a tensor; a learned one goes into q: q * scale, scale=1.0")
     if isinstance(scale, bool) or not isinstance(scale, Real):
         raise TypeError(f"scale must be a number or None, got {described(scale)}")
-    if not 0 <= scale <= torch.finfo(torch.float32).max:
+    if not 0 <= scale < math.inf:
         raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
+    if scale > (most := torch.finfo(torch.float32).max / 2):  # kernels hold log2(e) times the scale in float32
+        raise ValueError(f"scale must be at most {most:.3g}, for float32's sake, got {scale!r}; multiply q instead")
     return float(scale)
 
 

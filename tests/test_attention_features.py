@@ -20,6 +20,7 @@ from tests.oracle import random_case, random_features
 DEVICE = "cuda" if os.environ.get("SPARSEFLASH_TEST_BACKEND") == "triton" and torch.cuda.is_available() else "cpu"
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
+    ({"scale": 3e38}, ValueError, "scale must be at most 1.7e\\+38.*got 3e\\+38; multiply q instead"),
     ({"softcap": 0}, ValueError, "softcap must be positive, and.*got 0; None leaves scores uncapped"),
     ({"softcap": float("nan")}, ValueError, "softcap must be positive.*got nan"),
     ({"softcap": 1e-45, "scale": 1.0}, ValueError, "softcap must be positive.*got 1e-45"),

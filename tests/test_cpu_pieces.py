@@ -264,7 +264,7 @@ def test_pieces_hold_each_block_once(
         table = sf.lookup(mask)
         plan = planned(table, tall=tall)
         seen = np.zeros((q_len, kv_len), int)
-        tiles = cpu_operands.Masks(table.tiles, table.block, torch.float32, torch.zeros(1))
+        tiles = cpu_operands.Masks(table.tiles, table.block, torch.float32)
         for piece in plan.pieces:
             assert tall or not piece.tall
             assert piece.short == (piece.rows[-1] * size + size > q_len)

@@ -19,7 +19,7 @@ def test_the_triton_kernels_obey_the_attention_laws() -> None:
         "SPARSEFLASH_TEST_BACKEND": "triton",
         "SPARSEFLASH_EXAMPLES": os.environ.get("SPARSEFLASH_INTERPRETER_EXAMPLES", "4"),
     }
-    files = ("tests/test_attention_laws.py", "tests/test_heavy_lines.py")
+    files = ("tests/test_attention_laws.py", "tests/test_hidden_pairs.py", "tests/test_heavy_lines.py")
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *files]
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
