@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from hashlib import blake2b
 from types import FunctionType
 from typing import Any
@@ -13,7 +13,7 @@ MOST_BYTES = 4 << 20  # of an array whose content is looked at: some millisecond
 DEPTH = 3  # functions and tuples within each other
 
 
-def state(fn: Callable[..., Any]) -> Hashable:
+def state(fn: Any, depth: int = DEPTH) -> Hashable:
     """Something that differs once a value that ``fn`` captured has changed.
 
     Told apart are numbers, texts, arrays up to 4 MB and torch tensors, in closures, defaults, global variables, bound
@@ -29,7 +29,7 @@ def state(fn: Callable[..., Any]) -> Hashable:
         >>> state(fn) == before
         False
     """
-    return _of(fn, DEPTH)
+    return _of(fn, depth)
 
 
 def _of(value: Any, depth: int) -> Hashable:

@@ -59,7 +59,7 @@ class Documents(Interval):
                     f"this mask is for {grid}"
                 )
             return
-        if grid.q_offset < 0:
+        if 0 > grid.q_offset == grid.kv_len - grid.q_len:  # nobody said that they stand there
             raise ValueError(
                 f"documents: {grid.q_len:,} queries and {grid.kv_len:,} keys put the first query {-grid.q_offset:,} "
                 "before the first document; where the keys are another sequence, give their lengths: "

@@ -90,7 +90,7 @@ def _seen(mask: BlockMask, i: Ints, j: Ints) -> Bools:
         letter = mask.runs.letter_at((p * rows + i // bq) * cols + j // bk)
         tile = np.maximum(letter - FIRST_TILE, 0)
         words = mask.tiles[tile, i % bq, j % bk // 32] if len(mask.tiles) else np.zeros(i.shape, np.uint32)
-        bit = ((words >> (j % 32).astype(np.uint32)) & 1).astype(bool)
+        bit = ((words >> (j % bk % 32).astype(np.uint32)) & 1).astype(bool)
         found.append((letter == FULL) | ((letter >= FIRST_TILE) & bit))
     every: Bools = np.stack(found)[mask.pattern_of]  # [samples, heads, n]
     samples, heads = mask.pattern_of.shape

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import sparseflash as sf
@@ -24,7 +24,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
 from tests.oracle import Case, Features, check, ours, random_case, random_features
-from tests.strategies import WIDER, compiled_for, expressions, leaves, per_head
+from tests.strategies import WIDER, compiled_for, expressions, fits, leaves, per_head
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
 SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
@@ -92,10 +92,11 @@ def drawn(draw: st.DrawFn) -> Drawn:
     pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
     longest = (40 if SMALL else 400) * WIDER
     form = draw(FORMS)
+    q_len, kv_len = draw(st.integers(1, longest)), draw(st.integers(1, longest))
+    q_offset = draw(st.none() | st.integers(-20, 20))
+    assume(fits(pattern, q_len, kv_len, q_offset))
     return Drawn(
-        pattern, heads, group, batch,
-        draw(st.integers(1, longest)), draw(st.integers(1, longest)),
-        (form["bq"], form["bk"]), draw(st.none() | st.integers(-20, 20)),
+        pattern, heads, group, batch, q_len, kv_len, (form["bq"], form["bk"]), q_offset,
         form["dim"], form["v_dim"], form["dtype"], draw(st.integers(0, 1 << 16)),
         draw(features(form["on"])), draw(st.booleans()),
     )  # fmt: skip

@@ -23,7 +23,8 @@ SMALL: dict[str, Any] = {"lengths": (60, (37, 80)), "blocks": (16, (32, 16)), "o
 @given(expressions(named_leaves))
 def test_the_library_keeps_its_promises(pattern: Pattern) -> None:
     P.check(pattern, **SMALL)
-    check_sample(pattern, pattern.compile(300, block=32))
+    for block in (16, 32, (64, 16), 128):
+        check_sample(pattern, pattern.compile(300, block=block))
 
 
 @dataclass(frozen=True, repr=False)

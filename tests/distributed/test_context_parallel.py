@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
@@ -17,7 +17,7 @@ from sparseflash.distributed.traffic import Operands, received, ring_forward
 from tests.distributed import programs
 from tests.distributed.programs import Call
 from tests.distributed.ranks import Ranks
-from tests.strategies import expressions, named_leaves, per_head
+from tests.strategies import expressions, fits, named_leaves, per_head
 
 EVERYTHING = (("softcap", 3.0), ("alibi", "sample"), ("sinks", 1.0), ("dropout_p", 0.3))
 WIDE = P.local(20) | P.global_tokens(3)  # with 40 block rows, the first one is split
@@ -84,11 +84,13 @@ def calls(draw: st.DrawFn) -> Call:
             },
         )
     )
+    pattern = draw(expressions(named_leaves) | per_head(heads * group, named_leaves))
+    kv_len = draw(st.just(q_len) | st.integers(130, 400))
+    block = draw(st.tuples(st.sampled_from([16, 32]), st.sampled_from([16, 32])))
+    q_offset = draw(st.none() | st.integers(-20, 20))
+    assume(fits(pattern, q_len, kv_len, q_offset))
     return Call(
-        draw(expressions(named_leaves) | per_head(heads * group, named_leaves)),
-        q_len, draw(st.just(q_len) | st.integers(130, 400)),
-        draw(st.tuples(st.sampled_from([16, 32]), st.sampled_from([16, 32]))),
-        draw(st.none() | st.integers(-20, 20)), batch, heads, group,
+        pattern, q_len, kv_len, block, q_offset, batch, heads, group,
         draw(st.sampled_from([(16, 16), (24, 40)])), draw(st.sampled_from([torch.float32, torch.bfloat16])),
         draw(st.sampled_from(["weight", "zigzag", "contiguous"])), tuple(features.items()), draw(st.integers(0, 999)),
     )  # fmt: skip
@@ -138,7 +140,7 @@ WRONG = {
     "length": "sharding is for 300 tokens, the mask for 301",
     "ranks": "sharding is for [0-9] ranks, the mesh has [0-9]",
     "few cells": "100 tokens are 1 cells of 128, which [0-9] ranks cannot share",
-    "table": "mask must be a BlockMask or a Pattern: a LookupTable has left the host",
+    "table": "mask must be a BlockMask, a Pattern or its text: a LookupTable has left the host",
     "pattern": "a Pattern knows no length",
     "seed": "dropout over several ranks needs a seed",
     "mesh": r"the mesh has 2 \(data, context\): pass mesh\['context'\]",

@@ -145,6 +145,14 @@ def test_loads_stay_in_flight(kernel: str, cut: bool) -> None:
     assert sum(wait > 0 for wait in waits) >= 2, f"prefetch drains: {waits}"
 
 
+def is_row(shown: str, row: str) -> bool:
+    """Whether a row of the page says the same, but for 2 % of a count: ptxas gives other code in some runs."""
+    said, found = ([int(number) for number in re.findall(r"\d+", text)] for text in (row, shown))
+    if re.sub(r"\d+", "#", row) != re.sub(r"\d+", "#", shown):
+        return False
+    return all(abs(a - b) <= 0.02 * max(a, b) for a, b in zip(said, found, strict=True))
+
+
 @pytest.mark.parametrize("form", page.FORMS)
 @pytest.mark.parametrize("kernel", report.KERNELS)
 def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: str, form: str) -> None:
@@ -160,7 +168,7 @@ def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: 
         rows_of_products = at.BN if kernel == "keys" else at.BM
         assert len(found) == (2 if rows_of_products >= 64 else 0), f"products are not where they should be: {shown}"
         assert not any(loop.serialised for loop in found), f"ptxas serialised the products: {shown}"
-        stale += [] if shown in rows else [shown]
+        stale += [] if any(is_row(shown, row) for row in rows) else [shown]
     if page.COMPILER not in page.PAGE.read_text():
         pytest.skip(f"docs/kernels.md was written with another version than {page.COMPILER}, and not compared")
     assert not stale, "run python -m docs.make_kernels:\n" + "\n".join(stale)
