@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -29,10 +30,13 @@ from torch.nn.attention.flex_attention import (
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparseflash.functional import Mask, attention
-from sparseflash.integrations.flex import MaskMod, from_flex, largest_block
+from sparseflash.functional import BLOCK, Mask, attention
+from sparseflash.integrations.flex import from_flex, largest_block
+from sparseflash.integrations.mask_mods import MaskMod, Recording, equal
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.constant import constant
+from sparseflash.patterns.full import full
 from sparseflash.patterns.grid import Grid, Ints, make_grid
 from sparseflash.patterns.pattern import Bools
 from sparseflash.patterns.set_operations import stacked
@@ -51,6 +55,8 @@ __all__ = [
 ]
 
 _converted: WeakIdKeyDictionary = WeakIdKeyDictionary()
+# Whether samples and heads have masks of their own, of masks made for one of them.
+_looks: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 @overload
@@ -97,14 +103,17 @@ def flex_attention(
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
         score_mod: must be None. The usual ones are arguments of their own: softcap, alibi_slopes, sinks.
-        block_mask: from :func:`create_block_mask`, from torch's own (converted once), a Pattern, or None for all pairs.
+        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. From torch's own:
+            what its mask_mod reads is compared at every call, and converted anew when it changed. Or a Pattern, which
+            puts the last query on the last key.
         scale: factor on the scores, default ``D ** -0.5``.
         enable_gqa: whether Hkv may differ from Hq, of which it must be a divisor.
         return_lse: also return the log-sum-exp, fp32 [B, Hq, N].
         kernel_options: of generated kernels; there are none here, so nothing is done with them.
         return_aux: the newer way to ask for the log-sum-exp.
         softcap: in place of ``lambda score, *_: softcap * tanh(score / softcap)``.
-        alibi_slopes: fp32 [Hq], in place of ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``.
+        alibi_slopes: fp32 [Hq], in place of ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
+            queries are counted as for block_mask.
         sinks: [Hq], one more logit a head that takes its share of the softmax.
 
     Returns:
@@ -112,7 +121,8 @@ def flex_attention(
 
     Raises:
         NotImplementedError: a score_mod, or the largest scores in return_aux.
-        ValueError: heads that differ without enable_gqa, both ways of asking for lse, and what attention refuses.
+        ValueError: heads that differ without enable_gqa, both ways of asking for lse, a mask made for one sample or
+            head of several that differ, and what attention refuses.
 
     Example:
         >>> import torch
@@ -143,7 +153,7 @@ def flex_attention(
     if key.shape[0] == value.shape[0] == 1 < query.shape[0]:
         key, value = (x.expand(query.shape[0], *x.shape[1:]) for x in (key, value))
     out, lse = attention(
-        *(query, key, value, _ours(block_mask)),
+        *(query, key, value, _mask(block_mask, query, key, alibi_slopes is not None)),
         scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, return_lse=True,
     )  # fmt: skip
     if return_aux is not None:
@@ -172,8 +182,8 @@ def create_block_mask(
         mask_mod: ``fn(b, h, q_idx, kv_idx)`` gives booleans; as for FlexAttention it is written for single indices,
             mapped over all of them, and may look into tensors on ``device``. It is asked now: what it looks into may
             change later without changing the mask.
-        B: samples, or None for one mask for all.
-        H: query heads, or None for one mask for all.
+        B: samples, or None for one mask for all; needed if mask_mod looks at ``b``.
+        H: query heads, or None for one mask for all; needed if mask_mod looks at ``h``.
         Q_LEN: queries; the first has index 0.
         KV_LEN: keys.
         device: where the indices lie that mask_mod gets; default the accelerator, or the CPU if there is none.
@@ -184,7 +194,8 @@ def create_block_mask(
 
     Raises:
         TypeError: mask_mod is not callable or gives no booleans, lengths that are no ints.
-        ValueError: a length, B or H below 1, a block side that is no multiple of 16.
+        ValueError: a length, B or H below 1, a block side that is no multiple of 16, or a mask_mod that looks at
+            samples or heads of which B or H does not say how many there are.
 
     Example:
         >>> from sparseflash.flex import create_block_mask
@@ -205,45 +216,80 @@ def create_block_mask(
     grid = make_grid((Q_LEN, KV_LEN), block, 0)
     found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     place = torch.device(device if device is not None else found or "cpu")
-    by_sample, by_head = _depends(mask_mod, place)
-    samples = B if B is not None and by_sample else 1
-    heads = H if H is not None and by_head else 1
+    recording = Recording.of(mask_mod, place)
+    looks = recording.looks_at_sample, recording.looks_at_head
+    for name, what, size, looked in zip("BH", ("sample", "query head"), (B, H), looks, strict=True):
+        if looked and size is None:
+            raise ValueError(
+                f"mask_mod looks at {name.lower()}, the number of its {what}, but {name} is None: the mask is made "
+                f"now, so say how many there are: create_block_mask(mask_mod, ..., {name}=<{what}s>)"
+            )
+    samples, heads = (size if size is not None and looked else 1 for size, looked in zip((B, H), looks, strict=True))
     rows = [
         stacked([_scanned(mask_mod, sample, head, grid, place) for head in range(heads)], axis=1)
         for sample in range(samples)
     ]
-    return stacked(rows, axis=0)
+    mask = stacked(rows, axis=0)
+    _looks[mask] = looks[0] and samples == 1, looks[1] and heads == 1
+    return mask
 
 
-def _ours(block_mask: Mask | FlexMask) -> Mask:
-    if not isinstance(block_mask, FlexMask):
-        return block_mask
-    if block_mask not in _converted:
-        _converted[block_mask] = from_flex(block_mask, q_offset=0)
-    found: BlockMask = _converted[block_mask]
+def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool) -> Mask:
+    """The mask as attention takes it."""
+    if query.dim() != 4 or key.dim() != 4:
+        return None  # refused by attention, in its words
+    if isinstance(block_mask, FlexMask):
+        return _from_torch(block_mask, query.shape[0], query.shape[1])
+    if isinstance(block_mask, BlockMask):
+        for name, what, one, size in zip(
+            "BH", ("sample", "query head"), constant(block_mask, _made_for_one), query.shape[:2], strict=True
+        ):
+            if one and size > 1:
+                raise ValueError(
+                    f"the mask was made with {name}=1 and its mask_mod looks at {name.lower()}, but query has {size} "
+                    f"{what}s: create_block_mask(mask_mod, ..., {name}={size})"
+                )
+    if block_mask is None and biased and query.shape[2] != key.shape[2]:
+        if torch.compiler.is_compiling():
+            raise ValueError(
+                "alibi_slopes without a block_mask, for other numbers of queries and keys, need a mask made outside of "
+                "the compiled function: block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len)"
+            )
+        # Without a mask attention would put the last query on the last key.
+        return full().compile((query.shape[2], key.shape[2]), block=BLOCK, q_offset=0)
+    return block_mask
+
+
+def _made_for_one(mask: BlockMask) -> tuple[bool, bool]:
+    found: tuple[bool, bool] = _looks.get(mask, (False, False))
     return found
 
 
-def _depends(mask_mod: MaskMod, device: torch.device) -> tuple[bool, bool]:
-    """Whether a mask_mod looks at its sample, and at its head: whether its answer is mapped where they are."""
-    level = torch._C._functorch.maybe_get_level
-    found = []
-    for mapped in (0, 1):
-        seen: list[bool] = []
+@dataclass(frozen=True, eq=False)
+class _Conversion:
+    """One of torch's masks as it was when it was converted, and what it became."""
 
-        def ask(index: Tensor, q: Tensor, k: Tensor, mapped: int = mapped, seen: list[bool] = seen) -> Tensor:
-            other = torch.zeros((), dtype=torch.long, device=device)
-            answer = mask_mod(*((index, other) if mapped == 0 else (other, index)), q, k)
-            seen.append(level(answer) == level(index))
-            return answer
+    mask_mod: Recording
+    tables: tuple[Tensor, ...]
+    sizes: tuple[object, ...]
+    mask: BlockMask
 
-        for dims in ((0, None, None), (None, None, 0), (None, 0, None)):
-            ask = torch.vmap(ask, in_dims=dims)
-        with torch.no_grad():
-            one = torch.zeros(1, dtype=torch.long, device=device)
-            ask(one, one, one)
-        found.append(any(seen))
-    return found[0], found[1]
+
+def _from_torch(block_mask: FlexMask, samples: int, heads: int) -> BlockMask:
+    """One of torch's masks as ours. Torch reads it at every call; so what it holds is compared at every call."""
+    mask_mod = Recording.of(block_mask.mask_mod, block_mask.kv_indices.device)
+    listed = (
+        *(block_mask.kv_num_blocks, block_mask.kv_indices),
+        *(block_mask.full_kv_num_blocks, block_mask.full_kv_indices),
+    )
+    tables = tuple(table for table in listed if table is not None)
+    sizes = tuple(block_mask.BLOCK_SIZE), tuple(block_mask.seq_lengths), samples, heads
+    known: _Conversion | None = _converted.get(block_mask)
+    if known is None or not (sizes == known.sizes and equal(tables, known.tables) and mask_mod.same(known.mask_mod)):
+        copies = tuple(table.clone() for table in tables)
+        known = _Conversion(mask_mod, copies, sizes, from_flex(block_mask, B=samples, H=heads))
+        _converted[block_mask] = known
+    return known.mask
 
 
 def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask:

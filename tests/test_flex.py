@@ -25,7 +25,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.integrations import flex
-from sparseflash.integrations.flex import MaskMod, from_flex, to_flex
+from sparseflash.integrations.flex import from_flex, to_flex
+from sparseflash.integrations.mask_mods import MaskMod, Recording
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import random_case
 from tests.strategies import Shape, expressions, leaves, per_head, per_sample, shapes
@@ -79,16 +80,17 @@ def test_a_mask_mod_is_the_pattern_of_the_same_truth(name: str, separate: bool) 
         pytest.skip("this torch always lists FULL blocks apart")
     apart = {} if separate else {"separate_full_blocks": False}
     theirs = create_block_mask(mod, None, None, 300, 300, device="cpu", BLOCK_SIZE=64, **apart)
-    assert from_flex(theirs) == pattern.compile(300, block=64)
+    assert from_flex(theirs, B=1, H=1) == pattern.compile(300, block=64)
 
 
 @pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (256, 257), (17, 400), (400, 17)])
 @pytest.mark.parametrize("block", [16, 128])
 def test_ragged_and_unequal_lengths(q_len: int, kv_len: int, block: int) -> None:
-    mask = from_flex(created(lambda b, h, q, k: (q >= k) | (k % 7 == 0), q_len, kv_len, block), q_offset=0)
+    mask = from_flex(created(lambda b, h, q, k: (q >= k) | (k % 7 == 0), q_len, kv_len, block))
     same = P.where(lambda q, k: (q >= k) | (k % 7 == 0)).compile((q_len, kv_len), block=block, q_offset=0)
     assert mask == same
-    assert from_flex(created(noop_mask, q_len, kv_len, block)).q_offset == kv_len - q_len
+    assert mask.q_offset == 0, "a mask_mod counts queries from 0"
+    assert from_flex(created(noop_mask, q_len, kv_len, block), q_offset=kv_len - q_len).q_offset == kv_len - q_len
 
 
 def test_samples_and_heads() -> None:
@@ -99,6 +101,86 @@ def test_samples_and_heads() -> None:
     mask = from_flex(by_head)
     assert mask == P.per_head(*(P.local(10 + h // 2) for h in range(4))).compile(200, block=64)
     assert mask.patterns == 2
+
+
+LENGTHS = torch.tensor([70, 200])
+
+
+@pytest.mark.parametrize("B", [None, 2], ids=["one table", "a table each"])
+def test_one_table_for_all_samples_is_asked_about_each_of_them(B: int | None) -> None:
+    def keys_of_sample(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return k < LENGTHS[b]
+
+    counts = torch.full((B or 1, 1, 4), 4).int()
+    indices = torch.arange(4).int().expand(B or 1, 1, 4, 4)
+    theirs = FlexMask.from_kv_blocks(
+        counts, indices, BLOCK_SIZE=64, mask_mod=and_masks(keys_of_sample), seq_lengths=(200, 200)
+    )
+    short, long = P.where(lambda q, k: (q >= 0) & (k < 70)), P.full()
+    assert from_flex(theirs, B=2) == P.per_sample(short, long).compile(200, block=64)
+    with pytest.raises(
+        ValueError, match=r"looks at its sample.*from_flex\(block_mask, B=\.\.\.\)|tables for B=2, got B=3"
+    ):
+        from_flex(theirs, B=B and 3)
+
+
+def test_one_table_for_all_heads_is_asked_about_each_of_them() -> None:
+    theirs = created(lambda b, h, q, k: (q >= k) & (q - k <= 10 + 20 * h), 200, 200)
+    with pytest.raises(ValueError, match=r"looks at its head.*from_flex\(block_mask, H=\.\.\.\)"):
+        from_flex(theirs)
+    mask = from_flex(theirs, H=1)
+    assert mask == (P.causal() & P.local(10)).compile(200, block=64)
+    # Which blocks exist was decided by head 0; within them each head gets its own answer, as in FlexAttention.
+    head_1 = from_flex(theirs, H=2).to_dense()[1]
+    q, k = np.arange(200)[:, None], np.arange(200)
+    listed = np.kron(theirs.to_dense()[0, 0].numpy(), np.ones((64, 64), bool))[:200, :200].astype(bool)
+    np.testing.assert_array_equal(head_1, (q >= k) & (q - k <= 30) & listed)
+
+
+class Window:
+    width = 3
+
+    def __call__(self, b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        return q - k < self.width
+
+
+def written(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    scratch = b.new_zeros(2)
+    scratch[0] = b
+    return scratch[0] <= k
+
+
+@pytest.mark.parametrize(
+    ("mod", "looks"),
+    [
+        (and_masks(noop_mask, MODS["causal"][0]), (False, False)),
+        (MODS["document"][0], (False, False)),
+        (MODS["tables"][0], (True, True)),
+        (lambda b, h, q, k: k < LENGTHS[b], (True, False)),
+        (lambda b, h, q, k: q - k < torch.vmap(lambda n: n + h)(LENGTHS).sum(), (False, True)),
+        (written, (True, True)),
+        (Window(), (False, False)),
+    ],
+)
+def test_what_a_mask_mod_looks_at_is_known(mod: MaskMod, looks: tuple[bool, bool]) -> None:
+    recording = Recording.of(mod, torch.device("cpu"))
+    assert looks == (recording.looks_at_sample, recording.looks_at_head)
+    assert recording.same(Recording.of(mod, torch.device("cpu")))
+
+
+def test_a_mask_mod_that_changed_is_not_the_same() -> None:
+    """Whatever changes: a tensor in place, behind torch's back, a number read from one, a Python attribute."""
+    offset, window = torch.tensor([0]), Window()
+    mods: dict[str, tuple[MaskMod, Callable[[], Any]]] = {
+        "in place": (lambda b, h, q, k: q + offset[0] >= k, lambda: offset.add_(1)),
+        "behind torch": (lambda b, h, q, k: q + offset[0] >= k, lambda: offset.data.numpy().__setitem__(0, 7)),
+        "a number": (lambda b, h, q, k: q + int(offset) >= k, lambda: offset.data.add_(1)),
+        "an attribute": (window, lambda: setattr(window, "width", 4)),
+    }
+    for name, (mod, change) in mods.items():
+        before = Recording.of(mod, torch.device("cpu"))
+        change()
+        assert not before.same(Recording.of(mod, torch.device("cpu"))), name
 
 
 @pytest.mark.parametrize("size", [(512, 384), (48, 512)])
@@ -126,7 +208,7 @@ def test_only_partial_blocks_are_asked_about(monkeypatch: pytest.MonkeyPatch) ->
     theirs = created(MODS["causal"][0], 640, 640)
     with Compared() as compared:  # type: ignore[no-untyped-call]
         mask = from_flex(theirs)
-    assert compared.pairs == 10 * 64 * 64, "the diagonal has 10 blocks"
+    assert compared.pairs == 10 * 64 * 64 + 1, "the diagonal has 10 blocks; one pair tells what the mask_mod looks at"
     assert mask == P.causal().compile(640, block=64)
 
 
@@ -137,7 +219,7 @@ def test_full_blocks_are_taken_at_their_word() -> None:
         torch.full((4,), 3, dtype=torch.int32), torch.arange(3, dtype=torch.int32).repeat(4, 1),
         BLOCK_SIZE=64, mask_mod=lambda b, h, q, k: q < 0, seq_lengths=(200, 150),
     )  # fmt: skip
-    assert from_flex(deaf) == from_flex(full) == P.full().compile((200, 150), block=64)
+    assert from_flex(deaf) == from_flex(full) == P.full().compile((200, 150), block=64, q_offset=0)
 
 
 def output(mask: BlockMask, theirs: Any, heads: int, batch: int, run: Callable[..., Any]) -> None:

@@ -8,13 +8,12 @@ Shape legend: B samples, H query heads, P distinct patterns, nQ x nK blocks of B
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
+from sparseflash.integrations.mask_mods import MaskMod, Recording
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
@@ -23,30 +22,31 @@ from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import Alphabet, all_letters, pack
 from sparseflash.tables import tensor
 
-MaskMod = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-
 # Token pairs asked of a mask_mod at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
 # FlexAttention's tables are dense: an int32 for every block, in each of some ten tables.
 LARGEST_TABLE = 1 << 28
 
 
-def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask:
+def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, H: int | None = None) -> BlockMask:
     """A FlexAttention block mask as ours: the same token mask, canonical.
 
     Only blocks that FlexAttention lists as partial are evaluated; its full blocks are taken at their word, its unlisted
-    ones as empty. Where the block mask has one sample or one head for all, ``mask_mod`` is asked about number 0.
+    ones as empty. What ``mask_mod`` looks into is read now: when it changes, convert again.
 
     Args:
         block_mask: what ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks`` gives,
             on any device. Blocks of other sizes than ours (384, 512, ...) are cut into the largest of ours.
-        q_offset: position of the first query; default ``kv_len - q_len``. FlexAttention knows none (a ``mask_mod`` gets
-            plain indices), so nothing here depends on it.
+        q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result; who sees
+            whom does not depend on it, but biases by distance (``alibi_slopes``) do.
+        B: samples. Needed where ``mask_mod`` looks at the sample and the block mask has one table for all of them:
+            FlexAttention asks about each sample of the batch then.
+        H: query heads, likewise.
 
     Raises:
         TypeError: not a FlexAttention block mask, or a mask_mod that does not give booleans.
         ValueError: a block side that is no multiple of 16, tables that do not cover the lengths, a block outside the
-            tables or listed twice.
+            tables or listed twice, B or H that are missing or of which the block mask has another number.
 
     Source: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch documentation.
 
@@ -69,6 +69,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
     samples, heads = np.broadcast_shapes(*(indices.shape[:2] for _, indices in tables))
+    samples, heads = _asked_about(block_mask, (samples, heads), (B, H))
 
     blocks = [_listed(*table, samples, heads, grid, side) for table in tables]
     shape = (samples * heads * grid.rows, grid.cols)
@@ -82,6 +83,27 @@ def from_flex(block_mask: FlexMask, *, q_offset: int | None = None) -> BlockMask
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
     mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), alphabet.tiles(), pattern_of)
     return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
+
+
+def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int | None, int | None]) -> tuple[int, int]:
+    """The samples and heads that mask_mod has to be asked about."""
+    for name, size, number in zip("BH", have, given, strict=True):
+        if number is not None and size not in (1, number):
+            raise ValueError(f"the block mask has tables for {name}={size}, got {name}={number}")
+    if have[0] > 1 < have[1] or not block_mask.kv_num_blocks.any():
+        return have
+    recording = Recording.of(block_mask.mask_mod, block_mask.kv_indices.device)
+    found = []
+    for name, what, looks, size, number in zip(
+        *("BH", ("sample", "head"), (recording.looks_at_sample, recording.looks_at_head), have, given), strict=True
+    ):
+        if looks and size == 1 and number is None:
+            raise ValueError(
+                f"mask_mod looks at its {what}, but the block mask has one table for all: say how many there are, "
+                f"from_flex(block_mask, {name}=...)"
+            )
+        found.append(number if looks and size == 1 and number is not None else size)
+    return found[0], found[1]
 
 
 def largest_block(size: int, side: tuple[int, int]) -> int:
@@ -168,7 +190,8 @@ def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
     The ``mask_mod`` is right at every pair of tokens, listed or not, so it may also be combined with others.
 
     Args:
-        mask: a compiled pattern. A mask per head has as many heads as the queries.
+        mask: a compiled pattern. A mask per head has as many heads as the queries. Its ``q_offset`` is lost: a
+            ``score_mod`` there counts queries from 0.
         device: where the queries will lie.
 
     Raises:
@@ -211,7 +234,9 @@ def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
             torch._dynamo.mark_static(table)
 
     def mask_mod(b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
-        letter = letters[pattern_of[b % samples, h % heads], q_idx // bq, kv_idx // bk]
+        # Only where they differ: whoever reads the mask_mod sees whether samples and heads do.
+        pattern = pattern_of[b % samples if samples > 1 else 0, h % heads if heads > 1 else 0]
+        letter = letters[pattern, q_idx // bq, kv_idx // bk]
         key = kv_idx % bk
         return (bits[letter, q_idx % bq, key // 32] >> (key % 32)) & 1 == 1
 

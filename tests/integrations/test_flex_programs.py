@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import flex_attention as theirs
 
+import sparseflash as sf
 from sparseflash import flex as ours
 from sparseflash import patterns as P
+from sparseflash.integrations.flex import from_flex
 from sparseflash.patterns.structure import SlowScan
 from tests.oracle import check, random_case
 
@@ -108,7 +111,9 @@ def test_masks_hold_what_the_mask_mod_says_and_no_sample_or_head_twice(name: str
     assert mask.pattern_of.shape == shape
     found = torch.from_numpy(mask.to_dense()).reshape(*shape, N, 200)
     assert torch.equal(found.expand(B, H, N, 200), dense)
-    one = ours.create_block_mask(mask_mod, None, None, N, 200, device="cpu", BLOCK_SIZE=64)
+    # One for all, unless the mask_mod asks for more.
+    sizes = [1 if size > 1 else None for size in shape]
+    one = ours.create_block_mask(ours.and_masks(mask_mod), sizes[0], sizes[1], N, 200, device="cpu", BLOCK_SIZE=64)
     assert torch.equal(torch.from_numpy(one.to_dense()), dense[0, 0])
 
 
@@ -145,6 +150,69 @@ def test_a_mask_is_what_the_mask_mod_said_when_it_was_made() -> None:
     after = ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
     assert before == P.documents([70, 130, 100]).compile(N, q_offset=0)
     assert after == P.documents([100, 100, 100]).compile(N, q_offset=0)
+
+
+@pytest.mark.parametrize(("mask_mod", "name"), [(documents_of_each_sample, "B"), (window_of_each_head, "H")])
+def test_samples_and_heads_are_counted_where_the_mask_mod_looks_at_them(
+    mask_mod: Callable[..., Tensor], name: str
+) -> None:
+    x = torch.rand(B, H, N, 16)
+    with pytest.raises(ValueError, match=rf"looks at {name.lower()}.*{name} is None.*{name}=<"):
+        ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
+    one = ours.create_block_mask(mask_mod, 1, 1, N, N, device="cpu")
+    ours.flex_attention(x[:1, :1], x[:1, :1], x[:1, :1], block_mask=one)
+    for run in (ours.flex_attention, torch.compile(ours.flex_attention, backend="eager")):
+        with pytest.raises(ValueError, match=rf"made with {name}=1.*create_block_mask\(mask_mod, \.\.\., {name}="):
+            run(x, x, x, block_mask=one)
+    for_all = ours.create_block_mask(causal, 1, 1, N, N, device="cpu")
+    assert torch.equal(
+        ours.flex_attention(x, x, x, block_mask=for_all), ours.flex_attention(x, x, x, block_mask=P.causal())
+    )
+
+
+def test_torchs_masks_are_read_as_they_are_at_each_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Captured tensors, tables, the function and the batch may change; what did not change is converted once."""
+    case = random_case(5, B, H, 1, N, N, 16, 16, torch.float64)
+    document = OF_SAMPLE.clone()
+    mask_mod = lambda b, h, q, k: (q >= k) & (document[b, q] == document[b, k])  # noqa: E731
+    blocks = torch.arange(1, 6)[None, None].int(), torch.arange(5).expand(1, 1, 5, 5).int()
+    mask = theirs.BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=64, mask_mod=mask_mod, seq_lengths=(N, N))
+    convert = Mock(wraps=from_flex)
+    monkeypatch.setattr(ours, "from_flex", convert)
+
+    def check(converted: int, samples: int = B) -> None:
+        x = (case.q[:samples], case.k[:samples], case.v[:samples])
+        for _ in range(2):
+            got = ours.flex_attention(*x, block_mask=mask)
+        blocks = mask.kv_num_blocks[0, 0].repeat_interleave(64)  # torch's own reads them when compiled
+        both = theirs.and_masks(mask.mask_mod, lambda b, h, q, k: k // 64 < blocks[q])
+        want = theirs.create_block_mask(both, samples, H, N, N, device="cpu")
+        torch.testing.assert_close(got, theirs.flex_attention(*x, block_mask=want), rtol=1e-10, atol=1e-10)
+        assert convert.call_count == converted
+
+    check(1)
+    document.data[1] = 0  # no version counts this
+    check(2)
+    check(3, samples=1)
+    mask.kv_num_blocks.sub_((mask.kv_num_blocks > 1).int())
+    check(4)
+    mask.mask_mod = ours.and_masks(mask_mod, lambda b, h, q, k: k % 3 != h)
+    check(5)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+def test_queries_are_counted_from_zero_also_for_biases() -> None:
+    case = random_case(6, B, H, 1, 30, N, 16, 16, torch.float64)
+    slopes = torch.tensor([0.5, 0.25, 0.1, 0.0])
+    x = case.q, case.k, case.v
+    want = theirs.flex_attention(*x, lambda s, b, h, q, k: s - slopes[h] * (q - k).abs())
+    all_pairs = theirs.create_block_mask(theirs.noop_mask, None, None, 30, N, device="cpu")
+    for run in (ours.flex_attention, torch.compile(ours.flex_attention, backend="eager")):  # breaks its graph
+        torch.testing.assert_close(run(*x, alibi_slopes=slopes), want, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        ours.flex_attention(*x, block_mask=all_pairs, alibi_slopes=slopes), want, rtol=1e-6, atol=1e-6
+    )
+    torch.testing.assert_close(sf.attention(*x, from_flex(all_pairs), alibi_slopes=slopes), want, rtol=1e-6, atol=1e-6)
 
 
 def test_scores_that_torch_changes_by_code_are_arguments() -> None:
