@@ -59,11 +59,12 @@ class Documents(Interval):
                     f"this mask is for {grid}"
                 )
             return
-        if 0 > grid.q_offset == grid.kv_len - grid.q_len:  # nobody said that they stand there
+        if grid.q_len > grid.kv_len and grid.q_offset == grid.kv_len - grid.q_len:
+            # Nobody means this: aligned with the last key, the first queries stand before the first document.
             raise ValueError(
-                f"documents: {grid.q_len:,} queries and {grid.kv_len:,} keys put the first query {-grid.q_offset:,} "
-                "before the first document; where the keys are another sequence, give their lengths: "
-                "documents(lengths, kv_lengths=...)"
+                f"documents: lengths add up to {keys:,} tokens; this mask is for {grid.q_len:,} queries and "
+                f"{grid.kv_len:,} keys. Where the keys are another sequence, give their lengths: "
+                "documents(lengths, kv_lengths=...); where they are the first tokens of the same one, q_offset=0"
             )
         tokens = max(grid.q_offset + grid.q_len, grid.kv_len)
         if tokens > keys:

@@ -111,10 +111,10 @@ def compiled_for(choices: Mapping[str, Sequence[Any]], forms: int | None) -> st.
     return st.sampled_from([dict(zip(choices, row, strict=True)) for row in zip(*dealt, strict=True)])
 
 
-def fits(pattern: Pattern, q_len: int, kv_len: int, q_offset: int | None) -> bool:
-    """Whether a pattern can have these lengths: documents do not guess where more queries than keys stand."""
-    guessed = q_len > kv_len and q_offset in (None, kv_len - q_len)
-    return not (guessed and holds(pattern, Documents))
+def is_placed(pattern: Pattern, q_len: int, kv_len: int, q_offset: int | None) -> bool:
+    """Whether a pattern takes these lengths: documents do not guess where more queries than keys begin."""
+    unsaid = q_len > kv_len and q_offset in (None, kv_len - q_len)
+    return not (unsaid and holds(pattern, Documents))
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class Shape:
         return self.kv_len - self.q_len if self.q_offset is None else self.q_offset
 
     def compile(self, pattern: Pattern) -> P.BlockMask:
-        assume(fits(pattern, self.q_len, self.kv_len, self.q_offset))
+        assume(is_placed(pattern, self.q_len, self.kv_len, self.q_offset))
         return pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
 
     def truth(self, pattern: Pattern) -> np.ndarray:

@@ -24,7 +24,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
 from tests.oracle import Case, Features, check, ours, random_case, random_features
-from tests.strategies import WIDER, compiled_for, expressions, fits, leaves, per_head
+from tests.strategies import WIDER, compiled_for, expressions, is_placed, leaves, per_head
 
 BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
 SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
@@ -56,6 +56,7 @@ class Drawn:
     transposed: bool
 
     def mask(self) -> BlockMask:
+        assume(is_placed(self.pattern, self.q_len, self.kv_len, self.q_offset))
         return self.pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
 
     def case(self) -> Case:
@@ -92,11 +93,10 @@ def drawn(draw: st.DrawFn) -> Drawn:
     pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
     longest = (40 if SMALL else 400) * WIDER
     form = draw(FORMS)
-    q_len, kv_len = draw(st.integers(1, longest)), draw(st.integers(1, longest))
-    q_offset = draw(st.none() | st.integers(-20, 20))
-    assume(fits(pattern, q_len, kv_len, q_offset))
     return Drawn(
-        pattern, heads, group, batch, q_len, kv_len, (form["bq"], form["bk"]), q_offset,
+        pattern, heads, group, batch,
+        draw(st.integers(1, longest)), draw(st.integers(1, longest)),
+        (form["bq"], form["bk"]), draw(st.none() | st.integers(-20, 20)),
         form["dim"], form["v_dim"], form["dtype"], draw(st.integers(0, 1 << 16)),
         draw(features(form["on"])), draw(st.booleans()),
     )  # fmt: skip
@@ -159,6 +159,7 @@ def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, form: dict[s
 def test_law_8_disjoint_keys_merge_by_lse(d: Drawn, part: Pattern) -> None:
     d = dataclasses.replace(d, dtype=torch.float32)  # halves are rounded before they are merged
     mask, case = d.mask(), d.case()
+    assume(is_placed(part, *mask.shape, d.q_offset))
     taken = part.compile(mask.shape, block=mask.block, q_offset=d.q_offset)
     sinks = case.features.sinks  # a sink is no key of either set: it takes its share at the end
     without = dataclasses.replace(case, features=dataclasses.replace(case.features, sinks=None))

@@ -178,6 +178,15 @@ def test_a_token_of_a_decoder_sees_its_document_so_far() -> None:
         np.testing.assert_array_equal(token[0], whole.compile(11, block=16).to_dense()[length - 1, :length])
 
 
+def test_a_place_of_the_queries_that_is_given_is_no_guess() -> None:
+    whole = P.documents([5, 6]).compile(11, block=16).to_dense()
+    first_keys = P.documents([5, 6]).compile((11, 7), block=16, q_offset=0)
+    np.testing.assert_array_equal(first_keys.to_dense(), whole[:, :7])
+    earlier = P.documents([5, 6]).compile((11, 11), block=16, q_offset=-2)  # two queries stand before all documents
+    assert not earlier.to_dense()[:2].any()
+    np.testing.assert_array_equal(earlier.to_dense()[2:], whole[:9])
+
+
 def test_keys_that_no_query_asks_for_cost_no_more_than_the_grid() -> None:
     lengths, kv_lengths = [1, 0] * 500, [1, 40_000] * 500
     mask = P.documents(lengths, kv_lengths=kv_lengths).compile((500, sum(kv_lengths)), block=128)
@@ -201,8 +210,11 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: P.documents([3, 4], [5]), "2 lengths need as many kv_lengths, got 1"),
     (lambda: P.documents([0, 0]).compile(1), "2 lengths add up to 0 tokens; the sequence has 1"),
     (lambda: P.documents(cu_seqlens=[0, 2], cu_seqlens_k=[1, 2]), "cu_seqlens_k must start at 0"),
-    (lambda: P.documents([30, 40]).compile((70, 3)), r"70 queries and 3 keys .* documents\(lengths, kv_lengths=...\)"),
-    (lambda: P.documents([3, 4]).compile((1, 7), q_offset=-1), "1 queries and 7 keys put the first query 1 before"),
+    (
+        lambda: P.documents([30, 40]).compile((70, 3)),
+        r"for 70 queries and 3 keys.*documents\(lengths, kv_lengths=...\)",
+    ),
+    (lambda: P.documents([30, 40]).compile((4, 3)), "add up to 70 tokens; this mask is for 4 queries and 3 keys"),
     (lambda: P.documents([3, 4], [2, 2]).compile(4), "7 queries and kv_lengths to 4 keys; this mask is for 4 x 4"),
     (lambda: P.documents([3, 4], [2, 2]).compile((7, 5)), "add up to 7 queries and kv_lengths to 4 keys"),
     (lambda: P.documents([3, 4], [2, 2]).compile((7, 3)), "this mask is for 7 x 3 tokens"),

@@ -18,7 +18,7 @@ from sparseflash.distributed.sharding import Deal
 from sparseflash.patterns import BlockMask
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.intervals import positions
-from tests.strategies import expressions, fits, leaves, per_head
+from tests.strategies import expressions, is_placed, leaves, per_head
 
 DEALS = st.sampled_from(["weight", "zigzag", "contiguous"])
 
@@ -61,7 +61,7 @@ def test_the_parts_of_all_ranks_are_the_mask(
 ) -> None:
     """Every allowed pair is computed by one rank, which holds the query or the key, and no other pair is."""
     lengths = (lengths[0], lengths[0]) if square else lengths
-    assume(fits(pattern, *lengths, q_offset))
+    assume(is_placed(pattern, *lengths, q_offset))
     mask = pattern.compile(lengths, block=block, q_offset=q_offset)
     queries = Sharding.of(mask, ranks, deal)
     keys = queries if square else Sharding.of(mask, ranks, "contiguous", axis="k")
