@@ -153,6 +153,22 @@ def test_dtensors_are_refused_with_the_way_out() -> None:
     assert "q.to_local()" in done.stdout
 
 
+SHARED = """
+import torch, torch.distributed as dist, sparseflash as sf
+from sparseflash.distributed import context_parallel_attention
+from torch.distributed.device_mesh import init_device_mesh
+dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+mesh, mask, x = init_device_mesh("cpu", (1,)), sf.parse("causal() & local(50)").compile(200), torch.randn(1, 2, 200, 16)
+shared = torch.compile(lambda x: context_parallel_attention(2 * x, x, x, mask, mesh) + 1, backend="eager")
+assert torch.allclose(shared(x), sf.attention(2 * x, x, x, mask) + 1, atol=1e-5)
+dist.destroy_process_group()
+"""
+
+
+def test_attention_over_several_ranks_runs_outside_of_compiled_graphs() -> None:
+    subprocess.run([sys.executable, "-c", SHARED], capture_output=True, timeout=200, check=True)
+
+
 def test_a_scale_that_is_a_tensor_goes_into_the_queries() -> None:
     q, k, v = qkv(1, 1, 32, 16)
     scale = torch.tensor(0.3, requires_grad=True)
