@@ -54,7 +54,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     """
     with open_untrusted(path) as (file, size):
         if _size_in_header(file) != size:
-            raise ValueError(f"{path} is no complete safetensors file; it is truncated or foreign")
+            raise ValueError(f"{path} is no complete safetensors file; it is damaged, truncated or foreign")
         file.seek(0)
         content = file.read(size)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -62,7 +62,7 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     try:
         return dict(load(content))
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}); it is truncated or foreign") from None
+        raise ValueError(f"{path} is no complete safetensors file ({error}): damaged, truncated or foreign") from None
 
 
 def _size_in_header(file: BinaryIO) -> int | None:

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.foreign import of_kinds, parse_json, read_text
+from sparseflash.foreign import of_kinds, parse_json, read_bytes, read_text
 from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
@@ -183,6 +183,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name in (WEIGHTS, CONFIG, OPTIMIZER):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
+    content = read_bytes(path / CONFIG)
+    if hashlib.sha256(content).hexdigest() != sums.get(CONFIG):
+        raise ValueError(f"{path / CONFIG} is damaged: its checksum does not fit")
+    text = content.decode(errors="replace")
     recipe = state.get("config", {})
     try:
         config = TrainConfig.from_dict(recipe)
@@ -201,9 +205,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
     if _NAME.fullmatch(path.name) and _step_of(path) != step:
         raise ValueError(f"{path} was renamed: it is the checkpoint of step {step}")
-    text = read_text(path / CONFIG)
-    if hashlib.sha256(text.encode()).hexdigest() != sums.get(CONFIG):
-        raise ValueError(f"{path / CONFIG} is damaged: its checksum does not fit")
     if type(config.model).from_json(text) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
     tensors = read_tensors(path / WEIGHTS, sums.get(WEIGHTS)), read_tensors(path / OPTIMIZER, sums.get(OPTIMIZER))

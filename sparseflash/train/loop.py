@@ -149,8 +149,7 @@ def train(
     with ExitStack() as stack:
         # First of all: where Python swallows the exception that a signal raises, it has still been noted.
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
-        if processes.first and (run.is_dir() or not resume):
-            run.mkdir(parents=True, exist_ok=True)
+        if processes.first and (there := run.is_dir()):
             stack.enter_context(folder_lock(run))
         checkpoint = None
         if resume:
@@ -198,6 +197,9 @@ def train(
                 if isinstance(stage, Stage):  # where the discs are is not in files
                     reporter.figure("attention", attention(shown, stage), step)
 
+        if processes.first and not there:  # all that could be refused has been
+            run.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(folder_lock(run))
         images = config.batch * batches
         reporter = stack.enter_context(
             Reporter(run, step, images, quiet=not processes.first, line=line, evaluated=progress.evaluated)

@@ -122,8 +122,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("kernels/cpu_operands.py", "if gathers and self.x.stride()[1:] != (x.shape[2], 1):", "1  ->  2"): SLOWER,
     ("kernels/cpu_plan.py", "if len(some) >= BAND * apart and (moves == moves[0]).all() and moves[0, 1] >= 0:",
      "0  ->  1"): SAME + ": all moves are equal there",
-    ("kernels/cpu.py", "dirty = self.masks.dirty and bool(part.masked)",
-     "self.masks.dirty and bool(part.masked)  ->  self.masks.dirty or bool(part.masked)"): SLOWER,
     ("kernels/cpu.py", "return low > 2.0**-SOUND and high < 2.0**SOUND  # false for NaN",
      "2.0 ** SOUND  ->  2.0 * SOUND"): SLOWER + ": the careful way",
     ("kernels/cpu.py",
