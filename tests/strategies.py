@@ -131,7 +131,8 @@ class Shape:
         return self.kv_len - self.q_len if self.q_offset is None else self.q_offset
 
     def compile(self, pattern: Pattern) -> P.BlockMask:
-        assume(is_placed(pattern, self.q_len, self.kv_len, self.q_offset))
+        if not is_placed(pattern, self.q_len, self.kv_len, self.q_offset):
+            assume(False)
         return pattern.compile((self.q_len, self.kv_len), block=self.block, q_offset=self.q_offset)
 
     def truth(self, pattern: Pattern) -> np.ndarray:
