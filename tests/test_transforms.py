@@ -296,7 +296,7 @@ def test_another_process_loads_a_program(imports: str, tmp_path: Path) -> None:
     torch.export.save(torch.export.export(Program(Example("attention", (q, q, q), (None, *setting))), (q, q, q)), file)
     torch.save((q, out), tmp_path / "tensors.pt")
     code = f"""{imports}
-q, out = torch.load({str(tmp_path / "tensors.pt")!r})
+q, out = torch.load({str(tmp_path / "tensors.pt")!r}, weights_only=True)
 assert torch.equal(torch.export.load({file!r}).module()(q, q, q)[0], out)"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
