@@ -21,7 +21,7 @@ from sparseflash.arguments import (
     under_autocast,
 )
 from sparseflash.functional import Mask
-from sparseflash.kernels import cpu_decode
+from sparseflash.kernels import cpu
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.constant import constant
@@ -55,7 +55,7 @@ def _decode(
     arguments = (q, k, v, lengths, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), Score(*score), sinks)
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
-            return cpu_decode.decode(*arguments)
+            return cpu.decode(*arguments)
     from sparseflash.kernels import triton_decode
 
     return triton_decode.decode(*arguments)

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels import cpu_flash
 from sparseflash.patterns import BlockMask
 from tests.oracle import NAMES, Case, Features, check, eager, ours, random_case
 from tests.test_attention_laws import BACKEND, DEVICE, Drawn, drawn
@@ -102,16 +101,6 @@ def test_law_9_hidden_pairs_leave_no_trace(d: Drawn, operand: str, where: tuple[
     values = [huge, -huge, math.nan, math.inf, -math.inf] if operand != "dlse" else [1e30, math.nan]
     mask, case = d.mask(), d.case()
     check_what_is_out_of_reach(d, mask, case, operand, where, data.draw(st.sampled_from(values), label="value"))
-
-
-@given(drawn(), st.sampled_from(OPERANDS), st.tuples(st.integers(0, 3), st.integers(0, 500)))
-@pytest.mark.skipif(BACKEND != "cpu", reason="of the CPU backend's way to bf16 on matrix units")
-def test_hidden_pairs_leave_no_trace_on_matrix_units(d: Drawn, operand: str, where: tuple[int, int]) -> None:
-    d = dataclasses.replace(d, dtype=torch.bfloat16, v_dim=d.dim, features={})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_flash, "AMX", True)  # torch's operator takes bf16 on any processor
-        for value in (3e38, math.nan):
-            check_what_is_out_of_reach(d, d.mask(), d.case(), operand, where, value)
 
 
 @pytest.mark.parametrize("scale", [0.0, 1e-300, 1e-40])

@@ -1,0 +1,67 @@
+// Block-sparse attention over a lookup table on a CPU: what the library offers. native.py calls it.
+//
+// There are no headers of torch here and no C++ runtime: the C library alone.
+#include "backward.h"
+#include "forward.h"
+
+#define EXPORT extern "C" __attribute__((visibility("default")))
+
+template <bool F> static int attend(const Problem& a) {
+  // Pairs are read where they lie: whole ones.
+  const bool even = a.D % G == 0 && a.V % G == 0 && a.sq[2] % 2 == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0;
+  if (a.kind == 0) return forward<float, false, F>(a);
+  if (a.kind == 2) return forward<fp16, false, F>(a);
+  if constexpr (PAIRS)
+    if (even) return forward<bf16, true, F>(a);
+  return forward<bf16, false, F>(a);
+}
+template <bool F> static int differentiate(const Problem& a) {
+  const bool even = a.D % G == 0 && a.V % G == 0 && a.sq[2] % 2 == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0 && a.sdo[2] % 2 == 0;
+  if (a.kind == 0) return backward<float, false, F>(a);
+  if (a.kind == 2) return backward<fp16, false, F>(a);
+  if constexpr (PAIRS)
+    if (even) return backward<bf16, true, F>(a);
+  return backward<bf16, false, F>(a);
+}
+template <bool F> static int decode_all(const Problem& a) {
+  const bool even = a.D % G == 0 && a.V % G == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0;
+  if (a.kind == 0) return decode<float, false, F>(a);
+  if (a.kind == 2) return decode<fp16, false, F>(a);
+  if constexpr (PAIRS)
+    if (even) return decode<bf16, true, F>(a);
+  return decode<bf16, false, F>(a);
+}
+
+// 0, or 1 where memory ran out and results are not to be used.
+EXPORT int32_t sparseflash_forward(const Problem* a) { return featured(*a) ? attend<true>(*a) : attend<false>(*a); }
+EXPORT int32_t sparseflash_backward(const Problem* a) { return featured(*a) ? differentiate<true>(*a) : differentiate<false>(*a); }
+EXPORT int32_t sparseflash_decode(const Problem* a) { return featured(*a) ? decode_all<true>(*a) : decode_all<false>(*a); }
+
+EXPORT int64_t sparseflash_problem_size(void) { return sizeof(Problem); }
+EXPORT int64_t sparseflash_panel(void) { return PW; }
+EXPORT void sparseflash_threads(ParallelFor f) { parallel_for = f; }
+
+// Tiles [T, rows, ceil(cols / 32)] from the other side, [T, cols, ceil(rows / 32)].
+EXPORT void sparseflash_turn(const uint32_t* bits, uint32_t* turned, int64_t T, int64_t rows, int64_t cols) {
+  const int64_t words = (cols + 31) / 32, turned_words = (rows + 31) / 32;
+  memset(turned, 0, (size_t)(T * cols * turned_words * 4));
+  for (int64_t t = 0; t < T; t++, bits += rows * words, turned += cols * turned_words)
+    for (int64_t i = 0; i < rows; i++)
+      for (int64_t w = 0; w < words; w++)
+        for (uint32_t x = bits[i * words + w]; x; x &= x - 1) {
+          const int64_t j = w * 32 + __builtin_ctz(x);
+          if (j < cols) turned[j * turned_words + i / 32] |= 1u << (i % 32);
+        }
+}
+// Of tiles [T, lines, ceil(lanes / 32)]: which groups of G lines any lane of a panel meets, [T, ceil(lanes / PW)].
+EXPORT void sparseflash_cells(const uint32_t* bits, uint64_t* cells, int64_t T, int64_t lines, int64_t lanes) {
+  const int64_t words = (lanes + 31) / 32, panels = (lanes + PW - 1) / PW;
+  for (int64_t t = 0; t < T; t++, bits += lines * words, cells += panels)
+    for (int64_t p = 0; p < panels; p++) {
+      cells[p] = 0;
+      for (int64_t i = 0; i < lines; i++) {
+        const uint64_t x = bits[i * words + p * PW / 32] >> (p * PW % 32);
+        if (x & ((1ull << PW) - 1)) cells[p] |= 1ull << (i / G);
+      }
+    }
+}

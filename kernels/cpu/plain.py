@@ -1,0 +1,218 @@
+"""Attention on a CPU in a few operators of torch for each block row: correct and simple, not fast.
+
+It serves where there is no compiled kernel, and float64. A block row gathers the keys that some query of it sees, so that
+nothing else is ever touched, and is masked dense attention of its queries with these.
+
+Shape legend: H query heads (of all samples) that share a pattern, n queries of a block row, T keys that some of them see,
+D head dim of q and k, V that of v.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from sparseflash.kernels import dropout
+from sparseflash.kernels import sinks as sink_logits
+from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
+
+
+def forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    out, lse = call.empty_results()
+    for heads in call.heads:
+        for row in range(rows.spans.shape[1]):
+            first = row * block[0]
+            call.attend(heads, row, range(first, min(first + block[0], q.shape[2])), first, out, lse)
+    return _finished(q, out, lse, sinks)
+
+
+def decode(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: Side, tiles: Tiles,
+    pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i.
+
+    Keys at or past the length are not read.
+    """
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    out, lse = call.empty_results()
+    for sample, length in enumerate(lengths.tolist()):
+        start, bound = length - q.shape[2], min(length, k.shape[2])
+        for heads in call.heads:
+            mine = heads.of_sample(sample)
+            position = max(start, 0)
+            while len(mine.number) and position < bound:
+                stop = min(bound, (position // block[0] + 1) * block[0])
+                places = range(position - start, stop - start)
+                call.attend(mine, position // block[0], places, position, out, lse, bound)
+                position = stop
+    return _finished(q, out, lse, sinks)
+
+
+def _finished(
+    q: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if sinks is not None:
+        out *= sink_logits.share(lse, sinks).unsqueeze(-1)
+    return out.to(q.dtype), lse
+
+
+def backward(
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
+    out: torch.Tensor, lse: torch.Tensor, rows: Side, columns: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    block: tuple[int, int], score: Score,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
+    """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    gradients = tuple(x.new_zeros(x.shape, dtype=call.dtype) for x in (q, k, v))
+    for heads in call.heads:
+        for row in range(rows.spans.shape[1]):
+            first = row * block[0]
+            here = range(first, min(first + block[0], q.shape[2]))
+            call.differentiate(heads, row, here, (dout, dlse, out, lse), gradients)
+    dq, dk, dv = gradients
+    return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """Query heads that share a pattern."""
+
+    pattern: int
+    sample: torch.Tensor  # int64 [H]
+    number: torch.Tensor  # int64 [H]
+
+    def of_sample(self, sample: int) -> _Heads:
+        mine = self.sample == sample
+        return _Heads(self.pattern, self.sample[mine], self.number[mine])
+
+
+class _Call:
+    """What all block rows of a call share."""
+
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+        block: tuple[int, int], score: Score,
+    ) -> None:  # fmt: skip
+        self.q, self.k, self.v, self.rows, self.tiles, self.block, self.score = q, k, v, rows, tiles, block, score
+        self.dtype = torch.promote_types(q.dtype, torch.float32)
+        self.group = q.shape[1] // k.shape[1]
+        self.limit = dropout.threshold(score.dropout)
+        self.retained = 1.0 if score.seed is None else dropout.ONE / self.limit
+        self.slopes = None if score.slopes is None else score.slopes.expand(q.shape[:2]).to(self.dtype)
+        patterns = pattern_of.expand(q.shape[:2])
+        self.heads = [_Heads(p, *(patterns == p).nonzero().unbind(1)) for p in patterns.unique().tolist()]
+
+    def empty_results(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of queries that see nothing."""
+        out = self.q.new_zeros((*self.q.shape[:-1], self.v.shape[-1]), dtype=self.dtype)
+        return out, self.q.new_full(self.q.shape[:-1], -torch.inf, dtype=self.dtype)
+
+    def seen(self, pattern: int, row: int, queries: range, bound: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys below a bound that some query of a block row sees, ascending int64 [T], and who sees which [n, T].
+
+        `queries` are numbers within the row.
+        """
+        span = self.rows.spans[pattern, row].tolist()
+        full = self.rows.full[span[FULL_START] : span[FULL_STOP]].long()
+        partial = self.rows.partial[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
+        tile = self.rows.tile[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
+        size = self.block[1]
+        words = self.tiles.bits[tile, queries.start : queries.stop].unsqueeze(-1)
+        bits = (words >> torch.arange(min(32, size), dtype=torch.int32) & 1).flatten(-2).bool()
+        everything = torch.ones((len(queries), len(full), size), dtype=torch.bool)
+        visible = torch.cat([everything, bits.transpose(0, 1)[..., :size]], 1)
+        blocks, order = torch.cat([full, partial]).sort()
+        keys = (blocks[:, None] * size + torch.arange(size)).flatten()
+        visible = visible[:, order].flatten(1)
+        chosen = visible.any(0) & (keys < bound)
+        return keys[chosen], visible[:, chosen]
+
+    def scores(
+        self, heads: _Heads, positions: range, keys: torch.Tensor, visible: torch.Tensor, q: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Scores [H, n, T], -inf where a key is hidden, and their derivative by scaled products unless it is 1."""
+        scores = (q @ self.taken(self.k, heads, keys).mT).mul_(self.score.scale)
+        bend = None
+        if self.score.softcap is not None:
+            scores.div_(self.score.softcap).tanh_()
+            bend = 1 - scores.square()
+            scores.mul_(self.score.softcap)
+        if self.slopes is not None:
+            queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+            distance = (queries[:, None] - keys).abs().to(self.dtype)
+            scores.addcmul_(self.slopes[heads.sample, heads.number][:, None, None], distance, value=-1)
+        return scores.masked_fill_(~visible, -torch.inf), bend
+
+    def taken(self, x: torch.Tensor, heads: _Heads, keys: torch.Tensor) -> torch.Tensor:
+        """Keys or values [H, T, ...]."""
+        return x[heads.sample[:, None], heads.number[:, None] // self.group, keys].to(self.dtype)
+
+    def dropped(self, heads: _Heads, positions: range, keys: torch.Tensor) -> torch.Tensor | None:
+        """Which probabilities [H, n, T] dropout makes 0; None without dropout."""
+        if self.score.seed is None:
+            return None
+        numbers = (heads.sample * self.q.shape[1] + heads.number)[:, None]
+        rows = dropout.row_keys(self.score.seed, numbers, torch.arange(positions.start, positions.stop))
+        return ~dropout.kept(rows.unsqueeze(-1), keys, self.limit)
+
+    def attend(
+        self, heads: _Heads, row: int, places: range, position: int, out: torch.Tensor, lse: torch.Tensor,
+        bound: int | None = None,
+    ) -> None:  # fmt: skip
+        """Write the results of queries `places` of q, of which the first stands at a position of block row `row`."""
+        first = position - row * self.block[0]
+        within = range(first, first + len(places))
+        keys, visible = self.seen(heads.pattern, row, within, self.k.shape[2] if bound is None else bound)
+        if not len(keys):
+            return
+        at = heads.sample, heads.number, slice(places.start, places.stop)
+        positions = range(position, position + len(places))
+        scores, _ = self.scores(heads, positions, keys, visible, self.q[at].to(self.dtype))
+        total = scores.logsumexp(-1, keepdim=True)
+        # A query that sees none of these keys: -inf - -inf is NaN.
+        p = scores.sub_(total.masked_fill(~visible.any(-1, keepdim=True), 0)).exp_()
+        if (gone := self.dropped(heads, positions, keys)) is not None:
+            p.masked_fill_(gone, 0).mul_(self.retained)
+        out[at] = (p @ self.taken(self.v, heads, keys)).masked_fill_(~visible.any(-1, keepdim=True), 0)
+        lse[at] = total.squeeze(-1)
+
+    def differentiate(
+        self, heads: _Heads, row: int, places: range,
+        results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor],
+        gradients: tuple[torch.Tensor, ...],
+    ) -> None:  # fmt: skip
+        """Add the part of a block row to the gradients of q, k and v."""
+        keys, visible = self.seen(heads.pattern, row, range(len(places)), self.k.shape[2])
+        if not len(keys):
+            return
+        at = heads.sample, heads.number, slice(places.start, places.stop)
+        dead = ~visible.any(-1, keepdim=True)
+        # Whatever a query that sees nothing is, and its cotangents, it adds nothing.
+        q, dout, out, lse = (x[at].to(self.dtype) for x in (self.q, results[0], *results[2:]))
+        q, dout = q.masked_fill(dead, 0), dout.masked_fill(dead, 0)
+        scores, bend = self.scores(heads, places, keys, visible, q)
+        p = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_(~visible, 0)
+        dp = dout @ self.taken(self.v, heads, keys).mT
+        given = p
+        if (gone := self.dropped(heads, places, keys)) is not None:
+            dp = dp.masked_fill_(gone, 0).mul_(self.retained)
+            given = p.masked_fill(gone, 0).mul_(self.retained)
+        delta = (dout * out).sum(-1, keepdim=True)
+        if results[1] is not None:
+            delta = delta - results[1][at].to(self.dtype).unsqueeze(-1)
+        ds = p * (dp - delta)
+        if bend is not None:
+            ds *= bend
+        ds.masked_fill_(~visible, 0)
+        gradients[0][at] = (ds @ self.taken(self.k, heads, keys)).masked_fill_(dead, 0) * self.score.scale
+        index = heads.sample[:, None], heads.number[:, None] // self.group, keys
+        gradients[1].index_put_(index, ds.mT @ q * self.score.scale, accumulate=True)
+        gradients[2].index_put_(index, given.mT @ dout, accumulate=True)
+

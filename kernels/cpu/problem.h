@@ -1,0 +1,183 @@
+// What a call is given, the threads it runs on, and the memory each of them works in.
+#pragma once
+#include <sched.h>
+#include <stdlib.h>
+#include "vectors.h"
+
+// native.py fills this in, field by field in this order; every field has eight bytes. Tensors are [batch, heads, tokens,
+// dim], strides those of the first three in elements, the last is 1. Shape legend: P patterns, nQ / nK block rows /
+// columns, T tiles, BQ x BK tokens a block, W = ceil(BK / 32), W' = ceil(BQ / 32).
+struct Problem {
+  const void *q, *k, *v;
+  void* out;
+  float* lse;                            // [B, Hq, N], natural log, of the keys alone
+  const void* dout;
+  const float* dlse;                     // [B, Hq, N] or none
+  void *dq, *dk, *dv;                    // [B, H, tokens, dim], contiguous
+  float* dq_sum;                         // sums of dQ of `held` key heads where dq cannot hold them, or none
+  float *delta, *lse2;                   // [B, Hq, N]: rowsum(dO O) - dlse, and lse in base 2
+  int32_t* turns;                        // [B, Hq, nQ], 0 at first
+  const float* slopes;                   // with slope_b, slope_h between those of samples and heads; or none
+  const float* sinks;                    // [Hq] or none
+  const int32_t *row_spans, *row_full, *row_partial, *row_tile, *row_order;
+  const int32_t *col_spans, *col_full, *col_partial, *col_tile;
+  const int32_t* pattern_of;             // with pattern_b, pattern_h between those of samples and heads
+  const uint32_t* bits;                  // [T, BQ, W]: bit j of word w of query i: sees it key 32 w + j?
+  const uint32_t* seen_keys;             // [T, W]: those of them that any query sees
+  const uint32_t* turned;                // [T, BK, W']: the same from the side of the keys
+  const uint64_t *row_cells, *col_cells; // [T, panels]: which G lines of the other side any lane of a panel meets
+  const int64_t* lengths;                // decode: [B]; of q the last ones stand there. Or none.
+  float* parts;                          // decode: what items leave to be merged
+  int64_t sq[3], sk[3], sv[3], so[3], sdo[3];
+  int64_t B, Hq, Hkv, N, M, D, V, BQ, BK, nQ, nK;
+  int64_t slope_b, slope_h, pattern_b, pattern_h, q_offset;
+  int64_t kind;                          // of numbers: 0 float, 1 bf16, 2 fp16
+  int64_t held;                          // key heads at a time in the backward
+  int64_t chunk, chunks;                 // decode: entries of an item, and items a row
+  int64_t dropping, limit, seed_low, seed_high;  // dropout keeps hashes below limit, of 2^24
+  int64_t threads;
+  double scale, softcap;                 // softcap 0: none
+};
+
+// Threads are torch's: its C function torch_parallel_for, handed over by whoever loads this.
+typedef void (*Range)(int64_t, int64_t, void*);
+typedef int32_t (*ParallelFor)(int64_t, int64_t, int64_t, Range, void*);
+static ParallelFor parallel_for = nullptr;
+
+// work() once on each thread. Torch may run some of these one after another, on fewer threads, or all on this one: so
+// work takes its items from a counter, and an item may wait only for items that were taken before it.
+template <class F> static void on_each(long threads, const F& work) {
+  if (!parallel_for || threads <= 1) return work();
+  const Range some = [](int64_t first, int64_t last, void* context) {
+    for (; first < last; first++) (*(const F*)context)();
+  };
+  if (parallel_for(0, threads, 1, some, (void*)&work)) work();
+}
+
+// A counter that threads take items from, in ascending order.
+struct Items {
+  int64_t next = 0, count;
+  explicit Items(int64_t n) : count(n) {}
+  bool take(int64_t& item) {
+    item = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED);
+    return item < count;
+  }
+};
+// work(i) for i < n, each thread some of them in a row.
+template <class F> static void over(long threads, int64_t n, const F& work) {
+  const int64_t each = 256;
+  Items items((n + each - 1) / each);
+  on_each(threads, [&] {
+    for (int64_t item; items.take(item);)
+      for (int64_t i = item * each; i < n && i < (item + 1) * each; i++) work(i);
+  });
+}
+
+// Memory of a thread, kept from call to call. It is asked for before a thread takes its first item: one that gets none
+// leaves the items to the others, and a call of which no thread got any fails as a whole.
+struct Scratch {
+  char* base;
+  size_t size, used;
+  template <class T = float> T* take(size_t count) {
+    T* p = (T*)(base + used);
+    used += (count * sizeof(T) + 63 + 128) / 64 * 64;  // two lines apart: panels would share sets of a cache
+    return p;
+  }
+};
+static Scratch* scratch(size_t floats, int pieces) {
+  static thread_local Scratch own{nullptr, 0, 0};
+  const size_t need = (floats * 4 + (size_t)pieces * 256 + 4095) / 4096 * 4096;
+  if (own.size < need) {
+    free(own.base);
+    own.base = (char*)aligned_alloc(4096, need);
+    own.size = own.base ? need : 0;
+  }
+  own.used = 0;
+  return own.base ? &own : nullptr;
+}
+
+static INLINE long up(long n, long to) { return (n + to - 1) / to * to; }
+static INLINE long at_most(long a, long b) { return a < b ? a : b; }
+
+struct Head {
+  long b, h, hk;    // sample, query head, key head
+  long pattern;
+  float slope;
+};
+static INLINE Head head_of(const Problem& a, long b, long h) {
+  const float slope = a.slopes ? a.slopes[b * a.slope_b + h * a.slope_h] : 0.f;
+  return {b, h, h / (a.Hq / a.Hkv), a.pattern_of[b * a.pattern_b + h * a.pattern_h], slope};
+}
+static INLINE uint32_t row_key(const Problem& a, const Head& at, long query) {
+  const uint32_t key = absorbed(absorbed(0, (uint32_t)a.seed_low), (uint32_t)a.seed_high);
+  return absorbed(absorbed(key, (uint32_t)(at.b * a.Hq + at.h)), absorbed(0, (uint32_t)query));
+}
+static INLINE bool kept(const Problem& a, uint32_t row, long key) {
+  return (int64_t)(mixed(row + (uint32_t)(key + 1) * GOLDEN) >> 8) < a.limit;
+}
+static INLINE float retained(const Problem& a) { return a.dropping ? (float)(16777216.0 / (double)a.limit) : 1.f; }
+// Whether more than a factor comes between a product and its score in base 2. (A factor of 0 or nearly: -inf times it
+// would not hide.)
+static INLINE bool featured(const Problem& a) {
+  return a.softcap || a.slopes || a.dropping || !(a.scale * LOG2_E >= 1.17549435e-38f);
+}
+
+// Lines x [n][dim] as panels [panel][dim or dim / 2][PW], a line a lane; 0 in lanes without one.
+template <class T, bool P> static void pack_panels(const T* x, long stride, int n, int dim, float* to) {
+  const int words = P ? dim / 2 : dim;
+  for (int first = 0; first < n; first += PW, to += (long)PW * words)
+    for (int lane = 0; lane < PW; lane++) {
+      const T* line = x + (long)(first + lane) * stride;
+      if (first + lane >= n)
+        for (int d = 0; d < words; d++) to[d * PW + lane] = 0;
+      else if constexpr (P)
+        for (int d = 0; d < words; d++) memcpy(&to[d * PW + lane], line + 2 * d, 4);
+      else
+        for (int d = 0; d < words; d++) to[d * PW + lane] = wide(line[d]);
+    }
+}
+// Lines x [n][dim] of bf16 as pairs of lines [ceil(n / 2)][dim]
+static void pack_pairs(const bf16* x, long stride, int n, int dim, float* to) {
+  for (int k = 0; k < n; k += 2) {
+    const bf16 *first = x + (long)k * stride, *second = first + stride;
+    uint32_t* line = (uint32_t*)to + (long)k / 2 * dim;
+    for (int d = 0; d < dim; d++) line[d] = first[d].bits | (k + 1 < n ? (uint32_t)second[d].bits << 16 : 0);
+  }
+}
+// Lines x [n][dim] as floats [n][line]
+template <class T> static void widen(const T* x, long stride, int n, int dim, float* to, long line, float factor = 1) {
+  for (int k = 0; k < n; k++, x += stride, to += line) {
+    for (int d = 0; d < dim; d++) to[d] = wide(x[d]) * factor;
+    for (int d = dim; d < line; d++) to[d] = 0;
+  }
+}
+
+// Lines of an operand as products read them: whole groups of G where they lie, a last group of fewer in a copy that
+// zeros fill up.
+struct Lines {
+  const word* at;
+  long line;        // words from one to the next
+  const float* tail;
+  long tail_line;
+  int whole;        // groups that are read where they lie
+  int each;         // lines of a group: G, or G / 2 pairs
+  const word* group(int g) const { return g < whole ? at + (long)g * each * line : tail; }
+  long step(int g) const { return g < whole ? line : tail_line; }
+};
+// `n` tokens in lines of `words` words. Where lines are pairs of tokens there are half as many, rounded up.
+static Lines lines(const void* at, long line, int n, int words, bool pairs_of_lines, float* tail) {
+  const int each = pairs_of_lines ? G / 2 : G, whole = n / G, rest = pairs_of_lines ? (n % G + 1) / 2 : n % G;
+  Lines found{(const word*)at, line, tail, words, whole, each};
+  if (rest) {
+    memset(tail, 0, (size_t)each * words * 4);
+    for (int r = 0; r < rest; r++) memcpy(tail + r * words, found.at + ((long)whole * each + r) * line, words * 4);
+  }
+  return found;
+}
+
+// The numbers of the bits set in a word, and how many.
+static INLINE int listed(uint64_t bits, int* numbers) {
+  int n = 0;
+  for (; bits; bits &= bits - 1) numbers[n++] = __builtin_ctzll(bits);
+  return n;
+}
