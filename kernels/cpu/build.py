@@ -1,8 +1,8 @@
 """Compile the kernel: ``python kernels/cpu/build.py`` in a checkout, and what installing the package does.
 
-A C++ compiler is all it takes: no headers of torch or Python. It is the one that ``CXX`` names, else ``c++``, ``g++`` or
-``clang++``, else that of ziglang from the package index where it is installed. Only the standard library is imported:
-this runs where torch is not.
+A C++ compiler is all it takes: no headers of torch or Python. It is the one that ``CXX`` names, else ``c++``, ``g++``
+or ``clang++``, else that of ziglang where it is installed. Only the standard library is imported: this runs where torch
+is not.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-if __package__:
-    from .levels import FOLDER, Level, levels_of, machine
+if TYPE_CHECKING or __package__:
+    from sparseflash.kernels.cpu.levels import FOLDER, Level, levels_of, machine
 else:  # by path, before anything is installed
     sys.path.insert(0, str(Path(__file__).parent))
     from levels import FOLDER, Level, levels_of, machine
@@ -45,13 +46,16 @@ def compiler() -> list[str] | None:
     return None
 
 
-def build(levels: Sequence[Level], folder: Path = FOLDER, extra: Sequence[str] = ()) -> dict[str, str]:
+def build(
+    levels: Sequence[Level], folder: Path = FOLDER, extra: Sequence[str] = (), source: Path = SOURCE
+) -> dict[str, str]:
     """Compile levels into a folder. What went wrong, by level; empty where all is well.
 
     Args:
         levels: from :mod:`levels`.
         folder: where libraries go.
         extra: more flags, as of a sanitizer.
+        source: kernel.cpp, or a changed copy beside headers of its own.
     """
     command = compiler()
     if command is None:
@@ -64,7 +68,7 @@ def build(levels: Sequence[Level], folder: Path = FOLDER, extra: Sequence[str] =
         os.close(handle)
         flags = [*FLAGS, *(LINUX if sys.platform == "linux" else ()), *level.flags, *extra]
         try:
-            subprocess.run([*command, *flags, "-o", draft, str(SOURCE)], check=True, capture_output=True, text=True)
+            subprocess.run([*command, *flags, "-o", draft, str(source)], check=True, capture_output=True, text=True)
             os.chmod(draft, 0o755)
             os.replace(draft, into)
         except (OSError, subprocess.CalledProcessError) as error:

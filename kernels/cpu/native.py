@@ -9,6 +9,8 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,7 +55,7 @@ class Problem(ctypes.Structure):
     )
 
 
-class Unusable(Exception):
+class UnusableError(Exception):
     """Why there is no compiled kernel here."""
 
 
@@ -64,11 +66,11 @@ class Library:
         try:
             library = ctypes.CDLL(str(path))
         except OSError as error:
-            raise Unusable(f"{path.name} cannot be loaded: {error}") from None
+            raise UnusableError(f"{path.name} cannot be loaded: {error}") from None
         library.sparseflash_problem_size.restype = ctypes.c_int64
         library.sparseflash_panel.restype = ctypes.c_int64
         if library.sparseflash_problem_size() != ctypes.sizeof(Problem):
-            raise Unusable(f"{path.name} is of another version: build it anew")
+            raise UnusableError(f"{path.name} is of another version: build it anew")
         self.name, self.panel = name, int(library.sparseflash_panel())
         library.sparseflash_threads(_parallel_for())
         self.turn, self.cells = library.sparseflash_turn, library.sparseflash_cells
@@ -89,7 +91,7 @@ def _parallel_for() -> ctypes.c_void_p:
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
         if (folder / name).exists():
             return ctypes.cast(ctypes.CDLL(str(folder / name)).torch_parallel_for, ctypes.c_void_p)
-    raise Unusable(f"torch's library was not found in {folder}")
+    raise UnusableError(f"torch's library was not found in {folder}")
 
 
 def capabilities() -> dict[str, Any]:
@@ -101,37 +103,57 @@ def capabilities() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _loaded() -> Library | Unusable:
+def _best() -> Library | UnusableError:
     wanted = os.environ.get(VARIABLE, "")
     possible = levels.runnable(capabilities())
     if wanted == PLAIN:
-        return Unusable(f"{VARIABLE}={PLAIN} asks for none")
+        return UnusableError(f"{VARIABLE}={PLAIN} asks for none")
     if wanted:
         possible = tuple(level for level in possible if level.name == wanted)
         if not possible:
             names = [level.name for level in levels.runnable(capabilities())]
             raise ValueError(f"{VARIABLE} must be {PLAIN!r} or one of {names}, which this machine runs; got {wanted!r}")
     if not possible:
-        return Unusable(f"there is no build for this processor ({levels.machine()})")
-    why = Unusable(f"{possible[-1].library} is not there: install with a C++ compiler at hand, or run build.py beside it")
+        return UnusableError(f"there is no build for this processor ({levels.machine()})")
+    why = UnusableError(
+        f"{possible[-1].library} is not there: install with a C++ compiler at hand, or run build.py beside it"
+    )
     for level in reversed(possible):
         if level.library.exists():
             try:
                 return Library(level.library, level.name)
-            except Unusable as error:
+            except UnusableError as error:
                 why = error
     return why
 
 
+# What stands in for the best one, while `using` says so.
+_chosen: list[Library | UnusableError] = []
+
+
+def _found() -> Library | UnusableError:
+    return _chosen[-1] if _chosen else _best()
+
+
+@contextmanager
+def using(chosen: Library | None) -> Iterator[None]:
+    """Let a build of choice serve all calls inside, or torch for None: to test and to compare builds."""
+    _chosen.append(UnusableError("torch was asked for") if chosen is None else chosen)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
 def library() -> Library | None:
     """The build that serves this machine, or None where attention runs in torch."""
-    found = _loaded()
+    found = _found()
     return found if isinstance(found, Library) else None
 
 
 def missing() -> str | None:
     """Why there is none; None if there is."""
-    found = _loaded()
+    found = _found()
     return None if isinstance(found, Library) else str(found)
 
 
@@ -163,8 +185,8 @@ _plans = WeakTensorKeyDictionary()
 
 def _plan(library: Library, tiles: Tiles, block: tuple[int, int]) -> _Plan:
     known = _plans.get(tiles.bits)
-    if known is None or known[0] != block:
-        known = _plans[tiles.bits] = block, _Plan(library, tiles.bits.detach(), block)
+    if known is None or known[0] != (block, library.panel):
+        known = _plans[tiles.bits] = (block, library.panel), _Plan(library, tiles.bits.detach(), block)
     found: _Plan = known[1]
     return found
 
@@ -257,7 +279,7 @@ def backward(
     call.point("lse", lse)
     if dlse is not None:
         call.point("dlse", dlse.float())
-    gradients = tuple(x.new_empty(x.shape) for x in (q, k, v))
+    gradients = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
         call.point(name, gradient)
     lines = math.prod(q.shape[:3])
@@ -289,7 +311,8 @@ def decode(
         call.point("sinks", sinks.float())
     call.point("lengths", lengths.long())
     problem.chunk = max(1, SPLIT // block[1])
-    problem.chunks = -(-(-(-k.shape[2] // block[1])) // problem.chunk)
+    blocks = -(-k.shape[2] // block[1])
+    problem.chunks = -(-blocks // problem.chunk)
     call.point("parts", torch.empty(math.prod(q.shape[:3]) * problem.chunks * (v.shape[3] + 2), dtype=torch.float32))
     call.run("decode")
     return out, lse
