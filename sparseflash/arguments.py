@@ -77,7 +77,31 @@ def _arguments_of(function: Any) -> int | None:
     return None if code is None else int(code.co_argcount)
 
 
+_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
+# What operands that passed had in common with those to come: most calls are like one before.
+_passed: set[tuple[Any, ...]] = set()
+MOST_PASSED = 4096
+
+
 def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless these are q, k and v of attention."""
+    if torch.compiler.is_compiling() or not all(type(x) in _PLAIN_TYPES and _is_strided(x) for x in (q, k, v)):
+        _check_operands(q, k, v)
+        return
+    key = tuple((x.dtype, x.shape, x.stride(), x.device) for x in (q, k, v))
+    if key in _passed:
+        return
+    _check_operands(q, k, v)
+    if len(_passed) >= MOST_PASSED:
+        _passed.clear()
+    _passed.add(key)
+
+
+def _is_strided(x: torch.Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_nested
+
+
+def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")

@@ -21,6 +21,7 @@ from hypothesis import given
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import levels, native
+from sparseflash.kernels.layout import Side
 from tests import test_attention_laws as attention
 from tests import test_decode as decoding
 from tests.oracle import Features, check, ours, random_case
@@ -158,13 +159,20 @@ def test_what_is_planned_of_a_table_lives_as_long_as_it() -> None:
     library = native.library()
     assert library is not None
     table = sf.lookup(P.local(100).compile(300, block=16))
-    tiles = table.tiles._replace(bits=table.tiles.bits.clone())
-    plan = native._plan(library, tiles, table.block)
-    assert native._plan(library, tiles, table.block) is plan
-    gone = weakref.ref(plan)
-    del tiles, plan
+    rows, columns = (side._replace(spans=side.spans.clone()) for side in (table.rows, table.columns))
+
+    def plan(rows: Side, columns: Side | None = None) -> native._Plan:
+        assert library is not None
+        return native._plan(library, rows, columns, table.tiles, table.block)
+
+    one, both = plan(rows), plan(rows, columns)
+    assert one is plan(rows) is not both
+    assert both is plan(rows, columns)
+    assert one is not plan(rows._replace(tile=rows.tile.clone()))
+    gone = [weakref.ref(found) for found in (plan(rows), both)]
+    del rows, columns, one, both
     gc.collect()
-    assert gone() is None
+    assert [found() for found in gone] == [None, None]
 
 
 @pytest.mark.alone
