@@ -1,4 +1,4 @@
-"""Write the drawings of docs/how-tables-work.md and docs/cpu.md: every one is drawn from a real mask and its real lookup table.
+"""Write the drawings of docs/how-tables-work.md and docs/cpu.md, all of them from a real mask and its lookup table.
 
 python -m docs.make_drawings          # rewrite those that have changed
 python -m docs.make_drawings --check  # exit 1 when they are not what the code draws

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 from weakref import ref
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -173,11 +174,17 @@ class _Plan:
     """
 
     def __init__(
-        self, library: Library, rows: Side, columns: Side | None, tiles: Tiles, block: tuple[int, int]
-    ) -> None:
+        self, library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor,
+        block: tuple[int, int],
+    ) -> None:  # fmt: skip
         bits = tiles.bits.detach().contiguous()
         bq, bk = block
         count = len(bits)
+        # Of what the kernel is about to read by number: how many block columns there are at least, and block rows.
+        self.most_cols, self.most_rows = _most(rows, count), 0 if columns is None else _most(columns, count)
+        self.samples, self.heads = pattern_of.shape
+        if pattern_of.min() < 0 or pattern_of.max() >= len(rows.spans):
+            raise ValueError("the table names patterns that it does not have: its check() says where")
         turned = torch.empty((count, bk, -(-bq // 32)), dtype=torch.int32)
         row_cells, col_cells = (torch.empty((count, -(-side // library.panel)), dtype=torch.int64) for side in block)
         number, at = ctypes.c_int64, ctypes.c_void_p
@@ -186,9 +193,10 @@ class _Plan:
             numbers = number(count), number(lines), number(lanes)
             library.cells(at(tile.data_ptr()), at(cells.data_ptr()), *numbers)
         fields = {"bits": bits, "turned": turned, "row_cells": row_cells, "col_cells": col_cells}
-        fields["seen_keys"] = tiles.seen_keys
+        fields |= {"seen_keys": tiles.seen_keys, "pattern_of": pattern_of}
         fields |= {f"row_{name}": getattr(rows, name) for name in ("spans", "full", "partial", "tile", "order")}
-        self.problem = Problem(BQ=bq, BK=bk, nQ=rows.spans.shape[1])
+        steps = (0 if self.samples == 1 else self.heads), (0 if self.heads == 1 else 1)
+        self.problem = Problem(BQ=bq, BK=bk, nQ=rows.spans.shape[1], pattern_b=steps[0], pattern_h=steps[1])
         if columns is not None:
             fields |= {f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")}
             self.problem.nK = columns.spans.shape[1]
@@ -198,19 +206,46 @@ class _Plan:
             setattr(self.problem, name, x.data_ptr())
 
 
+def _most(side: Side, tiles: int) -> int:
+    """One more than the largest block number that a side names, all of which it is looked at whether they are there."""
+    spans, lists = side.spans.numpy().reshape(-1, 4), (side.full.numpy(), side.partial.numpy(), side.tile.numpy())
+    most = 0
+    for first, numbers in ((0, lists[:1]), (2, lists[1:])):
+        start, stop = spans[:, first].astype(np.int64), spans[:, first + 1].astype(np.int64)
+        if not ((start >= 0) & (start <= stop)).all() or stop.max(initial=0) > min(map(len, numbers)):
+            raise ValueError("the table names entries that it does not have: its check() says where")
+        met = np.zeros(len(numbers[0]) + 1, np.int64)  # lines may share entries; what is in none may be anything
+        np.add.at(met, start, 1)
+        np.add.at(met, stop, -1)
+        for named in numbers:
+            meant = named[met[:-1].cumsum() > 0] if len(named) == len(numbers[0]) else named[: stop.max(initial=0)]
+            if meant.size and (meant.min() < 0 or (named is lists[2] and meant.max() >= tiles)):
+                raise ValueError(
+                    "the table names blocks or tiles that it does not have: its check() says where"
+                )
+            if named is not lists[2]:
+                most = max(most, int(meant.max(initial=-1)) + 1)
+    order = side.order.numpy()
+    if order.size and (order.min() < 0 or order.max() >= side.spans.shape[1]):
+        raise ValueError("the table's order names rows that it does not have: its check() says where")
+    return most
+
+
 # For the spans of a table's rows, or of its columns in the backward: what else the plan was made of, and the plan.
 _plans = WeakTensorKeyDictionary()
 
 
-def _plan(library: Library, rows: Side, columns: Side | None, tiles: Tiles, block: tuple[int, int]) -> _Plan:
+def _plan(
+    library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+) -> _Plan:
     spans = rows.spans if columns is None else columns.spans
-    others = *rows[:5], *(columns or ())[1:4], *tiles
+    others = *rows[:5], *(columns or ())[1:4], *tiles, pattern_of
     known = _plans.get(spans)
     if known is not None:
         key, were, plan = known
         if key == (block, library.panel) and all(that() is x for that, x in zip(were, others, strict=True)):
             return cast(_Plan, plan)
-    plan = _Plan(library, rows, columns, tiles, block)
+    plan = _Plan(library, rows, columns, tiles, pattern_of, block)
     _plans[spans] = (block, library.panel), [ref(x) for x in others], plan
     return plan
 
@@ -218,18 +253,23 @@ def _plan(library: Library, rows: Side, columns: Side | None, tiles: Tiles, bloc
 class _Call:
     """A problem that is being filled in, and the tensors that it points at."""
 
-    def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, pattern_of: torch.Tensor, score: Score
-    ) -> None:
+    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score) -> None:
         self.problem, self.held = Problem.from_buffer_copy(plan.problem), list[torch.Tensor]()
         problem = self.problem
-        batch, q_heads, problem.N, problem.D = q.shape
+        batch, q_heads, N, D = q.shape
+        if (
+            not (k.shape[0] == batch == v.shape[0] and k.shape[1:3] == v.shape[1:3] and k.shape[3] == D)
+            or not (q.dtype == k.dtype == v.dtype and q_heads % k.shape[1] == 0)
+            or plan.most_cols > -(-k.shape[2] // problem.BK)
+            or not (plan.samples in (1, batch) and plan.heads in (1, q_heads))
+        ):
+            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype}, {k.dtype}, {v.dtype}"
+            raise ValueError(f"operands do not fit each other, or the table: {shapes}")
+        problem.N, problem.D = N, D
         problem.B, problem.Hq, problem.Hkv, problem.M, problem.V = batch, q_heads, *k.shape[1:3], v.shape[3]
         problem.kind = KINDS[q.dtype]
         for name, x in (("q", q), ("k", k), ("v", v)):
             self.operand(name, f"s{name}", x)
-        problem.pattern_b, problem.pattern_h = _steps(pattern_of)
-        self.point("pattern_of", pattern_of)
         problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
         if score.slopes is not None:
             slopes = score.slopes.float().expand(batch, q_heads)
@@ -239,8 +279,13 @@ class _Call:
             seed = int(score.seed)
             problem.dropping, problem.seed_low, problem.seed_high = 1, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
             problem.limit = dropout.threshold(score.dropout)
-        small = batch * q_heads * problem.N * problem.M * problem.D < SMALL
+        small = batch * q_heads * N * k.shape[2] * D < SMALL
         problem.threads = 1 if small else torch.get_num_threads()
+
+    def check(self, x: torch.Tensor, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """Raise ValueError unless a tensor is of this shape and dtype."""
+        if tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} {tuple(shape)}, got {x.dtype} {tuple(x.shape)}")
 
     def point(self, name: str, x: torch.Tensor) -> None:
         """Let a field be the address of a tensor, which is kept until the call is over."""
@@ -255,11 +300,6 @@ class _Call:
             steps = list(x.stride()[:3])
         setattr(self.problem, strides, _Strides(*steps))
         self.point(name, x)
-
-
-def _steps(pattern_of: torch.Tensor) -> tuple[int, int]:
-    """From one sample to the next, and from one head to the next: 0 where all have the same."""
-    return tuple(0 if size == 1 else step for size, step in zip(pattern_of.shape, pattern_of.stride(), strict=True))  # type: ignore[return-value]
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -281,11 +321,14 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32."""
     build = _served()
-    call = _Call(q, k, v, _plan(build, rows, None, tiles, block), pattern_of, score)
+    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
+    if call.problem.nQ * block[0] - q.shape[2] not in range(block[0]):
+        raise ValueError(f"the table is not for {q.shape[2]} queries")
     out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
     call.operand("out", "so", out)
     call.point("lse", lse)
     if sinks is not None:
+        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
         call.point("sinks", sinks.float().contiguous())
     build.run("forward", call.problem)
     return out, lse
@@ -298,12 +341,24 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes."""
     build = _served()
-    call = _Call(q, k, v, _plan(build, rows, columns, tiles, block), pattern_of, score)
+    plan = _plan(build, rows, columns, tiles, pattern_of, block)
+    call = _Call(q, k, v, plan, score)
     problem = call.problem
+    shape = *q.shape[:3], v.shape[3]
+    if (
+        problem.nQ * block[0] - q.shape[2] not in range(block[0])
+        or plan.most_rows > problem.nQ
+        or (problem.nK * block[1] - k.shape[2] not in range(block[1]))
+    ):
+        raise ValueError(f"the table is not for {q.shape[2]} queries and {k.shape[2]} keys")
+    call.check(out, "out", shape, q.dtype)
+    call.check(dout, "dout", shape, q.dtype)
+    call.check(lse, "lse", shape[:3], torch.float32)
     call.operand("out", "so", out)
     call.operand("dout", "sdo", dout)
     call.point("lse", lse.contiguous())
     if dlse is not None:
+        call.check(dlse, "dlse", shape[:3], dlse.dtype)
         call.point("dlse", dlse.float().contiguous())
     gradients = _empty(q.shape, q.dtype), _empty(k.shape, k.dtype), _empty(v.shape, v.dtype)
     for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
@@ -328,12 +383,16 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""
     build = _served()
-    call = _Call(q, k, v, _plan(build, rows, None, tiles, block), pattern_of, score)
+    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
     problem = call.problem
+    if problem.nQ * block[0] < k.shape[2]:
+        raise ValueError(f"the table is not for {k.shape[2]} tokens")
+    call.check(lengths, "lengths", q.shape[:1], lengths.dtype)
     out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
     call.operand("out", "so", out)
     call.point("lse", lse)
     if sinks is not None:
+        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
         call.point("sinks", sinks.float().contiguous())
     call.point("lengths", lengths.long().contiguous())
     problem.chunk = max(1, SPLIT // block[1])
