@@ -12,6 +12,7 @@ from numbers import Real
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 
 from sparseflash.patterns.described import described
 from sparseflash.patterns.misuse import instead
@@ -77,7 +78,29 @@ def _arguments_of(function: Any) -> int | None:
     return None if code is None else int(code.co_argcount)
 
 
+def _shared_out(function: Any) -> bool:
+    """Whether a function is what torch's context_parallel puts in place of scaled_dot_product_attention."""
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor.experimental")
+
+
+_SDPA = None if _shared_out(F.scaled_dot_product_attention) else F.scaled_dot_product_attention
+
+
+def check_whole() -> None:
+    """Raise inside of torch's ``context_parallel``, where each rank holds a part of what attention is about.
+
+    That context replaces ``scaled_dot_product_attention`` and nothing else, so ours would take the part for the whole.
+    """
+    if F.scaled_dot_product_attention is not _SDPA and _shared_out(F.scaled_dot_product_attention):
+        raise ValueError(
+            "inside of torch's context_parallel each rank holds a part of the tokens, and attention there would be "
+            "about that part alone: leave that context, cut q, k and v with sparseflash.distributed.Sharding, and call "
+            "sparseflash.distributed.context_parallel_attention(q, k, v, mask, mesh)"
+        )
+
+
 def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    check_whole()
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
