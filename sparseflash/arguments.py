@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from sparseflash.patterns.described import described
 from sparseflash.patterns.misuse import instead
 from sparseflash.patterns.parsing import parse
+from sparseflash.tables import LookupTable
 
 MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -49,8 +50,8 @@ def canonical_text(text: str) -> str:
 canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the graph
 
 
-def refuse_mask(mask: Any) -> NoReturn:
-    """Raise TypeError for what is no mask, with the line to write instead."""
+def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a LookupTable or None") -> NoReturn:
+    """Raise TypeError for what is no mask, with the line to write instead; ``takes`` says what is one here."""
     hint = ""
     if isinstance(mask, torch.Tensor) and mask.dim() > 2:
         hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
@@ -66,11 +67,11 @@ def refuse_mask(mask: Any) -> NoReturn:
         )
     elif callable(mask) and _arguments_of(mask) == 4:
         hint = "; of a FlexAttention mask_mod, give sparseflash.flex.create_block_mask(mask_mod, B, H, q_len, kv_len)"
+    elif isinstance(mask, LookupTable):  # which a module does not keep
+        hint = "; a table belongs to one batch: give it to the call, module(x, mask=table)"
     elif (words := instead(mask)) is not None:
         hint = f"; {words}"
-    raise TypeError(
-        f"mask must be a Pattern, its text, a BlockMask, a LookupTable or None, got {described(mask)}{hint}"
-    )
+    raise TypeError(f"mask must be {takes}, got {described(mask)}{hint}")
 
 
 def _arguments_of(function: Any) -> int | None:

@@ -18,8 +18,8 @@ _REASON = (
 )
 _ALIBI = (
     "alibi_slopes without a block_mask, for other numbers of queries and keys, need a mask that no graph can hold: "
-    "make block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the compiled function, or leave "
-    "out fullgraph=True"
+    "make block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the compiled function, or "
+    "leave out fullgraph=True"
 )
 _convert = "sparseflash.integrations.flex.from_flex"
 made: Callable[..., BlockMask] = torch.compiler.disable(_made, reason=_REASON.format("create_block_mask"))
