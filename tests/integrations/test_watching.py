@@ -189,6 +189,16 @@ def test_what_one_line_refuses(given: dict[str, Any], words: str, tmp_path: Any)
         ours.from_pretrained(transformers.AutoModelForCausalLM, tmp_path, **given)
 
 
+def test_one_line_looks_at_the_model_before_it_is_called(tmp_path: Any) -> None:
+    """So that one that is only ever called compiled has been looked at."""
+    config = MIXERS["DebertaV2Model"]()
+    config.block_sparse_pattern = "local(1)"
+    with pytest.warns(UserWarning, match="DebertaV2Model names"):
+        transformers.DebertaV2Model(config).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="DebertaV2Model mixes its tokens on its own"):
+        ours.from_pretrained(transformers.AutoModel, tmp_path)
+
+
 def test_a_refused_pattern_leaves_the_model_as_it_was() -> None:
     made = model("llama", "eager")
     made.config.block_sparse_patern = "local(1)"

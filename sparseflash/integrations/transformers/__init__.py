@@ -129,9 +129,10 @@ def from_pretrained(
     if pattern is None and (layers is not None or block is not None):
         raise ValueError("layers= and block= are about a pattern: give pattern= with them")
     model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)
-    return (
-        model if pattern is None else use_pattern(model, pattern, layers=layers, block=128 if block is None else block)
-    )
+    if pattern is not None:
+        return use_pattern(model, pattern, layers=layers, block=128 if block is None else block)
+    import_module(f"{__name__}.watching").examine(model)
+    return model
 
 
 def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] | None = None, block: int = 128) -> Any:
