@@ -220,9 +220,7 @@ def _most(side: Side, tiles: int) -> int:
         for named in numbers:
             meant = named[met[:-1].cumsum() > 0] if len(named) == len(numbers[0]) else named[: stop.max(initial=0)]
             if meant.size and (meant.min() < 0 or (named is lists[2] and meant.max() >= tiles)):
-                raise ValueError(
-                    "the table names blocks or tiles that it does not have: its check() says where"
-                )
+                raise ValueError("the table names blocks or tiles that it does not have: its check() says where")
             if named is not lists[2]:
                 most = max(most, int(meant.max(initial=-1)) + 1)
     order = side.order.numpy()
