@@ -21,7 +21,7 @@ import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseflash.kernels import dropout
-from sparseflash.kernels.cpu import levels
+from sparseflash.kernels.cpu import build, levels
 from sparseflash.kernels.layout import Score, Side, Tiles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
@@ -108,28 +108,39 @@ def capabilities() -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1)
-def _best() -> Library | UnusableError:
+def _best() -> tuple[Library | UnusableError, str | None]:
+    """What serves this machine, and why nothing better does."""
     wanted = os.environ.get(VARIABLE, "")
     possible = levels.runnable(capabilities())
     if wanted == PLAIN:
-        return UnusableError(f"{VARIABLE}={PLAIN} asks for none")
+        return UnusableError(f"{VARIABLE}={PLAIN} asks for none"), None
     if wanted:
-        possible = tuple(level for level in possible if level.name == wanted)
-        if not possible:
-            names = [level.name for level in levels.runnable(capabilities())]
+        names = [level.name for level in possible]
+        if wanted not in names:
             raise ValueError(f"{VARIABLE} must be {PLAIN!r} or one of {names}, which this machine runs; got {wanted!r}")
+        try:
+            asked = possible[names.index(wanted)]
+            return _load(asked), None if asked is possible[-1] else f"{VARIABLE}={wanted} asks for it"
+        except UnusableError as error:
+            raise ValueError(f"{VARIABLE}={wanted} asks for what cannot serve: {error}") from None
     if not possible:
-        return UnusableError(f"there is no build for this processor ({levels.machine()})")
-    why = UnusableError(
-        f"{possible[-1].library} is not there: install with a C++ compiler at hand, or run build.py beside it"
-    )
+        return UnusableError(f"there is no build for this processor ({levels.machine()})"), None
+    why: str | None = None
     for level in reversed(possible):
-        if level.library.exists():
-            try:
-                return Library(level.library, level.name)
-            except UnusableError as error:
-                why = error
-    return why
+        try:
+            return _load(level), why
+        except UnusableError as error:
+            why = why or str(error)
+    return UnusableError(why), None
+
+
+def _load(level: levels.Level) -> Library:
+    """A level's library, if it is of the sources that lie here: one of others would be called with other arguments."""
+    if not level.library.exists():
+        raise UnusableError(f"{level.library} is not there")
+    if not build.current(level):
+        raise UnusableError(f"{level.library} is of other sources than those beside it")
+    return Library(level.library, level.name)
 
 
 # What stands in for the best one, while `using` says so.
@@ -137,7 +148,7 @@ _chosen: list[Library | UnusableError] = []
 
 
 def _found() -> Library | UnusableError:
-    return _chosen[-1] if _chosen else _best()
+    return _chosen[-1] if _chosen else _best()[0]
 
 
 @contextmanager
@@ -160,6 +171,11 @@ def missing() -> str | None:
     """Why there is none; None if there is."""
     found = _found()
     return None if isinstance(found, Library) else str(found)
+
+
+def lesser() -> str | None:
+    """Why it is not the best that this processor runs; None if it is, or if there is none."""
+    return None if _chosen else _best()[1]
 
 
 def serves(q: torch.Tensor, score: Score, q_offset_bound: int = 1 << 30) -> bool:
