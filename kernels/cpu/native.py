@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -70,7 +71,11 @@ class Library:
         if library.sparseflash_problem_size() != ctypes.sizeof(Problem):
             raise Unusable(f"{path.name} is of another version: build it anew")
         self.name, self.panel = name, int(library.sparseflash_panel())
-        library.sparseflash_threads(_parallel_for())
+        self.use_threads: Callable[[ctypes.c_void_p | None], None] = library.sparseflash_threads
+        self.use_threads(_parallel_for())
+        if hasattr(os, "register_at_fork"):
+            # Torch's threads are not there in a forked process, and OpenMP waits for them forever.
+            os.register_at_fork(after_in_child=lambda: self.use_threads(None))
         self.turn, self.cells = library.sparseflash_turn, library.sparseflash_cells
         self._calls = {}
         for call in ("forward", "backward", "decode"):
@@ -113,7 +118,9 @@ def _loaded() -> Library | Unusable:
             raise ValueError(f"{VARIABLE} must be {PLAIN!r} or one of {names}, which this machine runs; got {wanted!r}")
     if not possible:
         return Unusable(f"there is no build for this processor ({levels.machine()})")
-    why = Unusable(f"{possible[-1].library} is not there: install with a C++ compiler at hand, or run build.py beside it")
+    why = Unusable(
+        f"{possible[-1].library} is not there: install with a C++ compiler at hand, or run build.py beside it"
+    )
     for level in reversed(possible):
         if level.library.exists():
             try:

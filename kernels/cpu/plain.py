@@ -215,4 +215,3 @@ class _Call:
         index = heads.sample[:, None], heads.number[:, None] // self.group, keys
         gradients[1].index_put_(index, ds.mT @ q * self.score.scale, accumulate=True)
         gradients[2].index_put_(index, given.mT @ dout, accumulate=True)
-
