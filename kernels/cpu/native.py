@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +77,11 @@ class Library:
         if library.sparseflash_problem_size() != ctypes.sizeof(Problem):
             raise UnusableError(f"{path.name} is of another version: build it anew")
         self.name, self.panel = name, int(library.sparseflash_panel())
-        library.sparseflash_threads(_parallel_for())
+        self.use_threads: Callable[[ctypes.c_void_p | None], None] = library.sparseflash_threads
+        self.use_threads(_parallel_for())
+        if hasattr(os, "register_at_fork"):
+            # Torch's threads are not there in a forked process, and OpenMP waits for them forever.
+            os.register_at_fork(after_in_child=lambda: self.use_threads(None))
         self.turn, self.cells = library.sparseflash_turn, library.sparseflash_cells
         self._calls = {}
         for call in ("forward", "backward", "decode"):
