@@ -221,8 +221,8 @@ class _Plan:
             fields |= {f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")}
             self.problem.nK = columns.spans.shape[1]
         # Aliases: the key of the plan must not be kept alive by it.
-        self.held = [x.detach().contiguous() for x in fields.values()]
-        for name, x in zip(fields, self.held, strict=True):
+        self.held = {name: x.detach().contiguous() for name, x in fields.items()}
+        for name, x in self.held.items():
             setattr(self.problem, name, x.data_ptr())
 
 

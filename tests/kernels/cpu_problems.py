@@ -35,7 +35,7 @@ def use_libraries_of_environment() -> None:
     """Load the kernel from another folder than the package's, as one that was built with a sanitizer."""
     if folder := os.environ.get(LIBRARIES):
         levels.FOLDER = Path(folder)
-        native._loaded.cache_clear()
+        native._best.cache_clear()
 
 
 @dataclass(frozen=True)

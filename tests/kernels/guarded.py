@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
+from typing import Any
 
 import torch
 
@@ -50,21 +51,29 @@ def _protect(at: int, access: int) -> None:
 
 def guard(place: str) -> None:
     """From now on, in this process."""
-    point, run = native._Call.point, native._Call.run
+    point, run, planned = native._Call.point, native.Library.run, native._Plan.__init__
 
-    def guarded_point(self: native._Call, name: str, x: torch.Tensor, contiguous: bool = True) -> None:
-        point(self, name, x, contiguous)
+    def guarded_point(self: native._Call, name: str, x: torch.Tensor) -> None:
+        point(self, name, x)
         guarded = Guarded(self.held[-1], place)
-        vars(self).setdefault("guarded", {})[name] = guarded
+        vars(self.problem).setdefault("guarded", {})[name] = guarded
         setattr(self.problem, name, guarded.address)
 
-    def guarded_run(self: native._Call, name: str) -> None:
-        run(self, name)
+    def guarded_run(self: native.Library, name: str, problem: native.Problem) -> None:
+        run(self, name, problem)
         # What the backward is given of the forward's results is not written.
-        for field, guarded in vars(self).pop("guarded").items():
+        for field, guarded in vars(problem).pop("guarded").items():
             guarded.release(back=field in RESULTS)
 
-    native._Call.point, native._Call.run = guarded_point, guarded_run  # type: ignore[method-assign]
+    def guarded_plan(self: native._Plan, *arguments: Any) -> None:
+        planned(self, *arguments)
+        vars(self)["guarded"] = {name: Guarded(x, place) for name, x in self.held.items()}
+        for name, guarded in vars(self)["guarded"].items():
+            setattr(self.problem, name, guarded.address)
+
+    native._Call.point = guarded_point  # type: ignore[method-assign]
+    native.Library.run = guarded_run  # type: ignore[assignment,method-assign]
+    native._Plan.__init__ = guarded_plan  # type: ignore[assignment,method-assign]
 
 
 def main(place: str, first: str, count: str) -> None:
