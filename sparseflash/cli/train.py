@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from sparseflash.cli.errors import block_size
-from sparseflash.cli.files import with_files
+from sparseflash.cli.files import check_preset, outside_of, with_files
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.resuming import AUTO, LATEST, check_resume
@@ -74,13 +74,16 @@ def run(
         _refuse_changes(task, {name: value for name, value in options.items() if name != "imports"}, config, out)
         config = replace(config, **changes)
         _stage_option(first_stage, config, out)
-        config = with_files(config, folder, out)
+        if folder is not None or not print_config:  # what is printed is not read
+            config = with_files(config, folder, out)
     else:
         again = f"sparseflash train {task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
         try:
             config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
         except ValueError as error:
             raise told(error, imports, again) from None
+        if preset is not None and Path(preset).suffix == ".toml":
+            check_preset(config, Path(preset), files=folder is None, weights="init" not in options)
         config = begun_at(first_stage, config)
         begins = config.first_stage
     if print_config:
@@ -114,6 +117,8 @@ def run(
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
     again += "".join(f" --import {shlex.quote(name)}" for name in config.imports)
+    if (elsewhere := outside_of(config, out)) is not None:
+        again += f" --folder {shlex.quote(elsewhere)}"
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
         again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     if config.eval_every:

@@ -94,7 +94,13 @@ def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
     return read_text(folder / CONFIG), read_tensors(folder / WEIGHTS)
 
 
-def _check_weights(expected: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+def check_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError unless a model has these weights; nothing is allocated for it.
+
+    A config may promise more than the file beside it holds, and than there is memory.
+    """
+    with torch.device("meta"):
+        expected = make()
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != found:
@@ -116,8 +122,7 @@ def loaded(make: Callable[[], Built], weights: Mapping[str, Tensor], folder: Pat
     Raises:
         ValueError: weights that are not of this model.
     """
-    with torch.device("meta"):  # a config may promise more than the file holds, and than there is memory
-        _check_weights(make(), weights, folder)
+    check_weights(make, weights, folder)
     model = make()
     model.load_state_dict(weights)
     return model

@@ -31,7 +31,7 @@ from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.patterns.atomic_write import write_text
-from sparseflash.train.config import TrainConfig
+from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
 
 FORMAT = "sparseflash-checkpoint"
@@ -199,7 +199,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
-        if streams is not None and not (type(streams) is int and streams > 0):
+        if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):
             raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None

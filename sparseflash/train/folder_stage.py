@@ -15,7 +15,7 @@ from sparseflash.models import ModelConfig, PixelTransformerConfig
 from sparseflash.models.config import TOKENS
 from sparseflash.pathfinder import Dataset, Splits
 from sparseflash.pathfinder.folders import HARD, level_folder
-from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
+from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES, SIZES
 from sparseflash.pathfinder.metadata import metadata_files
 
 DISTANCE = "the distance between the discs alone"
@@ -56,6 +56,8 @@ class FolderStage:
     def __post_init__(self) -> None:
         if self.level in LEVELS:
             object.__setattr__(self, "level", LEVELS[self.level][0])
+        if not 1 <= self.size <= SIZES[-1]:
+            raise ValueError(f"a folder's size must be 1 to {SIZES[-1]:,} pixels; got {self.size!r}")
         if self.split not in ("s4", "contiguous"):
             raise ValueError(f"a folder's split must be s4 or contiguous; got {self.split!r}")
         if self.split == "s4" and self.level != HARD:

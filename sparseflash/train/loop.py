@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.folder_lock import folder_lock
 from sparseflash.models import Model, PixelTransformer, build
+from sparseflash.models.files import check_weights
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.patterns.atomic_write import check_no_links
 from sparseflash.train.baseline import stage_baseline
@@ -157,6 +158,7 @@ def train(
                 checkpoint = latest_checkpoint(run)
             if different := config.differences(checkpoint.config):
                 raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
+            check_weights(lambda: build(config.model), checkpoint.weights, checkpoint.path)
         streams = (checkpoint and checkpoint.streams) or processes.groups
         processes.check(config, streams)
         device, mesh, joined = processes.join(torch.device(device))
