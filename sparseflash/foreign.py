@@ -17,25 +17,34 @@ MOST_PARTS = 16
 _LONG_KEY = re.compile(rf"(?<![\w'\"-])(?:[\w'\"-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}")
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> bytes:
     """A regular file of at most so many bytes.
+
+    Args:
+        path: the file.
+        most: bytes.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: longer, or no regular file: a device or a pipe may never end.
     """
-    return read_untrusted(path, most)
+    return read_untrusted(path, most, inside)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, inside: Path | None = None) -> str:
     """A text file of at most `MOST_BYTES`.
+
+    Args:
+        path: the file.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: longer, no regular file, or no text.
     """
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path, inside=inside).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file") from None
 

@@ -47,3 +47,13 @@ def test_a_lock_that_is_a_link_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is a link"), folder_lock(tmp_path / "run"):
         pass
     assert outside.read_text() == "mine"
+
+
+def test_a_lock_that_is_a_pipe_or_a_folder_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / NAME)
+    with pytest.raises(ValueError, match="is no regular file"), folder_lock(tmp_path):
+        pass
+    (tmp_path / NAME).unlink()
+    (tmp_path / NAME).mkdir()
+    with pytest.raises(IsADirectoryError), folder_lock(tmp_path):
+        pass

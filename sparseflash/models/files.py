@@ -41,18 +41,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = None) -> dict[str, Tensor]:
     """Read a safetensors file into memory of its own: what happens to the file afterwards changes nothing.
 
     Args:
         path: the file.
         sha256: hexadecimal digest that the file must have; None: any.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a complete safetensors file, or one with another digest.
     """
-    with open_untrusted(path) as (file, size):
+    with open_untrusted(path, inside) as (file, size):
         if _size_in_header(file) != size:
             raise ValueError(f"{path} is no complete safetensors file; it is damaged, truncated or foreign")
         file.seek(0)
