@@ -22,6 +22,7 @@ from sparseflash.lra.lines import Lines
 from sparseflash.lra.listops import CLOSE, OPERATORS, SPLITS, SYMBOLS, Grammar
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.patterns.atomic_write import new_folder_beside, remove_leftovers, remove_tree
+from sparseflash.patterns.untrusted import open_untrusted
 
 HEADER: Final = b"Source\tTarget"
 _NUMBER_OF: Final = {symbol.encode(): number for number, symbol in enumerate(SYMBOLS)}
@@ -33,12 +34,13 @@ class ListOpsFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another header; when a line is read or all are checked, one that is no tree and value.
+        ValueError: another header, or what `Lines` refuses; when a line is read or all are checked, one that is no tree
+            and value.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lines = Lines(path, header=1)
-        with path.open("rb") as file:
+    def __init__(self, path: Path, inside: Path | None = None) -> None:
+        self._lines = Lines(path, header=1, inside=inside)
+        with open_untrusted(path, inside) as (file, _):
             header = file.readline(100).rstrip(b"\r\n")
         if header != HEADER:
             raise ValueError(f"{path} must begin with {HEADER!r}; it begins with {header!r}")

@@ -9,6 +9,7 @@ from typing import Final
 
 from sparseflash.foreign import archive_in, check_folder, folders_below
 from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.patterns.untrusted import check_inside
 
 SIZED: Final = re.compile(r"pathfinder(\d{1,4})")
 HARD: Final = LEVELS["hard"][0]
@@ -20,7 +21,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
     Raises:
         FileNotFoundError, ValueError: as `read` raises, where there is none.
     """
-    path = Path(path)
+    path = named = Path(path)
     check_folder(path)
     name = None if level is None else LEVELS[level][0] if level in LEVELS else level
     if name is not None and not re.fullmatch(r"curv_\w+", name):
@@ -28,6 +29,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
     if (path / "metadata").is_dir():
         if name is not None and path.resolve().name != name:
             raise ValueError(f"{path} is a level folder, but not {name!r}")
+        check_inside(path / "metadata", path)
         return path.resolve()
     if not _levels(path):
         path = _sized_folder(path, size)
@@ -40,6 +42,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
         raise ValueError(
             f"{path}: no {folder.name} with metadata here; there is {', '.join(there) or 'nothing'}{named}"
         )
+    check_inside(folder / "metadata", named)
     return folder.resolve()
 
 

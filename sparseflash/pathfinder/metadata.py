@@ -53,9 +53,9 @@ def metadata_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.stem))
 
 
-def read_rows(file: Path) -> list[tuple[str, str, int]]:
-    """(subfolder, file name, label) of each image of one metadata file."""
-    data = read_bytes(file)
+def read_rows(file: Path, inside: Path | None = None) -> list[tuple[str, str, int]]:
+    """(subfolder, file name, label) of each image of one metadata file, whose links may not lead out of ``inside``."""
+    data = read_bytes(file, inside=inside)
     try:
         if data.startswith(b"\x93NUMPY"):
             _check_array(data)

@@ -17,13 +17,17 @@ from numpy.typing import NDArray
 
 from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
+from sparseflash.pathfinder.geometry import SIZES
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
-_MOST: Final = 1024
+_MOST: Final = SIZES[-1]
+_MOST_IMAGES: Final = 1 << 20  # the release has 200,000 of a level
+_MOST_SUBFOLDERS: Final = 1 << 16  # and 200 folders of them
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
@@ -117,7 +121,7 @@ class Dataset:
         from PIL import Image
 
         path = self.folder / name
-        data = read_bytes(path)
+        data = read_bytes(path, inside=self.folder)
         problem = _header_problem(data[:33], self.size)
         if problem:
             raise ValueError(f"{path}: {problem}")
@@ -173,7 +177,11 @@ def read(
         (16, 2, 2)
     """
     folder = level_folder(path, level, size)
-    rows = [row for file in metadata_files(folder) for row in read_rows(file)]
+    rows: list[tuple[str, str, int]] = []
+    for file in metadata_files(folder):
+        rows += read_rows(file, inside=folder)
+        if len(rows) > _MOST_IMAGES:
+            raise ValueError(f"{folder}: the metadata files name more than {_MOST_IMAGES:,} images")
     if not rows:
         raise ValueError(f"{folder}: the metadata files name no images")
     sizes = _file_sizes(folder, {sub for sub, _, _ in rows})
@@ -214,21 +222,32 @@ def to_floats(images: Bytes, *, center: bool = False) -> NDArray[np.float32]:
 
 
 def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
+    """The regular files in some subfolders and their sizes.
+
+    Raises:
+        ValueError: too many subfolders, or a link that leads out of the folder.
+    """
+    if len(subfolders) > _MOST_SUBFOLDERS:
+        raise ValueError(f"{folder}: images in {len(subfolders):,} subfolders, more than {_MOST_SUBFOLDERS:,}")
     sizes: dict[str, int] = {}
     for sub in sorted(subfolders):
         place = folder / sub
-        if not place.resolve().is_relative_to(folder):
-            raise ValueError(f"{place} leads out of the folder")
-        if place.is_dir():
-            with os.scandir(place) as entries:
-                sizes.update({f"{sub}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()})
+        check_inside(place, folder)
+        if not place.is_dir():
+            continue
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    check_inside(Path(entry.path), folder)
+                if entry.is_file():
+                    sizes[f"{sub}/{entry.name}"] = entry.stat().st_size
     return sizes
 
 
 def _side(folder: Path, first: str) -> int:
     """H, from the name of the folder above, or else from the first image."""
     match = SIZED.fullmatch(folder.parent.name)
-    with (folder / first).open("rb") as file:
+    with open_untrusted(folder / first, inside=folder) as (file, _):
         head = file.read(33)
     side = int(match[1]) if match else int.from_bytes(head[16:20], "big")
     problem = None if 1 <= side <= _MOST else f"a side of {side} pixels, more than {_MOST}"
@@ -247,10 +266,10 @@ def _header_problem(head: bytes, side: int) -> str | None:
 
 
 def _damaged(path: Path, side: int) -> bool:
-    with path.open("rb") as file:
+    with open_untrusted(path) as (file, size):  # that it lies in the folder was seen when files were listed
         if _header_problem(file.read(33), side):
             return True
-        file.seek(-min(12, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        file.seek(-min(12, size), os.SEEK_END)
         return file.read() != _END
 
 
