@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sparseflash.patterns.shown import shown
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
 _WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
@@ -134,7 +136,7 @@ def check_no_links(path: Path, inside: Path) -> None:
             return
         if part.is_symlink():
             raise ValueError(
-                f"{part} is a link, to {os.readlink(part)}, and nothing is written through links inside {inside}: "
-                f"put a folder or file of its own there"
+                f"{shown(part)} is a link, to {shown(os.readlink(part))}, and nothing is written through links inside "
+                f"{inside}: put a folder or file of its own there"
             )
     raise ValueError(f"{path} does not lie in {inside}")

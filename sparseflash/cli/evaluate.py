@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -16,6 +15,7 @@ from torch import Tensor
 from sparseflash.cli.files import checked_split, images_of, sequences_of, with_files
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
+from sparseflash.cli.saying import say
 from sparseflash.foreign import parse_json, read_text
 from sparseflash.imports import explained
 from sparseflash.imports import named as named_imports
@@ -171,7 +171,7 @@ def run(
         return
     first, *rest = outcome.lines
     for line in (first, *masks, *rest):
-        typer.echo(line)
+        say(line)
 
 
 def _with_imports(error: ValueError, folder: Path) -> ValueError:

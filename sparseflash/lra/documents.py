@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from sparseflash.foreign import read_bytes
 from sparseflash.lra.lines import Lines
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 Bytes = NDArray[np.uint8]
@@ -65,7 +66,7 @@ class Reviews:
         path, answer = self._files[index]
         text = read_bytes(path, inside=self._inside)
         if not text:
-            raise ValueError(f"{path} is empty")
+            raise ValueError(f"{shown(path)} is empty")
         return np.frombuffer(text, np.uint8), answer
 
     def digest(self) -> str:
@@ -76,7 +77,7 @@ class Reviews:
             with open_untrusted(path, self._inside) as (_, size):
                 pass
             if not size:
-                raise ValueError(f"{path} is empty")
+                raise ValueError(f"{shown(path)} is empty")
             found.update(f"{path.name} {answer} {size}\n".encode())
         return found.hexdigest()
 

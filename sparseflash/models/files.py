@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseflash.foreign import MOST_BYTES, parse_json, read_text
 from sparseflash.patterns.atomic_write import temporary_beside, write_text
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
 
 WEIGHTS = "model.safetensors"
@@ -63,7 +64,9 @@ def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = No
     try:
         return dict(load(content))
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}): damaged, truncated or foreign") from None
+        raise ValueError(
+            f"{path} is no complete safetensors file ({shown(error)}): damaged, truncated or foreign"
+        ) from None
 
 
 def _size_in_header(file: BinaryIO) -> int | None:

@@ -21,6 +21,7 @@ from sparseflash.pathfinder.geometry import SIZES
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
@@ -79,7 +80,7 @@ class Dataset:
         found = hashlib.sha256()
         for name, label in zip(self.files, self.labels.tolist(), strict=True):
             if name not in sizes:
-                raise FileNotFoundError(f"no file {self.folder / name}")
+                raise FileNotFoundError(f"no file {shown(self.folder / name)}")
             found.update(f"{name} {label} {sizes[name]}\n".encode())
         return found.hexdigest()
 
@@ -124,9 +125,9 @@ class Dataset:
         data = read_bytes(path, inside=self.folder)
         problem = _header_problem(data[:33], self.size)
         if problem:
-            raise ValueError(f"{path}: {problem}")
+            raise ValueError(f"{shown(path)}: {problem}")
         if not data.endswith(_END):
-            raise ValueError(f"{path}: a truncated PNG")
+            raise ValueError(f"{shown(path)}: a truncated PNG")
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 # A second header may announce another picture than the first one did.
@@ -140,7 +141,7 @@ class Dataset:
             Image.DecompressionBombError,
             Image.DecompressionBombWarning,
         ) as error:
-            raise ValueError(f"{path}: a damaged PNG ({error})") from error
+            raise ValueError(f"{shown(path)}: a damaged PNG ({shown(error)})") from error
 
 
 def read(
@@ -253,7 +254,7 @@ def _side(folder: Path, first: str) -> int:
     problem = None if 1 <= side <= _MOST else f"a side of {side} pixels, more than {_MOST}"
     problem = problem or (None if match else _header_problem(head, side))
     if problem:
-        raise ValueError(f"{folder / first}: {problem}")
+        raise ValueError(f"{shown(folder / first)}: {problem}")
     return side
 
 

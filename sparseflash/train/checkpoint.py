@@ -38,6 +38,7 @@ from sparseflash.patterns.atomic_write import (
     temporary_beside,
     write_text,
 )
+from sparseflash.patterns.shown import shown, shown_lines
 from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
 
@@ -215,7 +216,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):
             raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
+        raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {shown(error)}") from None
     if _NAME.fullmatch(path.name) and _step_of(path) != step:
         raise ValueError(f"{path} was renamed: it is the checkpoint of step {step}")
     if type(config.model).from_json(text) != config.model:
@@ -273,7 +274,7 @@ def restore(
             averaged.load_state_dict(checkpoint.weights)
         model.load_state_dict(checkpoint.weights if averaged is None else raw)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {error}") from None
+        raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {shown_lines(error)}") from None
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from sparseflash.foreign import of_kinds
 from sparseflash.imports import checked
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
 from sparseflash.pathfinder import SPLITS, Geometry
+from sparseflash.patterns.shown import shown
 from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
@@ -284,7 +285,7 @@ class TrainConfig:
             fields["stages"] = tuple(map(_stage_from, fields["stages"]))
             return cls(**of_kinds(cls, fields))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a training config of this version: {error}") from None
+            raise ValueError(f"not a training config of this version: {shown(error)}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.

@@ -17,6 +17,7 @@ from sparseflash.pathfinder import Dataset, Splits
 from sparseflash.pathfinder.folders import HARD, level_folder
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES, SIZES
 from sparseflash.pathfinder.metadata import metadata_files
+from sparseflash.patterns.shown import shown
 
 DISTANCE = "the distance between the discs alone"
 
@@ -66,7 +67,7 @@ class FolderStage:
 
     def __str__(self) -> str:
         level = next((level for level, (name, _) in LEVELS.items() if name == self.level), self.level)
-        return f"{self.size} px, {level}, {self.split} split of {self.folder}"
+        return f"{self.size} px, {shown(level)}, {self.split} split of {shown(self.folder)}"
 
     @property
     def rule(self) -> str:
@@ -145,7 +146,7 @@ def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> None:
 def other_files(folder: str, noted: int, found: int) -> str:
     """The message where files are not those that a run began with."""
     counts = "as many, but not the same" if noted == found else f"{found:,} examples, not {noted:,}"
-    return f"{folder} does not hold the files that the run began with: {counts}"
+    return f"{shown(folder)} does not hold the files that the run began with: {counts}"
 
 
 def _ranges(parts: Splits) -> dict[str, range]:

@@ -13,6 +13,7 @@ from rich.table import Column
 
 from sparseflash.foreign import parse_json
 from sparseflash.patterns.atomic_write import append_to, atomic_write, make_folder
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
 from sparseflash.train.curriculum import CHANCE
 from sparseflash.train.curriculum import Progress as Place
@@ -174,6 +175,7 @@ class Reporter:
         self._file.flush()
 
     def _say(self, text: str) -> None:
+        text = shown(text)
         if self._line is not None:
             self._line(text)
         else:

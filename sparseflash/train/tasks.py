@@ -20,6 +20,7 @@ from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
+from sparseflash.patterns.shown import shown_lines
 from sparseflash.train.config import AnyStage, Stage, TrainConfig
 from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
@@ -79,7 +80,7 @@ def load_preset(name: str | Path) -> Preset:
         if cpu_batch is not None:
             replace(config, batch=_whole("cpu_batch", cpu_batch))  # bounded as every batch is
     except (AttributeError, RecursionError, KeyError, TypeError, ValueError) as error:
-        raise explained(ValueError(f"{path} is no preset: {error}"), "", imports) from None
+        raise explained(ValueError(f"{path} is no preset: {shown_lines(error)}"), "", imports) from None
     if config.task not in TASKS:
         raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
     return Preset(summary, config, config.batch if cpu_batch is None else cpu_batch)
