@@ -71,6 +71,9 @@ def read_untrusted(path: Path, most: int, inside: Path | None = None) -> bytes:
 
 def check_inside(path: Path, folder: Path) -> None:
     """Raise ValueError where a path leads out of a folder, by ``..`` or through a link."""
-    real, root = path.resolve(), folder.resolve()
+    try:
+        real, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # which of them depends on Python's version
+        raise ValueError(f"{shown(path)} leads nowhere: links lead to each other") from None
     if not real.is_relative_to(root):
         raise ValueError(f"{shown(path)} leads out of {folder}, to {shown(real)}")

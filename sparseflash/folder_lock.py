@@ -61,9 +61,10 @@ def _acquired(path: Path, folder: Path) -> int:
             if path.is_symlink():
                 raise ValueError(f"{path} is a link, and nothing is written through links: remove it") from None
             raise error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written would be in its other place too
             os.close(descriptor)
-            raise ValueError(f"{path} is no regular file: remove it")
+            raise ValueError(f"{path} is no regular file of one name: remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.fstat(descriptor)

@@ -7,6 +7,7 @@ from pathlib import Path
 from sparseflash import pathfinder
 from sparseflash.pathfinder import Dataset
 from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.patterns.untrusted import check_inside
 from sparseflash.train import AnyStage, FolderStage, SequenceStage, Stage, TrainConfig
 
 
@@ -70,7 +71,11 @@ def outside_of(config: TrainConfig, run: Path) -> str | None:
 
 
 def _inside(place: Path, folder: Path) -> bool:
-    return place.resolve().is_relative_to(folder.resolve())
+    try:
+        check_inside(place, folder)
+    except ValueError:
+        return False
+    return True
 
 
 def images_of(

@@ -134,8 +134,7 @@ def train(
         check_no_links(run / name, run)
     if resume == "auto":
         resume = bool(checkpoints(run))
-    if not resume and (checkpoints(run) or best_checkpoint(run)):
-        raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
+    _check_free(run, resume)
 
     # Files that are not there, or not the same any more, show before anything is written.
     config = replace(config, stages=tuple(stage.noted() for stage in config.stages))
@@ -152,6 +151,7 @@ def train(
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
         if processes.first and (there := run.is_dir()):
             stack.enter_context(folder_lock(run))
+            _check_free(run, resume)  # another process may have trained until just now
         checkpoint = None
         if resume:
             with interrupt.shield():  # a load cut short would look like damage
@@ -202,6 +202,7 @@ def train(
         if processes.first and not there:  # all that could be refused has been
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(run))
+            _check_free(run, resume)
         images = config.batch * batches
         reporter = stack.enter_context(
             Reporter(run, step, images, quiet=not processes.first, line=line, evaluated=progress.evaluated)
@@ -292,6 +293,11 @@ def train(
         distributed.destroy_process_group()
     exhausted, best = progress.exhausted(config), best_checkpoint(run)
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time, exhausted, best)
+
+
+def _check_free(run: Path, resume: bool) -> None:
+    if not resume and (checkpoints(run) or best_checkpoint(run)):
+        raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
 
 def _last_step(config: TrainConfig, progress: Progress, steps: int | None) -> int | None:
