@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,7 +128,8 @@ def planted(good: Path, name: str, data: st.DataObject, more: tuple[str, ...] = 
         shutil.copytree(good / name, place / "theirs")
         for _ in range(data.draw(st.integers(1, 3), "how many")):
             entry = place / "theirs" / data.draw(st.sampled_from([*entries(place / "theirs"), *more]), "entry")
-            if entry.parent.is_dir():
+            where = os.path.realpath(entry.parent)  # a link that was planted before may lead away
+            if os.path.isdir(where) and Path(where).is_relative_to(os.path.realpath(place / "theirs")):
                 KINDS[data.draw(kinds, "kind")](entry, outside)
         before = content(outside)
         with warnings.catch_warnings():
@@ -208,7 +211,12 @@ def forked(work: Callable[[], object]) -> int:
         code = DONE
     except (ValueError, FileExistsError) as error:
         code = REFUSED if "in use by process" in str(error) or "is there already" in str(error) else WRONG
+        if code == WRONG:
+            traceback.print_exc()
+    except BaseException:
+        traceback.print_exc()
     finally:
+        sys.stderr.flush()
         os._exit(code)
 
 

@@ -114,10 +114,10 @@ def write(
     identity = json.dumps(
         {"seed": seed, "start": start, "match_distance": bool(match_distance), "geometry": asdict(chosen)}, indent=1
     )
-    _refuse_foreign(folder, identity)
     match = prepare(chosen, match_distance)
 
     with folder_lock(make_folder(folder, root)):
+        _refuse_foreign(folder, identity)
         return _write(root, folder, identity, chosen, seed, match, indices, workers, progress)
 
 
