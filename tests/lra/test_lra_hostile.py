@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from sparseflash import pathfinder
 from sparseflash.lra import open_corpus
 from sparseflash.lra.cifar import MOST_RECORDS, RECORD
 from sparseflash.lra.lines import MOST_LINE, MOST_LINES, Lines
+from sparseflash.train.baseline import KNOWN, folder_baseline
 from tests.limits import little_memory
 from tests.lra.test_lra_files import TREE, images, papers, reviews, trees
 
@@ -228,3 +230,23 @@ def test_the_largest_images_that_are_written_are_read(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((2048, 2048), np.uint8)).save(place / "imgs" / "0" / "sample_0.png")
     (place / "metadata" / "0.npy").write_text("imgs/0 sample_0.png 0 1\n")
     assert pathfinder.read(tmp_path)[0][0].shape == (2048, 2048)
+
+
+@pytest.mark.parametrize("changes", [{"size": 10**9}, {"contour_length": 200}])
+def test_what_a_folder_says_of_its_generator_is_bounded(
+    level: Path, changes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A geometry out of range, or one whose contours never come, is no known one."""
+    monkeypatch.setattr("sparseflash.pathfinder.targets.MAX_ATTEMPTS", 1)
+    made = json.loads((level / "generator.json").read_text())
+    made["geometry"] |= changes
+    (level / "generator.json").write_text(json.dumps(made))
+    known = folder_baseline(level)
+    assert known in (None, KNOWN[32, "hard"])
+    with pytest.raises(ValueError, match=r"holds images of another geometry"):
+        pathfinder.write(level.parent.parent, 32, 3, progress=False)
+    (level / "generator.json").rename(level.parent.parent.parent / "outside.json")
+    (level / "generator.json").symlink_to(level.parent.parent.parent / "outside.json")
+    with pytest.raises(ValueError, match=r"generator.json is not readable"):
+        pathfinder.write(level.parent.parent, 32, 3, progress=False)
+    (level.parent.parent.parent / "outside.json").unlink()

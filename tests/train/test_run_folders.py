@@ -9,10 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from sparseflash import demo
 from sparseflash.folder_lock import folder_lock
+from sparseflash.models import PixelTransformer
 from sparseflash.train import recipe, train
 from sparseflash.train.checkpoint import load_checkpoint
 from sparseflash.train.logs import Reporter
+from sparseflash.train.pictures import draw_answers
 from sparseflash.train.validation import keep_best
 from tests.limits import little_memory
 
@@ -200,3 +203,28 @@ def test_a_log_that_is_no_file_is_refused_and_nothing_waits(run: Path, kind: str
         log.symlink_to("/dev/zero")
     with pytest.raises(ValueError, match=r"steps.jsonl is (no regular file|a link)"):
         go_on(run)
+
+
+def test_a_demo_replaces_links_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for part in ("_mask", "_exactness", "_speed", "_learning", "_long"):
+        monkeypatch.setattr(demo, part, lambda *_: None)
+    outside, out = tmp_path / "outside", tmp_path / "out"
+    (outside / "run").mkdir(parents=True)
+    (outside / "run" / "mine.txt").write_text("mine")
+    out.mkdir()
+    (out / demo.MARK).symlink_to(outside / "run" / "mine.txt")
+    (out / "run").symlink_to(outside / "run")
+    demo.run(out)
+    assert (outside / "run" / "mine.txt").read_text() == "mine"
+    assert not (out / "run").is_symlink()
+    assert not (out / demo.MARK).is_symlink()
+
+
+def test_pictures_of_answers_replace_links(run: Path, tmp_path: Path) -> None:
+    outside = tmp_path / "outside.txt"
+    outside.write_text("mine")
+    (tmp_path / "a.png").symlink_to(outside)
+    model = PixelTransformer.from_pretrained(run / "checkpoints" / "step-00000001")
+    draw_answers(model, CONFIG.pixel_stages[0], tmp_path / "a.png", count=2)
+    assert outside.read_text() == "mine"
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
