@@ -17,7 +17,7 @@ from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
 # Recipes come from others too: least and most of what is counted, found before anything is made of it.
-MOST_BATCH = 1 << 16
+MOST_BATCH = 1 << 18
 _COUNTS = {
     "schedule_steps": (1, 1 << 40), "batch": (1, MOST_BATCH), "accumulate": (1, MOST_BATCH), "warmup": (0, 1 << 40),
     "seed": (0, (1 << 63) - 1), "eval_every": (0, 1 << 40), "eval_examples": (1, 1 << 32), "patience": (0, 1 << 40),

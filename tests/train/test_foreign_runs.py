@@ -154,8 +154,8 @@ def test_what_the_library_itself_makes_is_within_the_bounds() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"batch": 10**9}, "batch must be at most 65,536"),
-        ({"accumulate": 10**9}, "accumulate must be at most 65,536"),
+        ({"batch": 10**9}, "batch must be at most 262,144"),
+        ({"accumulate": 10**9}, "accumulate must be at most 262,144"),
         ({"seed": 1 << 70}, "seed must be at most"),
         ({"eval_examples": 10**30}, "eval_examples must be at most"),
         ({"stages": SMALL.stages[:1] * 1001}, "stages must be at most 1,000"),
@@ -189,7 +189,7 @@ def test_sizes_of_stages_are_bounded(size: int) -> None:
         ("cpu_batch = -3", "cpu_batch must be"),
         ("cpu_batch = 2.5", "cpu_batch must be"),
         ('cpu_batch = "8"', "cpu_batch must be"),
-        ("cpu_batch = 1000000000", "batch must be at most 65,536"),
+        ("cpu_batch = 1000000000", "batch must be at most 262,144"),
     ],
 )
 def test_the_batch_of_a_processor_is_checked(tmp_path: Path, field: str, words: str) -> None:
