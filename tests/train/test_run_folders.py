@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,23 @@ def test_pictures_of_answers_replace_links(run: Path, tmp_path: Path) -> None:
     draw_answers(model, CONFIG.pixel_stages[0], tmp_path / "a.png", count=2)
     assert outside.read_text() == "mine"
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_a_run_that_another_process_has_just_ended_is_not_begun_anew(
+    run: Path, tmp_path: Path, begun: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may end between the look for a run and the moment in which the folder is held."""
+    out = tmp_path / "out"
+    if begun:
+        out.mkdir()
+
+    def late(folder: Path) -> AbstractContextManager[None]:
+        shutil.copytree(run, folder, dirs_exist_ok=True)
+        return folder_lock(folder)
+
+    monkeypatch.setattr("sparseflash.train.loop.folder_lock", late)
+    before = (run / "steps.jsonl").read_bytes()
+    with pytest.raises(ValueError, match="already holds a run: resume it"):
+        train(CONFIG, out, steps=1, resume="auto", line=lambda text: None)
+    assert (out / "steps.jsonl").read_bytes() == before
