@@ -13,7 +13,7 @@ help:
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
 	@echo "make sanitize [PROBLEMS=n]  the compiled CPU kernel under AddressSanitizer and UBSan"
-	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
+	@echo "make kills  50 runs killed, interrupted, out of disk, two at once: what the suite does with four, in some minutes"
 	@echo "make release  wheels and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
 	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
 
@@ -80,7 +80,7 @@ sanitize: .venv/ready
 
 # FULL and READONLY mount a small file system of their own; DEATHS and BY change how often and by what.
 DEATHS ?= 50
-BY ?= KILL INT TERM FULL READONLY
+BY ?= KILL INT TERM FULL READONLY TWO
 kills: .venv/ready
 	unshare -Urm $(BIN)/python -m tests.train.killing --deaths $(DEATHS) --by $(BY)
 

@@ -1,17 +1,20 @@
-"""Files that are whole or not there, and never written through a link."""
+"""Files and folders that are whole or not there, and never written, or removed, through a link."""
 
 from __future__ import annotations
 
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sparseflash.patterns.shown import shown
+
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{16}")
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+_WRITE = os.O_WRONLY | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 
 
 @contextmanager
@@ -42,7 +45,7 @@ def atomic_write(path: Path, inside: Path | None = None) -> Iterator[BinaryIO]:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"no folder {str(path.parent)!r} to write {path.name} into")
     temporary = temporary_beside(path)
-    file = open(os.open(temporary, _NEW, 0o666), "wb")  # noqa: SIM115 - closed below, before the file gets its name
+    file = open(os.open(temporary, _WRITE | os.O_EXCL, 0o666), "wb")  # noqa: SIM115 - closed below, before the file gets its name
     try:
         with file:
             yield file
@@ -67,11 +70,45 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(8)}")
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Remove what processes that were killed left of their temporary files; nobody else may write there now."""
+def append_to(path: Path) -> BinaryIO:
+    """A file opened at its end, made if need be.
+
+    Raises:
+        ValueError: it is a link.
+    """
+    try:
+        return open(os.open(path, _WRITE | os.O_APPEND, 0o666), "ab")
+    except OSError:
+        if path.is_symlink():
+            raise ValueError(f"{path} is a link, and nothing is written through links: remove it") from None
+        raise
+
+
+def new_folder_beside(path: Path) -> Path:
+    """A folder that was not there before, under a name that nobody can guess, to be renamed to ``path``."""
+    folder = temporary_beside(path)
+    folder.mkdir()
+    return folder
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a folder with all that is in it, a file, or a link: never what a link leads to."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+    else:
+        shutil.rmtree(path)
+
+
+def remove_leftovers(folder: Path, of: str = "") -> None:
+    """Remove the temporary files and folders that processes left which were killed.
+
+    Args:
+        folder: nobody else may write there now.
+        of: the name whose temporary ones are removed; by default those of all names.
+    """
     for path in folder.iterdir():
-        if _TEMPORARY.fullmatch(path.name):
-            path.unlink(missing_ok=True)
+        if _TEMPORARY.fullmatch(path.name) and path.name.startswith(f".{of}." if of else "."):
+            remove_tree(path)
 
 
 def make_folder(folder: Path, inside: Path) -> Path:
@@ -99,7 +136,7 @@ def check_no_links(path: Path, inside: Path) -> None:
             return
         if part.is_symlink():
             raise ValueError(
-                f"{part} is a link, to {os.readlink(part)}, and nothing is written through links inside {inside}: "
-                f"put a folder or file of its own there"
+                f"{shown(part)} is a link, to {shown(os.readlink(part))}, and nothing is written through links inside "
+                f"{inside}: put a folder or file of its own there"
             )
     raise ValueError(f"{path} does not lie in {inside}")

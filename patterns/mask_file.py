@@ -17,6 +17,7 @@ from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.tiles import words_per_row
 from sparseflash.patterns.untrusted import open_untrusted
 
@@ -80,13 +81,13 @@ def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> BlockMask:
         arrays = from_bytes(content)
         metadata = _metadata(content)
     except (SafetensorError, ValueError, KeyError, struct.error, RecursionError) as error:
-        raise ValueError(f"{path}: not a block mask file ({error})") from None
+        raise ValueError(f"{path}: not a block mask file ({shown(error)})") from None
     if metadata.get("format") != FORMAT:
         raise ValueError(f"{path}: expected format {FORMAT!r}, got {metadata.get('format')!r}")
     try:
         return _checked(arrays, metadata)
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path}: damaged block mask ({error})") from None
+        raise ValueError(f"{path}: damaged block mask ({shown(error)})") from None
 
 
 def _content(path: Path, max_bytes: int) -> bytes:

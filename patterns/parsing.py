@@ -34,6 +34,7 @@ from sparseflash.patterns.presets import (
     star_transformer,
 )
 from sparseflash.patterns.random_blocks import random_blocks
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Where
 
@@ -250,4 +251,4 @@ def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
     lines = _lines(source)
     # What is missing at the end is said to stand in a line that is not there.
     text = lines[line - 1] if line <= len(lines) else ""
-    return ValueError(f"{message}\n  {text}\n  {' ' * column}^")
+    return ValueError(f"{message}\n  {shown(text)}\n  {' ' * len(shown(text[:column]))}^")

@@ -6,6 +6,8 @@ import sys
 import time
 from collections.abc import Iterator
 
+from sparseflash.patterns.shown import shown
+
 
 def track(steps: range, what: str, *, after_s: float = 1.0) -> Iterator[int]:
     """Yield the steps; once they have taken ``after_s`` seconds, show a bar on a terminal's stderr."""
@@ -20,6 +22,9 @@ def track(steps: range, what: str, *, after_s: float = 1.0) -> Iterator[int]:
     else:
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import track as bar
 
-    yield from bar(iterator, what, total=len(steps), completed=done, console=Console(stderr=True), transient=True)
+    yield from bar(
+        iterator, escape(shown(what)), total=len(steps), completed=done, console=Console(stderr=True), transient=True
+    )

@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from sparseflash.patterns.shown import shown
+
 
 @contextmanager
 def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
@@ -39,11 +41,11 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(f"{path} is no regular file ({error.strerror})") from None  # a socket cannot be opened
+        raise ValueError(f"{shown(path)} is no regular file ({error.strerror})") from None  # a socket cannot be opened
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise ValueError(f"{path} is no regular file")
+        raise ValueError(f"{shown(path)} is no regular file")
     with open(descriptor, "rb") as file:
         yield file, found.st_size
 
@@ -63,12 +65,15 @@ def read_untrusted(path: Path, most: int, inside: Path | None = None) -> bytes:
     with open_untrusted(path, inside) as (file, size):
         content = file.read(most + 1) if size <= most else b""
     if size > most or len(content) > most:
-        raise ValueError(f"{path} has {max(size, len(content)):,} bytes; at most {most:,} are read")
+        raise ValueError(f"{shown(path)} has {max(size, len(content)):,} bytes; at most {most:,} are read")
     return content
 
 
 def check_inside(path: Path, folder: Path) -> None:
     """Raise ValueError where a path leads out of a folder, by ``..`` or through a link."""
-    real, root = path.resolve(), folder.resolve()
+    try:
+        real, root = path.resolve(), folder.resolve()
+    except (OSError, RuntimeError):  # which of them depends on Python's version
+        raise ValueError(f"{shown(path)} leads nowhere: links lead to each other") from None
     if not real.is_relative_to(root):
-        raise ValueError(f"{path} leads out of {folder}, to {real}")
+        raise ValueError(f"{shown(path)} leads out of {folder}, to {shown(real)}")

@@ -1,6 +1,5 @@
 """``sparseflash demo``: the main job on an embedded default, told as it runs."""
 
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from sparseflash.cli.mask_summary import MaskSummary
 from sparseflash.functional import attention
 from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import marker_distance_baseline
+from sparseflash.patterns.atomic_write import remove_tree, write_text
 from sparseflash.train import evaluate, held_out, recipe, train
 from sparseflash.train.pictures import draw_answers
 
@@ -67,9 +67,9 @@ def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
     for folder in runs.values():
         if folder.exists() and not (out / MARK).exists():
             raise ValueError(f"{folder} exists and is not the demo's; choose another --out")
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text("What lies beside this file is replaced by the next `sparseflash demo`.\n")
+    write_text(out / MARK, "What lies beside this file is replaced by the next `sparseflash demo`.\n")
     started = time.perf_counter()
     with _part(console, f"1. A mask for 65,536 tokens: {PATTERN}"):
         _mask(console, out / "mask-65536.png")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +18,7 @@ NAME = ".lock"
 
 
 @contextmanager
-def folder_lock(folder: Path) -> Iterator[None]:
+def folder_lock(folder: Path, beside: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs.
 
     The system forgets the lock when its process ends, however it ends, so a stale one needs no care. Where there are no
@@ -25,6 +26,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
 
     Args:
         folder: an existing folder.
+        beside: the folder is still to be made: what is locked lies beside it.
 
     Raises:
         ValueError: another process holds it, which is named by its id and host.
@@ -40,8 +42,8 @@ def folder_lock(folder: Path) -> Iterator[None]:
     if fcntl is None:
         yield
         return
-    path = folder / NAME
-    descriptor = _acquired(path)
+    path = folder.with_name(f".{folder.name}{NAME}") if beside else folder / NAME
+    descriptor = _acquired(path, folder)
     try:
         os.ftruncate(descriptor, 0)
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
@@ -51,7 +53,7 @@ def folder_lock(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquired(path: Path) -> int:
+def _acquired(path: Path, folder: Path) -> int:
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
@@ -59,6 +61,10 @@ def _acquired(path: Path) -> int:
             if path.is_symlink():
                 raise ValueError(f"{path} is a link, and nothing is written through links: remove it") from None
             raise error
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written would be in its other place too
+            os.close(descriptor)
+            raise ValueError(f"{path} is no regular file of one name: remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.fstat(descriptor)
@@ -68,7 +74,7 @@ def _acquired(path: Path) -> int:
             pid, _, host = os.read(descriptor, 300).decode(errors="replace").strip().partition(" ")
             os.close(descriptor)
             raise ValueError(
-                f"{path.parent} is in use by process {pid or '(unknown)'} on {host or 'this host'}: wait until it "
+                f"{folder} is in use by process {pid or '(unknown)'} on {host or 'this host'}: wait until it "
                 f"ends, or write into another folder"
             ) from None
         os.close(descriptor)  # the holder removed the file between our opening and locking it

@@ -3,12 +3,14 @@
 import json
 import os
 import re
+import shlex
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import read_untrusted
 
 MOST_BYTES = 16 << 20
@@ -17,25 +19,34 @@ MOST_PARTS = 16
 _LONG_KEY = re.compile(rf"(?<![\w'\"-])(?:[\w'\"-]++[ \t]*+\.[ \t]*+){{{MOST_PARTS}}}")
 
 
-def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
+def read_bytes(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> bytes:
     """A regular file of at most so many bytes.
+
+    Args:
+        path: the file.
+        most: bytes.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: longer, or no regular file: a device or a pipe may never end.
     """
-    return read_untrusted(path, most)
+    return read_untrusted(path, most, inside)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, inside: Path | None = None) -> str:
     """A text file of at most `MOST_BYTES`.
+
+    Args:
+        path: the file.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: longer, no regular file, or no text.
     """
     try:
-        return read_bytes(path).decode()
+        return read_bytes(path, inside=inside).decode()
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not a text file") from None
 
@@ -87,11 +98,15 @@ def check_folder(path: Path) -> None:
         raise ValueError(f"{path} {problem}; name the folder that holds the files")
     archives = [path.with_name(path.name + ending) for ending in _UNPACK]
     found = next((archive for archive in archives if archive.is_file()), None)
-    raise FileNotFoundError(f"no folder {path}" + (f"; unpack {found.name}: `{_unpack(found)}`" if found else ""))
+    raise FileNotFoundError(
+        f"no folder {path}" + (f"; unpack {shown(found.name)}: `{_unpack(found)}`" if found else "")
+    )
 
 
 def _unpack(path: Path) -> str | None:
-    return next((f"{command} {path}" for ending, command in _UNPACK.items() if path.name.endswith(ending)), None)
+    # A name may hold what a shell takes for one more command.
+    commands = (command for ending, command in _UNPACK.items() if path.name.endswith(ending))
+    return next((f"{command} {shown(shlex.quote(str(path)))}" for command in commands), None)
 
 
 def archive_in(folder: Path) -> str | None:

@@ -1,6 +1,7 @@
 """Limits that a test sets on its own process, so that a failure is a failure and not a dead machine."""
 
 import resource
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,3 +17,23 @@ def little_memory(megabytes: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+class HangsError(AssertionError):
+    """What was to end has not."""
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What happens inside ends in time, or is ended with a `HangsError`; only in the main thread."""
+
+    def ring(*_: object) -> None:
+        raise HangsError(f"not done after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -120,6 +120,9 @@ def test_links_that_leave_the_folder_are_refused(tmp_path: Path) -> None:
     for path in (folder / "out", folder / ".." / "secret"):
         with pytest.raises(ValueError, match="leads out of"):
             read_untrusted(path, 9, inside=folder)
+    (folder / "round").symlink_to("round")
+    with pytest.raises(ValueError, match="round leads nowhere: links lead to each other"):
+        read_untrusted(folder / "round", 9, inside=folder)
 
 
 def test_weights_have_the_permissions_of_the_config_beside_them(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, ParamSpec, TypeVar, get_type_hints
 import typer
 from typer.models import ArgumentInfo, OptionInfo
 
+from sparseflash.cli.saying import say
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.patterns.grid import BLOCK_SIZES
 
@@ -18,8 +19,8 @@ R = TypeVar("R")
 
 # What the library raises for a user's mistake, and what the system says about files.
 _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, WorkerError)
-# Files are written under such names before they get their own.
-_TEMPORARY = re.compile(r"\.(.+)\.(?:\d+|tmp|part|removed)")
+# Files and folders are written under such names before they get their own.
+_TEMPORARY = re.compile(r"\.(.+)\.(?:[0-9a-f]{16}|part)")
 # What the library calls otherwise than the command line does.
 _OTHER_NAMES = {"activation_checkpointing": "--save-memory"}
 
@@ -30,7 +31,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(command)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         def note(message: Warning | str, *_: object, **__: object) -> None:
-            typer.echo(f"note: {in_options(str(message), options(command))}", err=True)
+            say(f"note: {in_options(str(message), options(command))}", err=True)
 
         with warnings.catch_warnings():
             warnings.simplefilter("default", UserWarning)
@@ -38,13 +39,13 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
             try:
                 return command(*args, **kwargs)
             except _EXPECTED as error:
-                typer.echo(f"error: {in_options(words(error), options(command))}", err=True)
+                say(f"error: {in_options(words(error), options(command))}", err=True)
                 raise typer.Exit(2) from None
             except MemoryError as error:
-                typer.echo(f"error: this takes more memory than there is ({error})", err=True)
+                say(f"error: this takes more memory than there is ({error})", err=True)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
-                typer.echo("stopped", err=True)
+                say("stopped", err=True)
                 raise typer.Exit(130) from None
 
     return run
@@ -54,7 +55,7 @@ def words(error: Exception) -> str:
     """What an exception says; of the system's errors the reason and the file, under the name that people know.
 
     Example:
-        >>> words(OSError(28, "No space left on device", "runs/a/.model.safetensors.4711"))
+        >>> words(OSError(28, "No space left on device", "runs/a/.model.safetensors.0123456789abcdef"))
         'No space left on device: runs/a/model.safetensors'
     """
     if not isinstance(error, OSError) or error.strerror is None:

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
@@ -16,8 +15,10 @@ from torch import Tensor
 from sparseflash.cli.files import checked_split, images_of, sequences_of, with_files
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
+from sparseflash.cli.saying import say
 from sparseflash.foreign import parse_json, read_text
-from sparseflash.imports import explained, named
+from sparseflash.imports import explained
+from sparseflash.imports import named as named_imports
 from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
 from sparseflash.pathfinder import Dataset
 from sparseflash.train import (
@@ -152,7 +153,7 @@ def run(
         if level is not None or size is not None:
             raise ValueError("--level and --size are for images in --folder; name a fixed set by --task and --stage")
         split = checked_split("test" if split is None else split, ("test", "val"))
-        found = _fixed(folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
+        found = _fixed(checkpoint, folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
     if isinstance(model, PixelTransformer):
         # A size that the pattern or the order cannot take shows before any image is read.
         model.masks((found.size, found.size))
@@ -170,7 +171,7 @@ def run(
         return
     first, *rest = outcome.lines
     for line in (first, *masks, *rest):
-        typer.echo(line)
+        say(line)
 
 
 def _with_imports(error: ValueError, folder: Path) -> ValueError:
@@ -179,7 +180,7 @@ def _with_imports(error: ValueError, folder: Path) -> ValueError:
         recipe = parse_json(read_text(folder / STATE))["config"]
     except (OSError, ValueError, KeyError, TypeError):
         return error
-    return explained(error, "", named(recipe))
+    return explained(error, "", named_imports(recipe))
 
 
 def _folder(dataset: Dataset, limit: int | None, batch: int | None) -> _Set:
@@ -191,6 +192,7 @@ def _folder(dataset: Dataset, limit: int | None, batch: int | None) -> _Set:
 
 
 def _fixed(
+    named: Path,
     folder: Path,
     model: ModelConfig,
     task: str | None,
@@ -202,7 +204,7 @@ def _fixed(
     batch: int | None,
     workers: int,
 ) -> _Set:
-    config, stage = _stage(folder, task, number, data)
+    config, stage = _stage(named, folder, task, number, data)
     stage.check(model)
     known = sets(stage)
     count = limit or len(known.get(split, ()))
@@ -217,8 +219,18 @@ def _fixed(
     return _Set(f"{config.task}: {stage}", size, count, examples, stage_baseline(stage), tokens)
 
 
-def _stage(folder: Path, task: str | None, number: int | None, data: Path | None) -> tuple[TrainConfig, AnyStage]:
-    """The stage to be examined in: of the task, or else of the run that the checkpoint belongs to."""
+def _stage(
+    named: Path, folder: Path, task: str | None, number: int | None, data: Path | None
+) -> tuple[TrainConfig, AnyStage]:
+    """The stage to be examined in: of the task, or else of the run that the checkpoint belongs to.
+
+    Args:
+        named: the run or the checkpoint, as the user named it.
+        folder: the checkpoint.
+        task: as given.
+        number: of the stage, as given.
+        data: as given.
+    """
     reached = None
     if (folder / STATE).is_file():
         found = load_checkpoint(folder)  # verifies
@@ -234,4 +246,4 @@ def _stage(folder: Path, task: str | None, number: int | None, data: Path | None
     stage = config.stages[chosen - 1]
     if isinstance(stage, SequenceStage) and data is not None:
         return config, sequences_of(stage, data)
-    return with_files(config, None, folder), stage.noted()
+    return with_files(config, None, named), stage.noted()

@@ -7,29 +7,75 @@ from pathlib import Path
 from sparseflash import pathfinder
 from sparseflash.pathfinder import Dataset
 from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.patterns.untrusted import check_inside
 from sparseflash.train import AnyStage, FolderStage, SequenceStage, Stage, TrainConfig
 
 
 def with_files(config: TrainConfig, folder: Path | None, run: Path) -> TrainConfig:
-    """A run's recipe, its files being where ``--folder`` says, or else where they were.
+    """A run's recipe, its files being where ``--folder`` says, or inside the run.
+
+    Runs are handed on: what somebody else's names outside of its folder is read when the user names it too, and not
+    before.
 
     Args:
         config: of the run.
         folder: as named by the user.
-        run: the run, for messages.
+        run: the run, as named by the user.
 
     Raises:
         FileNotFoundError: the folder that the recipe knows is not there.
-        ValueError: the run draws its examples.
+        ValueError: the recipe knows a folder outside of the run, or the run draws its examples.
     """
     if folder is not None:
         return config.moved(folder)
-    for stage in config.stages:
-        if not isinstance(stage, Stage) and stage.folder and not Path(stage.folder).is_dir():
+    for place in map(Path, folders_of(config)):
+        if not place.is_dir():
             raise FileNotFoundError(
-                f"the files that {run} was begun with are no longer in {stage.folder}: say where they are by --folder"
+                f"the files that {run} was begun with are no longer in {place}: say where they are by --folder"
+            )
+        if not _inside(place, run):
+            raise ValueError(
+                f"{run} was begun with files in {place}, outside of it: a run may be somebody else's, so say by "
+                f"--folder where they are"
             )
     return config
+
+
+def check_preset(config: TrainConfig, preset: Path, files: bool, weights: bool) -> None:
+    """Refuse a preset that names files outside of its own folder: it may be somebody else's.
+
+    Args:
+        config: what the preset and the options of the command line make.
+        preset: its file.
+        files: the folder of the files is the preset's choice, not the user's.
+        weights: those to begin with are.
+
+    Raises:
+        ValueError: such a preset.
+    """
+    for place in folders_of(config):
+        if files and not _inside(Path(place), preset.parent):
+            raise ValueError(f"{preset} names files outside of its folder, in {place}: name them by --folder")
+    if weights and config.init and not _inside(Path(config.init), preset.parent):
+        raise ValueError(f"{preset} names weights outside of its folder, in {config.init}: name them by --init")
+
+
+def folders_of(config: TrainConfig) -> list[str]:
+    """The folders that a recipe reads its examples from."""
+    return [stage.folder for stage in config.stages if not isinstance(stage, Stage) and stage.folder]
+
+
+def outside_of(config: TrainConfig, run: Path) -> str | None:
+    """The folder that ``--folder`` must name when a run goes on, if any."""
+    return next((place for place in folders_of(config) if not _inside(Path(place), run)), None)
+
+
+def _inside(place: Path, folder: Path) -> bool:
+    try:
+        check_inside(place, folder)
+    except ValueError:
+        return False
+    return True
 
 
 def images_of(

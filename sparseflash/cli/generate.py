@@ -3,9 +3,8 @@
 import os
 from pathlib import Path
 
-import typer
-
 from sparseflash import pathfinder
+from sparseflash.cli.saying import say
 from sparseflash.pathfinder.geometry import SIZES
 
 
@@ -44,7 +43,7 @@ def run(
     )
     there = f", {report.kept} were there already" if report.kept else ""
     skipped = f", {len(report.skipped)} complete batches were skipped" if report.skipped else ""
-    typer.echo(f"{report.written:,} images written to {report.folder}{there}{skipped}")
+    say(f"{report.written:,} images written to {report.folder}{there}{skipped}")
 
 
 def _trees(out: Path, count: int, seed: int, start: int, workers: int | None) -> None:
@@ -57,4 +56,4 @@ def _trees(out: Path, count: int, seed: int, start: int, workers: int | None) ->
     if not 1 <= count <= len(SPLITS["train"]):
         raise ValueError(f"--count must be 1 to {len(SPLITS['train']):,} training trees; got {count}")
     counts = write(out, LISTOPS, count, seed, (os.cpu_count() or 1) if workers is None else workers)
-    typer.echo(", ".join(f"{number:,} {split}" for split, number in counts.items()) + f" trees written to {out}")
+    say(", ".join(f"{number:,} {split}" for split, number in counts.items()) + f" trees written to {out}")

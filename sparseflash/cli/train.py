@@ -9,10 +9,11 @@ from typing import Any
 import typer
 
 from sparseflash.cli.errors import block_size
-from sparseflash.cli.files import with_files
+from sparseflash.cli.files import check_preset, outside_of, with_files
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.resuming import AUTO, LATEST, check_resume
+from sparseflash.cli.saying import say
 from sparseflash.cli.show import own_pattern
 from sparseflash.pathfinder.geometry import LEVELS
 from sparseflash.train import TASKS, SequenceStage, TrainConfig, TrainResult, recipe, train
@@ -74,13 +75,16 @@ def run(
         _refuse_changes(task, {name: value for name, value in options.items() if name != "imports"}, config, out)
         config = replace(config, **changes)
         _stage_option(first_stage, config, out)
-        config = with_files(config, folder, out)
+        if folder is not None or not print_config:  # what is printed is not read
+            config = with_files(config, folder, out)
     else:
         again = f"sparseflash train {task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
         try:
             config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
         except ValueError as error:
             raise told(error, imports, again) from None
+        if preset is not None and Path(preset).suffix == ".toml":
+            check_preset(config, Path(preset), files=folder is None, weights="init" not in options)
         config = begun_at(first_stage, config)
         begins = config.first_stage
     if print_config:
@@ -92,11 +96,11 @@ def run(
 
     first = Processes.here(context_parallel).first
     if first:
-        typer.echo(describe(config, device.type, begins), err=True)
+        say(describe(config, device.type, begins), err=True)
         stage = config.stages[begins]
         size, which = (stage.length, None) if isinstance(stage, SequenceStage) else (stage.size, stage.tokens)
         for line in mask_lines(config.model, size, which):
-            typer.echo(line, err=True)
+            say(line, err=True)
     result = train(
         config,
         out,
@@ -114,29 +118,29 @@ def run(
         return
     again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
     again += "".join(f" --import {shlex.quote(name)}" for name in config.imports)
+    if (elsewhere := outside_of(config, out)) is not None:
+        again += f" --folder {shlex.quote(elsewhere)}"
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
         again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
     if config.eval_every:
-        typer.echo(_best(out, result))
+        say(_best(out, result))
     stage = config.stages[result.progress.stage]
     how = f"{result.progress.accuracy:.1%} running accuracy, {stage_baseline(stage):.1%} by {stage.rule}"
     where = f"in stage {result.progress.stage + 1} of {len(config.stages)} ({stage}): {how}"
     if result.interrupted:
         saved = f"saved {result.checkpoint}" if result.checkpoint else "nothing was completed, so nothing is saved"
-        typer.echo(
-            f"stopped after step {result.step}; {saved}" + (f"; go on with: {again}" if result.checkpoint else "")
-        )
+        say(f"stopped after step {result.step}; {saved}" + (f"; go on with: {again}" if result.checkpoint else ""))
         raise typer.Exit(130)
     if result.out_of_time:
-        typer.echo(f"time is up after step {result.step}, {where}; saved {result.checkpoint}; go on with: {again}")
+        say(f"time is up after step {result.step}, {where}; saved {result.checkpoint}; go on with: {again}")
         return
     if result.out_of_patience:
-        typer.echo(
+        say(
             f"stopped early after step {result.step}, {where}; {result.progress.waited} evaluations without a better "
             f"one; checkpoint {result.checkpoint}; go on with: {again} --patience N"
         )
         return
-    typer.echo(f"step {result.step} done, {where}; checkpoint {result.checkpoint}; go on with: {again} --steps N")
+    say(f"step {result.step} done, {where}; checkpoint {result.checkpoint}; go on with: {again} --steps N")
 
 
 def describe(config: TrainConfig, device: str, number: int | None = None) -> str:

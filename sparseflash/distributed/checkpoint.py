@@ -35,6 +35,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 from sparseflash.distributed.agreement import agree
 from sparseflash.foreign import parse_json, read_text
 from sparseflash.patterns.atomic_write import write_text
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
 
 FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
@@ -151,15 +152,15 @@ def _progress(path: Path) -> dict[str, Number]:
         ) from None
     shards = {part.name for part in path.glob("*.safetensors")}
     if missing := sorted(files.keys() - shards):
-        raise FileNotFoundError(f"{path} is incomplete: it has no {missing[0]}")
+        raise FileNotFoundError(f"{path} is incomplete: it has no {shown(missing[0])}")
     if unknown := sorted(shards - files.keys()):
-        raise ValueError(f"{path / STATE} does not name {unknown[0]}: the folder is foreign or damaged")
+        raise ValueError(f"{path / STATE} does not name {shown(unknown[0])}: the folder is foreign or damaged")
     if not shards:
         raise ValueError(f"{path} holds no shards (*.safetensors)")
     for name, size in files.items():
         with open_untrusted(path / name, inside=path) as (_, found):
             if found != size:
-                raise ValueError(f"{path / name} is damaged: it has {found} bytes instead of {size}")
+                raise ValueError(f"{shown(path / name)} is damaged: it has {found} bytes instead of {size}")
     return progress
 
 
@@ -168,13 +169,13 @@ def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str
     try:
         entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
     except (SafetensorError, KeyError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} is foreign or damaged: {error}") from None
+        raise ValueError(f"{path} is foreign or damaged: {shown(error)}") from None
     saved = {name: tuple(entry.size) for name, entry in entries.items()}
     wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     for name in sorted(saved.keys() | wanted.keys()):
         if saved.get(name) != wanted.get(name):
             raise ValueError(
-                f"{path} is of another model or optimizer: it has {name} {saved.get(name, 'not at all')}, "
+                f"{path} is of another model or optimizer: it has {shown(name)} {saved.get(name, 'not at all')}, "
                 f"here it is {wanted.get(name, 'not')}"
             )
 

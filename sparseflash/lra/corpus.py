@@ -127,7 +127,8 @@ def open_corpus(
 
     Raises:
         FileNotFoundError: there is no folder, or a file of it is missing; the message says what to do.
-        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, or a bad line.
+        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, links that lead
+            out of the folder, more than the bounds of `Lines`, `Reviews` and `cifar.Images` allow, or a bad line.
 
     Example:
         >>> corpus = open_corpus("listops", grammar=Grammar(max_depth=3, min_length=8, max_length=30))
@@ -143,7 +144,7 @@ def open_corpus(
     check_folder(Path(folder))
     inside = places.inner(task, Path(folder))
     try:
-        files = _opened(task, inside, places.stamp(task, inside))
+        files = _opened(task, inside, Path(folder), places.stamp(task, inside))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{places.hint(task, inside)}") from None
     if verify:
@@ -152,9 +153,9 @@ def open_corpus(
 
 
 @lru_cache(maxsize=8)
-def _opened(task: str, folder: Path, stamp: object) -> Files:
+def _opened(task: str, folder: Path, named: Path, stamp: object) -> Files:
     if task == "image":
-        whole, test = cifar.Images(folder, cifar.TRAIN), cifar.Images(folder, cifar.TEST)
+        whole, test = cifar.Images(folder, cifar.TRAIN, named), cifar.Images(folder, cifar.TEST, named)
         cut = len(whole) * 9 // 10
         parts: dict[str, tuple[Stored, range]] = {
             "train": (whole, range(cut)),
@@ -162,7 +163,7 @@ def _opened(task: str, folder: Path, stamp: object) -> Files:
             "test": (test, range(len(test))),
         }
     else:
-        files = {name: _file(task, folder, name) for name in _SETS if (task, name) != ("text", "val")}
+        files = {name: _file(task, folder, named, name) for name in _SETS if (task, name) != ("text", "val")}
         parts = {name: (file, range(len(file))) for name, file in files.items()}
     found = {name: len(indices) for name, (_, indices) in parts.items()}
     if found != _PUBLISHED[task]:
@@ -170,9 +171,9 @@ def _opened(task: str, folder: Path, stamp: object) -> Files:
     return Files(parts)
 
 
-def _file(task: str, folder: Path, split: str) -> Stored:
+def _file(task: str, folder: Path, named: Path, split: str) -> Stored:
     if task == "listops":
-        return ListOpsFile(folder / f"basic_{split}.tsv")
+        return ListOpsFile(folder / f"basic_{split}.tsv", named)
     if task == "retrieval":
-        return Papers(folder / f"new_aan_pairs.{'eval' if split == 'val' else split}.tsv")
-    return Reviews(folder / split)
+        return Papers(folder / f"new_aan_pairs.{'eval' if split == 'val' else split}.tsv", named)
+    return Reviews(folder / split, named)

@@ -11,17 +11,22 @@ quotes meaning anything: so the Arena's own reader and that of S4 take them.
 """
 
 import hashlib
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.foreign import read_bytes
 from sparseflash.lra.lines import Lines
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.shown import shown
+from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 Bytes = NDArray[np.uint8]
 ANSWERS: Final = ("neg", "pos")
+MOST_REVIEWS: Final = 1 << 20
 
 
 class Reviews:
@@ -29,21 +34,29 @@ class Reviews:
 
     Args:
         folder: such as ``aclImdb/train``.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no ``neg`` or ``pos`` in it.
-        ValueError: one of them holds no review; when one is read or all are checked, an empty file.
+        ValueError: one of them holds no review, or more than a million; when one is read or all are checked, a file
+            that is empty, no regular file, of more than 16 MB or outside of ``inside``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, inside: Path | None = None) -> None:
+        self._inside = inside
         self._files: list[tuple[Path, int]] = []
         for answer, name in enumerate(ANSWERS):
             if not (folder / name).is_dir():
                 raise FileNotFoundError(f"{folder} is no part of aclImdb: it has no folder {name}")
             # Names are NUMBER_RATING.txt: in the order of numbers, which no file system keeps by itself.
-            found = sorted((folder / name).glob("*.txt"), key=lambda path: (len(path.stem.split("_")[0]), path.name))
+            if inside is not None:
+                check_inside(folder / name, inside)
+            found = list(islice((folder / name).glob("*.txt"), MOST_REVIEWS + 1))
             if not found:
                 raise ValueError(f"{folder / name} holds no review: *.txt")
+            if len(found) > MOST_REVIEWS:
+                raise ValueError(f"{folder / name} holds more than {MOST_REVIEWS:,} reviews")
+            found.sort(key=lambda path: (len(path.stem.split("_")[0]), path.name))
             self._files += [(path, answer) for path in found]
 
     def __len__(self) -> int:
@@ -51,9 +64,9 @@ class Reviews:
 
     def __getitem__(self, index: int) -> tuple[Bytes, int]:
         path, answer = self._files[index]
-        text = path.read_bytes()
+        text = read_bytes(path, inside=self._inside)
         if not text:
-            raise ValueError(f"{path} is empty")
+            raise ValueError(f"{shown(path)} is empty")
         return np.frombuffer(text, np.uint8), answer
 
     def digest(self) -> str:
@@ -61,9 +74,10 @@ class Reviews:
         found = hashlib.sha256()
         for index in track(range(len(self)), f"checking {self._files[0][0].parent.parent.name}"):
             path, answer = self._files[index]
-            size = path.stat().st_size
+            with open_untrusted(path, self._inside) as (_, size):
+                pass
             if not size:
-                raise ValueError(f"{path} is empty")
+                raise ValueError(f"{shown(path)} is empty")
             found.update(f"{path.name} {answer} {size}\n".encode())
         return found.hexdigest()
 
@@ -73,11 +87,11 @@ class Papers:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no lines; when one is read or all are checked, a line that is no pair.
+        ValueError: what `Lines` refuses; when one is read or all are checked, a line that is no pair.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lines = Lines(path)
+    def __init__(self, path: Path, inside: Path | None = None) -> None:
+        self._lines = Lines(path, inside=inside)
 
     def __len__(self) -> int:
         return len(self._lines)

@@ -8,8 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.untrusted import open_untrusted
 
-_CHUNK = 1 << 24
+# Bounds on files of others: the release's largest file has 147,086 lines.
+MOST_LINES = 1 << 22
+MOST_LINE = 16 << 20
+_CHUNK = 1 << 20
 
 
 class Lines:
@@ -18,17 +22,18 @@ class Lines:
     Args:
         path: the file.
         header: lines at the top that are not counted.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no lines.
+        ValueError: no lines, more than `MOST_LINES`, one of more than `MOST_LINE` bytes, or no regular file.
     """
 
-    def __init__(self, path: Path, header: int = 0) -> None:
-        if not path.is_file():
+    def __init__(self, path: Path, header: int = 0, inside: Path | None = None) -> None:
+        if not path.exists():
             raise FileNotFoundError(f"no file {path}")
-        self.path, self.header, self._digest = path, header, ""
-        self._starts = _starts(path)[header:]
+        self.path, self.header, self._inside, self._digest = path, header, inside, ""
+        self._starts = _starts(path, inside)[header:]
         if len(self._starts) < 2:
             raise ValueError(f"{path} has no lines" + (" after its header" if header else ""))
 
@@ -37,7 +42,7 @@ class Lines:
 
     def __getitem__(self, index: int) -> bytes:
         start, end = self._starts[index : index + 2].tolist()
-        with self.path.open("rb") as file:
+        with open_untrusted(self.path, self._inside) as (file, _):
             file.seek(start)
             return file.read(end - start).rstrip(b"\r\n")
 
@@ -46,11 +51,11 @@ class Lines:
         if self._digest:
             return self._digest
         found = hashlib.sha256()
-        with self.path.open("rb") as file:
+        with open_untrusted(self.path, self._inside) as (file, _):
             for _ in range(self.header):
-                found.update(file.readline())
+                found.update(file.readline(MOST_LINE))
             for index in track(range(len(self)), f"checking {self.path.name}"):
-                line = file.readline()
+                line = file.readline(MOST_LINE)
                 found.update(line)
                 check(index, line.rstrip(b"\r\n"))
         self._digest = found.hexdigest()
@@ -61,13 +66,21 @@ class Lines:
         return f"{self.path}, line {index + self.header + 1}"
 
 
-def _starts(path: Path) -> NDArray[np.int64]:
+def _starts(path: Path, inside: Path | None) -> NDArray[np.int64]:
     """Where each line begins, and the end of the last that is not blank."""
-    found, end = [np.zeros(1, np.int64)], 0
-    with path.open("rb") as file:
-        for begin in track(range(0, path.stat().st_size, _CHUNK), f"reading {path.name}"):
+    found, end, lines, last = [np.zeros(1, np.int64)], 0, 1, 0
+    with open_untrusted(path, inside) as (file, size):
+        for begin in track(range(0, size, _CHUNK), f"reading {path.name}"):
             chunk = file.read(_CHUNK)
-            found.append(np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + begin + 1)
+            ends = np.flatnonzero(np.frombuffer(chunk, np.uint8) == ord("\n")) + begin + 1
+            stops = np.concatenate(([last], ends, [begin + len(chunk)]))
+            too_long = np.flatnonzero(np.diff(stops) > MOST_LINE)
+            if len(too_long):
+                raise ValueError(f"{path}, line {lines + int(too_long[0])}: longer than {MOST_LINE:,} bytes")
+            last, lines = int(stops[-2]), lines + len(ends)
+            if lines > MOST_LINES:
+                raise ValueError(f"{path} has more than {MOST_LINES:,} lines")
+            found.append(ends)
             if filled := len(chunk.rstrip(b"\r\n")):
                 end = begin + filled
     starts = np.concatenate(found)

@@ -38,7 +38,9 @@ FRESH: Final = 100_000
 """Trees from this index on are in no set."""
 
 _OPERATOR_SHARE = 0.25
-_TRIES = 1_000_000
+# A config comes from others too: trees of 10,000 symbols are five times the Arena's longest.
+_MOST: Final = {"max_depth": 100, "max_args": 1000, "min_length": 10_000, "max_length": 20_000}
+_SYMBOLS = 10_000_000  # drawn for one tree, in seconds; one in a hundred is right in the Arena's distribution
 # Of an operator's values; `median_low` and `median_high` are the two in the middle.
 _VALUE_OF: Final[tuple[Callable[[list[int]], int], ...]] = (
     min,
@@ -87,9 +89,9 @@ class Grammar:
     max_length: int = 2000
 
     def __post_init__(self) -> None:
-        for name, least, most in (("max_depth", 2, 100), ("max_args", 2, 1000), ("min_length", 0, 100_000)):
-            if not least <= getattr(self, name) <= most:
-                raise ValueError(f"{name} must be in {least}..{most:,}; got {getattr(self, name)!r}")
+        for name, least in (("max_depth", 2), ("max_args", 2), ("min_length", 0), ("max_length", 0)):
+            if type(getattr(self, name)) is not int or not least <= getattr(self, name) <= _MOST[name]:
+                raise ValueError(f"{name} must be in {least}..{_MOST[name]:,}; got {getattr(self, name)!r}")
         if self.max_length < self.min_length + 2 or self.max_length < 5:
             raise ValueError(
                 f"max_length must be at least 5 and 2 more than min_length, for neither is reached; got "
@@ -106,19 +108,25 @@ class Grammar:
         """Tree ``index`` of a seed: its symbols, as numbers of `SYMBOLS`, and its value.
 
         Raises:
-            ValueError: a million trees in a row were too short or too long.
+            ValueError: trees of ten million symbols in a row were too short or too long.
         """
         # Python promises that random() gives the same numbers from the same seed in every version.
         uniform = random.Random(f"listops {seed} {index}").random
-        for _ in range(_TRIES):
+        drawn = 0
+        while drawn < _SYMBOLS:
             symbols: list[int] = []
             try:
                 value = self._grow(1, symbols, uniform)
             except _TooLongError:
                 continue
+            finally:
+                drawn += len(symbols)
             if len(symbols) > self.min_length:
                 return np.array(symbols, np.uint8), value
-        raise ValueError(f"no tree of {_TRIES:,} is longer than {self.min_length} and shorter than {self.max_length}")
+        raise ValueError(
+            f"no tree among {_SYMBOLS:,} symbols is longer than {self.min_length} and shorter than {self.max_length}: "
+            f"let bounds lie further apart, or nearer to what the depth and the arguments give"
+        )
 
     def _grow(self, depth: int, symbols: list[int], uniform: Callable[[], float]) -> int:
         """Append a random tree, in reading order, and return its value."""

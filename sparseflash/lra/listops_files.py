@@ -17,9 +17,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
+from sparseflash.folder_lock import folder_lock
 from sparseflash.lra.lines import Lines
 from sparseflash.lra.listops import CLOSE, OPERATORS, SPLITS, SYMBOLS, Grammar
 from sparseflash.pathfinder.workers import run_tasks
+from sparseflash.patterns.atomic_write import new_folder_beside, remove_leftovers, remove_tree
+from sparseflash.patterns.untrusted import open_untrusted
 
 HEADER: Final = b"Source\tTarget"
 _NUMBER_OF: Final = {symbol.encode(): number for number, symbol in enumerate(SYMBOLS)}
@@ -31,12 +34,13 @@ class ListOpsFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another header; when a line is read or all are checked, one that is no tree and value.
+        ValueError: another header, or what `Lines` refuses; when a line is read or all are checked, one that is no tree
+            and value.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._lines = Lines(path, header=1)
-        with path.open("rb") as file:
+    def __init__(self, path: Path, inside: Path | None = None) -> None:
+        self._lines = Lines(path, header=1, inside=inside)
+        with open_untrusted(path, inside) as (file, _):
             header = file.readline(100).rstrip(b"\r\n")
         if header != HEADER:
             raise ValueError(f"{path} must begin with {HEADER!r}; it begins with {header!r}")
@@ -94,7 +98,9 @@ def written(symbols: Iterable[int]) -> str:
 
 
 def write(out: Path, grammar: Grammar, train: int = 96_000, seed: int = 0, workers: int = 1) -> dict[str, int]:
-    """Write the three files, each under a temporary name first; files that are there already are refused.
+    """Write the three files into a new folder, which gets its name when they are whole, or into one that is there.
+
+    Files that are there already are refused, and so is a second process that writes to the same place.
 
     Args:
         out: folder, made if need be.
@@ -107,32 +113,46 @@ def write(out: Path, grammar: Grammar, train: int = 96_000, seed: int = 0, worke
         How many trees each file has.
 
     Raises:
-        ValueError: a number of trees that is not in 1 to 96,000.
+        ValueError: a number of trees that is not in 1 to 96,000, or another process writes into the folder.
         FileExistsError: a file is there already.
     """
     if not 1 <= train <= len(SPLITS["train"]):
         raise ValueError(f"the training file has 1 to {len(SPLITS['train']):,} trees; got {train!r}")
     counts = {"train": train, "val": max(1, train // 48), "test": max(1, train // 48)}
-    paths = {split: out / f"basic_{split}.tsv" for split in counts}
-    for path in paths.values():
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; write into another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    for split, count in counts.items():
-        indices = SPLITS[split][:count]
-        parts = [indices[start : start + _TASK] for start in range(0, count, _TASK)]
-        temporary = out / f".basic_{split}.{os.getpid()}"
+    out = out.resolve()  # the folder that the user names may be a link
+    names = {split: f"basic_{split}.tsv" for split in counts}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with folder_lock(out, beside=True):
+        for name in names.values():
+            if os.path.lexists(out / name):
+                raise FileExistsError(f"{out / name} is there already; write into another folder")
+        remove_leftovers(out.parent, out.name)
+        temporary = new_folder_beside(out)
         try:
-            with temporary.open("wb") as file:
-                file.write(HEADER + b"\r\n")
-                rows = run_tasks(partial(_rows, grammar, seed), parts, workers)
-                console = Console(stderr=True)
-                for row in track(rows, f"basic_{split}.tsv", total=len(parts), console=console, transient=True):
-                    file.write(row)
-            os.replace(temporary, paths[split])
+            for split, count in counts.items():
+                indices = SPLITS[split][:count]
+                parts = [indices[start : start + _TASK] for start in range(0, count, _TASK)]
+                with (temporary / names[split]).open("xb") as file:
+                    file.write(HEADER + b"\r\n")
+                    rows = run_tasks(partial(_rows, grammar, seed), parts, workers)
+                    console = Console(stderr=True)
+                    for row in track(rows, names[split], total=len(parts), console=console, transient=True):
+                        file.write(row)
+            _put(temporary, out)
         finally:
-            temporary.unlink(missing_ok=True)
+            remove_tree(temporary)
     return counts
+
+
+def _put(temporary: Path, out: Path) -> None:
+    """Give a folder its name; where one that is not empty has it already, its files are put there one by one."""
+    try:
+        os.rename(temporary, out)
+    except OSError:
+        if not out.is_dir():
+            raise
+        for path in sorted(temporary.iterdir()):
+            os.rename(path, out / path.name)
 
 
 def _rows(grammar: Grammar, seed: int, indices: range) -> bytes:

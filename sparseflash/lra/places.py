@@ -6,6 +6,7 @@ from typing import Final
 
 from sparseflash.foreign import archive_in, folders_below
 from sparseflash.lra import cifar
+from sparseflash.patterns.shown import shown
 
 FOLDER: Final = {
     "listops": "listops-1000",
@@ -53,7 +54,7 @@ def hint(task: str, folder: Path) -> str:
     first = _LOOKED_AT[task][0]
     deeper = next(folders_below(folder, lambda place: (place / first).exists()), None)
     if deeper is not None:
-        return f"; there is {deeper}: name that folder"
+        return f"; there is {shown(deeper)}: name that folder"
     if archive := archive_in(folder):
         return f"; an archive lies there, unpack it: `{archive}`"
     return f"; {task} is read from a folder {FOLDER[task]} with {_LAYOUT[task]}: docs/lra.md says where it is published"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sparseflash.foreign import MOST_BYTES, parse_json, read_text
 from sparseflash.patterns.atomic_write import temporary_beside, write_text
+from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
 
 WEIGHTS = "model.safetensors"
@@ -41,18 +42,19 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
+def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = None) -> dict[str, Tensor]:
     """Read a safetensors file into memory of its own: what happens to the file afterwards changes nothing.
 
     Args:
         path: the file.
         sha256: hexadecimal digest that the file must have; None: any.
+        inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: not a complete safetensors file, or one with another digest.
     """
-    with open_untrusted(path) as (file, size):
+    with open_untrusted(path, inside) as (file, size):
         if _size_in_header(file) != size:
             raise ValueError(f"{path} is no complete safetensors file; it is damaged, truncated or foreign")
         file.seek(0)
@@ -62,7 +64,9 @@ def read_tensors(path: Path, sha256: str | None = None) -> dict[str, Tensor]:
     try:
         return dict(load(content))
     except (SafetensorError, KeyError) as error:
-        raise ValueError(f"{path} is no complete safetensors file ({error}): damaged, truncated or foreign") from None
+        raise ValueError(
+            f"{path} is no complete safetensors file ({shown(error)}): damaged, truncated or foreign"
+        ) from None
 
 
 def _size_in_header(file: BinaryIO) -> int | None:
@@ -94,7 +98,13 @@ def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
     return read_text(folder / CONFIG), read_tensors(folder / WEIGHTS)
 
 
-def _check_weights(expected: nn.Module, weights: Mapping[str, Tensor], folder: Path) -> None:
+def check_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], folder: Path) -> None:
+    """Raise ValueError unless a model has these weights; nothing is allocated for it.
+
+    A config may promise more than the file beside it holds, and than there is memory.
+    """
+    with torch.device("meta"):
+        expected = make()
     wanted = {name: tuple(tensor.shape) for name, tensor in expected.state_dict().items()}
     found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
     if wanted != found:
@@ -116,8 +126,7 @@ def loaded(make: Callable[[], Built], weights: Mapping[str, Tensor], folder: Pat
     Raises:
         ValueError: weights that are not of this model.
     """
-    with torch.device("meta"):  # a config may promise more than the file holds, and than there is memory
-        _check_weights(make(), weights, folder)
+    check_weights(make, weights, folder)
     model = make()
     model.load_state_dict(weights)
     return model

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 from sparseflash.foreign import of_kinds, parse_json
+from sparseflash.patterns.shown import shown
 
 # A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
 MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
@@ -42,7 +43,7 @@ class JsonConfig:
         try:
             fields = parse_json(text)
         except ValueError as error:
-            raise ValueError(f"a model config must be JSON; {error}") from None
+            raise ValueError(f"a model config must be JSON; {shown(error)}") from None
         return cls.from_dict(fields)
 
     @classmethod
@@ -57,4 +58,4 @@ class JsonConfig:
         try:
             return cls(**of_kinds(cls, fields))
         except (TypeError, AttributeError) as error:
-            raise ValueError(f"a model config field is missing or has the wrong type: {error}") from None
+            raise ValueError(f"a model config field is missing or has the wrong type: {shown(error)}") from None

@@ -12,6 +12,7 @@ from sparseflash.models.files import CONFIG, load_model, loaded
 from sparseflash.models.pixel_transformer import PixelTransformer
 from sparseflash.models.sequence_config import SequenceTransformerConfig
 from sparseflash.models.sequence_transformer import SequenceTransformer
+from sparseflash.patterns.shown import shown_lines
 
 Model: TypeAlias = PixelTransformer | SequenceTransformer
 ModelConfig: TypeAlias = PixelTransformerConfig | SequenceTransformerConfig
@@ -47,5 +48,5 @@ def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> M
     try:
         config = config_from(parse_json(text))
     except ValueError as error:
-        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {error}") from None
+        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {shown_lines(error)}") from None
     return loaded(lambda: build(config), weights, Path(folder)).to(device)

@@ -9,6 +9,8 @@ from typing import Final
 
 from sparseflash.foreign import archive_in, check_folder, folders_below
 from sparseflash.pathfinder.geometry import LEVELS
+from sparseflash.patterns.shown import shown
+from sparseflash.patterns.untrusted import check_inside
 
 SIZED: Final = re.compile(r"pathfinder(\d{1,4})")
 HARD: Final = LEVELS["hard"][0]
@@ -20,7 +22,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
     Raises:
         FileNotFoundError, ValueError: as `read` raises, where there is none.
     """
-    path = Path(path)
+    given = path = Path(path)
     check_folder(path)
     name = None if level is None else LEVELS[level][0] if level in LEVELS else level
     if name is not None and not re.fullmatch(r"curv_\w+", name):
@@ -28,6 +30,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
     if (path / "metadata").is_dir():
         if name is not None and path.resolve().name != name:
             raise ValueError(f"{path} is a level folder, but not {name!r}")
+        check_inside(path / "metadata", path)
         return path.resolve()
     if not _levels(path):
         path = _sized_folder(path, size)
@@ -38,8 +41,9 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
         there = _levels(path)
         named = f"; say which level is meant: {' or '.join(map(_level_name, there))}" if there else ""
         raise ValueError(
-            f"{path}: no {folder.name} with metadata here; there is {', '.join(there) or 'nothing'}{named}"
+            f"{path}: no {folder.name} with metadata here; there is {shown(', '.join(there)) or 'nothing'}{named}"
         )
+    check_inside(folder / "metadata", given)
     return folder.resolve()
 
 
@@ -49,7 +53,7 @@ def _levels(path: Path) -> list[str]:
 
 def _level_name(folder: str) -> str:
     """What a user calls a level folder."""
-    return next((level for level, (name, _) in LEVELS.items() if name == folder), folder)
+    return next((level for level, (name, _) in LEVELS.items() if name == folder), shown(folder))
 
 
 def _sized_folder(path: Path, size: int | None) -> Path:
@@ -66,7 +70,7 @@ def _sized_folder(path: Path, size: int | None) -> Path:
     message = f"{path}: no {wanted} here; found sizes: {', '.join(map(str, sorted(seen))) or 'none'}"
     deeper = next(folders_below(path, lambda place: bool(_fits(place, size))), None)
     if deeper is not None:
-        raise ValueError(f"{message}. There is {deeper}: name that folder")
+        raise ValueError(f"{message}. There is {shown(deeper)}: name that folder")
     if archive := archive_in(path):
         raise ValueError(f"{message}. An archive lies there, unpack it: `{archive}`")
     layout = "PATHFINDER/LEVEL/imgs and PATHFINDER/LEVEL/metadata, such as pathfinder32/curv_contour_length_14"

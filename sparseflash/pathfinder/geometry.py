@@ -77,14 +77,16 @@ class Geometry:
         def store(name: str, value: object) -> None:
             object.__setattr__(self, name, value)
 
-        for name, least in _WHOLE.items():
-            store(name, whole(name, getattr(self, name), least))
-        for name in _POSITIVE:
-            store(name, _positive(name, getattr(self, name)))
+        for name, (least, most) in _WHOLE.items():
+            store(name, whole(name, getattr(self, name), least, most))
+        for name, limit in _POSITIVE.items():
+            store(name, _positive(name, getattr(self, name), limit))
         margins: Any = self.paddle_margins
         if isinstance(margins, (str, bytes)) or not hasattr(margins, "__iter__"):
             raise TypeError(f"paddle_margins must be a tuple of whole numbers, got {margins!r}")
-        store("paddle_margins", tuple(whole("paddle_margins", m, 1) for m in margins))
+        if len(margins) > _MOST_MARGINS:
+            raise ValueError(f"paddle_margins must be at most {_MOST_MARGINS}, got {len(margins)}")
+        store("paddle_margins", tuple(whole("paddle_margins", m, 1, _MOST_MARGIN) for m in margins))
         if not self.paddle_margins:
             raise ValueError("paddle_margins must name at least one margin, got ()")
         if not math.isclose(self.line_width, self.paddle_thickness * self.antialias) or self.line_width < 1:
@@ -92,6 +94,7 @@ class Geometry:
                 f"paddle_thickness * antialias must be a whole number of at least 1, "
                 f"got {self.paddle_thickness} * {self.antialias}"
             )
+        self._check_drawing()
         # Below this a probe of the first seed could leave the canvas while another still lies in the seed square, and
         # the rectangle of `tables.py` would no longer be the set of available tails.
         least = math.ceil((self.paddle_length + 2 * max(self.paddle_margins) + math.ceil(self.paddle_thickness)) / 2)
@@ -104,6 +107,18 @@ class Geometry:
             )
         if 2 * self.padding >= self.size:
             raise ValueError(f"padding {self.padding} leaves nothing of a canvas of side {self.size}")
+
+    def _check_drawing(self) -> None:
+        """Raise ValueError where drawing a dash in all directions would take gigabytes or minutes."""
+        margin = max(self.paddle_margins)
+        reach = self.paddle_length + margin
+        side = 2 * (reach + math.ceil(self.paddle_thickness)) * self.antialias + 1
+        cells = (360 + math.ceil(2 * math.pi * reach)) * side**2
+        if cells > _MOST_CELLS or cells * (margin * self.antialias) ** 2 > _MOST_WORK:
+            raise ValueError(
+                f"a dash of paddle_length {self.paddle_length}, paddle_thickness {self.paddle_thickness}, margin "
+                f"{margin} and antialias {self.antialias} is too large: {cells:,} cells in all directions"
+            )
 
     @property
     def line_width(self) -> int:
@@ -200,35 +215,51 @@ class Geometry:
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def whole(name: str, value: object, least: int) -> int:
+def whole(name: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` as an int of at least ``least``; TypeError or ValueError naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {value!r}")
+    if most is not None and int(value) > most:
+        raise ValueError(f"{name} must be at most {most:,}, got {value!r}")
     return int(value)
 
 
-def _positive(name: str, value: object) -> float:
+def _positive(name: str, value: object, most: float) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {value!r}")
     number = float(value)
     if not (math.isfinite(number) and number > 0):
         raise ValueError(f"{name} must be finite and above 0, got {value!r}")
+    if number > most:
+        raise ValueError(f"{name} must be at most {most:g}, got {value!r}")
     return number
 
 
+# A geometry comes from others too, in presets and runs: least and most of each number.
 _WHOLE: Final = {
-    "size": 16,
-    "padding": 1,
-    "seed_distance": 1,
-    "paddle_length": 1,
-    "contour_length": 2,
-    "distractor_length": 1,
-    "num_distractors": 0,
-    "antialias": 1,
+    "size": (16, SIZES[-1]),
+    "padding": (1, SIZES[-1]),
+    "seed_distance": (1, SIZES[-1]),
+    "paddle_length": (1, 64),
+    "contour_length": (2, 256),
+    "distractor_length": (1, 256),
+    "num_distractors": (0, 4096),
+    "antialias": (1, 8),
 }
-_POSITIVE: Final = ("paddle_thickness", "continuity", "marker_radius", "snake_contrast", "paddle_contrast")
+_POSITIVE: Final = {
+    "paddle_thickness": 64.0,
+    "continuity": 1e6,
+    "marker_radius": 64.0,
+    "snake_contrast": 1e6,
+    "paddle_contrast": 1e6,
+}
+_MOST_MARGINS: Final = 8
+_MOST_MARGIN: Final = 64
+# Cells of the drawings of a dash, and steps of their dilation; the published ones have 0.7 and 25 million.
+_MOST_CELLS: Final = 1 << 24
+_MOST_WORK: Final = 1 << 32
 
 
 def _row(

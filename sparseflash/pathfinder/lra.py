@@ -114,10 +114,10 @@ def write(
     identity = json.dumps(
         {"seed": seed, "start": start, "match_distance": bool(match_distance), "geometry": asdict(chosen)}, indent=1
     )
-    _refuse_foreign(folder, identity)
     match = prepare(chosen, match_distance)
 
     with folder_lock(make_folder(folder, root)):
+        _refuse_foreign(folder, identity)
         return _write(root, folder, identity, chosen, seed, match, indices, workers, progress)
 
 
@@ -185,7 +185,7 @@ def _refuse_foreign(folder: Path, identity: str) -> None:
     if not any((folder / name).exists() for name in ("imgs", "metadata", _IDENTITY)):
         return
     try:
-        found = parse_json(read_text(folder / _IDENTITY))
+        found = parse_json(read_text(folder / _IDENTITY, inside=folder))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds images that this generator did not make; choose another folder") from None
     except ValueError:
@@ -207,7 +207,7 @@ def _missing(folder: Path, batch: int, count: int) -> list[int]:
 
 def _rows(folder: Path, batch: int) -> int:
     try:
-        return read_bytes(folder / "metadata" / f"{batch}.npy").count(b"\n")
+        return read_bytes(folder / "metadata" / f"{batch}.npy", inside=folder).count(b"\n")
     except FileNotFoundError:
         return 0
 

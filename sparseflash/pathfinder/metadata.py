@@ -18,6 +18,7 @@ import numpy as np
 
 from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import Geometry
+from sparseflash.patterns.shown import shown
 
 _COLUMNS: Final = 4  # those that are read: a file with fewer cannot be used
 _MOST_ROWS: Final = 1 << 20  # of a file; the release has 1,000, and 200,000 images in all
@@ -53,9 +54,9 @@ def metadata_files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda file: int(file.stem))
 
 
-def read_rows(file: Path) -> list[tuple[str, str, int]]:
-    """(subfolder, file name, label) of each image of one metadata file."""
-    data = read_bytes(file)
+def read_rows(file: Path, inside: Path | None = None) -> list[tuple[str, str, int]]:
+    """(subfolder, file name, label) of each image of one metadata file, whose links may not lead out of ``inside``."""
+    data = read_bytes(file, inside=inside)
     try:
         if data.startswith(b"\x93NUMPY"):
             _check_array(data)
@@ -66,7 +67,7 @@ def read_rows(file: Path) -> list[tuple[str, str, int]]:
                 raise ValueError(f"more than {_MOST_ROWS:,} lines")
             lines = [line.split(None, _COLUMNS) for line in data.decode().split("\n") if line.strip()]
     except Exception as error:  # NumPy's reader of headers raises whatever its parts do: TokenError, TypeError, ...
-        raise ValueError(f"{file}: neither text nor a plain NumPy array ({error})") from error
+        raise ValueError(f"{file}: neither text nor a plain NumPy array ({shown(error)})") from error
     return [_row(file, number, line) for number, line in enumerate(lines, 1)]
 
 
@@ -107,4 +108,4 @@ def _row(file: Path, number: int, line: list[str]) -> tuple[str, str, int]:
 
 def some(names: Sequence[str]) -> str:
     """A few of many names, for a message."""
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (", ..." if len(names) > 3 else "")

@@ -17,13 +17,18 @@ from numpy.typing import NDArray
 
 from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
+from sparseflash.pathfinder.geometry import SIZES
 from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
 from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.patterns.progress import track
+from sparseflash.patterns.shown import shown
+from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
-_MOST: Final = 1024
+_MOST: Final = SIZES[-1]
+_MOST_IMAGES: Final = 1 << 20  # the release has 200,000 of a level
+_MOST_SUBFOLDERS: Final = 1 << 16  # and 200 folders of them
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
@@ -75,7 +80,7 @@ class Dataset:
         found = hashlib.sha256()
         for name, label in zip(self.files, self.labels.tolist(), strict=True):
             if name not in sizes:
-                raise FileNotFoundError(f"no file {self.folder / name}")
+                raise FileNotFoundError(f"no file {shown(self.folder / name)}")
             found.update(f"{name} {label} {sizes[name]}\n".encode())
         return found.hexdigest()
 
@@ -117,12 +122,12 @@ class Dataset:
         from PIL import Image
 
         path = self.folder / name
-        data = read_bytes(path)
+        data = read_bytes(path, inside=self.folder)
         problem = _header_problem(data[:33], self.size)
         if problem:
-            raise ValueError(f"{path}: {problem}")
+            raise ValueError(f"{shown(path)}: {problem}")
         if not data.endswith(_END):
-            raise ValueError(f"{path}: a truncated PNG")
+            raise ValueError(f"{shown(path)}: a truncated PNG")
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
                 # A second header may announce another picture than the first one did.
@@ -136,7 +141,7 @@ class Dataset:
             Image.DecompressionBombError,
             Image.DecompressionBombWarning,
         ) as error:
-            raise ValueError(f"{path}: a damaged PNG ({error})") from error
+            raise ValueError(f"{shown(path)}: a damaged PNG ({shown(error)})") from error
 
 
 def read(
@@ -173,7 +178,11 @@ def read(
         (16, 2, 2)
     """
     folder = level_folder(path, level, size)
-    rows = [row for file in metadata_files(folder) for row in read_rows(file)]
+    rows: list[tuple[str, str, int]] = []
+    for file in metadata_files(folder):
+        rows += read_rows(file, inside=folder)
+        if len(rows) > _MOST_IMAGES:
+            raise ValueError(f"{folder}: the metadata files name more than {_MOST_IMAGES:,} images")
     if not rows:
         raise ValueError(f"{folder}: the metadata files name no images")
     sizes = _file_sizes(folder, {sub for sub, _, _ in rows})
@@ -214,27 +223,38 @@ def to_floats(images: Bytes, *, center: bool = False) -> NDArray[np.float32]:
 
 
 def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
+    """The regular files in some subfolders and their sizes.
+
+    Raises:
+        ValueError: too many subfolders, or a link that leads out of the folder.
+    """
+    if len(subfolders) > _MOST_SUBFOLDERS:
+        raise ValueError(f"{folder}: images in {len(subfolders):,} subfolders, more than {_MOST_SUBFOLDERS:,}")
     sizes: dict[str, int] = {}
     for sub in sorted(subfolders):
         place = folder / sub
-        if not place.resolve().is_relative_to(folder):
-            raise ValueError(f"{place} leads out of the folder")
-        if place.is_dir():
-            with os.scandir(place) as entries:
-                sizes.update({f"{sub}/{entry.name}": entry.stat().st_size for entry in entries if entry.is_file()})
+        check_inside(place, folder)
+        if not place.is_dir():
+            continue
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    check_inside(Path(entry.path), folder)
+                if entry.is_file():
+                    sizes[f"{sub}/{entry.name}"] = entry.stat().st_size
     return sizes
 
 
 def _side(folder: Path, first: str) -> int:
     """H, from the name of the folder above, or else from the first image."""
     match = SIZED.fullmatch(folder.parent.name)
-    with (folder / first).open("rb") as file:
+    with open_untrusted(folder / first, inside=folder) as (file, _):
         head = file.read(33)
     side = int(match[1]) if match else int.from_bytes(head[16:20], "big")
     problem = None if 1 <= side <= _MOST else f"a side of {side} pixels, more than {_MOST}"
     problem = problem or (None if match else _header_problem(head, side))
     if problem:
-        raise ValueError(f"{folder / first}: {problem}")
+        raise ValueError(f"{shown(folder / first)}: {problem}")
     return side
 
 
@@ -247,10 +267,10 @@ def _header_problem(head: bytes, side: int) -> str | None:
 
 
 def _damaged(path: Path, side: int) -> bool:
-    with path.open("rb") as file:
+    with open_untrusted(path) as (file, size):  # that it lies in the folder was seen when files were listed
         if _header_problem(file.read(33), side):
             return True
-        file.seek(-min(12, os.fstat(file.fileno()).st_size), os.SEEK_END)
+        file.seek(-min(12, size), os.SEEK_END)
         return file.read() != _END
 
 

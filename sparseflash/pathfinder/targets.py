@@ -21,6 +21,11 @@ from sparseflash.pathfinder.contours import DRAWS, Contours, Lanes, extend, seed
 from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.pathfinder.tables import Tables
 
+
+class NoPairError(RuntimeError, ValueError):
+    """A geometry whose pairs of contours are practically impossible."""
+
+
 MAX_ATTEMPTS = 20_000_000
 """Attempts after which a geometry is given up as practically impossible; the hardest LRA preset needs 4,000."""
 
@@ -93,7 +98,7 @@ class PairSearch:
 
     def _give_up(self, tried: int) -> None:
         if tried / self.start_share > MAX_ATTEMPTS:
-            raise RuntimeError(
+            raise NoPairError(
                 f"no pair of {self.length}-dash contours in {MAX_ATTEMPTS:,} attempts on a canvas of side "
                 f"{self.tables.size}: use shorter contours or a larger canvas"
             )

@@ -8,6 +8,7 @@ from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
 from sparseflash.pathfinder.folders import level_folder
 from sparseflash.pathfinder.geometry import LRA_SIZES
+from sparseflash.pathfinder.targets import NoPairError
 from sparseflash.train.config import AnyStage, Stage
 from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage
@@ -27,13 +28,16 @@ def folder_baseline(folder: Path) -> float | None:
         folder: such as ``pathfinder256/curv_contour_length_14``.
     """
     try:
-        made = parse_json(read_text(folder / "generator.json"))
+        made = parse_json(read_text(folder / "generator.json", inside=folder))
         geometry = Geometry(**made["geometry"])
         match_distance = bool(made["match_distance"])
     except (OSError, ValueError, KeyError, TypeError):
         size, level = re.fullmatch(r"pathfinder(\d+)", folder.parent.name), _LEVEL_OF.get(folder.name)
         return KNOWN.get((int(size[1]), level)) if size and level else None
-    return stage_baseline(Stage(geometry, match_distance))
+    try:
+        return stage_baseline(Stage(geometry, match_distance))
+    except NoPairError:  # the file says what it likes
+        return None
 
 
 def _of_files(stage: FolderStage) -> float:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from sparseflash.models import Model
 from sparseflash.models.files import WEIGHTS, read_tensors
+from sparseflash.patterns.shown import shown_lines
 
 
 def begin_with(model: Model, folder: Path) -> None:
@@ -26,7 +27,7 @@ def begin_with(model: Model, folder: Path) -> None:
         raise ValueError(
             f"the weights in {folder} are of a model of another shape (layers stored: {_stored(weights)} there, "
             f"{layers} here). A model may have more layers than the weights it begins with; the rest of its shape must "
-            f"be theirs: {error}"
+            f"be theirs: {shown_lines(error)}"
         ) from None
 
 

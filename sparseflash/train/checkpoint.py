@@ -17,8 +17,8 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import warnings
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,16 @@ from sparseflash.foreign import of_kinds, parse_json, read_bytes, read_text
 from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
-from sparseflash.patterns.atomic_write import write_text
-from sparseflash.train.config import TrainConfig
+from sparseflash.patterns.atomic_write import (
+    check_no_links,
+    make_folder,
+    new_folder_beside,
+    remove_tree,
+    temporary_beside,
+    write_text,
+)
+from sparseflash.patterns.shown import shown, shown_lines
+from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
 
 FORMAT = "sparseflash-checkpoint"
@@ -59,11 +67,18 @@ class Checkpoint:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run folder, oldest first."""
+    """The complete checkpoints of a run folder, oldest first.
+
+    Raises:
+        ValueError: one of them, or the folder that holds them, is a link.
+    """
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    return sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
+    found = sorted((path for path in folder.iterdir() if _NAME.fullmatch(path.name)), key=_step_of)
+    for path in found:
+        check_no_links(path, run)
+    return found
 
 
 def save_checkpoint(
@@ -97,7 +112,7 @@ def save_checkpoint(
     if final.exists() and is_whole(final):
         # A checkpoint is named by its step and the step determines it.
         return final
-    temporary = final.with_name(f".{final.name}.{os.getpid()}")
+    temporary = new_folder_beside(make_folder(final.parent, run) / final.name)
     try:
         shown = model if averaged is None else averaged
         save_model(temporary, model.config.to_json(), shown.state_dict())
@@ -120,12 +135,11 @@ def save_checkpoint(
         os.replace(temporary, final)
         flush_to_disk(final.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        remove_tree(temporary)
     older = [path for path in checkpoints(run) if _step_of(path) < step]
     for path in older[: max(0, len(older) - keep + 1)]:
         remove(path)
-    for path in final.parent.glob(".step-*"):  # of processes that were killed
-        shutil.rmtree(path, ignore_errors=True)
+    remove_nameless(final.parent)
     return final
 
 
@@ -170,7 +184,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if not (path / STATE).is_file():
         raise FileNotFoundError(f"{path} is no training checkpoint: it has no {STATE}")
     try:
-        state = parse_json(read_text(path / STATE))
+        state = parse_json(read_text(path / STATE, inside=path))
         if state["format"] != FORMAT:
             raise KeyError("format")
     except (KeyError, TypeError, ValueError):
@@ -183,7 +197,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name in (WEIGHTS, CONFIG, OPTIMIZER):
         if not (path / name).is_file():
             raise FileNotFoundError(f"{path} is incomplete: it has no {name}")
-    content = read_bytes(path / CONFIG)
+    content = read_bytes(path / CONFIG, inside=path)
     if hashlib.sha256(content).hexdigest() != sums.get(CONFIG):
         raise ValueError(f"{path / CONFIG} is damaged: its checksum does not fit")
     text = content.decode(errors="replace")
@@ -199,16 +213,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
         progress = Progress(**of_kinds(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
-        if streams is not None and not (type(streams) is int and streams > 0):
+        if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):
             raise ValueError(f"streams {streams!r}")
     except (AttributeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {error}") from None
+        raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {shown(error)}") from None
     if _NAME.fullmatch(path.name) and _step_of(path) != step:
         raise ValueError(f"{path} was renamed: it is the checkpoint of step {step}")
     if type(config.model).from_json(text) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
-    tensors = read_tensors(path / WEIGHTS, sums.get(WEIGHTS)), read_tensors(path / OPTIMIZER, sums.get(OPTIMIZER))
-    return Checkpoint(path, step, progress, config, streams, *tensors)
+    weights, optimizer = (read_tensors(path / name, sums.get(name), inside=path) for name in (WEIGHTS, OPTIMIZER))
+    return Checkpoint(path, step, progress, config, streams, weights, optimizer)
 
 
 def resolve(path: Path) -> Path:
@@ -260,7 +274,7 @@ def restore(
             averaged.load_state_dict(checkpoint.weights)
         model.load_state_dict(checkpoint.weights if averaged is None else raw)
     except RuntimeError as error:
-        raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {error}") from None
+        raise ValueError(f"{checkpoint.path / WEIGHTS} is not of this model: {shown_lines(error)}") from None
 
 
 def _optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -299,11 +313,17 @@ def is_whole(path: Path) -> bool:
 
 def remove(path: Path) -> None:
     """Take a checkpoint's name away, then the checkpoint."""
-    if path.exists():
-        nameless = path.with_name(f".{path.name}.removed")
-        shutil.rmtree(nameless, ignore_errors=True)
+    if path.is_symlink() or path.exists():
+        nameless = temporary_beside(path)
         os.replace(path, nameless)
-        shutil.rmtree(nameless)
+        remove_tree(nameless)
+
+
+def remove_nameless(folder: Path) -> None:
+    """Remove what processes that were killed left in a folder of checkpoints; one that cannot be removed stays."""
+    for path in folder.glob(".step-*"):
+        with suppress(OSError):
+            remove_tree(path)
 
 
 def flush_to_disk(path: Path) -> None:

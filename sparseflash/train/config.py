@@ -10,15 +10,21 @@ from sparseflash.foreign import of_kinds
 from sparseflash.imports import checked
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
 from sparseflash.pathfinder import SPLITS, Geometry
+from sparseflash.patterns.shown import shown
 from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
-_LEAST = {
-    "schedule_steps": 1, "batch": 1, "accumulate": 1, "warmup": 0, "seed": 0, "eval_every": 0, "eval_examples": 1,
-    "patience": 0,
+# Recipes come from others too: least and most of what is counted, found before anything is made of it.
+MOST_BATCH = 1 << 18
+_COUNTS = {
+    "schedule_steps": (1, 1 << 40), "batch": (1, MOST_BATCH), "accumulate": (1, MOST_BATCH), "warmup": (0, 1 << 40),
+    "seed": (0, (1 << 63) - 1), "eval_every": (0, 1 << 40), "eval_examples": (1, 1 << 32), "patience": (0, 1 << 40),
 }  # fmt: skip
+_MOST_STAGES = 1000
+_MOST_TOKENS = 1 << 30  # of a batch: its pixels, or those of its longest documents
+_MOST_WEIGHTS = 1 << 32
 _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
 
@@ -151,10 +157,12 @@ class TrainConfig:
             if kinds and type(getattr(self, field.name)) not in kinds:
                 raise ValueError(f"{field.name} must be {kinds[0].__name__}; got {getattr(self, field.name)!r}")
         object.__setattr__(self, "imports", checked(self.imports))
-        for name, least in _LEAST.items():
+        for name, (least, most) in _COUNTS.items():
             value = getattr(self, name)
             if value < least:
                 raise ValueError(f"{name} must be at least {least}; got {value!r}")
+            if value > most:
+                raise ValueError(f"{name} must be at most {most:,}; got {value!r}")
         for name in ("lr", "clip"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
@@ -178,6 +186,7 @@ class TrainConfig:
             raise ValueError(f"patience counts evaluations: give eval_every too; got patience={self.patience!r} alone")
         if not self.stages:
             raise ValueError("stages must have at least one stage; got none")
+        self._check_size()
         if not 0 <= self.first_stage < len(self.stages):
             raise ValueError(
                 f"first_stage must be one of the {len(self.stages)} stages, from 0; got {self.first_stage!r}"
@@ -185,6 +194,24 @@ class TrainConfig:
         for stage in self.stages:
             stage.check(self.model)
         self._check_data()
+
+    def _check_size(self) -> None:
+        """Raise ValueError where the recipe asks for more than any machine would be asked for by hand."""
+        if len(self.stages) > _MOST_STAGES:
+            raise ValueError(f"stages must be at most {_MOST_STAGES:,}; got {len(self.stages):,}")
+        longest = max(stage.tokens_each for stage in self.stages)
+        if (tokens := self.batch * longest) > _MOST_TOKENS:
+            raise ValueError(
+                f"a batch must be at most {_MOST_TOKENS:,} tokens; got {tokens:,}: batch={self.batch!r} of {longest:,} "
+                f"tokens each"
+            )
+        model = self.model
+        stored = 1 if model.tied else model.layers
+        if (weights := stored * model.width * (4 * model.width + 2 * model.mlp_width)) > _MOST_WEIGHTS:
+            raise ValueError(
+                f"a model to train must have at most {_MOST_WEIGHTS:,} weights in its layers; got {weights:,}: "
+                f"width={model.width!r}, mlp_width={model.mlp_width!r}, layers={model.layers!r}"
+            )
 
     def _check_data(self) -> None:
         dense_classes = self.model.dense_classes if isinstance(self.model, PixelTransformerConfig) else 0
@@ -258,7 +285,7 @@ class TrainConfig:
             fields["stages"] = tuple(map(_stage_from, fields["stages"]))
             return cls(**of_kinds(cls, fields))
         except (AttributeError, KeyError, TypeError) as error:
-            raise ValueError(f"not a training config of this version: {error}") from None
+            raise ValueError(f"not a training config of this version: {shown(error)}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
         """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.

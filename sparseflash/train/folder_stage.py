@@ -15,8 +15,9 @@ from sparseflash.models import ModelConfig, PixelTransformerConfig
 from sparseflash.models.config import TOKENS
 from sparseflash.pathfinder import Dataset, Splits
 from sparseflash.pathfinder.folders import HARD, level_folder
-from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
+from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES, SIZES
 from sparseflash.pathfinder.metadata import metadata_files
+from sparseflash.patterns.shown import shown
 
 DISTANCE = "the distance between the discs alone"
 
@@ -56,6 +57,8 @@ class FolderStage:
     def __post_init__(self) -> None:
         if self.level in LEVELS:
             object.__setattr__(self, "level", LEVELS[self.level][0])
+        if not 1 <= self.size <= SIZES[-1]:
+            raise ValueError(f"a folder's size must be 1 to {SIZES[-1]:,} pixels; got {self.size!r}")
         if self.split not in ("s4", "contiguous"):
             raise ValueError(f"a folder's split must be s4 or contiguous; got {self.split!r}")
         if self.split == "s4" and self.level != HARD:
@@ -64,7 +67,7 @@ class FolderStage:
 
     def __str__(self) -> str:
         level = next((level for level, (name, _) in LEVELS.items() if name == self.level), self.level)
-        return f"{self.size} px, {level}, {self.split} split of {self.folder}"
+        return f"{self.size} px, {shown(level)}, {self.split} split of {shown(self.folder)}"
 
     @property
     def rule(self) -> str:
@@ -143,7 +146,7 @@ def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> None:
 def other_files(folder: str, noted: int, found: int) -> str:
     """The message where files are not those that a run began with."""
     counts = "as many, but not the same" if noted == found else f"{found:,} examples, not {noted:,}"
-    return f"{folder} does not hold the files that the run began with: {counts}"
+    return f"{shown(folder)} does not hold the files that the run began with: {counts}"
 
 
 def _ranges(parts: Splits) -> dict[str, range]:

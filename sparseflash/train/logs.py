@@ -5,13 +5,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from sparseflash.patterns.atomic_write import write_text
+from sparseflash.foreign import parse_json
+from sparseflash.patterns.atomic_write import append_to, atomic_write, make_folder
+from sparseflash.patterns.shown import shown
+from sparseflash.patterns.untrusted import open_untrusted
 from sparseflash.train.curriculum import CHANCE
 from sparseflash.train.curriculum import Progress as Place
 from sparseflash.train.evaluate import Score
@@ -23,6 +26,10 @@ STEPS = "steps.jsonl"
 # Single steps are noisy: what people see is a mean over this many.
 WINDOW = 50
 SECONDS_BETWEEN_LINES = 10.0
+# A run may be somebody else's; a step of ours takes 200 bytes.
+MOST_BYTES = 2 << 30
+MOST_LINES = 1 << 24
+MOST_LINE = 1 << 16
 
 
 class Reporter:
@@ -65,9 +72,9 @@ class Reporter:
 
         self._run.mkdir(parents=True, exist_ok=True)
         _cut(self._run / STEPS, self._first, self._last_evaluation)
-        self._file = (self._run / STEPS).open("a")
+        self._file = append_to(self._run / STEPS)
         # Numbers of steps that are about to be repeated are taken back.
-        self._board = SummaryWriter(str(self._run / "tensorboard"), purge_step=self._first + 1)
+        self._board = SummaryWriter(str(make_folder(self._run / "tensorboard", self._run)), purge_step=self._first + 1)
         console = Console(stderr=True)
         if self._line is None and console.is_terminal:
             self._progress = Progress(
@@ -116,8 +123,7 @@ class Reporter:
         if self._quiet:
             return
         self._recent.append(figures)
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        self._file.flush()
+        self._record({"step": step, **figures})
         now = time.perf_counter()
         self._times.append(now)
         rate = (len(self._times) - 1) * self._images / max(now - self._times[0], 1e-9)
@@ -145,8 +151,7 @@ class Reporter:
         self._validation = score.accuracy
         figures = {"validation_accuracy": score.accuracy, "best_validation_accuracy": progress.best}
         line = {"step": step, **figures, "validation_examples": score.count, "best_step": progress.best_step}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        self._record(line)
         for name, value in figures.items():
             self._board.add_scalar(name, value, step)
         best = "the best so far"
@@ -160,12 +165,17 @@ class Reporter:
     def figure(self, name: str, figure: "Figure", step: int) -> None:
         """Keep a matplotlib figure in ``pictures/`` and show it in TensorBoard."""
         if not self._quiet:
-            folder = self._run / "pictures"
-            folder.mkdir(exist_ok=True)
-            figure.savefig(folder / f"step-{step:08d}-{name}.png", dpi=100)
+            folder = make_folder(self._run / "pictures", self._run)
+            with atomic_write(folder / f"step-{step:08d}-{name}.png", inside=self._run) as file:
+                figure.savefig(file, dpi=100, format="png")
             self._board.add_figure(name, figure, step)
 
+    def _record(self, line: dict[str, float]) -> None:
+        self._file.write(json.dumps(line).encode() + b"\n")
+        self._file.flush()
+
     def _say(self, text: str) -> None:
+        text = shown(text)
         if self._line is not None:
             self._line(text)
         else:
@@ -177,15 +187,42 @@ class Reporter:
 
 
 def _cut(path: Path, step: int, evaluated: int) -> None:
-    """Drop the lines after a step, evaluations after another, and a line that a kill left half written."""
+    """Drop the lines after a step, evaluations after another, and a line that a kill left half written.
+
+    Raises:
+        ValueError: a line that is no figures of a step, or a file that is no log of ours: nothing is changed then.
+    """
     if not path.exists():
         return
-    kept = []
-    for line in path.read_text().splitlines(keepends=True):
+    with open_untrusted(path) as (file, size), atomic_write(path) as kept:
+        if size > MOST_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes; at most {MOST_BYTES:,} are read: {_AWAY}")
+        number = 0
+        while line := file.readline(MOST_LINE + 1):
+            number += 1
+            if number > MOST_LINES:
+                raise ValueError(f"{path} has more than {MOST_LINES:,} lines: {_AWAY}")
+            found = _figures(line, f"{path}, line {number}")
+            if found is not None and found["step"] <= (evaluated if "validation_accuracy" in found else step):
+                kept.write(line if line.endswith(b"\n") else line + b"\n")
+
+
+_AWAY = "move the file away to go on without it"
+
+
+def _figures(line: bytes, where: str) -> dict[str, Any] | None:
+    """What a line of the log says; None of one without an end, which a kill left half written."""
+    problem = f"longer than {MOST_LINE:,} bytes" if len(line) > MOST_LINE else ""
+    if not problem:
         try:
-            found = json.loads(line)
-            if found["step"] <= (evaluated if "validation_accuracy" in found else step):
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError, TypeError):
-            break
-    write_text(path, "".join(kept))
+            found = parse_json(line.decode())
+            if isinstance(found, dict) and type(found.get("step")) is int:
+                return found
+            problem = "no object with the number of a step"
+        except UnicodeDecodeError:
+            problem = "no text"
+        except ValueError as error:
+            problem = str(error)
+    if not line.endswith(b"\n") and len(line) <= MOST_LINE:
+        return None
+    raise ValueError(f"{where}: {problem}; {_AWAY}")

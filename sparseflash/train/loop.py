@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sparseflash.folder_lock import folder_lock
 from sparseflash.models import Model, PixelTransformer, build
+from sparseflash.models.files import check_weights
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.patterns.atomic_write import check_no_links
 from sparseflash.train.baseline import stage_baseline
@@ -133,8 +134,7 @@ def train(
         check_no_links(run / name, run)
     if resume == "auto":
         resume = bool(checkpoints(run))
-    if not resume and (checkpoints(run) or best_checkpoint(run)):
-        raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
+    _check_free(run, resume)
 
     # Files that are not there, or not the same any more, show before anything is written.
     config = replace(config, stages=tuple(stage.noted() for stage in config.stages))
@@ -151,12 +151,14 @@ def train(
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
         if processes.first and (there := run.is_dir()):
             stack.enter_context(folder_lock(run))
+            _check_free(run, resume)  # another process may have trained until just now
         checkpoint = None
         if resume:
             with interrupt.shield():  # a load cut short would look like damage
                 checkpoint = latest_checkpoint(run)
             if different := config.differences(checkpoint.config):
                 raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
+            check_weights(lambda: build(config.model), checkpoint.weights, checkpoint.path)
         streams = (checkpoint and checkpoint.streams) or processes.groups
         processes.check(config, streams)
         device, mesh, joined = processes.join(torch.device(device))
@@ -200,6 +202,7 @@ def train(
         if processes.first and not there:  # all that could be refused has been
             run.mkdir(parents=True, exist_ok=True)
             stack.enter_context(folder_lock(run))
+            _check_free(run, resume)
         images = config.batch * batches
         reporter = stack.enter_context(
             Reporter(run, step, images, quiet=not processes.first, line=line, evaluated=progress.evaluated)
@@ -290,6 +293,11 @@ def train(
         distributed.destroy_process_group()
     exhausted, best = progress.exhausted(config), best_checkpoint(run)
     return TrainResult(shown, step, losses, saved, interrupt.asked, progress, out_of_time, exhausted, best)
+
+
+def _check_free(run: Path, resume: bool) -> None:
+    if not resume and (checkpoints(run) or best_checkpoint(run)):
+        raise ValueError(f"{run} already holds a run: resume it, or train into another folder")
 
 
 def _last_step(config: TrainConfig, progress: Progress, steps: int | None) -> int | None:

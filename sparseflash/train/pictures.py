@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparseflash.models import PixelTransformer
 from sparseflash.models.looking import looks
+from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.train.config import Stage
 from sparseflash.train.evaluate import held_out
 from sparseflash.train.folder_stage import FolderStage
@@ -32,7 +33,10 @@ def draw_answers(model: PixelTransformer, stage: Stage, path: str | Path, count:
         count: how many images.
     """
     images, labels = next(held_out(stage, count, batch=count))
-    _answers(images, labels, _chances(model, stage, images)).savefig(path, dpi=120)
+    path = Path(path)
+    with atomic_write(path) as file:
+        figure = _answers(images, labels, _chances(model, stage, images))
+        figure.savefig(file, format=path.suffix[1:].lower(), dpi=120)
 
 
 def mistakes(model: PixelTransformer, stage: Stage | FolderStage, count: int = 16) -> Figure:

@@ -2,10 +2,14 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
+from sparseflash.patterns.shown import UNSEEN
 from sparseflash.train.config import TrainConfig
+
+_ESCAPED = re.compile(f"[{UNSEEN}]")
 
 
 def preset_text(config: TrainConfig, summary: str) -> str:
@@ -58,8 +62,8 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # JSON's escapes are TOML's too; of the characters that JSON leaves as they are, TOML takes all but one.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+        # JSON's escapes are TOML's too; what a terminal takes for a command is escaped as well.
+        return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
     if isinstance(value, int | float):
         return repr(value)
     if isinstance(value, Mapping):

@@ -23,6 +23,7 @@ SHAPES: Final = {
     "retrieval": (256, 2, 2),
     "image": (256, 1, 10),
 }
+MOST_TOKENS = 1 << 20  # of a document: a recipe comes from others too
 ROUNDED = 64
 """Rows are filled up to a multiple of this, so that there are few lengths."""
 
@@ -64,8 +65,8 @@ class SequenceStage:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise ValueError(f"a stage's task must be one of {', '.join(TASKS)}; got {self.task!r}")
-        if self.length < 1:
-            raise ValueError(f"a stage's length must be at least 1; got {self.length!r}")
+        if not 1 <= self.length <= MOST_TOKENS:
+            raise ValueError(f"a stage's length must be at least 1, at most {MOST_TOKENS:,}; got {self.length!r}")
         if self.grammar is not None and (self.task != "listops" or self.folder):
             raise ValueError("a grammar is for ListOps that is drawn, not read from files")
         longest = (self.grammar or LISTOPS).max_length - 1

@@ -20,6 +20,7 @@ from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
+from sparseflash.patterns.shown import shown_lines
 from sparseflash.train.config import AnyStage, Stage, TrainConfig
 from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
@@ -71,14 +72,24 @@ def load_preset(name: str | Path) -> Preset:
         fields = read_toml(path)
         imports = _imports(fields.pop("patterns", {}))
         summary, cpu_batch = fields.pop("summary"), fields.pop("cpu_batch", None)
+        if not isinstance(summary, str):
+            raise ValueError(f"summary must be a text; got {summary!r}")
         model = config_from(fields.pop("model"))
         stages = tuple(_stage(fields["task"], stage) for stage in fields.pop("stages"))
         config = TrainConfig(model=model, stages=stages, imports=imports, **fields)
-    except (RecursionError, KeyError, TypeError, ValueError) as error:
-        raise explained(ValueError(f"{path} is no preset: {error}"), "", imports) from None
+        if cpu_batch is not None:
+            replace(config, batch=_whole("cpu_batch", cpu_batch))  # bounded as every batch is
+    except (AttributeError, RecursionError, KeyError, TypeError, ValueError) as error:
+        raise explained(ValueError(f"{path} is no preset: {shown_lines(error)}"), "", imports) from None
     if config.task not in TASKS:
         raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
-    return Preset(summary, config, cpu_batch or config.batch)
+    return Preset(summary, config, config.batch if cpu_batch is None else cpu_batch)
+
+
+def _whole(name: str, value: Any) -> int:
+    if type(value) is not int or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1; got {value!r}")
+    return value
 
 
 def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:

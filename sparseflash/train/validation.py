@@ -15,7 +15,8 @@ from torch import Tensor
 from sparseflash.models import Model
 from sparseflash.pathfinder.splits import SEED
 from sparseflash.pathfinder.workers import run_tasks
-from sparseflash.train.checkpoint import checkpoints, flush_to_disk, is_whole, remove
+from sparseflash.patterns.atomic_write import make_folder, new_folder_beside, remove_tree
+from sparseflash.train.checkpoint import checkpoints, flush_to_disk, is_whole, remove, remove_nameless
 from sparseflash.train.config import AnyStage, TrainConfig
 from sparseflash.train.data import draw, sets
 from sparseflash.train.evaluate import Score, evaluate
@@ -77,19 +78,18 @@ def keep_best(run: Path, checkpoint: Path) -> Path:
     final = folder / "checkpoints" / checkpoint.name
     if not is_whole(final):
         remove(final)
-        temporary = final.with_name(f".{final.name}.{os.getpid()}")
+        temporary = new_folder_beside(make_folder(final.parent, run) / final.name)
         try:
-            shutil.copytree(checkpoint, temporary, copy_function=_link)
+            shutil.copytree(checkpoint, temporary, copy_function=_link, dirs_exist_ok=True)
             flush_to_disk(temporary)
             os.replace(temporary, final)
             flush_to_disk(final.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            remove_tree(temporary)
     for path in checkpoints(folder):
         if path != final:
             remove(path)
-    for path in final.parent.glob(".step-*"):  # of processes that were killed
-        shutil.rmtree(path, ignore_errors=True)
+    remove_nameless(final.parent)
     return final
 
 

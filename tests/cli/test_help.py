@@ -112,8 +112,10 @@ def test_messages_name_what_the_user_typed(message: str, said: str) -> None:
 
 
 def test_messages_of_the_system_name_the_file_that_people_know() -> None:
-    full = OSError(28, "No space left on device", Path("runs/.step-00000010.471/.model.safetensors.4711"))
+    full = OSError(28, "No space left on device", Path(f"runs/.step-00000010.{'0a' * 8}/.model.safetensors.{'b1' * 8}"))
     assert words(full) == "No space left on device: runs/step-00000010/model.safetensors"
     assert words(FileNotFoundError("no folder x")) == "no folder x"
-    moved = OSError(13, "Permission denied", "a/.sample_0.png.tmp", None, "a/sample_0.png")
+    moved = OSError(13, "Permission denied", f"a/.sample_0.png.{'0' * 16}", None, "a/sample_0.png")
     assert words(moved) == "Permission denied: a/sample_0.png"
+    # Names of the user's own are shown whole.
+    assert words(OSError(13, "Permission denied", "a/.notes.1/.b.tmp")) == "Permission denied: a/.notes.1/.b.tmp"

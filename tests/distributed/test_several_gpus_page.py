@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import socket
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
+
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.pages import BLOCKS, ROOT
 
@@ -90,3 +93,25 @@ def test_the_parts_that_the_page_shows_run_under_torchrun(tmp_path: Path) -> Non
     printed = torchrun(f"def main():\n{textwrap.indent(body, '    ')}\n\nmain()\n{LEFT}", 4, tmp_path)
     assert sorted(re.findall(r"rank (\d) is done", printed)) == ["0", "1", "2", "3"]
     assert re.findall(r"(\d+) threads are left", printed) == ["0"] * 4
+
+
+def listening(port: int) -> set[str]:
+    """The addresses at which this machine listens at a port, as the system writes them."""
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, state = line.split()[1], line.split()[3]
+            if state == "0A" and int(address.partition(":")[2], 16) == port:
+                found.add(address.partition(":")[0])
+    return found
+
+
+def test_what_the_page_says_of_the_network_is_so() -> None:
+    anywhere = {"0" * 8, "0" * 32}
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    assert listening(store.port) <= anywhere, "torch binds its store: the page is out of date"
+    assert listening(store.port)
+    listener = socket.create_server(("127.0.0.1", 0))
+    port = listener.getsockname()[1]
+    bound = TCPStore("127.0.0.1", port, is_master=True, master_listen_fd=listener.detach(), wait_for_workers=False)
+    assert listening(bound.port) == {"0100007F"}

@@ -33,6 +33,7 @@ TARGETS = {
     ),
     "parser": Target(("tests/test_text_at_random.py", "tests/test_pattern_laws.py"), "text", 300),
     "files": Target(("tests/test_files_at_random.py", "tests/test_mask_files.py"), examples=100),
+    "folders": Target(("tests/test_folders_at_random.py",)),
     "tables": Target(
         ("tests/test_pattern_laws.py", "tests/test_checking.py", "tests/test_schedule.py", "tests/test_operators.py"),
         "law_4 or test_checking or test_schedule or test_operators",

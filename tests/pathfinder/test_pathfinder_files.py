@@ -429,3 +429,10 @@ def test_two_writers_do_not_share_a_folder(tmp_path: Path) -> None:
         pf.write(tmp_path, 32, 2, progress=False)
     assert pf.write(tmp_path, 32, 2, progress=False).written == 1
     assert not (folder / ".lock").exists()
+
+
+def test_a_folder_that_another_process_has_just_begun_is_in_use_and_not_foreign(tmp_path: Path) -> None:
+    folder = tmp_path / "pathfinder32" / "curv_contour_length_14"
+    (folder / "metadata").mkdir(parents=True)  # what a writer makes first
+    with folder_lock(folder), pytest.raises(ValueError, match="in use by process"):
+        pf.write(tmp_path, 32, 1, progress=False)

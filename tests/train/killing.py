@@ -1,12 +1,13 @@
 """Training that ends at random moments again and again, and what is left of it each time.
 
 python -m tests.train.killing --deaths 50                            # SIGKILL
-python -m tests.train.killing --deaths 50 --by KILL INT TERM FULL READONLY
+python -m tests.train.killing --deaths 50 --by KILL INT TERM FULL READONLY TWO
 
 Each life is a fork of this process, so a death costs a second. By signals half of the lives end while a checkpoint is
 written or an old one removed, a quarter anywhere in their first steps, a quarter while they start. FULL leaves a random
 number of bytes free on a file system of its own, READONLY forbids to write to it; both need Linux, and the right to
-mount one (root, or user namespaces).
+mount one (root, or user namespaces). TWO begins a second trainer on the folder, which has to be refused, and kills the
+first, and again.
 """
 
 from __future__ import annotations
@@ -150,8 +151,26 @@ def by_readonly(run: Path, chance: random.Random) -> None:
     assert _code(_begin(run, _logged(run) + chance.randint(1, 3))) == DONE
 
 
-ENDS = {"KILL": by_kill, "INT": by_int, "TERM": by_term, "FULL": by_full, "READONLY": by_readonly}
-DONE, REFUSED, WRONG = 0, 3, 4
+def by_two(run: Path, chance: random.Random) -> None:
+    lives = {_begin(run, 1_000_000)}
+    if chance.random() < 0.5:
+        time.sleep(chance.uniform(0, 0.5))
+    lives.add(_begin(run, 1_000_000))
+    patience = time.monotonic() + 120
+    while not (ended := [end for life in lives if (end := os.waitpid(life, os.WNOHANG)) != (0, 0)]):
+        assert time.monotonic() < patience, "both train"
+        time.sleep(0.001)
+    ((life, status),) = ended
+    assert os.waitstatus_to_exitcode(status) == IN_USE, f"the second ended with {status}"
+    time.sleep(chance.uniform(0, 0.5))
+    (first,) = lives - {life}
+    assert os.waitpid(first, os.WNOHANG) == (0, 0), "the first ended by itself"
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+
+
+ENDS = {"KILL": by_kill, "INT": by_int, "TERM": by_term, "FULL": by_full, "READONLY": by_readonly, "TWO": by_two}
+DONE, REFUSED, WRONG, IN_USE = 0, 3, 4, 5
 
 
 def _check(run: Path, most: int, report: Report) -> None:
@@ -192,6 +211,8 @@ def _begin(out: Path, steps: int) -> int:
         code = DONE  # before training began
     except OSError:
         code = REFUSED
+    except ValueError as error:
+        code = IN_USE if "is in use by process" in str(error) else WRONG
     except BaseException:
         traceback.print_exc()
     finally:

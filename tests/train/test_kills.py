@@ -32,7 +32,7 @@ def own_disk() -> str:
 @pytest.fixture(scope="module")
 def told(own_disk: str) -> str:
     """The report of a short campaign."""
-    kinds = ["KILL", "INT", *([] if own_disk else ["FULL", "READONLY"])]
+    kinds = ["KILL", "INT", "TWO", *([] if own_disk else ["FULL", "READONLY"])]
     command = [
         *([] if own_disk else ["unshare", "-Urm"]),
         sys.executable,
@@ -51,6 +51,10 @@ def told(own_disk: str) -> str:
 def test_killed_and_interrupted_runs_lose_nothing_beyond_the_interval(told: str) -> None:
     assert f"{DEATHS} deaths by KILL" in told
     assert f"{DEATHS} deaths by INT" in told
+
+
+def test_of_two_trainers_the_second_is_refused_and_the_first_loses_nothing(told: str) -> None:
+    assert f"{DEATHS} deaths by TWO" in told
 
 
 def test_full_and_read_only_disks_leave_good_checkpoints(own_disk: str, told: str) -> None:
