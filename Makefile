@@ -14,10 +14,11 @@ help:
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
 	@echo "make sanitize [PROBLEMS=n]  the compiled CPU kernel under AddressSanitizer and UBSan"
 	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
-	@echo "make release  wheel and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
+	@echo "make release  wheels and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
 	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
 
-.venv/ready: pyproject.toml constraints.txt
+# Compiles the CPU kernel too: again where its sources changed.
+.venv/ready: pyproject.toml constraints.txt hatch_build.py $(wildcard kernels/cpu/*.h kernels/cpu/*.cpp)
 	$(PYTHON) -m venv .venv
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
@@ -62,7 +63,7 @@ fuzz: .venv/ready
 # What the tests of patterns, tables and the CPU backend leave untried, and which small changes there they do not notice.
 EVERY ?= 1
 COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsing mask_files conversions robustness where \
-  bad_input checking schedule waste drawing viewer viewer_in_a_browser text_at_random operators cpu_pieces \
+  bad_input checking schedule waste drawing viewer viewer_in_a_browser text_at_random operators cpu_kernel \
   attention_laws attention_features heavy_lines decode dropout)
 coverage: .venv/ready
 	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
@@ -97,8 +98,13 @@ sbom: .venv-release/ready
 	.venv-release/bin/cyclonedx-py requirements --pyproject pyproject.toml --mc-type library --output-reproducible \
 	  --of JSON -o dist/sparseflash.cdx.json constraints.txt
 
+# The sdist, a wheel with the CPU kernel for each machine that ziglang compiles for, and one without for all others.
+TARGETS ?= linux-x86_64 linux-aarch64 macos-arm64
 release: .venv/ready audit sbom
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --outdir dist
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m build --sdist --outdir dist
+	for target in $(TARGETS); do \
+	  PIP_CONSTRAINT=constraints.txt SPARSEFLASH_TARGET=$$target $(BIN)/python -m build --wheel --outdir dist || exit 1; done
+	PIP_CONSTRAINT=constraints.txt SPARSEFLASH_BUILD=none $(BIN)/python -m build --wheel --outdir dist
 
 clean:
 	rm -rf .venv .venvs .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

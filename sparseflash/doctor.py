@@ -3,13 +3,17 @@
 import importlib.metadata
 import os
 import platform
+import shlex
+import sys
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sparseflash import __version__, parse, reference
 from sparseflash.functional import attention
+from sparseflash.kernels.cpu import build, levels, native
 
 PACKAGES = (
     *("torch", "triton", "numpy", "scipy", "einops", "safetensors", "tensorboard"),
@@ -54,6 +58,23 @@ class Backend:
 
 
 @dataclass(frozen=True)
+class CpuKernel:
+    """What computes attention on a CPU.
+
+    Attributes:
+        name: of the build, or ``"plain"`` for torch.
+        gives: what it is.
+        why: why it is not the best that this processor runs; None where it is.
+        faster: the command that makes it faster; None where none does.
+    """
+
+    name: str
+    gives: str
+    why: str | None
+    faster: str | None
+
+
+@dataclass(frozen=True)
 class Examination:
     """What is installed, what this machine has, and which backends work.
 
@@ -61,11 +82,13 @@ class Examination:
         versions: of each package; None where it is not installed.
         machine: cores and GPUs.
         backends: by name.
+        cpu_kernel: what backend ``"cpu"`` runs.
     """
 
     versions: dict[str, str | None]
     machine: Machine
     backends: dict[str, Backend]
+    cpu_kernel: CpuKernel
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON; what does not apply to a backend is left out."""
@@ -92,7 +115,26 @@ def examine() -> Examination:
         },
         machine=Machine(platform.platform(), os.cpu_count(), torch.get_num_threads(), gpus),
         backends={"cpu": _tried("cpu", "cpu", torch.float32), "triton": _triton(bool(gpus))},
+        cpu_kernel=_cpu_kernel(),
     )
+
+
+def _cpu_kernel() -> CpuKernel:
+    library, why = native.library(), native.missing() or native.lesser()
+    gives = {level.name: level.gives for level in levels.LEVELS}
+    gives[native.PLAIN] = "torch, a block row at a time: as right, and slower"
+    name = library.name if library else native.PLAIN
+    return CpuKernel(name, gives[name], why, _faster() if why else None)
+
+
+def _faster() -> str | None:
+    if os.environ.get(native.VARIABLE):
+        return f"unset {native.VARIABLE}"
+    if not levels.runnable(native.capabilities()):
+        return None
+    python = shlex.quote(sys.executable)
+    compiles = f"{python} {shlex.quote(str(Path(build.__file__).resolve()))}"
+    return compiles if build.compiler() else f"{python} -m pip install ziglang && {compiles}"
 
 
 def _version(package: str) -> str | None:

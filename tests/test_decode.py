@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.functional import Mask
+from sparseflash.kernels.cpu import native
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import Case, eager, largest_terms, poisoned_memory, random_case, random_features
 from tests.strategies import WIDER, compiled_for, expressions, leaves, per_head
@@ -49,6 +50,8 @@ def short_parts() -> Iterator[None]:
             from sparseflash.kernels import triton_decode
 
             patch.setattr(triton_decode, "PART_KEYS", 16)
+        else:
+            patch.setattr(native, "SPLIT", 32)
         yield
 
 

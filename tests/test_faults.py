@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.faults.catalogue import CPU, TABLE, TRITON
+from tests.faults.catalogue import CPU, NATIVE, TABLE, TRITON
 
 ROOT = Path(__file__).parent.parent
 
@@ -19,6 +19,6 @@ def test_every_fault_is_noticed() -> None:
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [answer for kind, name, answer in answers if name == "no fault"] == ["", "", ""], answers
-    assert len(answers) == len(TABLE) + len(CPU) + len(TRITON) + 3
+    assert [answer for kind, name, answer in answers if name == "no fault"] == [""] * 4, answers
+    assert len(answers) == len(TABLE) + len(CPU) + len(NATIVE) + len(TRITON) + 4
     assert [f"{kind}: {name}" for kind, name, answer in answers if name != "no fault" and not answer] == []

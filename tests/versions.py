@@ -39,7 +39,7 @@ SUPPORTED = (
 )
 TESTS = (
     "tests/kernels", "tests/distributed", "tests/integrations", "tests/test_attention_laws.py",
-    "tests/test_attention_features.py", "tests/test_cpu_pieces.py", "tests/test_decode.py", "tests/test_dropout.py",
+    "tests/test_attention_features.py", "tests/test_cpu_kernel.py", "tests/test_decode.py", "tests/test_dropout.py",
     "tests/test_dynamic_tables.py", "tests/test_flex.py", "tests/test_heavy_lines.py", "tests/test_interpreter.py",
     "tests/test_modules.py", "tests/test_operators.py", "tests/test_routing.py", "tests/train",
 )  # fmt: skip

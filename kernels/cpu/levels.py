@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER = Path(__file__).parent / "libraries"
-SUFFIX = {"win32": ".dll", "darwin": ".dylib"}.get(sys.platform, ".so")
+SUFFIXES = {"linux": ".so", "darwin": ".dylib", "win32": ".dll"}
+SUFFIX = SUFFIXES.get(sys.platform, ".so")
 
 
 @dataclass(frozen=True)

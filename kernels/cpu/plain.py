@@ -1,10 +1,10 @@
 """Attention on a CPU in a few operators of torch for each block row: correct and simple, not fast.
 
-It serves where there is no compiled kernel, and float64. A block row gathers the keys that some query of it sees, so that
-nothing else is ever touched, and is masked dense attention of its queries with these.
+It serves where there is no compiled kernel, and float64. A block row gathers the keys that some query of it sees, so
+that nothing else is ever touched, and is masked dense attention of its queries with these.
 
-Shape legend: H query heads (of all samples) that share a pattern, n queries of a block row, T keys that some of them see,
-D head dim of q and k, V that of v.
+Shape legend: H query heads (of all samples) that share a pattern, n queries of a block row, T keys that some of them
+see, D head dim of q and k, V that of v.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from sparseflash.doctor import examine
 
 RUNS_WHERE = (
     ("patterns, masks, tables", "any machine"),
-    ("attention on CPU tensors", "backend cpu: fp32 and fp64; fp16 and bf16 are computed in fp32"),
+    ("attention on CPU tensors", "backend cpu: fp32, fp16, bf16; fp64 in torch"),
     ("attention on GPU tensors", "backend triton: fp16, bf16, fp32"),
     ("Pathfinder images", "CPU cores, one process each"),
 )
@@ -25,6 +25,7 @@ def run(as_json: bool) -> None:
     console = Console(highlight=False)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     table.add_column(style="bold")
+    table.add_column(overflow="fold")
     for name, version in found.versions.items():
         table.add_row(name, Text(version or "not installed"))
     machine = found.machine
@@ -39,6 +40,12 @@ def run(as_json: bool) -> None:
         if backend.largest_error is not None:
             details.append(f"largest error against float64 {backend.largest_error:.1e}")
         table.add_row(f"backend {name}", state + Text(f": {', '.join(details)}"))
+    kernel = found.cpu_kernel
+    table.add_row("CPU kernel", Text(f"{kernel.name}: {kernel.gives}"))
+    if kernel.why is not None:
+        table.add_row("", Text(f"nothing better, for {kernel.why}", style="yellow"))
     for what, where in RUNS_WHERE:
         table.add_row(what, where)
     console.print(table)
+    if kernel.faster is not None:  # in one line, to be copied
+        console.print(Text(f"Faster on a CPU: {kernel.faster}"), soft_wrap=True)

@@ -459,7 +459,7 @@ def test_baselines_are_those_of_the_images(tmp_path: Path) -> None:
 
 def test_doctor_tells_what_works() -> None:
     found = json.loads(invoke("doctor", "--json").stdout)
-    assert list(found) == ["versions", "machine", "backends"]
+    assert list(found) == ["versions", "machine", "backends", "cpu_kernel"]
     assert list(found["machine"]) == ["system", "cores", "torch_threads", "gpus"]
     assert set(found["backends"]["cpu"]) == {"works", "tried", "largest_error"}
     assert found["backends"]["cpu"]["works"]

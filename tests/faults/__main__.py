@@ -1,8 +1,8 @@
 """Put faults into the library one at a time, and ask the suite's laws whether they notice.
 
-``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [triton]`` prints a line for each fault: kind, name, and
-what noticed it, empty if nothing did; first of each kind, as "no fault", what the laws say of the source as it is. Each
-fault lives in a forked process of its own.
+``TRITON_INTERPRET=1 python -m tests.faults [table] [cpu] [native] [triton]`` prints a line for each fault: kind, name,
+and what noticed it, empty if nothing did; first of each kind, as "no fault", what the laws say of the source as it is.
+Each fault lives in a forked process of its own. One of the compiled kernel is compiled there, in a hurry.
 """
 
 from __future__ import annotations
@@ -18,24 +18,35 @@ from pathlib import Path
 
 import torch
 
+from sparseflash.kernels.cpu import build, levels, native
 from tests.faults import laws
-from tests.faults.catalogue import CPU, TABLE, TRITON, Fault
+from tests.faults.catalogue import CPU, NATIVE, TABLE, TRITON, Fault
 from tests.faults.finding import Found
 
 ROOT = Path(__file__).parent.parent.parent
-CATALOGUE = {"table": TABLE, "cpu": CPU, "triton": TRITON}
-MODULES = sorted({fault.module for faults in CATALOGUE.values() for fault in faults})
+CATALOGUE = {"table": TABLE, "cpu": CPU, "native": NATIVE, "triton": TRITON}
+MODULES = sorted({fault.module for kind, faults in CATALOGUE.items() if kind != "native" for fault in faults})
+KERNEL = ROOT / "kernels" / "cpu"
 
 
 def faulty_source(fault: Fault) -> str:
     """The module's text with the fault in it."""
-    text = (ROOT / "sparseflash" / Path(*fault.module.split("."))).with_suffix(".py").read_text()
+    python = (ROOT / "sparseflash" / Path(*fault.module.split("."))).with_suffix(".py")
+    text = (KERNEL / fault.module if fault in NATIVE else python).read_text()
     assert text.count(fault.text) == 1, f"{fault.module} has {text.count(fault.text)} times {fault.text!r}, not once"
     return text.replace(fault.text, fault.instead)
 
 
 def put_in(fault: Fault, folder: Path) -> None:
     """Make the library the faulty one: in a child only."""
+    if fault in NATIVE:
+        for file in (*KERNEL.glob("*.h"), *KERNEL.glob("*.cpp")):
+            (folder / file.name).write_text(faulty_source(fault) if file.name == fault.module else file.read_text())
+        least = levels.levels_of(levels.machine())[0]
+        failed = build.build([least], folder, ["-O1", "-w"], folder / "kernel.cpp")
+        assert not failed, failed
+        native._chosen.append(native.Library(folder / least.library.name, least.name))
+        return
     name = f"sparseflash.{fault.module}"
     path = folder / f"{fault.module.rpartition('.')[2]}.py"
     path.write_text(faulty_source(fault))
@@ -52,6 +63,8 @@ def put_in(fault: Fault, folder: Path) -> None:
 def noticed(kind: str) -> str:
     """Which law notices that something is wrong, and by what error; empty if none does."""
     laws.use("triton" if kind == "triton" else "cpu")
+    if kind == "cpu":
+        native._chosen.append(native.UnusableError("faults are put into the plain one"))
     for name, law in laws.LAWS[kind]:
         try:
             law()

@@ -19,7 +19,7 @@ class Fault:
     instead: str
 
     def __str__(self) -> str:
-        return f"{self.module.rpartition('.')[2]}: {self.name}"
+        return f"{self.module.removeprefix('kernels.')}: {self.name}"
 
 
 TABLE = [
@@ -71,40 +71,29 @@ TABLE = [
 ]
 
 CPU = [
-    Fault("a dropped mask", "kernels.cpu", "self.masks.hide(five, part)", "pass"),
-    Fault("a dropped mask in decoding", "kernels.cpu_decode", "scores.masked_fill_(~visible, -torch.inf)", "pass"),
     Fault(
-        "a wrong offset of a row's keys",
-        "kernels.cpu_plan",
-        "self.full[spans[:, FULL_START, None] + np.arange(fulls)]",
-        "self.full[spans[:, FULL_START, None] + np.arange(1, fulls + 1)]",
+        "a dropped mask",
+        "kernels.cpu.plain",
+        "return scores.masked_fill_(~visible, -torch.inf), bend",
+        "return scores, bend",
     ),
     Fault(
         "a wrong offset of positions",
-        "kernels.cpu_score",
-        "self._queries(where, products) + self.score.q_offset",
-        "self._queries(where, products)",
+        "kernels.cpu.plain",
+        "torch.arange(positions.start, positions.stop) + self.score.q_offset",
+        "torch.arange(positions.start, positions.stop)",
     ),
     Fault(
         "a wrong offset of new queries",
-        "kernels.cpu_decode",
-        "_lines(length - n, length,",
-        "_lines(length - n + 1, length + 1,",
+        "kernels.cpu.plain",
+        "start, bound = length - q.shape[2],",
+        "start, bound = length - q.shape[2] + 1,",
     ),
     Fault(
         "a key past the cache's end",
-        "kernels.cpu_decode",
+        "kernels.cpu.plain",
         "chosen = visible.any(0) & (keys < bound)",
         "chosen = visible.any(0) & (keys < bound + 1)",
-    ),
-    Fault("a row without keys is not written", "kernels.cpu", "outs.clear(0)", "pass"),
-    Fault("lse of a row without keys is not written", "kernels.cpu", "logs.clear(-torch.inf)", "pass"),
-    Fault("dq of a row without keys is not written", "kernels.cpu", "dqueries.clear(0)", "pass"),
-    Fault(
-        "the last row is not written",
-        "kernels.cpu_operands",
-        "blocks[:, :, piece.at] = self.lane.five(value, piece).to(blocks.dtype)",
-        "None if piece.short else blocks[:, :, piece.at].copy_(self.lane.five(value, piece))",
     ),
     Fault(
         "FULL and PARTIAL swapped",
@@ -112,36 +101,103 @@ CPU = [
         "FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)",
         "PARTIAL_START, PARTIAL_STOP, FULL_START, FULL_STOP = range(4)",
     ),
-    Fault(
-        "masks hide the entries before theirs",
-        "kernels.cpu_plan",
-        "masked=(Masked.of(fulls, torch.from_numpy(tiles)),) if partials else ()",
-        "masked=(Masked.of(0, torch.from_numpy(tiles)),) if partials else ()",
-    ),
-    Fault("what was summed up is not faded", "kernels.cpu", "acc *= keep", "pass"),
-    Fault("parts are merged by the wrong lse", "kernels.cpu", "torch.exp(log - both)", "torch.exp(other_log - both)"),
-    Fault(
-        "lse lacks the peak",
-        "kernels.cpu",
-        "log += peak.masked_fill(peak == -torch.inf, 0).div_(LOG2_E)",
-        "log += 0 * peak",
-    ),
-    Fault("the cotangent of lse is lost", "kernels.cpu", ".sub_(dlse.unsqueeze(-1))", ""),
-    Fault(
-        "delta is lost",
-        "kernels.cpu",
-        "delta = (dout * out).sum(-1, keepdim=True)",
-        "delta = 0 * (dout * out).sum(-1, keepdim=True)",
-    ),
+    Fault("the cotangent of lse is lost", "kernels.cpu.plain", "if results[1] is not None:", "if False:"),
+    Fault("delta is lost", "kernels.cpu.plain", "ds = p * (dp - delta)", "ds = p * dp"),
     Fault(
         "gradients of shared keys overwrite each other",
-        "kernels.cpu_operands",
-        "here.baddbmm_(left.mT, right, alpha=alpha)",
-        "here.baddbmm_(left.mT, right, beta=0, alpha=alpha)",
+        "kernels.cpu.plain",
+        "ds.mT @ q * self.score.scale, accumulate=True",
+        "ds.mT @ q * self.score.scale, accumulate=False",
     ),
-    Fault("unseen keys are not cleaned", "kernels.cpu", "self.masks.clean(part, k, v)", "pass"),
-    Fault("survivors of dropout are not scaled", "kernels.cpu", "dv *= call.shaping.retained", "pass"),
-    Fault("the cap has no derivative", "kernels.cpu", "lane.five(dp, part).mul_(bend)", "pass"),
+    Fault(
+        "survivors of dropout are not scaled",
+        "kernels.cpu.plain",
+        "given = p.masked_fill(gone, 0).mul_(self.retained)",
+        "given = p.masked_fill(gone, 0)",
+    ),
+    Fault("the cap has no derivative", "kernels.cpu.plain", "ds *= bend", "pass"),
+]
+
+# Of the compiled kernel: modules are its files.
+NATIVE = [
+    Fault("a dropped mask", "forward.h", "acc[r][c] = lanes(seen, c) ? acc[r][c] : all(-INFINITY);", "(void)seen;"),
+    Fault(
+        "a dropped mask in the backward",
+        "backward.h",
+        "y = seen(bits, words, g * G + r0 + r, p, c, edge) ? y : all(0.f);",
+        "(void)y;",
+    ),
+    Fault(
+        "a wrong offset of positions",
+        "forward.h",
+        "lane.position[i] = position + a.q_offset",
+        "lane.position[i] = position",
+    ),
+    Fault(
+        "a wrong offset of new queries", "forward.h", "start = length - a.N, bound", "start = length - a.N + 1, bound"
+    ),
+    Fault(
+        "a key past the cache's end",
+        "forward.h",
+        "const int keys = at_most(a.BK, bound - block * a.BK);",
+        "const int keys = at_most(a.BK, a.M - block * a.BK);",
+    ),
+    Fault("what was summed up is not faded", "forward.h", "store(to, load(to) * fade)", "store(to, load(to))"),
+    Fault("the sum is not faded", "forward.h", "store(s, load(s) * fade)", "store(s, load(s))"),
+    Fault("lse lacks the reference", "forward.h", "(top[i] + log2f(sum[i])) * LN_2", "log2f(sum[i]) * LN_2"),
+    Fault(
+        "parts are merged by the wrong reference",
+        "forward.h",
+        "const double weight = ::exp2(from[0] - top);",
+        "const double weight = 1;",
+    ),
+    Fault("values that nobody sees are not cleaned", "forward.h", "if (rows.again()) rows.begin(n), walk(true);", ""),
+    Fault(
+        "sums of hidden NaNs are kept",
+        "forward.h",
+        "if (broken >> (i % PW) & 1 || rows.top[i] == -INFINITY)",
+        "if (rows.top[i] == -INFINITY)",
+    ),
+    Fault(
+        "rows that see nothing are not told",
+        "forward.h",
+        "if (broken >> (i % PW) & 1 || rows.top[i] == -INFINITY)",
+        "if (broken >> (i % PW) & 1)",
+    ),
+    Fault(
+        "dropout drops the next key",
+        "forward.h",
+        "(uint32_t)(key + 1) * GOLDEN)) >> 8",
+        "(uint32_t)(key + 2) * GOLDEN)) >> 8",
+    ),
+    Fault("the cotangent of lse is lost", "backward.h", "total - (a.dlse ? a.dlse[at] : 0.f)", "total"),
+    Fault("delta is lost", "backward.h", "vf s0 = p0 * (g0 - delta[r])", "vf s0 = p0 * g0"),
+    Fault("the cap has no derivative", "backward.h", "s0 *= load(b), s1 *= load(b + PW);", "(void)b;"),
+    Fault("survivors of dropout are not scaled", "backward.h", "y[d * PW] * (F ? retained(a) : 1.f)", "y[d * PW]"),
+    Fault(
+        "a block's gradients overwrite those before",
+        "backward.h",
+        "store(at, load(at) + acc[r][c]);",
+        "store(at, acc[r][c]);",
+    ),
+    Fault(
+        "the last column is not added to dQ",
+        "backward.h",
+        "const bool edge = (p + 1) * PW > size;",
+        "const bool edge = true; if (edge && (p + 1) * PW > size) return;",
+    ),
+    Fault(
+        "half precision is not scaled",
+        "backward.h",
+        "narrow(sum[i * a.D + d] * (float)a.scale",
+        "narrow(sum[i * a.D + d]",
+    ),
+    Fault(
+        "cells are skipped that someone sees",
+        "kernel.cpp",
+        "cells[p] |= 1ull << (i / G);",
+        "cells[p] |= 1ull << (i / G / 2);",
+    ),
 ]
 
 TRITON = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,11 +11,12 @@ import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from sparseflash.kernels.cpu import native
 from tests import test_attention_laws as attention
-from tests import test_cpu_pieces as pieces
 from tests import test_decode as decoding
 from tests import test_heavy_lines as heavy
 from tests import test_pattern_laws as tables
+from tests.oracle import check, ours, random_case
 from tests.strategies import Shape
 
 Law = tuple[str, Callable[[], object]]
@@ -72,15 +74,32 @@ def checked() -> None:
         sf.lookup(SHAPE.compile(pattern)).check(SHAPE.compile(pattern))
 
 
-def windows() -> None:
-    """Pieces of every kind of the CPU backend: tall windows too, whose rows are merged with others."""
-    for only_out in (True, False):
-        with pytest.MonkeyPatch.context() as patch:
-            pieces.test_pieces_of_every_kind_are_masked_dense_attention(
-                patch, P.causal() | P.prefix(70), (150, 170), torch.float32, (16, 16), pieces.SMALL, only_out
-            )
-    with pytest.MonkeyPatch.context() as patch:
-        pieces.test_scores_past_the_range_of_their_exponential(patch, 1000.0, pieces.PARTS)
+def far_scores() -> None:
+    """Sums and outputs have to be faded where a later block has the larger scores, and where it has not."""
+    mask = P.local(60).compile(200, block=16)
+    for factor in (30.0, 1000.0):
+        case = random_case(7, 1, 2, 1, 200, 200, 16, 16, torch.float32)
+        case = replace(case, q=case.q * factor)
+        check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
+
+
+def halves() -> None:
+    """Gradients of half precision are summed up beside what is returned."""
+    mask = (P.causal() | P.prefix(70)).compile((150, 170), block=16)
+    case = random_case(0, 1, 2, 2, 150, 170, 16, 16, torch.bfloat16)
+    case = replace(case, scale=0.3)
+    check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
+
+
+def hidden() -> None:
+    """A NaN that some queries of a block see, and others do not."""
+    mask = P.causal().compile(40, block=16)
+    case = random_case(1, 1, 1, 1, 40, 40, 16, 16, torch.float32)
+    v = case.v.clone()
+    v[0, 0, 20] = torch.nan
+    out = sf.attention(case.q, case.k, v, mask)
+    assert not out[0, 0, :20].isnan().any()
+    assert out[0, 0, 20:].isnan().all()
 
 
 def in_pieces() -> None:
@@ -97,14 +116,17 @@ def steps() -> None:
 def decoded() -> None:
     sizes = 1, 2, 5, (23, 40), 43, (16, 16), 16, 24
     law = inner(decoding.test_decoding_is_the_rows_of_masked_dense_attention)
-    # A pattern that looks ahead lists keys that are not in the cache yet.
-    for pattern in (P.streaming(5, 13), P.full()):
-        law(decoding.Drawn(pattern, *sizes, torch.float32, 5, True, 3.0, "sample", 1.0))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "SPLIT", 16)
+        # A pattern that looks ahead lists keys that are not in the cache yet.
+        for pattern in (P.streaming(5, 13), P.full()):
+            law(decoding.Drawn(pattern, *sizes, torch.float32, 5, True, 3.0, "sample", 1.0))
 
 
 ATTENTION: list[Law] = [("law 5", law_5), ("law 9", law_9), ("heavy lines", in_pieces)]
 LAWS: dict[str, list[Law]] = {
     "table": [("law 4", law_4), ("table check", checked)],
-    "cpu": [*ATTENTION, ("pieces of the CPU backend", windows), ("decoding", decoded)],
+    "cpu": [*ATTENTION, ("far scores", far_scores), ("halves", halves), ("decoding", decoded)],
+    "native": [*ATTENTION, ("far scores", far_scores), ("halves", halves), ("decoding", decoded), ("hidden", hidden)],
     "triton": [*ATTENTION, ("steps of a block", steps)],
 }

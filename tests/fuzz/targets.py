@@ -37,7 +37,7 @@ TARGETS = {
         ("tests/test_pattern_laws.py", "tests/test_checking.py", "tests/test_schedule.py", "tests/test_operators.py"),
         "law_4 or test_checking or test_schedule or test_operators",
     ),
-    "operator": Target((*OPERATOR, "tests/test_cpu_pieces.py", "tests/test_cache_law.py")),
+    "operator": Target((*OPERATOR, "tests/test_cpu_kernel.py", "tests/test_cache_law.py")),
     "operator-triton": Target((*OPERATOR, DYNAMIC, "tests/kernels/numerics"), "not lists", 4, INTERPRETER),
     "dynamic": Target((DYNAMIC, "tests/test_routing.py")),
     "distributed": Target(

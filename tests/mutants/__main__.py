@@ -60,9 +60,9 @@ PARTS: dict[str, tuple[list[str], list[str]]] = {
         ],
     ),
     "cpu": (
-        ["kernels/cpu*.py", "kernels/layout.py", "kernels/sinks.py", "kernels/dropout.py"],
+        ["kernels/cpu/*.py", "kernels/layout.py", "kernels/sinks.py", "kernels/dropout.py"],
         [
-            *("test_heavy_lines", "test_cpu_pieces", "test_attention_laws", "test_attention_features"),
+            *("test_heavy_lines", "test_cpu_kernel", "test_attention_laws", "test_attention_features"),
             *("test_decode", "test_dropout", "test_oracle", "test_fuzz_findings", "test_modules"),
         ],
     ),
