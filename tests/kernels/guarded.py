@@ -50,21 +50,22 @@ def _protect(at: int, access: int) -> None:
 
 def guard(place: str) -> None:
     """From now on, in this process."""
-    point, run = native._Call.point, native._Call.run
+    point, run = native._Call.point, native.Library.run
+    waiting: dict[int, dict[str, Guarded]] = {}  # by where a call's problem lies
 
-    def guarded_point(self: native._Call, name: str, x: torch.Tensor, contiguous: bool = True) -> None:
-        point(self, name, x, contiguous)
+    def guarded_point(self: native._Call, name: str, x: torch.Tensor) -> None:
+        point(self, name, x)
         guarded = Guarded(self.held[-1], place)
-        vars(self).setdefault("guarded", {})[name] = guarded
+        waiting.setdefault(ctypes.addressof(self.problem), {})[name] = guarded
         setattr(self.problem, name, guarded.address)
 
-    def guarded_run(self: native._Call, name: str) -> None:
-        run(self, name)
+    def guarded_run(self: native.Library, call: str, problem: native.Problem) -> None:
+        run(self, call, problem)
         # What the backward is given of the forward's results is not written.
-        for field, guarded in vars(self).pop("guarded").items():
+        for field, guarded in waiting.pop(ctypes.addressof(problem)).items():
             guarded.release(back=field in RESULTS)
 
-    native._Call.point, native._Call.run = guarded_point, guarded_run  # type: ignore[method-assign]
+    native._Call.point, native.Library.run = guarded_point, guarded_run  # type: ignore[method-assign]
 
 
 def main(place: str, first: str, count: str) -> None:
