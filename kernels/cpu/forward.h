@@ -5,6 +5,7 @@
 // it by 2^8, so that sums and outputs are rarely multiplied.
 #pragma once
 #include "exact.h"
+#include "tiles.h"
 
 constexpr float LEAD = 8;  // by how much a score may pass the reference, in base 2
 
@@ -34,19 +35,21 @@ template <class T, bool P, bool F> struct Rows {
   int panels, lanes_used;
   // What is not read where it lies.
   const bool copies;
+  const Tiles tiles;
 
   static int padded(const Problem& a) { return up(a.V, G); }
   static bool copied(const Problem& a) { return !P && (sizeof(T) == 2 || a.V % G); }
 
   static size_t floats(const Problem& a, long lanes) {
     const long all_lanes = up(lanes, PW), deepest = a.D > padded(a) ? a.D : padded(a);
-    return all_lanes * (a.D + padded(a) + 5) + up(a.BK, G) * PW * 2 + (a.BK + 2 * G) * deepest * 2;
+    return all_lanes * (a.D + padded(a) + 5) + up(a.BK, TILE) * PW * 2 + (a.BK + 2 * G) * deepest * 2;
   }
   Rows(const Problem& a, Scratch& s, long lanes)
-      : a(a), words(P ? a.D / 2 : a.D), dims(padded(a)), factor(F ? 1.f : (float)(a.scale * LOG2_E)), copies(copied(a)) {
+      : a(a), words(P ? a.D / 2 : a.D), dims(padded(a)), factor(F ? 1.f : (float)(a.scale * LOG2_E)), copies(copied(a)),
+        tiles(P && a.D % TILE == 0 && a.V % TILE == 0) {
     const long all_lanes = up(lanes, PW), deepest = a.D > dims ? a.D : dims;
     q = s.take(all_lanes * words), out = s.take(all_lanes * dims), top = s.take(all_lanes), sum = s.take(all_lanes);
-    scores = s.take(up(a.BK, G) * PW), weights = P ? s.take(up(a.BK, G) / 2 * PW) : scores;
+    scores = s.take(up(a.BK, TILE) * PW), weights = P ? s.take(up(a.BK, TILE) / 2 * PW) : scores;
     k_copy = s.take(a.BK * deepest), v_copy = s.take(a.BK * deepest);
     k_tail = s.take(G * deepest), v_tail = s.take(G * deepest);
     lane = {s.take<int32_t>(all_lanes), s.take(all_lanes), s.take<uint32_t>(all_lanes)};
@@ -69,6 +72,8 @@ template <class T, bool P, bool F> struct Rows {
   template <class H> void meet(long b, long hk, long block, int n, bool clean, const H& hidden) {
     const T* k = line<T>(a.k, a.sk, b, hk, block * a.BK);
     const T* v = line<T>(a.v, a.sv, b, hk, block * a.BK);
+    if constexpr (TILES && P)
+      if (tiles.on) return meet_in_tiles(k, v, n, clean, block * a.BK, hidden);
     const void *k_at = k, *v_at = v;
     long k_line = P ? a.sk[2] / 2 : a.sk[2], v_line = a.sv[2];
     if constexpr (P) pack_pairs(v, a.sv[2], n, a.V, v_copy), v_at = v_copy, v_line = a.V;
@@ -95,6 +100,55 @@ template <class T, bool P, bool F> struct Rows {
     if constexpr (P)
       for (int d = 0; d < a.V; d++) ((pair*)v_copy)[(long)key / 2 * a.V + d] &= key % 2 ? 0xffff : 0xffff0000;
     else memset(v_copy + (long)key * dims, 0, dims * 4);
+  }
+
+  // The same in tiles of TILE keys x TILE lanes. Of v_copy: V turned, [V][up(n, TILE)]; of k_copy: the last keys, where
+  // they are fewer than a tile has.
+  template <class H> void meet_in_tiles(const T* k, const T* v, int n, bool clean, long first, const H& hidden) {
+    const int whole = n / TILE, room = up(n, TILE);
+    uint16_t *turned = (uint16_t*)v_copy, *rest = (uint16_t*)k_copy;
+    for (int key = 0; key < room; key++) {
+      const bool there = key < n && !(clean && !seen(key, hidden));
+      for (int d = 0; d < a.V; d++) turned[(long)d * room + key] = there ? v[key * a.sv[2] + d].bits : 0;
+    }
+    if (n % TILE) memset(rest, 0, TILE * a.D * 2);
+    for (int key = whole * TILE; key < n; key++) memcpy(rest + key % TILE * a.D, k + key * a.sk[2], a.D * 2);
+    for (int p = 0; p < panels; p++) {
+      const Hidden here = hidden(p);
+      int groups[64], count = 0;
+      for (int t = 0; t < room / TILE; t++)
+        if (here.groups >> t * (TILE / G) & ((1 << TILE / G) - 1))
+          for (int g = 0; g < TILE / G; g++) groups[count++] = t * (TILE / G) + g;
+      if (!count) continue;
+      const float* panel = q + (long)p * PW * words;
+      vf largest[C];
+      for (int c = 0; c < C; c++) largest[c] = all(-INFINITY);
+      for (int i = 0; i < count; i += TILE / G) {
+        const int t = groups[i] / (TILE / G);
+        const void* rows = t < whole ? (const void*)(k + (long)t * TILE * a.sk[2]) : rest;
+        tile_zero();
+        for (int d = 0; d < a.D; d += TILE) tile_add((const uint16_t*)rows + d, (t < whole ? a.sk[2] : a.D) * 2, panel + d / 2 * PW);
+        tile_store(scores + i * G * PW);
+        for (int r = 0; r < TILE; r += R) {
+          float* to = scores + (i * G + r) * PW;
+          vf acc[R][C];
+          for (int j = 0; j < R; j++)
+            for (int c = 0; c < C; c++) acc[j][c] = load(to + j * PW + c * VL);
+          settle(acc, p, n, first, here, groups[i] + r / G, r % G, to, largest);
+        }
+      }
+      raise(p, largest);
+      exponentials(p, first, groups, count);
+      for (int d = 0; d < dims; d += TILE) {
+        // Scores are weights by now, and their memory free.
+        tile_zero();
+        for (int i = 0; i < count; i += TILE / G)
+          tile_add(turned + (long)d * room + groups[i] * G, room * 2, weights + i * (G / 2) * PW);
+        tile_store(scores);
+        float* to = out + ((long)p * dims + d) * PW;
+        for (int x = 0; x < TILE * PW; x += VL) store(to + x, load(to + x) + load(scores + x));
+      }
+    }
   }
 
   void attend(int p, const Lines& keys, const Lines& values, int n, long first, const Hidden& hidden) {
@@ -129,6 +183,9 @@ template <class T, bool P, bool F> struct Rows {
   INLINE void score(int p, const Lines& keys, int n, long first, const Hidden& hidden, int g, int r0, float* to, vf (&largest)[C]) {
     vf acc[R][C] = {};
     product<P>(acc, keys.group(g) + r0 * keys.step(g), keys.step(g), 1, words, q + (long)p * PW * words, PW);
+    settle(acc, p, n, first, hidden, g, r0, to, largest);
+  }
+  INLINE void settle(vf (&acc)[R][C], int p, int n, long first, const Hidden& hidden, int g, int r0, float* to, vf (&largest)[C]) {
     if constexpr (F)
       for (int r = 0; r < R; r++)
         for (int c = 0; c < C; c++) acc[r][c] = shaped(acc[r][c], p * PW + c * VL, first + g * G + r0 + r);

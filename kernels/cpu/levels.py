@@ -52,6 +52,13 @@ LEVELS = (
         (*_V4, "avx512_bf16"),
         "vectors of 16 floats (AVX-512), products of bf16",
     ),
+    Level(
+        "x86-64-amx",
+        "x86_64",
+        ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
+        (*_V4, "avx512_bf16", "amx_tile", "amx_bf16"),
+        "vectors of 16 floats (AVX-512), tiles of bf16 (AMX) in the forward",
+    ),
     Level("aarch64", "aarch64", (), (), "vectors of 4 floats (NEON)"),
 )
 NAMES = {"amd64": "x86_64", "arm64": "aarch64"}

@@ -38,6 +38,11 @@ typedef float word __attribute__((aligned(1), may_alias));  // a float, or a pai
 typedef uint32_t pair __attribute__((may_alias));  // of bf16, in memory that holds floats
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
+#if defined(__aarch64__)
+typedef __fp16 half;  // g++ 12 has no other
+#else
+typedef _Float16 half;
+#endif
 
 static INLINE vf load(const void* p) { return *(const vf_anywhere*)p; }
 static INLINE void store(void* p, vf x) { *(vf_anywhere*)p = x; }
@@ -48,13 +53,13 @@ static INLINE float float_of(uint32_t u) { float x; memcpy(&x, &u, 4); return x;
 
 static INLINE float wide(float x) { return x; }
 static INLINE float wide(bf16 x) { return float_of((uint32_t)x.bits << 16); }
-static INLINE float wide(fp16 x) { _Float16 y; memcpy(&y, &x, 2); return (float)y; }
+static INLINE float wide(fp16 x) { half y; memcpy(&y, &x, 2); return (float)y; }
 static INLINE void narrow(float x, float& to) { to = x; }
 static INLINE void narrow(float x, bf16& to) {  // to the nearest, ties to even
   const uint32_t u = bits_of(x);
   to.bits = (u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 64 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
 }
-static INLINE void narrow(float x, fp16& to) { _Float16 y = (_Float16)x; memcpy(&to, &y, 2); }
+static INLINE void narrow(float x, fp16& to) { half y = (half)x; memcpy(&to, &y, 2); }
 
 static INLINE bool any(vi m) {
 #if defined(__AVX512F__)

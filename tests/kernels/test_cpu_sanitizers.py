@@ -70,7 +70,7 @@ def test_no_sanitizer_finds_anything(level: str, tmp_path: Path) -> None:
     assert f"{ASKED} problems on {level}" in done.stdout
 
 
-def test_the_sanitizers_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sanitizers_are_at_work(tmp_path: Path) -> None:
     """A piece of scratch that is one number short is found."""
     sources = tmp_path / "sources"
     shutil.copytree(Path(build.__file__).parent, sources, ignore=shutil.ignore_patterns("libraries", "__pycache__"))
@@ -78,9 +78,8 @@ def test_the_sanitizers_are_at_work(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     whole = "top = s.take(all_lanes)"
     assert text.count(whole) == 1
     (sources / "forward.h").write_text(text.replace(whole, "top = s.take(all_lanes - 1)"))
-    monkeypatch.setattr(build, "SOURCE", sources / "kernel.cpp")
     least = [level for level in levels.LEVELS if level.name == RUNNABLE[0]]
-    assert build.build(least, tmp_path / "libraries", FLAGS) == {}
+    assert build.build(least, tmp_path / "libraries", FLAGS, sources / "kernel.cpp") == {}
     done = _run(RUNNABLE[0], tmp_path / "libraries", "0", "5")
     assert done.returncode != 0
     assert "AddressSanitizer: use-after-poison" in done.stderr, done.stderr[-4000:]
