@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants kills audit sbom release clean
+.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
@@ -12,6 +12,7 @@ help:
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
 	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
+	@echo "make sanitize [PROBLEMS=n]  the compiled CPU kernel under AddressSanitizer and UBSan"
 	@echo "make kills  50 runs killed, interrupted, out of disk: what the suite does with four, in some minutes"
 	@echo "make release  wheels and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
 	@echo "make versions  the tests that meet torch and Triton, on every supported pair of them (TORCH=2.11.0: on one)"
@@ -71,6 +72,11 @@ coverage: .venv/ready
 mutants: .venv/ready
 	for part in patterns tables cpu; do PYTHONPATH=. $(BIN)/python -m tests.mutants $$part --every $(EVERY) || failed=1; done; \
 	  exit $${failed:-0}
+
+# The compiled CPU kernel under AddressSanitizer and UBSan, on so many problems for each level that this machine runs.
+PROBLEMS ?= 300
+sanitize: .venv/ready
+	SPARSEFLASH_SANITIZE=$(PROBLEMS) $(BIN)/python -m pytest tests/kernels/test_cpu_sanitizers.py
 
 # FULL and READONLY mount a small file system of their own; DEATHS and BY change how often and by what.
 DEATHS ?= 50

@@ -30,8 +30,10 @@ What to read from it:
 - **Length costs little**: from 256 keys to a million the error of the output grows fourfold in fp32 and not at all in
   half precision. Gradients of keys and values in fp16 lose digits once they are smaller than 6e-5, which past 100,000
   keys most are: that is the format, and loss scaling is for it.
-- **Half precision is rounded once**, at the end: inside, the CPU backend computes in float32, so its error is that of
-  storing the result, where SDPA and eager attention also round on the way.
+- **Half precision is rounded once**, at the end, in fp16, and in bf16 on processors that do not multiply it: inside,
+  the CPU backend computes in float32, so its error is that of storing the result, where SDPA and eager attention also
+  round on the way. Where the processor multiplies bf16, probabilities and gradients of scores are rounded before their
+  products, as on a GPU; sums stay in float32.
 - **Magnitude matters to everybody alike**: rounding a score of 1,000 to float32 changes its probability by up to 6e-5.
   The output stays right until scores overflow float32; the gradients of queries and keys are lost from 10,000 on, those
   of values later.

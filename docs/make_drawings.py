@@ -1,4 +1,4 @@
-"""Write the drawings of docs/how-tables-work.md: every one is drawn from a real mask and its real lookup table.
+"""Write the drawings of docs/how-tables-work.md and docs/cpu.md, all of them from a real mask and its lookup table.
 
 python -m docs.make_drawings          # rewrite those that have changed
 python -m docs.make_drawings --check  # exit 1 when they are not what the code draws
@@ -162,6 +162,45 @@ def columns_drawing() -> str:
     return side_drawing(sf.lookup(example()).columns, "column", "query block")
 
 
+LANES, GROUP = 32, 8  # of a panel with vectors of 16 floats; keys that are worked on together
+
+
+def walk_drawing() -> str:
+    """A PARTIAL tile of an image's neighbourhoods as the CPU kernel meets it: cells that it computes, and skips."""
+    mask, pixels, left, top = sf.parse("neighborhood((32, 32), 4)").compile(1024), 4, 90, 54
+    side = mask.block[0]
+    row = int(np.flatnonzero(letters(mask)[3])[0])
+    bits = unpack(mask.tiles, side)[letters(mask)[3][row] - 2].T  # keys by queries
+    drawn = side * pixels
+    drawing = Drawing(left + drawn + 260, top + drawn + 16, "A partial block as the CPU kernel walks it")
+    for panel in range(side // LANES):
+        middle = left + (panel + 0.5) * LANES * pixels
+        drawing.words(middle, 14, f"panel {panel}", anchor="middle")
+        drawing.words(middle, 34, "32 queries", GREY, anchor="middle")
+    skipped = 0
+    for group in range(side // GROUP):
+        y = top + group * GROUP * pixels
+        if group % 4 == 0:
+            drawing.words(left - 8, y + GROUP * pixels / 2, f"keys {group * GROUP}", anchor="end")
+        for panel in range(side // LANES):
+            cell = bits[group * GROUP : (group + 1) * GROUP, panel * LANES : (panel + 1) * LANES]
+            skipped += not cell.any()
+            fill = MASKED if cell.any() else EMPTY
+            drawing.box(left + panel * LANES * pixels, y, LANES * pixels, GROUP * pixels, fill)
+    for key, start, stop in runs(bits):
+        drawing.box(left + start * pixels, top + key * pixels, (stop - start) * pixels, pixels, PARTIAL, line=None)
+    cells = side * side // LANES // GROUP
+    x, y = left + drawn + 20, top + 10
+    for number, (fill, words) in enumerate(
+        [(PARTIAL, "pairs that the mask shows"), (MASKED, "computed, then hidden"), (EMPTY, "skipped")]
+    ):
+        drawing.box(x, y + 30 * number, 18, 18, fill)
+        drawing.words(x + 28, y + 30 * number + 9, words)
+    drawing.words(x, y + 110, f"{cells - skipped} of {cells} cells of")
+    drawing.words(x, y + 130, f"{LANES} queries x {GROUP} keys computed")
+    return drawing.text()
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "mask.svg": mask_drawing,
     "tiles.svg": tiles_drawing,
@@ -169,6 +208,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "columns.svg": columns_drawing,
     "shared.svg": shared_drawing,
     "pieces.svg": pieces_drawing,
+    "walk.svg": walk_drawing,
 }
 
 

@@ -1,4 +1,9 @@
-"""The values that a predicate captured, which it answers from beside its arguments."""
+"""The values that a predicate captured, which it answers from beside its arguments.
+
+Looked at without calling it, for a cache's key: so dicts, files and objects may change unnoticed, as ``where`` says.
+What ``integrations/mask_mods.py`` records of a ``mask_mod`` notices those too, by calling it under torch's dispatcher.
+That needs torch, which patterns do without, and a function of tensors: numpy's operations leave no record there.
+"""
 
 from __future__ import annotations
 

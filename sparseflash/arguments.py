@@ -12,10 +12,12 @@ from numbers import Real
 from typing import Any, NoReturn
 
 import torch
+import torch.nn.functional as F
 
 from sparseflash.patterns.described import described
 from sparseflash.patterns.misuse import instead
 from sparseflash.patterns.parsing import parse
+from sparseflash.tables import LookupTable
 
 MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -48,8 +50,8 @@ def canonical_text(text: str) -> str:
 canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a constant of the graph
 
 
-def refuse_mask(mask: Any) -> NoReturn:
-    """Raise TypeError for what is no mask, with the line to write instead."""
+def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a LookupTable or None") -> NoReturn:
+    """Raise TypeError for what is no mask, with the line to write instead; ``takes`` says what is one here."""
     hint = ""
     if isinstance(mask, torch.Tensor) and mask.dim() > 2:
         hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
@@ -65,11 +67,11 @@ def refuse_mask(mask: Any) -> NoReturn:
         )
     elif callable(mask) and _arguments_of(mask) == 4:
         hint = "; of a FlexAttention mask_mod, give sparseflash.flex.create_block_mask(mask_mod, B, H, q_len, kv_len)"
+    elif isinstance(mask, LookupTable):  # which a module does not keep
+        hint = "; a table belongs to one batch: give it to the call, module(x, mask=table)"
     elif (words := instead(mask)) is not None:
         hint = f"; {words}"
-    raise TypeError(
-        f"mask must be a Pattern, its text, a BlockMask, a LookupTable or None, got {described(mask)}{hint}"
-    )
+    raise TypeError(f"mask must be {takes}, got {described(mask)}{hint}")
 
 
 def _arguments_of(function: Any) -> int | None:
@@ -77,7 +79,53 @@ def _arguments_of(function: Any) -> int | None:
     return None if code is None else int(code.co_argcount)
 
 
+def _shared_out(function: Any) -> bool:
+    """Whether a function is what torch's context_parallel puts in place of scaled_dot_product_attention."""
+    return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor.experimental")
+
+
+_SDPA = None if _shared_out(F.scaled_dot_product_attention) else F.scaled_dot_product_attention
+
+
+def check_whole() -> None:
+    """Raise inside of torch's ``context_parallel``, where each rank holds a part of what attention is about.
+
+    That context replaces ``scaled_dot_product_attention`` and nothing else, so ours would take the part for the whole.
+    """
+    if F.scaled_dot_product_attention is not _SDPA and _shared_out(F.scaled_dot_product_attention):
+        raise ValueError(
+            "inside of torch's context_parallel each rank holds a part of the tokens, and attention there would be "
+            "about that part alone: leave that context, cut q, k and v with sparseflash.distributed.Sharding, and call "
+            "sparseflash.distributed.context_parallel_attention(q, k, v, mask, mesh)"
+        )
+
+
+_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
+# What operands that passed had in common with those to come: most calls are like one before.
+_passed: set[tuple[Any, ...]] = set()
+MOST_PASSED = 4096
+
+
 def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
+    """Raise TypeError or ValueError unless these are q, k and v of attention."""
+    check_whole()
+    if torch.compiler.is_compiling() or not all(type(x) in _PLAIN_TYPES and _is_strided(x) for x in (q, k, v)):
+        _check_operands(q, k, v)
+        return
+    key = tuple((x.dtype, x.shape, x.stride(), x.device) for x in (q, k, v))
+    if key in _passed:
+        return
+    _check_operands(q, k, v)
+    if len(_passed) >= MOST_PASSED:
+        _passed.clear()
+    _passed.add(key)
+
+
+def _is_strided(x: torch.Tensor) -> bool:
+    return x.layout is torch.strided and not x.is_nested
+
+
+def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     for name, x in (("q", q), ("k", k), ("v", v)):
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")

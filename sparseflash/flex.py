@@ -12,8 +12,10 @@ documentation.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -28,6 +30,7 @@ from torch.nn.attention.flex_attention import (
     or_masks,
 )
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
+from torch.nn.attention.flex_attention import create_block_mask as _create_flex_mask
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseflash.functional import BLOCK, Mask, attention
@@ -54,6 +57,8 @@ __all__ = [
     "or_masks",
 ]
 
+# Of torch's function: those that are none of ours say how its tables are laid out.
+_KEYWORDS = tuple(inspect.signature(_create_flex_mask).parameters)
 _converted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 # Whether samples and heads have masks of their own, of masks made for one of them.
 _looks: WeakIdKeyDictionary = WeakIdKeyDictionary()
@@ -193,9 +198,12 @@ def create_block_mask(
         **unused: torch's further arguments, which say how its tables are laid out.
 
     Raises:
-        TypeError: mask_mod is not callable or gives no booleans, lengths that are no ints.
+        TypeError: an argument that torch's function has not either, a mask_mod that is not callable or gives no
+            booleans, lengths that are no ints.
         ValueError: a length, B or H below 1, a block side that is no multiple of 16, or a mask_mod that looks at
             samples or heads of which B or H does not say how many there are.
+
+    Called inside of a compiled function it runs between two graphs, as it runs outside; ``fullgraph=True`` refuses it.
 
     Example:
         >>> from sparseflash.flex import create_block_mask
@@ -206,6 +214,27 @@ def create_block_mask(
         >>> mask == (P.causal() & P.local(256)).compile(4096)
         True
     """
+    for keyword in unused:
+        if keyword not in _KEYWORDS:
+            close = get_close_matches(keyword.lower(), [known.lower() for known in _KEYWORDS], n=1)
+            meant = "".join(f"; did you mean {known}?" for known in _KEYWORDS if [known.lower()] == close)
+            raise TypeError(f"create_block_mask has no argument {keyword}{meant}")
+    if torch.compiler.is_compiling():
+        from sparseflash.integrations.untraced import made
+
+        return made(mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE)
+    return _made(mask_mod, B, H, Q_LEN, KV_LEN, device, BLOCK_SIZE)
+
+
+def _made(
+    mask_mod: MaskMod,
+    B: int | None,
+    H: int | None,
+    Q_LEN: int,
+    KV_LEN: int,
+    device: torch.device | str | None,
+    BLOCK_SIZE: int | tuple[int, int],
+) -> BlockMask:
     if not callable(mask_mod):
         raise TypeError(f"mask_mod must be callable as fn(b, h, q_idx, kv_idx), got {mask_mod!r}")
     for name, size in (("B", B), ("H", H)):
@@ -239,6 +268,10 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
     if query.dim() != 4 or key.dim() != 4:
         return None  # refused by attention, in its words
     if isinstance(block_mask, FlexMask):
+        if torch.compiler.is_compiling():
+            from sparseflash.integrations.untraced import converted
+
+            return converted(block_mask, query.shape[0], query.shape[1])
         return _from_torch(block_mask, query.shape[0], query.shape[1])
     if isinstance(block_mask, BlockMask):
         for name, what, one, size in zip(
@@ -251,13 +284,16 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
                 )
     if block_mask is None and biased and query.shape[2] != key.shape[2]:
         if torch.compiler.is_compiling():
-            raise ValueError(
-                "alibi_slopes without a block_mask, for other numbers of queries and keys, need a mask made outside of "
-                "the compiled function: block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len)"
-            )
-        # Without a mask attention would put the last query on the last key.
-        return full().compile((query.shape[2], key.shape[2]), block=BLOCK, q_offset=0)
+            from sparseflash.integrations.untraced import all_pairs
+
+            return all_pairs(query.shape[2], key.shape[2])
+        return _all_pairs(query.shape[2], key.shape[2])
     return block_mask
+
+
+def _all_pairs(q_len: int, kv_len: int) -> BlockMask:
+    """Queries counted from 0: without a mask attention would put the last query on the last key."""
+    return full().compile((q_len, kv_len), block=BLOCK, q_offset=0)
 
 
 def _made_for_one(mask: BlockMask) -> tuple[bool, bool]:

@@ -169,7 +169,9 @@ def empty_batch(
     return scores @ v.repeat_interleave(groups, 1), lse.to(torch.promote_types(q.dtype, torch.float32))
 
 
-def _mask_arguments(mask: Mask | AtBlock, q: torch.Tensor, k: torch.Tensor) -> tuple[ops.MaskArguments, int]:
+def _mask_arguments(
+    mask: Mask | AtBlock, q: torch.Tensor, k: torch.Tensor
+) -> tuple[ops.MaskArguments | LookupTable, int]:
     """The mask as the operators take it, and the position of the first query."""
     compiling = torch.compiler.is_compiling()
     if mask is None:
@@ -186,7 +188,7 @@ def _mask_arguments(mask: Mask | AtBlock, q: torch.Tensor, k: torch.Tensor) -> t
     if compiling and table.buffer is not None:
         return ops.MaskArguments.packed(table), 0
     table.check_fits(q, k)
-    return ops.MaskArguments.of(table), table.q_offset
+    return (ops.MaskArguments.of(table) if compiling else table), table.q_offset
 
 
 def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Tensor) -> LookupTable:

@@ -6,14 +6,15 @@ import inspect
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparseflash import patterns
+from sparseflash.arguments import refuse_mask
 from sparseflash.functional import Mask
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import make_grid
+from sparseflash.patterns.misuse import makes_patterns
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable
@@ -29,19 +30,13 @@ def checked_mask(mask: Any) -> Pattern | BlockMask | Router | None:
         return parse(mask)
     if mask is None or isinstance(mask, Pattern | BlockMask):
         return mask
-    if not callable(mask):
-        raise TypeError(
-            f"mask must be a Pattern, its text, a BlockMask, a router or None, got {named(mask)}{_hint(mask)}"
-        )
-    if isinstance(mask, type) and issubclass(mask, Pattern):
-        raise TypeError(f"mask is the class {mask.__name__}, not a pattern: make one, {mask.__name__}(...)")
-    name = getattr(mask, "__name__", "")
-    if name in patterns.__all__ and getattr(patterns, name) is mask:
-        call = f"{name}()" if _takes(mask) else f"{name}(...)"
-        raise TypeError(f"mask is the function {name}, not a pattern: call it, sparseflash.patterns.{call}")
+    uncalled = makes_patterns(mask) or (isinstance(mask, type) and issubclass(mask, Pattern))
+    if not callable(mask) or uncalled:
+        refuse_mask(mask, takes="a Pattern, its text, a BlockMask, a router or None")
     if not _takes(mask, None, None):
+        name = getattr(mask, "__name__", type(mask).__name__)
         raise TypeError(
-            f"mask is callable and so a router, which is called as mask(q, k), but {name or type(mask).__name__} takes "
+            f"mask is callable and so a router, which is called as mask(q, k), but {name} takes "
             f"{inspect.signature(mask)}; {PREDICATE}"
         )
     router: Router = mask
@@ -54,19 +49,8 @@ def checked_answer(mask: Any) -> Mask:
         return mask
     raise TypeError(
         "the module's mask is a router, called with q and k, and must return a Pattern, BlockMask, LookupTable or "
-        f"None; it returned {named(mask)}. To route, return sparseflash.routing.topk_table(q, k, ...); {PREDICATE}"
+        f"None; it returned {described(mask)}. To route, return sparseflash.routing.topk_table(q, k, ...); {PREDICATE}"
     )
-
-
-def _hint(mask: Any) -> str:
-    if isinstance(mask, Tensor):
-        return (
-            "; of a bool tensor [N, N], True where a query sees a key: BlockMask.from_dense(mask.cpu().numpy()); "
-            "padding is key_padding_mask= or lengths= of the call"
-        )
-    if isinstance(mask, LookupTable):
-        return "; a table belongs to one batch: give it to the call, module(x, mask=table)"
-    return ""
 
 
 def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
@@ -78,15 +62,6 @@ def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
     except ValueError:
         return True
     return True
-
-
-def named(value: Any) -> str:
-    """A value in a message; of tensors and arrays only their shape."""
-    if isinstance(value, Tensor | np.ndarray):
-        return f"a {type(value).__name__} of shape {tuple(value.shape)} and {value.dtype}"
-    if isinstance(value, tuple):
-        return f"a {type(value).__name__}"
-    return repr(value)
 
 
 def check_input(x: Tensor, width: int, projection: nn.Module) -> None:

@@ -2,11 +2,15 @@
 
 A table travels as a list of tensors, a score in the order of :class:`Score`, so that compiled graphs take masks, seeds
 and offsets as run-time arguments. A graph may instead name a pattern, whose table is looked up when it runs.
+
+A plain call, which nothing traces, transforms or watches, goes to the backend without the dispatcher: taking some
+thirty arguments apart and together again, twice, costs more than all else that the host does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +81,44 @@ def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Scor
     return _Operands(table.rows, table.columns, table.tiles, table.pattern_of, table.block, score)
 
 
+def _forward(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, operands: _Operands, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    rows, _, tiles, pattern_of, block, score = operands
+    if backend == "cpu":
+        with _as_decided():
+            return cpu.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks)
+    from sparseflash.kernels import triton_forward
+
+    return triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks)
+
+
+def _as_decided() -> AbstractContextManager[object]:
+    """On the CPU autocast would change the operands' dtypes, which have been decided."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING
+
+
+_NOTHING: AbstractContextManager[object] = nullcontext()
+
+
+def _backward(
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor],  # dout, dlse, out, lse
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    operands: _Operands,
+    backend: str,
+    deterministic: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dout, dlse, out, lse = results
+    if backend == "cpu":
+        with _as_decided():
+            return cpu.backward(dout, dlse, q, k, v, out, lse, *operands)
+    from sparseflash.kernels import triton_backward
+
+    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands, deterministic)
+
+
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
@@ -89,13 +131,7 @@ def _attention(
     deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, _, tiles, pattern_of, block, shaped = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
-    if backend == "cpu":
-        with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
-            return cpu.forward(q, k, v, rows, tiles, pattern_of, block, shaped, sinks)
-    from sparseflash.kernels import triton_forward
-
-    return triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, shaped, sinks)
+    return _forward(q, k, v, sinks, _operands(q, k, MaskArguments(table, layout, pattern), Score(*score)), backend)
 
 
 def _attention_backward(
@@ -114,12 +150,7 @@ def _attention_backward(
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
-    if backend == "cpu":
-        with torch.autocast("cpu", enabled=False):
-            return cpu.backward(dout, dlse, q, k, v, out, lse, *operands)
-    from sparseflash.kernels import triton_backward
-
-    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands, deterministic)
+    return _backward((dout, dlse, out, lse), q, k, v, operands, backend, deterministic)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -171,12 +202,51 @@ transforms.register(
 )
 
 
+class _Plain(torch.autograd.Function):
+    """A plain call that records its gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, table: LookupTable,
+        backend: str, deterministic: bool, score: Score,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        out, lse = _forward(q, k, v, sinks, _operands_of(table, score), backend)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, k, v, out, lse, sinks, score.slopes, score.seed)
+        ctx.call = table, backend, deterministic, score._replace(slopes=None, seed=None)
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, sinks, slopes, seed = ctx.saved_tensors
+        table, backend, deterministic, score = ctx.call
+        score = score._replace(slopes=slopes, seed=seed)
+        if dout is None:
+            dout = torch.zeros_like(out)
+        dsinks = None
+        if sinks is not None:
+            dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+        # A gradient that is recorded itself is for the operator, which refuses to be differentiated.
+        if torch.is_grad_enabled() or not transforms.plain(q, dout, dlse):
+            mask = MaskArguments.of(table)
+            given = (dout, dlse, q, k, v, out, lse, *mask, backend, deterministic, *score)
+            dq, dk, dv = torch.ops.sparseflash.attention_backward(*given)
+        else:
+            operands = _operands_of(table, score)
+            dq, dk, dv = _backward((dout, dlse, out, lse), q, k, v, operands, backend, deterministic)
+        return dq, dk, dv, dsinks, None, None, None, None
+
+
+def _operands_of(table: LookupTable, score: Score) -> _Operands:
+    return _Operands(table.rows, table.columns, table.tiles, table.pattern_of, table.block, score)
+
+
 def attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
-    mask: MaskArguments,
+    mask: MaskArguments | LookupTable,
     backend: str,
     deterministic: bool,
     score: Score,
@@ -185,5 +255,14 @@ def attention(
 
     Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
     """
+    if isinstance(mask, LookupTable):
+        if transforms.plain(q, k, v, sinks, score.slopes, score.seed, mask.pattern_of):
+            if torch.is_grad_enabled() and (
+                q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
+            ):
+                out, lse = _Plain.apply(q, k, v, sinks, mask, backend, deterministic, score)  # type: ignore[no-untyped-call]
+                return out, lse
+            return _forward(q, k, v, sinks, _operands_of(mask, score), backend)
+        mask = MaskArguments.of(mask)
     out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, deterministic, *score)
     return out, lse

@@ -176,6 +176,32 @@ def _floats(arguments: Sequence[Any]) -> Iterator[torch.Tensor]:
     return (x for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
 
 
+_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
+
+
+def plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether a call of these tensors is seen by nobody who would want to see the operator.
+
+    Not where a compiler or torch.jit traces, torch.func transforms, a mode or a tensor's own class takes calls, a
+    tangent may travel along, or a profiler counts.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._is_torch_function_mode_enabled()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    for x in tensors:
+        # Of a negated view the dispatcher hands over the values.
+        if x is not None and (type(x) not in _PLAIN_TYPES or x.is_neg() or x._is_zerotensor()):
+            return False
+    return True
+
+
 def _slices_of(name: str) -> Callable[..., Any]:
     """The operator over a mapped dim: a call for each slice, whatever is mapped, be it a table."""
 

@@ -21,6 +21,7 @@ from hypothesis import given
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import levels, native
+from sparseflash.kernels.layout import Side
 from tests import test_attention_laws as attention
 from tests import test_decode as decoding
 from tests.oracle import Features, check, ours, random_case
@@ -158,13 +159,20 @@ def test_what_is_planned_of_a_table_lives_as_long_as_it() -> None:
     library = native.library()
     assert library is not None
     table = sf.lookup(P.local(100).compile(300, block=16))
-    tiles = table.tiles._replace(bits=table.tiles.bits.clone())
-    plan = native._plan(library, tiles, table.block)
-    assert native._plan(library, tiles, table.block) is plan
-    gone = weakref.ref(plan)
-    del tiles, plan
+    rows, columns = (side._replace(spans=side.spans.clone()) for side in (table.rows, table.columns))
+
+    def plan(rows: Side, columns: Side | None = None) -> native._Plan:
+        assert library is not None
+        return native._plan(library, rows, columns, table.tiles, table.pattern_of, table.block)
+
+    one, both = plan(rows), plan(rows, columns)
+    assert one is plan(rows) is not both
+    assert both is plan(rows, columns)
+    assert one is not plan(rows._replace(tile=rows.tile.clone()))
+    gone = [weakref.ref(found) for found in (plan(rows), both)]
+    del rows, columns, one, both
     gc.collect()
-    assert gone() is None
+    assert [found() for found in gone] == [None, None]
 
 
 @pytest.mark.alone
@@ -212,3 +220,56 @@ def test_a_library_of_something_else_is_refused(tmp_path: Path) -> None:
     broken.write_text("no library")
     with pytest.raises(native.UnusableError, match="cannot be loaded"):
         native.Library(broken, "broken")
+
+
+def damaged(**changes: torch.Tensor) -> Callable[[], object]:
+    """A call with a table whose rows, or else itself, have other tensors."""
+    table = sf.lookup((P.causal() & P.local(30)).compile(64, block=16))
+    q, k, v = torch.randn(3, 1, 2, 64, 8).unbind(0)
+    if "pattern_of" not in changes:
+        changed = replace(table, rows=table.rows._replace(**changes))
+    else:
+        changed = replace(table, pattern_of=changes["pattern_of"])
+    return lambda: sf.attention(q, k, v, changed)
+
+
+def test_what_a_table_names_is_looked_at_before_it_is_read() -> None:
+    table = sf.lookup((P.causal() & P.local(30)).compile(64, block=16))
+    rows = table.rows
+    spans = rows.spans.clone()
+    spans[0, 1, 3] += 1 << 20
+    ahead = rows.partial.clone()
+    ahead[rows.spans[0, 0, 2]] = 1 << 20
+    before = rows.partial.clone()
+    before[rows.spans[0, 0, 2]] = -1
+    tile = rows.tile.clone()
+    tile[rows.spans[0, 0, 2]] = 99
+    for call, words in (
+        (damaged(spans=spans), "entries that it does not have"),
+        (damaged(spans=spans - 1), "entries that it does not have"),
+        (damaged(partial=ahead), "do not fit each other, or the table"),
+        (damaged(partial=before), "blocks or tiles that it does not have"),
+        (damaged(tile=tile), "blocks or tiles that it does not have"),
+        (damaged(order=rows.order + 1), "rows that it does not have"),
+        (damaged(pattern_of=table.pattern_of + 1), "patterns that it does not have"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            call()
+
+
+@pytest.mark.parametrize("name", ["dout", "out", "lse", "k", "rows"])
+def test_the_operator_refuses_operands_that_do_not_fit(name: str) -> None:
+    """Whoever calls it directly has had nothing checked before."""
+    table = sf.lookup(P.causal().compile(64, block=16))
+    q, k, v, dout, out = torch.randn(5, 1, 2, 64, 8).unbind(0)
+    given = {"dout": dout, "q": q, "k": k, "v": v, "out": out, "lse": torch.zeros(1, 2, 64), "rows": q}
+    given[name] = given[name][:, :, :40]
+    if name == "rows":
+        given |= {key: given[key][:, :, :40] for key in ("q", "dout", "out", "lse")}
+    del given["rows"]
+    tensors = [*table.rows.tensors(), *table.columns.tensors(), *table.tiles.tensors(), table.pattern_of]
+    rest = tensors, table.block, "", "cpu", False, 0.3, None, None, 0, 0.0, None
+    with pytest.raises(ValueError, match=r"must be|do not fit|is not for"):
+        torch.ops.sparseflash.attention_backward(
+            given["dout"], None, given["q"], given["k"], given["v"], given["out"], given["lse"], *rest
+        )

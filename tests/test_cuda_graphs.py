@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import sparseflash as sf
+from sparseflash import dynamic, tables
 from sparseflash import patterns as P
-from sparseflash import tables
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 
@@ -53,6 +53,7 @@ def test_what_cannot_be_captured_says_so() -> None:
 
 
 def test_no_table_is_copied_during_a_capture() -> None:
+    dynamic._edges_of.cache_clear()  # any test may have drawn this one
     mask = P.local(3).compile(79, block=16)
     with patch.object(tables, "capturing", return_value=True), patch.object(tables, "_captured", set()):
         with pytest.raises(RuntimeError, match="not on the device yet"):
@@ -81,6 +82,7 @@ def test_a_captured_table_outlives_the_cache() -> None:
 
 
 def test_no_table_is_copied_while_capturing() -> None:
+    dynamic._edges_of.cache_clear()
     mask = P.local(3).compile(78, block=16)
     with patch.object(tables, "capturing", return_value=True), pytest.raises(RuntimeError, match="run the call once"):
         sf.lookup(mask)

@@ -89,7 +89,7 @@ template <class T, bool P, bool F> struct Column {
   }
   void forget(int key) {
     if constexpr (P)
-      for (int d = 0; d < a.D; d++) ((bf16*)k_lines)[((long)key / 2 * k_line + d) * 2 + key % 2].bits = 0;
+      for (int d = 0; d < a.D; d++) ((pair*)k_lines)[(long)key / 2 * k_line + d] &= key % 2 ? 0xffff : 0xffff0000;
     else memset(k_lines + (long)key * k_line, 0, k_line * 4);
   }
 

@@ -57,6 +57,8 @@ template <class T, bool P, bool F> struct Rows {
     lanes_used = lanes, panels = (lanes + PW - 1) / PW;
     memset(out, 0, (size_t)panels * PW * dims * 4);
     for (int i = 0; i < panels * PW; i++) top[i] = -INFINITY, sum[i] = 0;
+    // Lanes without a query too: what stands there can move the reference of the others.
+    for (int i = lanes; i < panels * PW; i++) lane.position[i] = 0, lane.slope[i] = 0, lane.key[i] = 0;
   }
   void describe(long i, const Head& at, long position, long index) {
     if (F) lane.position[i] = position + a.q_offset, lane.slope[i] = at.slope, lane.key[i] = row_key(a, at, index);
@@ -91,7 +93,7 @@ template <class T, bool P, bool F> struct Rows {
   }
   void forget(int key) {
     if constexpr (P)
-      for (int d = 0; d < a.V; d++) ((bf16*)v_copy)[((long)key / 2 * a.V + d) * 2 + key % 2].bits = 0;
+      for (int d = 0; d < a.V; d++) ((pair*)v_copy)[(long)key / 2 * a.V + d] &= key % 2 ? 0xffff : 0xffff0000;
     else memset(v_copy + (long)key * dims, 0, dims * 4);
   }
 
@@ -355,10 +357,12 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
     }
   });
   if (!ran) return 1;
+  ran = 0;
   Items merged(a.B * a.Hq * a.N);
   on_each(a.threads, [&] {
     Scratch* s = scratch(2 * a.V, 1);
     if (!s) return;
+    __atomic_store_n(&ran, 1, __ATOMIC_RELAXED);
     double* sums = s->take<double>(a.V);
     for (int64_t at; merged.take(at);) {
       const Head head = head_of(a, at / a.N / a.Hq, at / a.N % a.Hq);
@@ -393,5 +397,5 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
       for (long d = 0; d < a.V; d++) narrow_to(sums[d] * share, to[d]);
     }
   });
-  return 0;
+  return ran ? 0 : 1;
 }

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ctypes
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from weakref import ref
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -44,12 +46,15 @@ _numbers = (
 )
 
 
+_Strides = ctypes.c_int64 * 3
+
+
 class Problem(ctypes.Structure):
     """The struct of the same name in problem.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in _pointers),
-        *((name, ctypes.c_int64 * 3) for name in ("sq", "sk", "sv", "so", "sdo")),
+        *((name, _Strides) for name in ("sq", "sk", "sv", "so", "sdo")),
         *((name, ctypes.c_int64) for name in _numbers),
         *((name, ctypes.c_double) for name in ("scale", "softcap")),
     )
@@ -72,7 +77,11 @@ class Library:
         if library.sparseflash_problem_size() != ctypes.sizeof(Problem):
             raise UnusableError(f"{path.name} is of another version: build it anew")
         self.name, self.panel = name, int(library.sparseflash_panel())
-        library.sparseflash_threads(_parallel_for())
+        self.use_threads: Callable[[ctypes.c_void_p | None], None] = library.sparseflash_threads
+        self.use_threads(_parallel_for())
+        if hasattr(os, "register_at_fork"):
+            # Torch's threads are not there in a forked process, and OpenMP waits for them forever.
+            os.register_at_fork(after_in_child=lambda: self.use_threads(None))
         self.turn, self.cells = library.sparseflash_turn, library.sparseflash_cells
         self._calls = {}
         for call in ("forward", "backward", "decode"):
@@ -179,89 +188,149 @@ def serves(q: torch.Tensor, score: Score, q_offset_bound: int = 1 << 30) -> bool
 
 
 class _Plan:
-    """What the walk needs of tiles beside their bits: the same from the keys' side, and what can be skipped."""
+    """What the walk needs of a table, but for tensors that a call brings: the fields of a problem that it fills.
 
-    def __init__(self, library: Library, bits: torch.Tensor, block: tuple[int, int]) -> None:
+    Beside what lies in a table these are its tiles from the keys' side, and what of them can be skipped.
+    """
+
+    def __init__(
+        self, library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor,
+        block: tuple[int, int],
+    ) -> None:  # fmt: skip
+        bits = tiles.bits.detach().contiguous()
         bq, bk = block
-        tiles = len(bits)
-        self.bits = bits.contiguous()
-        self.turned = torch.empty((tiles, bk, -(-bq // 32)), dtype=torch.int32)
-        self.row_cells, self.col_cells = (
-            torch.empty((tiles, -(-side // library.panel)), dtype=torch.int64) for side in block
-        )
+        count = len(bits)
+        # Of what the kernel is about to read by number: how many block columns there are at least, and block rows.
+        self.most_cols, self.most_rows = _most(rows, count), 0 if columns is None else _most(columns, count)
+        self.samples, self.heads = pattern_of.shape
+        if pattern_of.min() < 0 or pattern_of.max() >= len(rows.spans):
+            raise ValueError("the table names patterns that it does not have: its check() says where")
+        turned = torch.empty((count, bk, -(-bq // 32)), dtype=torch.int32)
+        row_cells, col_cells = (torch.empty((count, -(-side // library.panel)), dtype=torch.int64) for side in block)
         number, at = ctypes.c_int64, ctypes.c_void_p
-        library.turn(at(self.bits.data_ptr()), at(self.turned.data_ptr()), number(tiles), number(bq), number(bk))
-        for cells, tile, lines, lanes in ((self.row_cells, self.turned, bk, bq), (self.col_cells, self.bits, bq, bk)):
-            numbers = number(tiles), number(lines), number(lanes)
+        library.turn(at(bits.data_ptr()), at(turned.data_ptr()), number(count), number(bq), number(bk))
+        for cells, tile, lines, lanes in ((row_cells, turned, bk, bq), (col_cells, bits, bq, bk)):
+            numbers = number(count), number(lines), number(lanes)
             library.cells(at(tile.data_ptr()), at(cells.data_ptr()), *numbers)
+        fields = {"bits": bits, "turned": turned, "row_cells": row_cells, "col_cells": col_cells}
+        fields |= {"seen_keys": tiles.seen_keys, "pattern_of": pattern_of}
+        fields |= {f"row_{name}": getattr(rows, name) for name in ("spans", "full", "partial", "tile", "order")}
+        steps = (0 if self.samples == 1 else self.heads), (0 if self.heads == 1 else 1)
+        self.problem = Problem(BQ=bq, BK=bk, nQ=rows.spans.shape[1], pattern_b=steps[0], pattern_h=steps[1])
+        if columns is not None:
+            fields |= {f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")}
+            self.problem.nK = columns.spans.shape[1]
+        # Aliases: the key of the plan must not be kept alive by it.
+        self.held = {name: x.detach().contiguous() for name, x in fields.items()}
+        for name, x in self.held.items():
+            setattr(self.problem, name, x.data_ptr())
 
 
+def _most(side: Side, tiles: int) -> int:
+    """One more than the largest block number that a side names, all of which it is looked at whether they are there."""
+    spans, lists = side.spans.numpy().reshape(-1, 4), (side.full.numpy(), side.partial.numpy(), side.tile.numpy())
+    most = 0
+    for first, numbers in ((0, lists[:1]), (2, lists[1:])):
+        start, stop = spans[:, first].astype(np.int64), spans[:, first + 1].astype(np.int64)
+        if not ((start >= 0) & (start <= stop)).all() or stop.max(initial=0) > min(map(len, numbers)):
+            raise ValueError("the table names entries that it does not have: its check() says where")
+        met = np.zeros(len(numbers[0]) + 1, np.int64)  # lines may share entries; what is in none may be anything
+        np.add.at(met, start, 1)
+        np.add.at(met, stop, -1)
+        for named in numbers:
+            meant = named[met[:-1].cumsum() > 0] if len(named) == len(numbers[0]) else named[: stop.max(initial=0)]
+            if meant.size and (meant.min() < 0 or (named is lists[2] and meant.max() >= tiles)):
+                raise ValueError("the table names blocks or tiles that it does not have: its check() says where")
+            if named is not lists[2]:
+                most = max(most, int(meant.max(initial=-1)) + 1)
+    order = side.order.numpy()
+    if order.size and (order.min() < 0 or order.max() >= side.spans.shape[1]):
+        raise ValueError("the table's order names rows that it does not have: its check() says where")
+    return most
+
+
+# For the spans of a table's rows, or of its columns in the backward: what else the plan was made of, and the plan.
 _plans = WeakTensorKeyDictionary()
 
 
-def _plan(library: Library, tiles: Tiles, block: tuple[int, int]) -> _Plan:
-    known = _plans.get(tiles.bits)
-    if known is None or known[0] != (block, library.panel):
-        known = _plans[tiles.bits] = (block, library.panel), _Plan(library, tiles.bits.detach(), block)
-    found: _Plan = known[1]
-    return found
-
-
-def _strided(x: torch.Tensor) -> torch.Tensor:
-    return x if x.stride(-1) == 1 else x.contiguous()
+def _plan(
+    library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+) -> _Plan:
+    spans = rows.spans if columns is None else columns.spans
+    others = *rows[:5], *(columns or ())[1:4], *tiles, pattern_of
+    known = _plans.get(spans)
+    if known is not None:
+        key, were, plan = known
+        if key == (block, library.panel) and all(that() is x for that, x in zip(were, others, strict=True)):
+            return cast(_Plan, plan)
+    plan = _Plan(library, rows, columns, tiles, pattern_of, block)
+    _plans[spans] = (block, library.panel), [ref(x) for x in others], plan
+    return plan
 
 
 class _Call:
     """A problem that is being filled in, and the tensors that it points at."""
 
-    def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
-        block: tuple[int, int], score: Score,
-    ) -> None:  # fmt: skip
-        found = library()
-        assert found is not None, "serves() was asked"
-        self.library, self.problem, self.held = found, Problem(), list[torch.Tensor]()
-        problem, plan = self.problem, _plan(found, tiles, block)
-        batch, q_heads, problem.N, problem.D = q.shape
+    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score) -> None:
+        self.problem, self.held = Problem.from_buffer_copy(plan.problem), list[torch.Tensor]()
+        problem = self.problem
+        batch, q_heads, N, D = q.shape
+        if (
+            not (k.shape[0] == batch == v.shape[0] and k.shape[1:3] == v.shape[1:3] and k.shape[3] == D)
+            or not (q.dtype == k.dtype == v.dtype and q_heads % k.shape[1] == 0)
+            or plan.most_cols > -(-k.shape[2] // problem.BK)
+            or not (plan.samples in (1, batch) and plan.heads in (1, q_heads))
+        ):
+            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype}, {k.dtype}, {v.dtype}"
+            raise ValueError(f"operands do not fit each other, or the table: {shapes}")
+        problem.N, problem.D = N, D
         problem.B, problem.Hq, problem.Hkv, problem.M, problem.V = batch, q_heads, *k.shape[1:3], v.shape[3]
-        problem.BQ, problem.BK = block
-        problem.nQ, problem.kind = rows.spans.shape[1], KINDS[q.dtype]
+        problem.kind = KINDS[q.dtype]
         for name, x in (("q", q), ("k", k), ("v", v)):
-            self.operand(name, x)
-        for name in ("spans", "full", "partial", "tile", "order"):
-            self.point(f"row_{name}", getattr(rows, name))
-        for name in ("bits", "turned", "row_cells", "col_cells"):
-            self.point(name, getattr(plan, name))
-        self.point("seen_keys", tiles.seen_keys)
-        patterns = pattern_of.expand(batch, q_heads)
-        self.point("pattern_of", patterns, contiguous=False)
-        problem.pattern_b, problem.pattern_h = patterns.stride()
+            self.operand(name, f"s{name}", x)
         problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
         if score.slopes is not None:
             slopes = score.slopes.float().expand(batch, q_heads)
-            self.point("slopes", slopes, contiguous=False)
             problem.slope_b, problem.slope_h = slopes.stride()
-        problem.limit = dropout.threshold(score.dropout)
+            self.point("slopes", slopes)
         if score.seed is not None:
             seed = int(score.seed)
             problem.dropping, problem.seed_low, problem.seed_high = 1, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
-        small = batch * q_heads * q.shape[2] * k.shape[2] * q.shape[3] < SMALL
+            problem.limit = dropout.threshold(score.dropout)
+        small = batch * q_heads * N * k.shape[2] * D < SMALL
         problem.threads = 1 if small else torch.get_num_threads()
 
-    def point(self, name: str, x: torch.Tensor, contiguous: bool = True) -> None:
+    def check(self, x: torch.Tensor, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
+        """Raise ValueError unless a tensor is of this shape and dtype."""
+        if tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} {tuple(shape)}, got {x.dtype} {tuple(x.shape)}")
+
+    def point(self, name: str, x: torch.Tensor) -> None:
         """Let a field be the address of a tensor, which is kept until the call is over."""
-        x = x.contiguous() if contiguous else x
         self.held.append(x)
         setattr(self.problem, name, x.data_ptr())
 
-    def operand(self, name: str, x: torch.Tensor) -> None:
+    def operand(self, name: str, strides: str, x: torch.Tensor) -> None:
         """A tensor [batch, heads, tokens, dim], read where it lies."""
-        x = _strided(x)
-        self.point(name, x, contiguous=False)
-        getattr(self.problem, {"out": "so", "dout": "sdo"}.get(name, f"s{name}"))[:] = x.stride()[:3]
+        *steps, last = x.stride()
+        if last != 1:
+            x = x.contiguous()
+            steps = list(x.stride()[:3])
+        setattr(self.problem, strides, _Strides(*steps))
+        self.point(name, x)
 
-    def run(self, name: str) -> None:
-        self.library.run(name, self.problem)
+
+def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device=_CPU)  # whatever the default device is
+
+
+_CPU = torch.device("cpu")
+
+
+def _served() -> Library:
+    found = library()
+    assert found is not None, "serves() was asked"
+    return found
 
 
 def forward(
@@ -269,13 +338,17 @@ def forward(
     block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32."""
-    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
-    out, lse = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
-    call.operand("out", out)
+    build = _served()
+    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
+    if call.problem.nQ * block[0] - q.shape[2] not in range(block[0]):
+        raise ValueError(f"the table is not for {q.shape[2]} queries")
+    out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
+    call.operand("out", "so", out)
     call.point("lse", lse)
     if sinks is not None:
-        call.point("sinks", sinks.float())
-    call.run("forward")
+        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
+        call.point("sinks", sinks.float().contiguous())
+    build.run("forward", call.problem)
     return out, lse
 
 
@@ -285,31 +358,40 @@ def backward(
     block: tuple[int, int], score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes."""
-    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    build = _served()
+    plan = _plan(build, rows, columns, tiles, pattern_of, block)
+    call = _Call(q, k, v, plan, score)
     problem = call.problem
-    for name in ("spans", "full", "partial", "tile"):
-        call.point(f"col_{name}", getattr(columns, name))
-    problem.nK = columns.spans.shape[1]
-    call.operand("out", out)
-    call.operand("dout", dout)
-    call.point("lse", lse)
+    shape = *q.shape[:3], v.shape[3]
+    if (
+        problem.nQ * block[0] - q.shape[2] not in range(block[0])
+        or plan.most_rows > problem.nQ
+        or (problem.nK * block[1] - k.shape[2] not in range(block[1]))
+    ):
+        raise ValueError(f"the table is not for {q.shape[2]} queries and {k.shape[2]} keys")
+    call.check(out, "out", shape, q.dtype)
+    call.check(dout, "dout", shape, q.dtype)
+    call.check(lse, "lse", shape[:3], torch.float32)
+    call.operand("out", "so", out)
+    call.operand("dout", "sdo", dout)
+    call.point("lse", lse.contiguous())
     if dlse is not None:
-        call.point("dlse", dlse.float())
-    gradients = q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+        call.check(dlse, "dlse", shape[:3], dlse.dtype)
+        call.point("dlse", dlse.float().contiguous())
+    gradients = _empty(q.shape, q.dtype), _empty(k.shape, k.dtype), _empty(v.shape, v.dtype)
     for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
         call.point(name, gradient)
     lines = math.prod(q.shape[:3])
-    own = torch.empty((2, lines), dtype=torch.float32)
-    call.point("delta", own[0])
-    call.point("lse2", own[1])
-    call.point("turns", torch.zeros(q.shape[0] * q.shape[1] * problem.nQ, dtype=torch.int32))
+    call.point("delta", _empty((lines,)))
+    call.point("lse2", _empty((lines,)))
+    call.point("turns", _empty((q.shape[0] * q.shape[1] * problem.nQ,), torch.int32).zero_())
     heads = q.shape[0] * k.shape[1]
     problem.held = heads
     if q.dtype != torch.float32:
         one = q.shape[2] * q.shape[3] * (q.shape[1] // k.shape[1])
         problem.held = min(heads, max(1, HELD // (4 * one)))
-        call.point("dq_sum", torch.empty(problem.held * one, dtype=torch.float32))
-    call.run("backward")
+        call.point("dq_sum", _empty((problem.held * one,)))
+    build.run("backward", problem)
     return gradients
 
 
@@ -318,17 +400,22 @@ def decode(
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""
-    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    build = _served()
+    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
     problem = call.problem
-    out, lse = q.new_empty(*q.shape[:-1], v.shape[-1]), q.new_empty(q.shape[:-1], dtype=torch.float32)
-    call.operand("out", out)
+    if problem.nQ * block[0] < k.shape[2]:
+        raise ValueError(f"the table is not for {k.shape[2]} tokens")
+    call.check(lengths, "lengths", q.shape[:1], lengths.dtype)
+    out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
+    call.operand("out", "so", out)
     call.point("lse", lse)
     if sinks is not None:
-        call.point("sinks", sinks.float())
-    call.point("lengths", lengths.long())
+        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
+        call.point("sinks", sinks.float().contiguous())
+    call.point("lengths", lengths.long().contiguous())
     problem.chunk = max(1, SPLIT // block[1])
     blocks = -(-k.shape[2] // block[1])
     problem.chunks = -(-blocks // problem.chunk)
-    call.point("parts", torch.empty(math.prod(q.shape[:3]) * problem.chunks * (v.shape[3] + 2), dtype=torch.float32))
-    call.run("decode")
+    call.point("parts", _empty((math.prod(q.shape[:3]), problem.chunks, v.shape[3] + 2)))
+    build.run("decode", problem)
     return out, lse

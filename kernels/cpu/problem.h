@@ -1,8 +1,17 @@
 // What a call is given, the threads it runs on, and the memory each of them works in.
 #pragma once
+#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include "vectors.h"
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define OUT_OF_BOUNDS(at, size) ASAN_POISON_MEMORY_REGION(at, size)
+#define UNWRITTEN(at, size) ASAN_UNPOISON_MEMORY_REGION(at, size), memset(at, 0x7f, size)
+#else
+#define OUT_OF_BOUNDS(at, size) (void)0
+#define UNWRITTEN(at, size) (void)0
+#endif
 
 // native.py fills this in, field by field in this order; every field has eight bytes. Tensors are [batch, heads, tokens,
 // dim], strides those of the first three in elements, the last is 1. Shape legend: P patterns, nQ / nK block rows /
@@ -73,26 +82,32 @@ template <class F> static void over(long threads, int64_t n, const F& work) {
   });
 }
 
-// Memory of a thread, kept from call to call. It is asked for before a thread takes its first item: one that gets none
-// leaves the items to the others, and a call of which no thread got any fails as a whole.
+// Memory of a thread, kept from call to call until the thread ends. It is asked for before a thread takes its first item:
+// one that gets none leaves the items to the others, and a call of which no thread got any fails as a whole.
 struct Scratch {
   char* base;
   size_t size, used;
   template <class T = float> T* take(size_t count) {
     T* p = (T*)(base + used);
+    UNWRITTEN(p, count * sizeof(T));
     used += (count * sizeof(T) + 63 + 128) / 64 * 64;  // two lines apart: panels would share sets of a cache
     return p;
   }
 };
 static Scratch* scratch(size_t floats, int pieces) {
   static thread_local Scratch own{nullptr, 0, 0};
+  static pthread_key_t at_end;
+  static pthread_once_t once = PTHREAD_ONCE_INIT;
+  pthread_once(&once, [] { pthread_key_create(&at_end, free); });
   const size_t need = (floats * 4 + (size_t)pieces * 256 + 4095) / 4096 * 4096;
   if (own.size < need) {
     free(own.base);
     own.base = (char*)aligned_alloc(4096, need);
     own.size = own.base ? need : 0;
+    pthread_setspecific(at_end, own.base);
   }
   own.used = 0;
+  OUT_OF_BOUNDS(own.base, own.size);
   return own.base ? &own : nullptr;
 }
 
@@ -140,7 +155,7 @@ template <class T, bool P> static void pack_panels(const T* x, long stride, int 
 static void pack_pairs(const bf16* x, long stride, int n, int dim, float* to) {
   for (int k = 0; k < n; k += 2) {
     const bf16 *first = x + (long)k * stride, *second = first + stride;
-    uint32_t* line = (uint32_t*)to + (long)k / 2 * dim;
+    pair* line = (pair*)to + (long)k / 2 * dim;
     for (int d = 0; d < dim; d++) line[d] = first[d].bits | (k + 1 < n ? (uint32_t)second[d].bits << 16 : 0);
   }
 }

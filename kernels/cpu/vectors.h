@@ -35,6 +35,7 @@ typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float vf_anywhere __attribute__((vector_size(VL * 4), aligned(1), may_alias));
 typedef float word __attribute__((aligned(1), may_alias));  // a float, or a pair of bf16, wherever it lies
 
+typedef uint32_t pair __attribute__((may_alias));  // of bf16, in memory that holds floats
 struct bf16 { uint16_t bits; };
 struct fp16 { uint16_t bits; };
 

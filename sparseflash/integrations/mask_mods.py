@@ -2,7 +2,8 @@
 
 A ``mask_mod`` is code that may look into anything: tensors, numbers, other functions. Mapped over its indices it cannot
 branch on them, so the operations that one call runs are the operations of every call. They are recorded here, together
-with the contents of the tensors that they read.
+with the contents of the tensors that they read. That is more than ``patterns/captured.py`` can tell of predicates,
+which may be numpy's: torch reads a ``mask_mod`` at every call, so a change of anything has to be noticed.
 """
 
 from __future__ import annotations

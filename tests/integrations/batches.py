@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -130,6 +131,11 @@ def padded(left: list[int], right: list[int], tokens: int = TOKENS) -> Tensor:
 def packed(*lengths: int) -> Tensor:
     """Position ids of sequences behind each other."""
     return torch.cat([torch.arange(n) for n in lengths])[None]
+
+
+def cache_keyword(made: Any) -> str:
+    """What this version of Transformers calls the cache."""
+    return "cache" if "cache" in inspect.signature(made.model.layers[0].forward).parameters else "past_key_values"
 
 
 @contextmanager

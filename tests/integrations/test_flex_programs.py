@@ -265,3 +265,67 @@ def test_a_compiled_program() -> None:
     compiled = torch.compile(ours.flex_attention, fullgraph=True, backend="aot_eager")
     out = compiled(case.q, case.k, case.v, block_mask=block_mask)
     torch.testing.assert_close(out, ours.flex_attention(case.q, case.k, case.v, block_mask=block_mask))
+
+
+inside_dynamo = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
+
+
+@inside_dynamo
+def test_a_mask_is_made_inside_of_a_compiled_function() -> None:
+    """Between two graphs, anew at each call: what its mask_mod reads may have changed."""
+
+    def step(x: Tensor, lengths: Tensor) -> Tensor:
+        block_mask = ours.create_block_mask(
+            lambda b, h, q, k: (q >= k) & (k < lengths[b]), x.shape[0], None, 200, 200, device="cpu", BLOCK_SIZE=64
+        )
+        return ours.flex_attention(x, x, x, block_mask=block_mask) * 2
+
+    torch._dynamo.reset()
+    compiled, x = torch.compile(step, backend="eager"), torch.randn(2, 2, 200, 16)
+    for lengths in (torch.tensor([200, 150]), torch.tensor([3, 77])):
+        assert torch.equal(compiled(x, lengths), step(x, lengths))
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="call create_block_mask outside of the compiled function"):
+        torch.compile(step, backend="eager", fullgraph=True)(x, lengths)
+
+
+@inside_dynamo
+def test_a_mask_of_torch_is_read_at_each_call_of_a_compiled_function() -> None:
+    torch._dynamo.reset()
+    reach = torch.tensor(3)
+    mask = theirs.create_block_mask(lambda b, h, q, k: (q - k).abs() <= reach, None, None, 64, 64, device="cpu")
+    x = torch.randn(1, 1, 64, 16)
+    compiled = torch.compile(lambda x, m: ours.flex_attention(x, x, x, block_mask=m), backend="eager")
+    for reach_now in (3, 9):
+        reach.fill_(reach_now)
+        want = theirs.flex_attention(x, x, x, block_mask=mask)
+        torch.testing.assert_close(compiled(x, mask), want, rtol=1e-5, atol=1e-5)
+    whole = torch.compile(lambda x, m: ours.flex_attention(x, x, x, block_mask=m) + 1, backend="eager", fullgraph=True)
+    with pytest.raises(RuntimeError, match="from_flex outside of the compiled function"):
+        whole(x, mask)
+
+
+@inside_dynamo
+def test_alibi_without_a_mask_counts_from_zero_in_compiled_functions_too() -> None:
+    def call(q: Tensor, k: Tensor) -> Tensor:
+        out = ours.flex_attention(q, k, k, alibi_slopes=torch.tensor([0.5, 2.0]))
+        assert isinstance(out, Tensor)
+        return out
+
+    torch._dynamo.reset()
+    q, k = torch.randn(1, 2, 5, 16), torch.randn(1, 2, 40, 16)
+    assert torch.equal(torch.compile(call, backend="eager")(q, k), call(q, k))
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"alibi_slopes without a block_mask.*create_block_mask\(noop_mask"):
+        torch.compile(call, backend="eager", fullgraph=True)(q, k)
+    same = torch.randn(1, 2, 40, 16)
+    assert torch.equal(torch.compile(call, backend="eager", fullgraph=True)(same, k), call(same, k))
+
+
+def test_a_misspelt_keyword_is_refused_and_torchs_own_are_not() -> None:
+    mask = ours.create_block_mask(causal, None, None, 256, 256, device="cpu", separate_full_blocks=False)
+    assert mask == P.causal().compile(256)
+    with pytest.raises(TypeError, match=r"no argument BLOCKSIZE; did you mean BLOCK_SIZE\?"):
+        ours.create_block_mask(causal, None, None, 256, 256, device="cpu", BLOCKSIZE=64)
+    with pytest.raises(TypeError, match=r"no argument colour$"):
+        ours.create_block_mask(causal, None, None, 256, 256, device="cpu", colour=64)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sparseflash.integrations.transformers import operators, use_pattern
 from sparseflash.integrations.transformers.masks import describe
-from tests.integrations.batches import DECODERS, VOCABULARY, ids, like, model, padded, recompiles
+from tests.integrations.batches import DECODERS, VOCABULARY, cache_keyword, ids, like, model, padded, recompiles
 
 inside_dynamo = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 NEW = 12
@@ -79,15 +79,11 @@ def test_a_prompt_in_portions_and_candidate_tokens() -> None:
     with torch.no_grad():
         whole = made(tokens).logits
         cache = DynamicCache(config=made.config)
-        parts = [made(part, use_cache=True, **{name(made): cache}).logits for part in tokens.split([21, 30, 5, 4], 1)]
+        parts = [
+            made(part, use_cache=True, **{cache_keyword(made): cache}).logits
+            for part in tokens.split([21, 30, 5, 4], 1)
+        ]
     torch.testing.assert_close(torch.cat(parts, 1), whole, rtol=1e-4, atol=1e-5)
-
-
-def name(made: Any) -> str:
-    """What this version of Transformers calls the cache."""
-    import inspect
-
-    return "cache" if "cache" in inspect.signature(made.model.layers[0].forward).parameters else "past_key_values"
 
 
 def test_a_pattern_of_another_length_for_each_length_has_no_cache() -> None:

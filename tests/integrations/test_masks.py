@@ -29,13 +29,8 @@ def ours(arguments: dict[str, Any]) -> np.ndarray:
 
 
 def theirs(arguments: dict[str, Any]) -> np.ndarray:
-    """What Transformers draws pair by pair, and padding as queries sees nothing either."""
-    drawn = masking_utils.sdpa_mask(**arguments | {"allow_is_causal_skip": False})[:, 0]
-    if arguments["attention_mask"] is not None:
-        last = arguments["q_offset"] + arguments["q_length"]
-        queries = arguments["attention_mask"][:, arguments["q_offset"] : last].bool()
-        drawn = drawn & queries[:, :, None]
-    return np.asarray(drawn)
+    """What Transformers draws pair by pair; padding looks at what is there, as some models read its rows."""
+    return np.asarray(masking_utils.sdpa_mask(**arguments | {"allow_is_causal_skip": False})[:, 0])
 
 
 def functions(window: int | None) -> dict[bool, Any]:

@@ -8,24 +8,29 @@
 - ``config.block_sparse_block``: tokens a block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
-sequences of a packed row) stays forbidden. Nothing here imports transformers before ``register`` is called.
+sequences of a packed row) stays forbidden. In one line: :func:`from_pretrained`, or :func:`use_pattern` of a model that
+is there already. Nothing here imports transformers before one of these functions is called.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sparseflash.integrations.transformers.attention import NAME, block_sparse_attention, layers, pattern_of
+from sparseflash.integrations.transformers.attention import NAME, block_sparse_attention, pattern_of
+from sparseflash.integrations.transformers.attention import layers as attending
 from sparseflash.integrations.transformers.masks import describe
+from sparseflash.integrations.transformers.operators import checked
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.pattern import Pattern
 
 if TYPE_CHECKING:
     from sparseflash.integrations.transformers.finetune import compare, perplexity, train
 
-__all__ = ["NAME", "compare", "perplexity", "register", "train", "use_pattern"]
+__all__ = ["NAME", "compare", "from_pretrained", "perplexity", "register", "train", "use_pattern"]
+
+Patterns: TypeAlias = str | Pattern | Sequence[str | Pattern | None] | None
 
 _LATER = ("compare", "perplexity", "train")
 
@@ -39,7 +44,10 @@ def __getattr__(name: str) -> Any:
 def register() -> None:
     """Make ``attn_implementation="block_sparse"`` known to Transformers, its attention and its mask function.
 
-    Calling it again changes nothing.
+    From then on a model that is made with a config that names a pattern, but with another implementation, warns; and
+    models that would not do what their config says are refused before their first forward pass, by name: those that
+    never ask for attention, patterns in a config that no layer reads, entries that are nearly ours. Calling it again
+    changes nothing.
 
     Raises:
         ImportError: Transformers is missing or older than version 5.
@@ -66,19 +74,79 @@ def register() -> None:
         raise ImportError(f"block_sparse needs Transformers 5 or later, found {transformers.__version__}")
     transformers.AttentionInterface.register(NAME, block_sparse_attention)
     transformers.AttentionMaskInterface.register(NAME, describe)
+    import_module(f"{__name__}.watching").watch()
 
 
-def use_pattern(
-    model: Any, pattern: str | Pattern | Sequence[str | Pattern | None] | None = None, *, block: int = 128
+def from_pretrained(
+    kind: Any,
+    path: Any,
+    *args: Any,
+    pattern: Patterns = None,
+    layers: Sequence[int] | None = None,
+    block: int | None = None,
+    **kwargs: Any,
 ) -> Any:
+    """``kind.from_pretrained(path, *args, **kwargs)`` with block-sparse attention.
+
+    Args:
+        kind: a model class of Transformers, or an ``AutoModel...`` class.
+        path: as for ``kind.from_pretrained``.
+        *args: likewise.
+        pattern: as for :func:`use_pattern`; None: what the saved config names, if it names any.
+        layers: as for :func:`use_pattern`.
+        block: tokens a block side; None: what the saved config names, or 128.
+        **kwargs: as for ``kind.from_pretrained``.
+
+    Returns:
+        The model.
+
+    Raises:
+        ImportError: as :func:`register`.
+        TypeError: no text and no pattern.
+        ValueError: as :func:`use_pattern`, or an ``attn_implementation``.
+
+    Example:
+        >>> import tempfile, torch, transformers
+        >>> from sparseflash.integrations.transformers import from_pretrained
+        >>> config = transformers.LlamaConfig(
+        ...     vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4
+        ... )
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     transformers.LlamaForCausalLM(config).save_pretrained(folder)
+        ...     model = from_pretrained(transformers.AutoModelForCausalLM, folder, pattern="local(16)", layers=[1])
+        >>> model.config.block_sparse_pattern
+        [None, 'local(16)']
+    """
+    register()
+    if "attn_implementation" in kwargs:
+        raise ValueError(
+            f"attn_implementation is {NAME!r} here, got {kwargs['attn_implementation']!r}; for another one call "
+            f"{getattr(kind, '__name__', kind)}.from_pretrained"
+        )
+    for one in pattern if isinstance(pattern, list | tuple) else [pattern]:  # before gigabytes are read
+        if one is not None:
+            checked(str(one) if isinstance(one, Pattern) else one)
+    if pattern is None and (layers is not None or block is not None):
+        raise ValueError("layers= and block= are about a pattern: give pattern= with them")
+    model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)
+    if pattern is not None:
+        return use_pattern(model, pattern, layers=layers, block=128 if block is None else block)
+    import_module(f"{__name__}.watching").examine(model)
+    return model
+
+
+def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] | None = None, block: int = 128) -> Any:
     """Switch a model to block-sparse attention over a pattern; its weights stay.
 
-    Writes the pattern's text into ``model.config``, so that ``save_pretrained`` keeps it.
+    Writes the pattern's text into ``model.config`` (into its ``text_config``, where it has one), so that
+    ``save_pretrained`` keeps it.
 
     Args:
         model: a ``PreTrainedModel``.
         pattern: a pattern or its text, or one for each layer (None: all that the model allows). A list needs to know
             the layers by number: models that do not number their attention (ViT) get numbers here.
+        layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
+            the model allows. None: all layers.
         block: tokens a block side.
 
     Returns:
@@ -86,28 +154,47 @@ def use_pattern(
 
     Raises:
         ImportError: as :func:`register`.
-        ValueError: a text that is no pattern, a list of another length than the layers, a block size not offered, or a
-            model whose attention cannot be exchanged.
+        ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there, a
+            block size not offered, or a model whose attention cannot be exchanged.
     """
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
     before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
-    config.block_sparse_pattern, config.block_sparse_block = _texts(pattern), block
+    implementation = model.config._attn_implementation
+    texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
+    config.block_sparse_pattern, config.block_sparse_block = texts, block
     try:
-        for layer, module in enumerate(layers(model)):
+        for layer, module in enumerate(attending(model)):
             if getattr(module, "layer_idx", None) is None:
                 module.layer_idx = layer  # type: ignore[assignment]
             pattern_of(module)
+        model.set_attn_implementation(NAME)
+        import_module(f"{__name__}.watching").examine(model)
     except (TypeError, ValueError):
         for name, value in before.items():
             setattr(config, name, value)
+        if model.config._attn_implementation != implementation:
+            model.set_attn_implementation(implementation)
         raise
-    model.set_attn_implementation(NAME)
     return model
 
 
-def _texts(pattern: str | Pattern | Sequence[str | Pattern | None] | None) -> Any:
+def _in_layers(pattern: Patterns, layers: Sequence[int], count: int) -> list[str | Pattern | None]:
+    """The one pattern at some layers of all, None at the others."""
+    if pattern is not None and not isinstance(pattern, str | Pattern):
+        raise ValueError(
+            "layers= says where one pattern goes: give one pattern, or a list for all layers without layers="
+        )
+    found: list[str | Pattern | None] = [None] * count
+    for layer in layers:
+        if not -count <= layer < count:
+            raise ValueError(f"layers are numbered from 0 to {count - 1}, got {layer}")
+        found[layer] = pattern
+    return found
+
+
+def _texts(pattern: Patterns) -> Any:
     if pattern is None or isinstance(pattern, str | Pattern):
         return None if pattern is None else str(pattern)
     return [_texts(one) for one in pattern]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import torch
@@ -10,10 +11,39 @@ from torch import Tensor, nn
 from sparseflash.arguments import under_autocast
 from sparseflash.integrations.transformers.masks import describe
 from sparseflash.integrations.transformers.operators import checked, model_attention
+from sparseflash.integrations.transformers.placing import placed
 
 # Not "sparseflash": a name with "flash" in it is taken by Transformers for a flavour of FlashAttention.
 NAME = "block_sparse"
 EVERYTHING = "full()"
+# Tensors among the keywords that models and trainers hand on to whoever attends, which do not change what is asked for
+# (`position_ids` and the lengths of packed rows are read). Any other one may choose keys, or weigh them.
+HARMLESS = {
+    *("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
+    *("num_items_in_batch", "labels", "shift_labels", "input_ids", "token_type_ids", "cache_position", "inputs_embeds"),
+    *("logits_to_keep", "encoder_attention_mask"),
+}  # fmt: skip
+
+
+class Calls(threading.local):
+    """The ``position_ids`` of the models that are being called, innermost last; some never hand them to attention."""
+
+    def __init__(self) -> None:
+        self._positions: list[Tensor | None] = []
+
+    def begin(self, position_ids: Tensor | None) -> None:
+        self._positions.append(position_ids)
+
+    def end(self) -> None:
+        if self._positions:
+            self._positions.pop()
+
+    @property
+    def positions(self) -> Tensor | None:
+        return self._positions[-1] if self._positions else None
+
+
+CALLS = Calls()
 
 
 def block_sparse_attention(
@@ -36,12 +66,19 @@ def block_sparse_attention(
 
     Raises:
         ValueError: what block-sparse attention cannot do: weights asked for, cross-attention, a position bias, a mask
-            of the user's own.
+            of the user's own, a tensor among ``kwargs`` that nothing is known of, positions of a part of a sequence.
     """
     _refuse(module, attention_mask, kwargs)
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         attention_mask = _plain(query.shape[2], key.shape[2], bool(causal), kwargs.get("sliding_window"))
+    positions = kwargs.get("position_ids")
+    if positions is None and not torch.compiler.is_compiling():
+        positions = CALLS.positions
+    attention_mask = placed(
+        *(attention_mask, query.shape[0], query.shape[2], positions),
+        *(kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")),
+    )
     pattern, block = pattern_of(module)
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
     if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
@@ -56,17 +93,23 @@ def block_sparse_attention(
 
 
 def _refuse(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
-    instead = 'use attn_implementation="eager"'
+    name, instead = type(module).__name__, 'use attn_implementation="eager"'
     if kwargs.get("output_attentions"):
         raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
     if kwargs.get("position_bias") is not None:
-        raise ValueError(f"block_sparse takes no position bias: {instead}")
+        raise ValueError(f"block_sparse takes no position bias, as {name} has: {instead}")
+    for keyword, value in kwargs.items():
+        if isinstance(value, Tensor) and keyword not in HARMLESS:
+            raise ValueError(
+                f"{name} hands a tensor {keyword}= {tuple(value.shape)} to its attention, of which block_sparse knows "
+                f"nothing (a model that selects keys itself, for example): {instead}"
+            )
     if getattr(module, "is_cross_attention", False) or getattr(module.config, "is_encoder_decoder", False):
-        raise ValueError(f"a pattern is about the tokens of one sequence, this model has cross-attention: {instead}")
+        raise ValueError(f"a pattern is about the tokens of one sequence, {name} has cross-attention: {instead}")
     if mask is not None and mask.dtype != torch.int32:
         raise ValueError(
-            "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), got a "
-            f"{mask.dtype} mask of shape {tuple(mask.shape)}; say who sees whom in the pattern"
+            "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), but "
+            f"{name} got a {mask.dtype} mask of shape {tuple(mask.shape)}; say who sees whom in the pattern"
         )
 
 

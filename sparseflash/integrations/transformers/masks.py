@@ -1,8 +1,9 @@
 """What a model says about its batch, as one small tensor: padding, packed sequences, causal or not, sliding window.
 
 Transformers hands a mask function to whoever draws the mask. Ours draws none: it asks that function O(N) questions and
-writes down, for every key, where its sequence begins. The answer is a tensor of four dims, because models pass such a
-mask on untouched, also through ``generate`` and ``torch.compile``; it lies on the host, where tables are made.
+writes down, for every key, where its sequence begins; ``placing.py`` adds what positions say. The answer is a tensor
+of four dims, because models pass such a mask on untouched, also through ``generate`` and ``torch.compile``; it lies on
+the host, where tables are made.
 
 A mask function can say more than this description holds. So its answers at both ends of every query's stretch of keys
 are compared with the description, and what does not agree is refused when the mask is used.
@@ -27,9 +28,27 @@ from sparseflash.integrations.transformers.sequences import Piece
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # The first ints of every row; then follow M origins.
-MAGIC, CAUSAL, WINDOW, FIRST_QUERY, FAITHFUL, HEADER = range(6)
+MAGIC, CAUSAL, WINDOW, FIRST_QUERY, SEEN, FAULT, HEADER = range(7)
 MAGIC_NUMBER = 0x5BA5CF1A  # no mask of anyone else begins with it
 PADDING = -(1 << 31)  # in place of an origin
+# What FAULT says: data decide it, which a graph that is being traced cannot ask, so the error waits for the reader.
+FAITHFUL, ANOTHER_MASK, KEYS_MISSING, JUMP, PACKED_BEHIND_A_CACHE, LENGTHS = range(6)
+_ALONE = (
+    "if they are one sequence of their own, count its positions from 0; if they are one rank's part of a longer one, "
+    "block_sparse would not see the others' tokens: sparseflash.distributed.context_parallel_attention does"
+)
+FAULTS = {
+    ANOTHER_MASK: "block_sparse knows causal, bidirectional and sliding-window models, padding and packed sequences, "
+    "but this model asks for another mask (blocks of image tokens, for example): "
+    'use attn_implementation="eager" or "sdpa"',
+    KEYS_MISSING: f"position_ids begin beyond 0, but there is no cache with the tokens before them; {_ALONE}",
+    JUMP: "position_ids of a packed row begin again at 0 for every sequence, but these go on at another position; "
+    f"{_ALONE}",
+    PACKED_BEHIND_A_CACHE: "packed rows (position_ids that begin again, cu_seq_lens_q) need an empty cache, but this "
+    "one holds tokens already: give them in one call, or pass use_cache=False",
+    LENGTHS: "cu_seq_lens_q and cu_seq_lens_k must be equal, rise from 0 to the number of tokens of all rows together, "
+    "and let no sequence go on from one row into the next",
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +127,8 @@ def describe(
         begin = torch.maximum(begin, everything.long().argmax(1, keepdim=True))
     origin = torch.where(live, begin - kv_offset, PADDING)
 
-    header = [MAGIC_NUMBER, causal, local_size or 0, query[0] - kv_offset, ends.all()]
+    fault = torch.where(ends.all(), FAITHFUL, ANOTHER_MASK)
+    header = [MAGIC_NUMBER, causal, local_size or 0, query[0] - kv_offset, query[0], fault]
     row = torch.stack([torch.as_tensor(number, device=device).long() for number in header])
     described = torch.cat([row.expand(batch_size, -1), origin], 1).int()
     return described[:, None, None].cpu()
@@ -138,12 +158,8 @@ def _read(ints: bytes, samples: int, q_len: int) -> Description:
     rows = np.frombuffer(ints, np.int32).reshape(samples, -1)
     header = rows[0, :HEADER].tolist()
     causal, first, keys = bool(header[CAUSAL]), header[FIRST_QUERY], header[FIRST_QUERY] + q_len
-    if not header[FAITHFUL]:
-        raise ValueError(
-            "block_sparse knows causal, bidirectional and sliding-window models, padding and packed sequences, but "
-            "this model asks for another mask (blocks of image tokens, for example): "
-            'use attn_implementation="eager" or "sdpa"'
-        )
+    if fault := int(rows[:, FAULT].max()):
+        raise ValueError(FAULTS[fault])
     there = rows.shape[1] - HEADER
     if not causal and keys != there:
         raise ValueError(

@@ -1,7 +1,9 @@
 """A pattern for the sequences that lie in one row of a batch: padded at either end, packed behind each other, or both.
 
 The law: each sequence gets what it would get alone. A pattern therefore counts positions from the first token of the
-sequence a query belongs to, and tokens that belong to none (padding) see nothing and are seen by nobody.
+sequence a query belongs to, and tokens that belong to none (padding) are seen by nobody. They see the sequence before
+them as tokens that went on behind it would, the padding in front of all sequences the first one: as dense attention,
+which hides padded keys alone, computes them. Some models read such rows: a pooled last token, a class token in front.
 
 Shape legend: a row of tokens 0, 1, 2, ...; a piece (start, stop, origin) of it says that tokens start to stop - 1
 belong to the sequence whose position 0 stands, or would stand, at origin.
@@ -45,7 +47,7 @@ def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
                [1, 0, 1, 0, 0, 0],
                [0, 0, 0, 1, 0, 0],
                [0, 0, 0, 1, 1, 0],
-               [0, 0, 0, 0, 0, 0]])
+               [0, 0, 0, 1, 0, 0]])
     """
     sequences, holes = _sequences(pieces)
     if any(origin for _, _, origin in sequences):
@@ -67,27 +69,25 @@ def _sequences(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[tupl
 
 @dataclass(frozen=True, repr=False)
 class SameSequence(Interval):
-    """Query and key lie in the same of some stretches of tokens; tokens in none see nothing."""
+    """Keys of the stretch that a query lies in, or that lies before it; of the first one for queries before all."""
 
     stretches: tuple[tuple[int, int], ...]
     name = "same_sequence"
 
     @cached_property
     def _edges(self) -> tuple[Ints, Ints]:
-        # One stretch of nothing before all others serves the tokens there.
-        edges = np.array(((0, 0), *self.stretches), np.int64)
-        edges[0] = min(0, edges[:, 0].min())
+        edges = np.array(self.stretches or ((0, 0),), np.int64)
         return edges[:, 0], edges[:, 1]
 
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
         start, stop = self._edges
         index = np.maximum(np.searchsorted(start, q, side="right") - 1, 0)
-        return np.where(q < stop[index], start[index], stop[index]), stop[index]
+        return start[index], stop[index]
 
 
 @dataclass(frozen=True, repr=False)
 class Holes(Pattern):
-    """Query or key is one of the tokens [start, stop) that belong to no sequence."""
+    """The key is one of the tokens [start, stop) that belong to no sequence."""
 
     holes: tuple[tuple[int, int], ...]
     name = "holes"
@@ -98,18 +98,12 @@ class Holes(Pattern):
         return np.asarray((index >= 0) & (position < stop[index]))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
-        return np.logical_or(self._inside(q), self._inside(k))
+        return np.broadcast_to(self._inside(k), np.broadcast_shapes(np.shape(q), np.shape(k)))
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
-        touched_rows = self._touched(grid.q_start(grid.all_rows()), grid.bq)
-        touched_cols = self._touched(np.arange(grid.cols) * grid.bk, grid.bk)
-        return (
-            np.where(touched_rows, grid.all_rows() + 1, 0)[rows] * (grid.cols + 1)
-            + (np.where(touched_cols, np.arange(grid.cols) + 1, 0)[cols])
-        )
-
-    def _touched(self, first: Ints, size: int) -> Bools:
-        return np.asarray(self._inside(first[:, None] + np.arange(size)).any(axis=1))
+        block = np.arange(grid.cols)
+        touched = self._inside(block[:, None] * grid.bk + np.arange(grid.bk)).any(axis=1)
+        return np.asarray(np.where(touched, block + 1, 0)[cols])
 
 
 def shift_invariant(leaf: Pattern) -> bool:
@@ -134,7 +128,7 @@ def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
 
 @dataclass(frozen=True, repr=False)
 class Restarted(Pattern):
-    """A leaf whose positions are counted from each sequence's origin.
+    """A leaf whose positions are counted from each sequence's origin. Queries before an origin see nothing.
 
     Shifted by no multiple of the block, a block of it overlaps up to four blocks of the leaf, and equal fours
     overlapped in the same way make equal tiles: so of blocks that lie within one sequence, one of each kind is
@@ -150,7 +144,7 @@ class Restarted(Pattern):
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         origin = self._origin[self._index(q)]
-        return self.leaf.allows(q - origin, k - origin)
+        return np.logical_and(self.leaf.allows(np.maximum(q - origin, 0), k - origin), q >= origin)
 
     @cached_property
     def _first(self) -> Ints:
@@ -164,23 +158,27 @@ class Restarted(Pattern):
         """Sequence of each token; padding counts to the one before it."""
         return np.maximum(np.searchsorted(self._first, position, side="right") - 1, 0)
 
+    def _ends(self, grid: Grid) -> Ints:
+        """One past the last query of each sequence, the padding behind it included."""
+        return np.append(self._first[1:], max(grid.q_offset + grid.q_len, self.sequences[-1][1]))
+
     def _inner(self, grid: Grid) -> BlockMask:
         """The leaf on no less than the longest of the sequences; on few lengths, for batches of many."""
-        longest = max(stop - origin for _, stop, origin in self.sequences)
+        longest = int((self._ends(grid) - self._origin).max())
         length = max(longest, min(1 << (longest - 1).bit_length(), grid.kv_len))
         return compile_pattern(self.leaf, Grid(length, length, grid.bq, grid.bk, 0))
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         inner = self._inner(grid)
         rows, starts, stops = [], [], []
-        for first, last, origin in self.sequences:
+        for (first, last, origin), end in zip(self.sequences, self._ends(grid).tolist(), strict=True):
             runs = inner.runs
             row = runs.row
             # Positions of the queries and keys of each run of blocks, and where they stand in the row of tokens.
             q = row * grid.bq + origin
             low = (runs.start - row * runs.shape[1]) * grid.bk + origin
             high = low + runs.length * grid.bk
-            here = (q + grid.bq > first) & (q < last) & (low < last) & (high > first)
+            here = (q + grid.bq > first) & (q < end) & (low < last) & (high > first)
             q, low, high = q[here], np.maximum(low[here], first), np.minimum(high[here], last)
             for top in (q, q + grid.bq - 1):
                 rows.append((top - grid.q_offset) // grid.bq)
@@ -195,7 +193,8 @@ class Restarted(Pattern):
         q, k = grid.q_start(rows), grid.k_start(cols)
         sequence = self._index(q)
         origin, last = self._origin[sequence], np.array([stop for _, stop, _ in self.sequences])[sequence]
-        inside = (np.minimum(q, k) >= self._first[sequence]) & (np.maximum(q + grid.bq, k + grid.bk) <= last)
+        inside = np.minimum(q, k) >= np.maximum(self._first[sequence], origin)
+        inside &= (q + grid.bq <= self._ends(grid)[sequence]) & (k + grid.bk <= last)
         (i, past_q), (j, past_k) = np.divmod(q - origin, grid.bq), np.divmod(k - origin, grid.bk)
         kind = past_q * grid.bk + past_k
         height, width = inner.grid_shape

@@ -1,0 +1,256 @@
+"""What only the whole model shows: patterns that nobody reads, misspelt keys, models that never ask for attention.
+
+Transformers calls an attention function from inside a model's layers, if it calls it at all. So a model that computes
+attention on its own, or one whose pattern stands where no layer looks, runs dense without a word, and the function that
+would complain is never called. Therefore ``register`` has two public methods of ``PreTrainedModel`` tell us of models:
+``__init__`` and ``set_attn_implementation``. Models of other implementations are looked at once, for a pattern that
+they forget; ours are looked at whole before their first forward pass, when all of their parts are there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Iterator
+from difflib import get_close_matches
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import nn
+
+from sparseflash.integrations.transformers.attention import CALLS, NAME
+
+KEYS = ("block_sparse_pattern", "block_sparse_block")
+MARK = "_block_sparse_watched"
+EXAMINED = "_block_sparse_examined"
+INSTEAD = 'use attn_implementation="eager" or "sdpa"'
+# How a module of Transformers asks for its attention, and for its mask; how it defines attention of its own.
+_ASKS = re.compile(r"ALL_ATTENTION_FUNCTIONS|AttentionInterface|\.get_interface\(")
+_ASKS_FOR_MASKS = re.compile(r"\bcreate_\w*mask\w*\(")
+_ATTENDS = re.compile(r"^class \w*Attention\w*\(.*Module\):", re.MULTILINE)
+# Parts of an attention module that select keys for its queries, or put others in their place.
+_SELECTS = re.compile(r"Indexer|Compressor")
+_SELECTED = re.compile(r"\b(\w*indices)=(?!=)")
+_CHOOSES_BY_NAME = re.compile(r"ATTENTION_CLASSES\[")
+
+
+def watch() -> None:
+    """Have models made or switched from now on looked at. Calling it again changes nothing."""
+    from transformers import PreTrainedModel
+
+    if hasattr(PreTrainedModel.__init__, MARK):
+        return
+    for method, after in (("__init__", _made), ("set_attn_implementation", _switched)):
+        setattr(PreTrainedModel, method, _followed(getattr(PreTrainedModel, method), after))
+
+
+def _followed(method: Callable[..., Any], after: Callable[..., None]) -> Callable[..., Any]:
+    @wraps(method)
+    def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
+        result = method(self, *args, **kwargs)
+        after(self, *args, **kwargs)
+        return result
+
+    setattr(watched, MARK, True)
+    return watched
+
+
+class _Warned(threading.local):
+    """The config that was last warned of: a model and the model inside of it are made from one."""
+
+    last: weakref.ref[Any] | None = None
+
+    def of(self, config: Any) -> bool:
+        before = self.last is not None and self.last() is config
+        self.last = weakref.ref(config)
+        return before
+
+
+_warned = _Warned()
+
+
+def _made(model: Any, *args: Any, **kwargs: Any) -> None:
+    config = model.config
+    if config._attn_implementation == NAME:
+        refuse_misspelt(config)
+        source = _source_around(type(model))
+        if _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
+            raise ValueError(_foreign(model))
+        _look_before_forward(model)
+    elif (pattern := getattr(config, KEYS[0], None)) is not None and not _warned.of(config):
+        warnings.warn(
+            f"the config of {type(model).__name__} names block_sparse_pattern={pattern!r}, but its attention is "
+            f"{config._attn_implementation!r}, which knows no patterns: load it with "
+            'attn_implementation="block_sparse", or with sparseflash.integrations.transformers.from_pretrained',
+            stacklevel=_outside(),
+        )
+
+
+def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+    if attn_implementation == NAME and model.config._attn_implementation != NAME:
+        raise ValueError(_foreign(model))
+    if model.config._attn_implementation == NAME:
+        refuse_misspelt(model.config)
+        _look_before_forward(model)
+
+
+def _foreign(model: Any, more: str = "") -> str:
+    alibi = " with ALiBi positions" if "alibi" in _source_around(type(model)) else ""
+    return (
+        f"{type(model).__name__} mixes its tokens on its own{alibi} and never asks for block_sparse attention{more}: "
+        f"{INSTEAD}"
+    )
+
+
+def _outside() -> int:
+    """How many frames up the caller of Transformers is, for a warning that points at their line."""
+    depth, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("transformers", "sparseflash"):
+        depth, frame = depth + 1, frame.f_back
+    return depth - 1
+
+
+def refuse_misspelt(config: Any) -> None:
+    """Raise for entries of a config, or of those in it, that nearly are ours.
+
+    Raises:
+        ValueError: an entry that begins as ours do, or is spelt nearly so.
+    """
+    for where, part in _configs(config):
+        for key in vars(part):
+            if key in KEYS or key.startswith("_"):
+                continue
+            meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.8)
+            if meant or key.lower().startswith(("block_sparse_", "blocksparse_")):
+                options = f"did you mean {meant[0]}?" if meant else f"there are {' and '.join(KEYS)}"
+                raise ValueError(f"{where}.{key} is no entry that block_sparse reads: {options}")
+
+
+def _configs(config: Any, where: str = "config") -> Iterator[tuple[str, Any]]:
+    yield where, config
+    for name in getattr(config, "sub_configs", None) or ():
+        if (part := getattr(config, name, None)) is not None:
+            yield from _configs(part, f"{where}.{name}")
+
+
+def _look_before_forward(model: Any) -> None:
+    if MARK not in vars(model):
+        setattr(model, MARK, True)
+        model.register_forward_pre_hook(_before_forward, with_kwargs=True)
+        model.register_forward_hook(_after_forward, always_call=True)
+
+
+def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
+    if torch.compiler.is_compiling():  # looking at sources is not for graphs
+        return
+    CALLS.begin(kwargs.get("position_ids"))
+    if vars(model).get(EXAMINED) != _state(model):
+        examine(model)
+        for part in model.modules():
+            if MARK in vars(part):
+                setattr(part, EXAMINED, _state(part))
+
+
+def _after_forward(model: Any, args: Any, output: Any) -> None:
+    if not torch.compiler.is_compiling():
+        CALLS.end()
+
+
+def _state(model: Any) -> tuple[Any, ...]:
+    """What an examination depends on and users change."""
+    return tuple(
+        (part._attn_implementation, repr(getattr(part, KEYS[0], None)), len(vars(part)))
+        for _, part in _configs(model.config)
+    )
+
+
+def examine(model: Any) -> None:
+    """Raise for a model in which block_sparse would not do what its config says.
+
+    Raises:
+        ValueError: a misspelt entry; a model of an encoder and a decoder; a part that takes our masks, but not our
+            attention; one that selects keys itself; a pattern that no attention module reads.
+    """
+    if model.config._attn_implementation != NAME:
+        return
+    refuse_misspelt(model.config)
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"a pattern is about the tokens of one sequence, {type(model).__name__} has cross-attention: {INSTEAD}"
+        )
+    for part in model.modules():
+        around = _source_around(type(part)) if MARK in vars(part) else ""
+        if _ATTENDS.search(around) and _ASKS_FOR_MASKS.search(around) and not _ASKS.search(around):
+            raise ValueError(_foreign(part))
+    readers = [part for part in model.modules() if _asks(type(part)) and hasattr(part, "config")]
+    for reader in readers:
+        for name, child in reader.named_children():
+            if _SELECTS.search(type(child).__name__):
+                handed = "".join(
+                    f", as {keyword}=" for keyword in sorted(set(_SELECTED.findall(_source(type(reader)))))
+                )
+                raise ValueError(
+                    f"{type(reader).__name__} selects keys itself (its {name}{handed}), which block_sparse would not "
+                    f"read: {INSTEAD}"
+                )
+    patterns = [(where, part) for where, part in _configs(model.config) if _pattern(part) is not None]
+    if not patterns:
+        return
+    if not readers:
+        if all(map(_known, {type(part) for part in model.modules()})):
+            raise ValueError(_foreign(model, "; its block_sparse_pattern would have no effect"))
+        return
+    for where, part in patterns:
+        if all(_pattern(reader.config) != _pattern(part) for reader in readers):
+            read = {id(reader.config) for reader in readers}
+            places = [place for place, other in _configs(model.config) if id(other) in read] or ["another config"]
+            raise ValueError(
+                f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
+                f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
+            )
+
+
+def _pattern(config: Any) -> Any:
+    return getattr(config, KEYS[0], None)
+
+
+def _asks(kind: type[nn.Module]) -> bool:
+    """Whether modules of a class ask Transformers for the attention that the config names."""
+    general = (
+        "torch",
+        "transformers.modeling_utils",
+    )  # what all models share speaks of the interface, and asks nothing
+    return any(_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
+
+
+def _known(kind: type[nn.Module]) -> bool:
+    return kind.__module__.split(".")[0] == "torch" or bool(_source(kind))
+
+
+_texts: dict[object, str] = {}  # of classes, and of modules by name: finding one takes milliseconds
+
+
+def _source(kind: type) -> str:
+    """The text of a class; empty where there is none to read."""
+    if kind.__module__ == "builtins":
+        return ""
+    return _text(kind, kind)
+
+
+def _source_around(kind: type) -> str:
+    """The text of the Python module that a class stands in; empty where there is none to read."""
+    return _text(kind.__module__, sys.modules.get(kind.__module__))
+
+
+def _text(key: object, of: Any) -> str:
+    if key not in _texts:
+        try:
+            _texts[key] = inspect.getsource(of)
+        except (OSError, TypeError):
+            _texts[key] = ""
+    return _texts[key]

@@ -1,0 +1,27 @@
+"""What compiled functions call outside of their graphs: masks are asked for on the host, about all pairs of tokens.
+
+A module of its own, imported while a graph is traced: ``torch.compiler.disable`` imports the compiler, for seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from sparseflash.flex import _all_pairs, _from_torch, _made
+from sparseflash.patterns.block_mask import BlockMask
+
+_REASON = (
+    "sparseflash makes a block mask on the host, which no graph can hold: call {} outside of the compiled function and "
+    "pass the result in, or leave out fullgraph=True"
+)
+_ALIBI = (
+    "alibi_slopes without a block_mask, for other numbers of queries and keys, need a mask that no graph can hold: "
+    "make block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the compiled function, or "
+    "leave out fullgraph=True"
+)
+_convert = "sparseflash.integrations.flex.from_flex"
+made: Callable[..., BlockMask] = torch.compiler.disable(_made, reason=_REASON.format("create_block_mask"))
+converted: Callable[..., BlockMask] = torch.compiler.disable(_from_torch, reason=_REASON.format(_convert))
+all_pairs: Callable[..., BlockMask] = torch.compiler.disable(_all_pairs, reason=_ALIBI)
