@@ -18,7 +18,8 @@ from sparseflash.kernels.cpu import build, elf, levels
 ROOT = Path(__file__).parent.parent
 LEVELS = [level.name for level in levels.levels_of(levels.machine())]
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
-OF_C = re.compile(r"lib[cm]\.so\.6|ld-linux[\w.-]*")
+# libpthread is a part of the C library, of its own in those before glibc 2.34.
+OF_C = re.compile(r"lib[cm]\.so\.6|libpthread\.so\.0|ld-linux[\w.-]*")
 
 # A compiler that is quick: it takes what is compiled already, notes what it was asked for, and fails where told to.
 COMPILER = """#!{python}
