@@ -150,9 +150,11 @@ def test_what_is_there_is_not_compiled_again_and_what_is_of_other_sources_is(
 def test_a_compiler_that_is_too_old_for_one_level_compiles_the_others(hatched: Hatched, tmp_path: Path) -> None:
     done = hatched(CXX=compiler(tmp_path, "-mavx512bf16"))
     assert done.returncode == 0, done.stderr
-    for line, level in zip(lines(done), ("x86-64-v4-bf16", "x86-64-amx"), strict=True):
-        assert line.startswith(f"sparseflash: {level} of the CPU kernel was not compiled (cc1plus: error:")
-        assert "a lesser one serves" in line
+    (line,) = lines(done)
+    assert line.startswith(
+        "sparseflash: x86-64-v4-bf16, x86-64-amx of the CPU kernel was not compiled (cc1plus: error:"
+    )
+    assert "a lesser one serves" in line
     assert carried(tmp_path / "dist")[1] == ["x86-64-v3", "x86-64-v4"]
 
 
