@@ -152,7 +152,9 @@ def test_a_compiler_that_is_too_old_for_one_level_compiles_the_others(hatched: H
     done = hatched(CXX=compiler(tmp_path, "-mavx512bf16"))
     assert done.returncode == 0, done.stderr
     (line,) = lines(done)
-    assert line.startswith("sparseflash: x86-64-v4-bf16, x86-64-amx of the CPU kernel was not compiled (cc1plus: error:")
+    assert line.startswith(
+        "sparseflash: x86-64-v4-bf16, x86-64-amx of the CPU kernel was not compiled (cc1plus: error:"
+    )
     assert "a lesser one serves" in line
     assert carried(tmp_path / "dist")[1] == ["x86-64-v3", "x86-64-v4"]
 

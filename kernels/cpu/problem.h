@@ -1,6 +1,5 @@
 // What a call is given, the threads it runs on, and the memory each of them works in.
 #pragma once
-#include <pthread.h>
 #include <sched.h>
 #include <stdlib.h>
 #include "vectors.h"
@@ -87,6 +86,7 @@ template <class F> static void over(long threads, int64_t n, const F& work) {
 struct Scratch {
   char* base;
   size_t size, used;
+  bool leaves;  // with its thread
   template <class T = float> T* take(size_t count) {
     T* p = (T*)(base + used);
     UNWRITTEN(p, count * sizeof(T));
@@ -94,17 +94,22 @@ struct Scratch {
     return p;
   }
 };
+// What C++'s own runtime calls for thread_local objects; pthread's keys would ask for glibc 2.34.
+#if defined(__GLIBC__)
+extern "C" int __cxa_thread_atexit_impl(void (*)(void*), void*, void*);
+extern "C" void* __dso_handle;
+static bool at_thread_end(void (*f)(void*), void* x) { return !__cxa_thread_atexit_impl(f, x, &__dso_handle); }
+#else
+static bool at_thread_end(void (*)(void*), void*) { return false; }
+#endif
 static Scratch* scratch(size_t floats, int pieces) {
-  static thread_local Scratch own{nullptr, 0, 0};
-  static pthread_key_t at_end;
-  static pthread_once_t once = PTHREAD_ONCE_INIT;
-  pthread_once(&once, [] { pthread_key_create(&at_end, free); });
+  static thread_local Scratch own{nullptr, 0, 0, false};
   const size_t need = (floats * 4 + (size_t)pieces * 256 + 4095) / 4096 * 4096;
   if (own.size < need) {
     free(own.base);
     own.base = (char*)aligned_alloc(4096, need);
     own.size = own.base ? need : 0;
-    pthread_setspecific(at_end, own.base);
+    if (!own.leaves) own.leaves = at_thread_end([](void* s) { free(((Scratch*)s)->base), *(Scratch*)s = {}; }, &own);
   }
   own.used = 0;
   OUT_OF_BOUNDS(own.base, own.size);
