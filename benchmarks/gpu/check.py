@@ -49,6 +49,7 @@ LAWS = {
     "laws of the kernels": f"--ignore={ONE_PASS} tests/kernels/numerics",
     "laws of attention": "tests/test_attention_laws.py",
     "features": "tests/test_attention_features.py",
+    "hidden pairs": "tests/test_hidden_pairs.py",
     "lines in pieces": "tests/test_heavy_lines.py",
     "tables made on the device, without waiting for it": "tests/test_dynamic_tables.py",
     "routing, without waiting for the device": "tests/test_routing.py",
