@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounter
@@ -247,6 +248,22 @@ def test_many_queries_a_key_head_and_any_number_of_parts(
     d = Drawn(P.streaming(5, 60), 1, group, 16, (75,), 90, (16, 16), 16, 40, torch.float32, 1, True)  # 80 rows to pack
     case = d.case()
     check(case, d.truth(), d.lengths, *ours(case, d.mask(), d.lengths))
+
+
+def test_a_table_may_be_for_more_tokens_than_the_cache_has_room_for() -> None:
+    """Whoever makes tables for growing caches makes few of them: keys that are not there are not read."""
+    torch.manual_seed(0)
+    q, k, v = torch.randn(1, 2, 1, 16), torch.randn(1, 2, 40, 16), torch.randn(1, 2, 40, 16)
+    # A row has all of its FULL blocks before its PARTIAL ones, also those past the cache's end.
+    mask = (P.full() - P.local(4)).compile(4096, block=16, q_offset=0)
+    table = sf.lookup(mask, q.device)
+    lengths = torch.tensor([40], dtype=torch.int32)
+    got, _ = torch.ops.sparseflash.decode(
+        *(q, k, v, None, lengths, table.rows.tensors(), table.tiles.tensors(), table.pattern_of, 16, 16),
+        *("cpu", 0.25, None, None),
+    )
+    sees = torch.from_numpy(mask.to_dense()[39, :40])
+    torch.testing.assert_close(got, F.scaled_dot_product_attention(q, k, v, attn_mask=sees[None, None, None]))
 
 
 def test_an_int_is_the_length_of_all_samples() -> None:

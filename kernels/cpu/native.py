@@ -271,14 +271,16 @@ def _plan(
 class _Call:
     """A problem that is being filled in, and the tensors that it points at."""
 
-    def __init__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score) -> None:
+    def __init__(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score, decoding: bool = False
+    ) -> None:
         self.problem, self.held = Problem.from_buffer_copy(plan.problem), list[torch.Tensor]()
         problem = self.problem
         batch, q_heads, N, D = q.shape
         if (
             not (k.shape[0] == batch == v.shape[0] and k.shape[1:3] == v.shape[1:3] and k.shape[3] == D)
             or not (q.dtype == k.dtype == v.dtype and q_heads % k.shape[1] == 0)
-            or plan.most_cols > -(-k.shape[2] // problem.BK)
+            or (not decoding and plan.most_cols > -(-k.shape[2] // problem.BK))
             or not (plan.samples in (1, batch) and plan.heads in (1, q_heads))
         ):
             shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype}, {k.dtype}, {v.dtype}"
@@ -401,7 +403,8 @@ def decode(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""
     build = _served()
-    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
+    plan = _plan(build, rows, None, tiles, pattern_of, block)
+    call = _Call(q, k, v, plan, score, decoding=True)
     problem = call.problem
     if problem.nQ * block[0] < k.shape[2]:
         raise ValueError(f"the table is not for {k.shape[2]} tokens")
@@ -414,8 +417,8 @@ def decode(
         call.point("sinks", sinks.float().contiguous())
     call.point("lengths", lengths.long().contiguous())
     problem.chunk = max(1, SPLIT // block[1])
-    blocks = -(-k.shape[2] // block[1])
-    problem.chunks = -(-blocks // problem.chunk)
+    # A table may be for more tokens than the cache has room for: no row has more entries than there are columns.
+    problem.chunks = max(1, -(-plan.most_cols // problem.chunk))
     call.point("parts", _empty((math.prod(q.shape[:3]), problem.chunks, v.shape[3] + 2)))
     build.run("decode", problem)
     return out, lse
