@@ -273,3 +273,11 @@ def test_the_operator_refuses_operands_that_do_not_fit(name: str) -> None:
         torch.ops.sparseflash.attention_backward(
             given["dout"], None, given["q"], given["k"], given["v"], given["out"], given["lse"], *rest
         )
+
+
+def test_a_level_that_nobody_has_run_serves_only_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(levels, "machine", lambda: "x86_64")
+    everything = dict.fromkeys({need for level in levels.LEVELS for need in level.needs}, True)
+    names = [level.name for level in levels.runnable(everything)]
+    assert names == ["x86-64-v3", "x86-64-v4", "x86-64-v4-bf16"]
+    assert [level.name for level in levels.runnable(everything, "x86-64-amx")] == [*names, "x86-64-amx"]

@@ -26,6 +26,7 @@ class Level:
         flags: of the compiler.
         needs: what ``torch.cpu.get_capabilities()`` has to name.
         gives: what it makes faster.
+        run: whether anybody has run it on such a processor. One that nobody has serves only where it is asked for.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Level:
     flags: tuple[str, ...]
     needs: tuple[str, ...]
     gives: str
+    run: bool = True
 
     @property
     def library(self) -> Path:
@@ -58,6 +60,7 @@ LEVELS = (
         ("-march=x86-64-v4", "-mavx512bf16", "-mamx-tile", "-mamx-bf16"),
         (*_V4, "avx512_bf16", "amx_tile", "amx_bf16"),
         "vectors of 16 floats (AVX-512), tiles of bf16 (AMX) in the forward",
+        run=False,
     ),
     Level("aarch64", "aarch64", (), (), "vectors of 4 floats (NEON)"),
 )
@@ -75,6 +78,12 @@ def levels_of(family: str) -> tuple[Level, ...]:
     return tuple(level for level in LEVELS if level.machine == family)
 
 
-def runnable(capabilities: Mapping[str, object]) -> tuple[Level, ...]:
-    """The levels that this machine runs, the least first."""
-    return tuple(level for level in levels_of(machine()) if all(capabilities.get(need) for need in level.needs))
+def runnable(capabilities: Mapping[str, object], asked: str = "") -> tuple[Level, ...]:
+    """The levels that may serve this machine, the least first.
+
+    Args:
+        capabilities: what the processor has.
+        asked: the name of one that may serve although nobody has run it yet.
+    """
+    there = (level for level in levels_of(machine()) if all(capabilities.get(need) for need in level.needs))
+    return tuple(level for level in there if level.run or level.name == asked)

@@ -115,7 +115,7 @@ def capabilities() -> dict[str, Any]:
 def _best() -> tuple[Library | UnusableError, str | None]:
     """What serves this machine, and why nothing better does."""
     wanted = os.environ.get(VARIABLE, "")
-    possible = levels.runnable(capabilities())
+    possible = levels.runnable(capabilities(), wanted)
     if wanted == PLAIN:
         return UnusableError(f"{VARIABLE}={PLAIN} asks for none"), None
     if wanted:
