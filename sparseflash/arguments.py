@@ -18,6 +18,7 @@ from sparseflash.patterns.described import described
 from sparseflash.patterns.misuse import instead
 from sparseflash.patterns.parsing import parse
 from sparseflash.tables import LookupTable
+from sparseflash.transforms import PLAIN_TYPES
 
 MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
@@ -100,7 +101,6 @@ def check_whole() -> None:
         )
 
 
-_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
 # What operands that passed had in common with those to come: most calls are like one before.
 _passed: set[tuple[Any, ...]] = set()
 MOST_PASSED = 4096
@@ -109,7 +109,7 @@ MOST_PASSED = 4096
 def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     """Raise TypeError or ValueError unless these are q, k and v of attention."""
     check_whole()
-    if torch.compiler.is_compiling() or not all(type(x) in _PLAIN_TYPES and _is_strided(x) for x in (q, k, v)):
+    if torch.compiler.is_compiling() or not all(type(x) in PLAIN_TYPES and _is_strided(x) for x in (q, k, v)):
         _check_operands(q, k, v)
         return
     key = tuple((x.dtype, x.shape, x.stride(), x.device) for x in (q, k, v))

@@ -176,7 +176,7 @@ def _floats(arguments: Sequence[Any]) -> Iterator[torch.Tensor]:
     return (x for x in arguments if isinstance(x, torch.Tensor) and x.is_floating_point())
 
 
-_PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
+PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
 
 
 def plain(*tensors: torch.Tensor | None) -> bool:
@@ -197,7 +197,7 @@ def plain(*tensors: torch.Tensor | None) -> bool:
         return False
     for x in tensors:
         # Of a negated view the dispatcher hands over the values.
-        if x is not None and (type(x) not in _PLAIN_TYPES or x.is_neg() or x._is_zerotensor()):
+        if x is not None and (type(x) not in PLAIN_TYPES or x.is_neg() or x._is_zerotensor()):
             return False
     return True
 

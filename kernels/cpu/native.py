@@ -182,9 +182,9 @@ def lesser() -> str | None:
     return None if _chosen else _best()[1]
 
 
-def serves(q: torch.Tensor, score: Score, q_offset_bound: int = 1 << 30) -> bool:
-    """Whether the compiled kernel takes these operands: all but float64."""
-    return q.dtype in KINDS and abs(score.q_offset) < q_offset_bound and library() is not None
+def serves(q: torch.Tensor, score: Score) -> bool:
+    """Whether the compiled kernel takes these operands: all but float64, and positions that are no int32."""
+    return q.dtype in KINDS and abs(score.q_offset) < 1 << 30 and library() is not None
 
 
 class _Plan:
@@ -302,6 +302,18 @@ class _Call:
         small = batch * q_heads * N * k.shape[2] * D < SMALL
         problem.threads = 1 if small else torch.get_num_threads()
 
+    def results(
+        self, q: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Memory for out and lse, whose share the sinks take."""
+        out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
+        self.operand("out", "so", out)
+        self.point("lse", lse)
+        if sinks is not None:
+            self.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
+            self.point("sinks", sinks.float().contiguous())
+        return out, lse
+
     def check(self, x: torch.Tensor, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Raise ValueError unless a tensor is of this shape and dtype."""
         if tuple(x.shape) != tuple(shape) or x.dtype != dtype:
@@ -344,12 +356,7 @@ def forward(
     call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
     if call.problem.nQ * block[0] - q.shape[2] not in range(block[0]):
         raise ValueError(f"the table is not for {q.shape[2]} queries")
-    out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
-    call.operand("out", "so", out)
-    call.point("lse", lse)
-    if sinks is not None:
-        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
-        call.point("sinks", sinks.float().contiguous())
+    out, lse = call.results(q, v, sinks)
     build.run("forward", call.problem)
     return out, lse
 
@@ -409,12 +416,7 @@ def decode(
     if problem.nQ * block[0] < k.shape[2]:
         raise ValueError(f"the table is not for {k.shape[2]} tokens")
     call.check(lengths, "lengths", q.shape[:1], lengths.dtype)
-    out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
-    call.operand("out", "so", out)
-    call.point("lse", lse)
-    if sinks is not None:
-        call.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
-        call.point("sinks", sinks.float().contiguous())
+    out, lse = call.results(q, v, sinks)
     call.point("lengths", lengths.long().contiguous())
     problem.chunk = max(1, SPLIT // block[1])
     # A table may be for more tokens than the cache has room for: no row has more entries than there are columns.
