@@ -54,16 +54,16 @@ def contenders(model: PixelTransformerConfig) -> list[Contender]:
         pixels, tokens="lit_pixels", order="morton", pattern="neighborhood({shape}, 16, {order})", block=(64, 64)
     )
     return [
-        Contender("tiles, 5 x 3 of 8 x 16", replace(model, **_tiles((8, 16), "(2, 1)"), tokens="all")),
+        Contender("tiles, 5 x 3 of 8 x 16", replace(model, **tiles((8, 16), "(2, 1)"), tokens="all")),
         Contender("butterfly", replace(pixels, pattern="butterfly(unit=128)")),
         Contender("dense", replace(pixels, pattern="full()")),
         Contender("dense, torch SDPA", replace(pixels, pattern="full()"), sdpa),
-        Contender("lit tiles, 5 x 5 of 8 x 8", replace(model, **_tiles((8, 8), "2"), tokens="lit_tiles")),
+        Contender("lit tiles, 5 x 5 of 8 x 8", replace(model, **tiles((8, 8), "2"), tokens="lit_tiles")),
         Contender("lit pixels, 16 around", lit_pixels),
     ]
 
 
-def _tiles(tile: tuple[int, int], reach: str) -> dict[str, Any]:
+def tiles(tile: tuple[int, int], reach: str) -> dict[str, Any]:
     size = tile[0] * tile[1]
     pattern = f"neighborhood({{shape}}, {reach})"
     return {"pattern": pattern, "unit": "tile", "order": "tile", "tile": tile, "block": (size, size)}

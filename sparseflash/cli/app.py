@@ -33,7 +33,7 @@ Imports = Annotated[
 TRAIN = {
     "Recipe": "--preset --list-presets --print-config",
     "Data": "--folder --level --split --draw --workers --seed",
-    "Model": "--pattern --import --layers --width --heads --order --block --tokens --init",
+    "Model": "--pattern --import --layers --width --heads --order --block --tokens --key-gate --init",
     "Optimisation": "--batch --accumulate --lr --schedule-steps --ema --dense-weight --first-stage --precision "
     "--save-memory",
     "Run": "--out --resume --steps --minutes --device --save-every --keep --pictures",
@@ -231,6 +231,13 @@ def train(
     order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
     block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
     tokens: Annotated[str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")] = None,
+    key_gate: Annotated[
+        bool | None,
+        typer.Option(
+            help="Learn how much keys of each grey value are seen. Default: with --tokens all, where the preset has "
+            "lit pixels; weights of lit pixels then begin by leaving the dark ones out.",
+        ),
+    ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
     save_memory: Annotated[
         bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
@@ -302,6 +309,7 @@ def train(
         "heads": heads,
         "order": order,
         "tokens": tokens,
+        "key_gate": key_gate,
         "data": draw,
         "level": level,
         "split": split,
@@ -347,7 +355,16 @@ def evaluate(
     stage: Annotated[
         int | None, typer.Option(help="Which stage's fixed set, from 1. Default: a run's own, else the last.")
     ] = None,
-    tokens: Annotated[str | None, typer.Option(help="all, lit_tiles or lit_pixels. Default: as trained.")] = None,
+    tokens: Annotated[
+        str | None,
+        typer.Option(
+            help="all, lit_tiles or lit_pixels. Default: as trained. all: weights of lit pixels get a key gate that "
+            "shuts out the dark ones, and answer as before."
+        ),
+    ] = None,
+    key_gate: Annotated[
+        bool, typer.Option(help="With --tokens all: whether weights of lit pixels get that gate.")
+    ] = True,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples a forward pass.")] = None,
     views: Annotated[
@@ -367,6 +384,8 @@ def evaluate(
 
         sparseflash evaluate weights/path256 --task path256 --limit 500 --views 4
 
+        sparseflash evaluate weights/path256 --task path256 --limit 100 --tokens all
+
         sparseflash evaluate runs/path256 --folder lra_release --split s4 --json
 
         sparseflash evaluate runs/path256/best
@@ -375,7 +394,7 @@ def evaluate(
 
     run(
         checkpoint, folder, device, imports or [], json, level=level, size=size, split=split, task=task, stage=stage,
-        tokens=tokens, limit=limit, batch=batch, workers=workers, views=views,
+        tokens=tokens, key_gate=key_gate, limit=limit, batch=batch, workers=workers, views=views,
     )  # fmt: skip
 
 

@@ -113,6 +113,7 @@ def run(
     task: str | None,
     stage: int | None,
     tokens: str | None,
+    key_gate: bool,
     limit: int | None,
     batch: int | None,
     workers: int,
@@ -140,6 +141,10 @@ def run(
         raise ValueError("--tokens is for models over pixels; this one is over symbols")
     if views != 1 and not of_images:
         raise ValueError("--views is for models over pixels; symbols cannot be mirrored")
+    gate = None
+    if tokens == "all" and key_gate and isinstance(model, PixelTransformer) and model.config.tokens != "all":
+        model = model.over_all_pixels()
+        gate = f"key gate: lit pixels do not see those up to grey {model.config.lit_above}; --no-key-gate: they do"
     if not 1 <= views <= SYMMETRIES:
         raise ValueError(f"--views must be 1 to {SYMMETRIES}; got {views}")
     if data is not None and of_images:
@@ -158,7 +163,7 @@ def run(
         # A size that the pattern or the order cannot take shows before any image is read.
         model.masks((found.size, found.size))
     tokens = found.tokens if tokens is None else tokens
-    masks = [] if as_json else mask_lines(model.config, found.size, tokens)
+    masks = [] if as_json else [*mask_lines(model.config, found.size, tokens), *([gate] if gate else [])]
     rule = "marker-distance baseline" if of_images else "most frequent answer"
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -43,6 +43,8 @@ class PixelTransformerConfig(JsonConfig):
         lit_above: a pixel is lit if its grey value (0..255) is above this one.
         readout_reach: the readout is the mean over lit pixels; with r > 0 over those alone whose square of side
             2 r + 1 is all lit: on Pathfinder images the insides of the two discs, for dashes are thinner.
+        key_gate: every layer learns a number for each grey value and head that is added to the scores of a key, see
+            `sparseflash.models.key_gate`; 0 at first.
 
     Raises:
         ValueError: a field out of range, or a pattern that does not parse.
@@ -70,6 +72,7 @@ class PixelTransformerConfig(JsonConfig):
     grey_levels: int = 9
     lit_above: int = 31
     readout_reach: int = 0
+    key_gate: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
@@ -96,6 +99,8 @@ class PixelTransformerConfig(JsonConfig):
             raise ValueError(
                 f"width / heads must be a multiple of 4; got width={self.width!r} and heads={self.heads!r}"
             )
+        if type(self.key_gate) is not bool:
+            raise ValueError(f"key_gate must be true or false; got {self.key_gate!r}")
         for name, known in (("order", ORDERS), ("unit", UNITS), ("tokens", TOKENS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}; got {getattr(self, name)!r}")

@@ -53,9 +53,9 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
         for hook in hooks:
             hook.remove()
     found: Tensor = torch.zeros(len(inputs), model.config.heads, height * width)
-    for weights, (layer, (x, mask, cos, sin, *_)) in zip(found, inputs, strict=True):
+    for weights, (layer, (x, mask, cos, sin, grey, *_)) in zip(found, inputs, strict=True):
         with torch.no_grad():
-            q, k, v = layer.project(x, cos, sin)
+            q, k, v = layer.project(x, cos, sin, grey)
         # An output is the sum of weight * value, so its derivative by a value is the weight.
         v = torch.zeros_like(v).requires_grad_()
         seen = attention(q, k, v, mask)[0, :, at[0, 0], 0].sum()

@@ -19,6 +19,7 @@ from sparseflash.functional import Mask, attention
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.json_config import LayerShape
+from sparseflash.models.key_gate import KeyGate, opened
 from sparseflash.models.tokens import Canvas, Tokens, compiled
 from sparseflash.patterns import BlockMask
 from sparseflash.rotary import rotate
@@ -75,13 +76,17 @@ class GreyEmbedding(nn.Module):
 class Layer(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream.
 
+    Args:
+        config: the shape of the model.
+        gated: whether the grey value of a key decides how much it is seen, see `KeyGate`.
+
     Attributes:
         attend: `sparseflash.attention`, or what a comparison puts in its place: (q, k, v, mask) -> out.
     """
 
     attend: Attend
 
-    def __init__(self, config: LayerShape) -> None:
+    def __init__(self, config: LayerShape, gated: bool = False) -> None:
         super().__init__()
         width = config.width
         self.heads = config.heads
@@ -96,15 +101,28 @@ class Layer(nn.Module):
             # The residual stream sums 2 * layers such terms.
             nn.init.normal_(linear.weight, std=1 / math.sqrt(2 * config.layers * linear.in_features))
         nn.init.zeros_(self.mlp_out.bias)
+        self.key_gate = KeyGate(config.heads) if gated else None
 
-    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, [S, H, N, D] each, of tokens [S, N, C]."""
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor, grey: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, [S, H, N, D] each, of tokens [S, N, C]; gated ones of D + 8, values of D."""
         q, k, v = rearrange(self.qkv(self.attention_norm(x)), "s n (three h d) -> three s h n d", three=3, h=self.heads)
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)
+        if self.key_gate is not None:
+            assert grey is not None
+            q, k = self.key_gate(q, k, grey)
+        return q, k, v
 
-    def forward(self, x: Tensor, mask: Mask, cos: Tensor, sin: Tensor, attend: Attend | None = None) -> Tensor:
-        """[S, N, C] -> [S, N, C]; ``attend`` serves this once."""
-        q, k, v = self.project(x, cos, sin)
+    def forward(
+        self,
+        x: Tensor,
+        mask: Mask,
+        cos: Tensor,
+        sin: Tensor,
+        grey: Tensor | None = None,
+        attend: Attend | None = None,
+    ) -> Tensor:
+        """[S, N, C] -> [S, N, C]; grey values uint8 [S, N] where keys are gated; ``attend`` serves this once."""
+        q, k, v = self.project(x, cos, sin, grey)
         # The CPU backend computes half precision in float32 inside; autocast would round its products again.
         with torch.autocast(x.device.type, enabled=False):
             seen = (attend or self.attend)(q, k, v, mask)
@@ -139,7 +157,7 @@ class PixelTransformer(nn.Module):
         self.config = config
         self.activation_checkpointing = False
         self.embedding = GreyEmbedding(config.grey_levels, config.width)
-        self.layers = nn.ModuleList(Layer(config) for _ in range(1 if config.tied else config.layers))
+        self.layers = nn.ModuleList(Layer(config, config.key_gate) for _ in range(1 if config.tied else config.layers))
         self.norm = nn.RMSNorm(config.width, eps=1e-6)
         self.head = nn.Linear(config.width, config.classes)
         self.dense_head = nn.Linear(config.width, config.dense_classes) if config.dense_classes else None
@@ -167,7 +185,7 @@ class PixelTransformer(nn.Module):
             masks: what each layer attends through, instead of the config's patterns: anything that
                 `sparseflash.attention` takes, in token order.
             tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
-                the config says.
+                the config says; a model of lit pixels gives other answers over all of them, see `over_all_pixels`.
             mesh: a DeviceMesh of one dim whose ranks share the tokens of these images, which are equal on all of them.
                 A collective: every rank of it calls.
 
@@ -191,13 +209,14 @@ class PixelTransformer(nn.Module):
 
             chosen, attend = shared(chosen, masks, mesh)
 
-        x = self.embedding(images.flatten()[chosen.place])
+        grey = images.flatten()[chosen.place]
+        x = self.embedding(grey)
         for number, mask in enumerate(masks):
             layer = self.layers[0 if self.config.tied else number]
             if self.activation_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, attend, use_reentrant=False))
+                x = cast(Tensor, checkpoint(layer, x, mask, chosen.cos, chosen.sin, grey, attend, use_reentrant=False))
             else:
-                x = layer(x, mask, chosen.cos, chosen.sin, attend)
+                x = layer(x, mask, chosen.cos, chosen.sin, grey, attend)
 
         readable = self._read(images)  # [B, height, width]; all of them are tokens
         read = readable.flatten()[chosen.place]  # [S, N]
@@ -234,6 +253,30 @@ class PixelTransformer(nn.Module):
             return lit
         dark = F.max_pool2d((~lit)[:, None].float(), 2 * reach + 1, stride=1, padding=reach)
         return dark[:, 0] == 0
+
+    def over_all_pixels(self) -> "PixelTransformer":
+        """This model of lit pixels as one of all pixels with the same answers: `sparseflash.models.key_gate.opened`.
+
+        Its weights are copies, on the same device, in the same mode. `forward` with ``tokens="all"`` leaves the
+        weights as they are instead: what was learned on lit pixels alone has not learned to leave out dark ones.
+
+        Raises:
+            ValueError: a model of other tokens, or one with a gate.
+
+        Example:
+            >>> import torch
+            >>> config = PixelTransformerConfig(
+            ...     "neighborhood({shape}, 4, {order})", tokens="lit_pixels", block=(32, 32), width=16, lit_above=9
+            ... )
+            >>> few = PixelTransformer(config)
+            >>> images = torch.randint(0, 20, (2, 16, 16), dtype=torch.uint8)
+            >>> torch.allclose(few.over_all_pixels()(images).logits, few(images).logits, atol=1e-5)
+            True
+        """
+        config, weights = opened(self.config, self.state_dict())
+        model = PixelTransformer(config)
+        model.load_state_dict(weights)
+        return model.to(self.head.weight.device).train(self.training)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be."""

@@ -5,22 +5,27 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparseflash.models import Model
-from sparseflash.models.files import WEIGHTS, read_tensors
+from sparseflash.foreign import read_text
+from sparseflash.models import Model, PixelTransformer, PixelTransformerConfig
+from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors
+from sparseflash.models.key_gate import opened, unset
 from sparseflash.patterns.shown import shown_lines
 
 
 def begin_with(model: Model, folder: Path) -> None:
     """Take the weights of a saved model of the same shape, whatever pattern or tokens that one had.
 
+    Where this model has key gates and that one had none, they are set so that nothing changes: a model of lit pixels
+    leaves out the dark ones, see `sparseflash.models.key_gate.opened`; one of all pixels sees all, with gates of 0.
+
     Where it had fewer layers they are copied to fill this one, see `grown`. A tied model stores one layer, whatever its
     depth: tied models of all depths take each other's weights as they are.
 
     Raises:
         FileNotFoundError: no weights there.
-        ValueError: weights of another shape, or of more layers.
+        ValueError: weights of another shape, or of more layers, or that a key gate cannot be given to or taken from.
     """
-    weights, layers = read_tensors(folder / WEIGHTS), len(model.layers)
+    weights, layers = _gated(model, read_tensors(folder / WEIGHTS), folder), len(model.layers)
     try:
         model.load_state_dict(grown(weights, layers))
     except RuntimeError as error:
@@ -29,6 +34,25 @@ def begin_with(model: Model, folder: Path) -> None:
             f"{layers} here). A model may have more layers than the weights it begins with; the rest of its shape must "
             f"be theirs: {shown_lines(error)}"
         ) from None
+
+
+def _gated(model: Model, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights with key gates where the model has them."""
+    wanted = isinstance(model, PixelTransformer) and model.config.key_gate
+    if any(".key_gate." in name for name in weights):
+        if not wanted:
+            raise ValueError(f"the weights in {folder} have a key gate and the model has none; add --key-gate")
+        return weights
+    if not wanted:
+        return weights
+    text = read_text(folder / CONFIG)
+    try:
+        config = PixelTransformerConfig.from_json(text)
+    except ValueError as error:
+        raise ValueError(f"{folder / CONFIG} is no config of a model over pixels: {shown_lines(error)}") from None
+    if config.tokens == "all":
+        return {**unset(config), **weights}
+    return opened(config, weights)[1]
 
 
 def grown(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:

@@ -142,7 +142,8 @@ def recipe(
             one stage, the task itself, in the place of the preset's curriculum.
         level: of the images in the folder: easy, intermediate or hard; by default hard, or what the folder is.
         split: of the images in the folder, ``"s4"`` or ``"contiguous"``; s4 by default where the level is hard.
-        changes: other fields of `TrainConfig`, or of its model; None leaves a field as it is.
+        changes: other fields of `TrainConfig`, or of its model; None leaves a field as it is. Tokens "all" instead of a
+            preset's lit pixels come with a ``key_gate``, unless that is False.
 
     Raises:
         ValueError: an unknown task or preset, one of another task, or a value out of range.
@@ -167,6 +168,8 @@ def recipe(
         raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is no task over pixels")
     if pattern is not None and isinstance(config.model, PixelTransformerConfig) and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
+    if given.get("tokens") == "all" and getattr(config.model, "tokens", "") == "lit_pixels":
+        given.setdefault("key_gate", True)  # what dark pixels need to be left out
     if folder is not None:
         given.setdefault("data", "fixed")
         given["stages"] = _from_files(config.stages, Path(folder), level, split)

@@ -1,0 +1,117 @@
+"""A learned logit for each grey value of a key, so that a model over all pixels can leave the dark ones out.
+
+Shape legend: S sequences of N tokens, H heads of size D.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseflash.models.config import PixelTransformerConfig
+
+GREY_VALUES = 256
+# Softmax gives a key with this logit a share of 1e-26: nothing, in fp32 beside any key whose gate is 0.
+SHUT = -60.0
+# Head dims that carry the gate. One would do; kernels load rows of whole 16 bytes in every dtype.
+DIMS = 8
+# The logit of a weight of 1: Adam moves a weight by about the learning rate a step, and a gate has far to go.
+GAIN = 16.0
+
+
+class KeyGate(nn.Module):
+    """Adds a learned number to the scores of a key, which depends on the grey value of its pixel and on the head alone.
+
+    It enters as head dims of its own: there the query holds a constant and the key its number, times what the
+    softmax scale divides by. So every kernel, backend and mask takes it as it is. All gates are 0 at first.
+
+    Args:
+        heads: H.
+
+    Attributes:
+        weight: [256, H]; the logit is 16 times it.
+
+    Example:
+        >>> gate = KeyGate(heads=2)
+        >>> gate.set(torch.arange(256) > 127)
+        >>> gate.logits(torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8))[0, 0]
+        tensor([-60., -60.,   0.,   0.], grad_fn=<SelectBackward0>)
+    """
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(GREY_VALUES, heads))
+
+    def logits(self, grey: Tensor) -> Tensor:
+        """The numbers [S, H, N] of keys with these grey values, uint8 [S, N]."""
+        return F.embedding(grey.int(), GAIN * self.weight).transpose(1, 2)
+
+    def forward(self, q: Tensor, k: Tensor, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys [S, H, N, D + 8], whose default scale, ``(D + 8) ** -0.5``, gives the gated scores.
+
+        Args:
+            q: [S, H, N, D].
+            k: [S, H, N, D].
+            grey: uint8 [S, N], of the tokens.
+        """
+        narrow, wide = q.shape[-1], q.shape[-1] + DIMS
+        one, none = q.new_ones(*q.shape[:-1], 1), q.new_zeros(*q.shape[:-1], DIMS - 1)
+        gate = (wide**0.5 * self.logits(grey))[..., None].to(k.dtype)
+        return torch.cat([q * (wide / narrow) ** 0.5, one, none], -1), torch.cat([k, gate, none], -1)
+
+    @torch.no_grad()
+    def set(self, seen: Tensor) -> None:
+        """Open the gate for grey values that are seen, bool [256], and shut it for the others."""
+        self.weight.copy_(_weight(seen, self.weight.shape[1]))
+
+
+def unset(config: PixelTransformerConfig) -> dict[str, Tensor]:
+    """Gates of a model of this config that change nothing, as in one that has learned nothing yet."""
+    return _gates(config, torch.ones(GREY_VALUES, dtype=torch.bool))
+
+
+def opened(
+    config: PixelTransformerConfig, weights: Mapping[str, Tensor]
+) -> tuple[PixelTransformerConfig, dict[str, Tensor]]:
+    """A model of lit pixels as a model of all pixels that gives the same answers: dark keys have shut gates.
+
+    Every pixel is then a token, is embedded and attends through every layer, by the same pattern. Lit queries see dark
+    keys with a share of 1e-26, and the readout is over lit pixels as before; so the answers are the same to rounding.
+
+    Args:
+        config: of a model whose tokens are lit pixels.
+        weights: its weights.
+
+    Returns:
+        Config and weights of the model of all pixels.
+
+    Raises:
+        ValueError: a model of other tokens, or one with a gate.
+
+    Example:
+        >>> config = PixelTransformerConfig(
+        ...     pattern="neighborhood({shape}, 4, {order})", tokens="lit_pixels", block=(32, 32), layers=1
+        ... )
+        >>> wider, weights = opened(config, {})
+        >>> wider.tokens, wider.key_gate, list(weights)
+        ('all', True, ['layers.0.key_gate.weight'])
+    """
+    if config.tokens != "lit_pixels" or config.key_gate:
+        kind = "have one already" if config.key_gate else f'are of a model of tokens "{config.tokens}"'
+        raise ValueError(
+            f"a key gate opens weights of lit pixels for all pixels, by the grey value of each; these {kind}. "
+            f"With --no-key-gate they are used as they are, and can be trained"
+        )
+    gates = _gates(config, torch.arange(GREY_VALUES) > config.lit_above)
+    return replace(config, tokens="all", key_gate=True), {**weights, **gates}
+
+
+def _gates(config: PixelTransformerConfig, seen: Tensor) -> dict[str, Tensor]:
+    names = [f"layers.{number}.key_gate.weight" for number in range(1 if config.tied else config.layers)]
+    return {name: _weight(seen, config.heads) for name in names}
+
+
+def _weight(seen: Tensor, heads: int) -> Tensor:
+    return torch.where(seen, 0.0, SHUT / GAIN)[:, None].repeat(1, heads)
