@@ -3,6 +3,7 @@
     python -m benchmarks.path256 compare path256             # steps through each mask, interleaved in one process
     python -m benchmarks.path256 compare path256 --side 64 --layers 1 --batch 1 --runs 1 --dry-run  # a look on a CPU
     python -m benchmarks.path256 run path256-lit --minutes 9 --out runs/path256-lit --workers 15
+    python -m benchmarks.path256 run path256-last --tokens all --init benchmarks/weights/path256 --batch 16 --minutes 9
     # ... the same line again goes on; at the end of the schedule, or with --test N, it scores the fixed test set
 
 Results go to results/<device>/<date>-path256-*.json. Attention's share of a step is one minus the time of the same step
@@ -27,8 +28,9 @@ from benchmarks.record import write
 from sparseflash import attention
 from sparseflash.functional import Mask
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
+from sparseflash.models.config import TOKENS
 from sparseflash.models.pixel_transformer import Layer
-from sparseflash.train import Stage, TrainConfig, evaluate, held_out, load_preset, train
+from sparseflash.train import Stage, TrainConfig, evaluate, held_out, load_preset, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint
 from sparseflash.train.data import Batch, draw
@@ -160,9 +162,7 @@ def run(
     if found:
         config = load_checkpoint(out).config
     else:
-        config = replace(load_preset(preset).config, **changes)
-        if device.type == "cpu":
-            config = replace(config, precision="fp32", batch=min(config.batch, load_preset(preset).cpu_batch))
+        config = recipe(load_preset(preset).config.task, preset=preset, device=device.type, **changes)
     result = train(
         config, out, minutes=minutes, resume=bool(found), device=device, workers=workers, pictures=True, save_every=200
     )
@@ -199,6 +199,10 @@ def main(arguments: list[str] | None = None) -> None:
     runs.add_argument("--out", type=Path)
     runs.add_argument("--workers", type=int, default=0)
     runs.add_argument("--test", type=int, help="score on so many test images, wherever the run stands")
+    runs.add_argument("--tokens", choices=TOKENS, help="instead of the preset's")
+    runs.add_argument("--init", type=Path, help="weights to begin with")
+    for name, kind in {"batch": int, "accumulate": int, "schedule-steps": int, "lr": float}.items():
+        runs.add_argument(f"--{name}", type=kind, help="instead of the preset's")
     for each in (costs, runs):
         each.add_argument("--device", default=argparse.SUPPRESS)
         each.add_argument("--dry-run", action="store_true", default=argparse.SUPPRESS)
@@ -210,8 +214,13 @@ def main(arguments: list[str] | None = None) -> None:
         more: dict[str, Any] = {"runs": options.runs}
     else:
         out = options.out or Path("runs") / options.preset
-        rows = [run(options.preset, options.minutes, out, options.workers, options.test, device)]
-        part, more = f"path256-run-{options.preset}", {}
+        changes = {
+            "tokens": options.tokens, "init": options.init and str(options.init), "batch": options.batch,
+            "accumulate": options.accumulate, "schedule_steps": options.schedule_steps, "lr": options.lr,
+        }  # fmt: skip
+        rows = [run(options.preset, options.minutes, out, options.workers, options.test, device, **changes)]
+        part = f"path256-run-{options.preset}" + (f"-{options.tokens}" if options.tokens else "")
+        more = {}
     for row in rows:
         print(
             ", ".join(

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -14,14 +14,16 @@ from sparseflash import parse, reference
 from sparseflash.cli.mask_summary import MaskSummary
 from sparseflash.functional import attention
 from sparseflash.models import PixelTransformer
+from sparseflash.pathfinder import draw as drawn
 from sparseflash.pathfinder import marker_distance_baseline
 from sparseflash.patterns.atomic_write import remove_tree, write_text
-from sparseflash.train import evaluate, held_out, recipe, train
-from sparseflash.train.pictures import draw_answers
+from sparseflash.train import evaluate, held_out, pictures, recipe, train
 
 PATTERN = "local(512) | butterfly(unit=256)"
 GOAL = 0.85
 MARK = ".sparseflash-demo"
+FRESH = 1_000_003  # a seed that no set of images has
+WEIGHTS = Path(__file__).parent / "weights" / "path256"
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,24 @@ class Size:
         timed_tokens: tokens at which both attentions are timed.
         learning_steps: training steps of part 3; None for the whole recipe, which the goal is for.
         fresh: test images of part 3.
-        long_steps, long_layers: training steps at 65,536 tokens, and layers of their model.
+        answered: images of 65,536 tokens that are answered in part 4.
+        long_steps: training steps at 65,536 tokens.
     """
 
     exact_tokens: int
     timed_tokens: int
     learning_steps: int | None
     fresh: int
+    answered: int
     long_steps: int
-    long_layers: int
 
 
-FULL = Size(exact_tokens=1_000, timed_tokens=16_384, learning_steps=None, fresh=2_000, long_steps=2, long_layers=4)
-QUICK = Size(exact_tokens=500, timed_tokens=8_192, learning_steps=150, fresh=500, long_steps=1, long_layers=2)
+FULL = Size(exact_tokens=1_000, timed_tokens=16_384, learning_steps=None, fresh=2_000, answered=4, long_steps=2)
+QUICK = Size(exact_tokens=500, timed_tokens=8_192, learning_steps=150, fresh=500, answered=1, long_steps=1)
 
 
 def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
-    """Show, check, time, train, evaluate, and train at 65,536 tokens.
+    """Show, check, time, train, evaluate; then answer and train at 65,536 tokens.
 
     Args:
         out: folder for what is drawn and trained.
@@ -79,17 +82,20 @@ def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
     with _part(console, "3. Learning Pathfinder: do the two discs lie on one dashed curve?"):
         _learning(console, runs["small"], out / "pathfinder.png", seed, size)
     with _part(console, "4. The real thing: 256 x 256 pixels, 65,536 tokens, one token a pixel"):
-        _long(console, runs["long"], seed, size)
+        _answers(console, out, seed, size.answered)
+        _long(console, runs["long"], seed, size.long_steps)
     console.rule("Done")
     console.print(
         f"{time.perf_counter() - started:.0f} s in all. In {out}/ you find\n"
         f"  mask-65536.png          the mask of part 1\n"
         f"  pathfinder.png          images of part 3 with the model's answers\n"
+        f"  path256.png             images of part 4 with the answers\n"
+        f"  attention-65536.png     what one of their pixels attends to, in each layer\n"
         f"  run/checkpoints/        the model of part 3\n"
         f"  run-65536/checkpoints/  the model of part 4\n"
         f"  run*/tensorboard/       curves: tensorboard --logdir {out}\n"
         f"Next: sparseflash --help, or a longer run:\n"
-        f'  sparseflash train path256 --pattern "{PATTERN}" --first-stage last --steps 100',
+        f"  sparseflash train path256 --preset path256-last --tokens all --batch 1 --init {WEIGHTS}",
         markup=False,
         soft_wrap=True,
     )
@@ -194,7 +200,7 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Si
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
     score = evaluate(result.model, held_out(stage, size.fresh))
     assert isinstance(result.model, PixelTransformer)
-    draw_answers(result.model, stage, picture)
+    pictures.draw_answers(result.model, stage, picture)
     verdict = f"Goal {GOAL:.0%}: " + ("[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]") + "."
     if seen < every:
         verdict = f"A quick run: {seen:,} images instead of {every:,}, too few to learn the task."
@@ -203,32 +209,47 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Si
     )
 
 
-def _long(console: Console, folder: Path, seed: int, size: Size) -> None:
-    config = recipe(
-        "path256",
-        pattern=PATTERN,
-        order="morton",
-        width=64,
-        heads=2,
-        layers=size.long_layers,
-        block=(128, 128),
-        ema=0.0,
-        accumulate=1,
-        seed=seed,
-    )
-    steps = "a true training step" if size.long_steps == 1 else f"{size.long_steps} true training steps"
-    # What this part shows is the last stage of the curriculum, not learning.
-    config = replace(config, stages=config.stages[-1:])
-    console.print(
-        f"{config.model.layers} layers of width {config.model.width} through {PATTERN}, batch {config.batch}, on "
-        f"{torch.get_num_threads()} threads: {steps}. (Learning Path-256 itself takes a GPU.)"
-    )
+def _answers(console: Console, out: Path, seed: int, count: int) -> None:
+    """Answer fresh images of 256 x 256 pixels with the weights that come with the library."""
+    model = PixelTransformer.from_pretrained(WEIGHTS).over_all_pixels().eval()
+    stage = recipe("path256", preset="path256-last").pixel_stages[-1]
+    images, labels, _ = drawn(stage.geometry, FRESH + seed, range(count), stage.match_distance)
     started = time.perf_counter()
-    result = train(config, folder, steps=size.long_steps)
+    mask = model.masks((stage.size, stage.size))[0]
+    compiling = time.perf_counter() - started
+    console.print(
+        f"Trained weights ({sum(p.numel() for p in model.parameters()):,} numbers, {model.config.layers} layers of "
+        f"width {model.config.width}) through {model.config.patterns((stage.size, stage.size))[0]}: {mask.density:.2%} "
+        f"of the blocks of {mask.block[0]} x {mask.block[1]}, compiled in {1e3 * compiling:.0f} ms. Black pixels are "
+        f"tokens like the others; a gate that depends on a key's grey value has lit pixels leave them out."
+    )
+    chances, seconds = list[float](), list[float]()
+    for image in torch.from_numpy(images).split(1):
+        started = time.perf_counter()
+        with torch.no_grad():
+            chances.append(float(model(image).logits.softmax(-1)[0, 1]))
+        seconds.append(time.perf_counter() - started)
+    right = sum((chance > 0.5) == bool(label) for chance, label in zip(chances, labels, strict=True))
+    pictures.save(pictures.answers(torch.from_numpy(images), torch.from_numpy(labels), chances), out / "path256.png")
+    pictures.save(pictures.attention(model, stage), out / "attention-65536.png")
+    console.print(
+        f"{right} of {count} fresh images answered right, {min(seconds):.1f} s an image on {torch.get_num_threads()} "
+        f"threads. (These weights learned with the lit pixels alone as tokens: docs/path256.md.)"
+    )
+
+
+def _long(console: Console, folder: Path, seed: int, steps: int) -> None:
+    """True training steps from these weights."""
+    config = recipe("path256", preset="path256-last", tokens="all", init=str(WEIGHTS), batch=1, seed=seed)
+    started = time.perf_counter()
+    result = train(config, folder, steps=steps)
     if result.interrupted:
         raise KeyboardInterrupt
     seconds = (time.perf_counter() - started) / len(result.losses)
     losses = ", ".join(f"{loss:.4f}" for loss in result.losses)
     console.print(
-        f"Losses {losses}; {seconds:.1f} s a step.\nCheckpoint: {result.checkpoint}", markup=False, soft_wrap=True
+        f"From there, {steps} true training step{'s' * (steps > 1)} on all 65,536 pixels of an image: "
+        f"losses {losses}; {seconds:.1f} s a step.\nCheckpoint: {result.checkpoint}",
+        markup=False,
+        soft_wrap=True,
     )

@@ -101,7 +101,7 @@ class TrainConfig:
         lr: peak learning rate.
         final_lr: the floor, as a share of the peak.
         warmup: steps of linear warm-up.
-        weight_decay: of matrices; norms, biases and the grey-value embedding have none.
+        weight_decay: of matrices; norms, biases, key gates and the grey-value embedding have none.
         clip: largest norm of the gradient.
         ema: decay of the moving average of the weights, which is what a checkpoint's model then is; 0 for none.
         dense_weight: weight of the dense loss (every lit pixel predicts how many markers lie on its curve, from the

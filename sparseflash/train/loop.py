@@ -168,6 +168,7 @@ def train(
             begin_with(model, resolve(Path(config.init)))
         model.activation_checkpointing = config.activation_checkpointing
         model.to(device).train()
+        gates = [parameter for name, parameter in model.named_parameters() if ".key_gate." in name]
         optimizer = _optimizer(model, config)
         # The first update copies the weights.
         average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(config.ema)) if config.ema else None
@@ -241,6 +242,7 @@ def train(
                         loss, of_batch = loss_of(trained, batch, config, stage, mesh)
                         (loss / turns).backward()
                     figures.append(of_batch)
+                gate_norm = nn.utils.get_total_norm([gate.grad for gate in gates if gate.grad is not None])
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                 each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, streams)).mean(1)
                 mean = each.mean(0)
@@ -262,7 +264,10 @@ def train(
                     losses.append(loss_value)
                     logged = {"loss": loss_value, **dict(zip(("accuracy", "dense_accuracy"), accuracies, strict=False))}
                     logged |= {"stage": progress.stage + 1, "running_accuracy": progress.accuracy}
-                    reporter.step(step, {**logged, "lr": lr, "gradient_norm": norm.item()})
+                    logged |= {"lr": lr, "gradient_norm": norm.item()}
+                    if gates:
+                        logged["key_gate_gradient_norm"] = gate_norm.item()
+                    reporter.step(step, logged)
                     out_of_time = minutes is not None and time.monotonic() - started > 60 * minutes
                     stop = processes.any(interrupt.asked or out_of_time, device)
                     following = progress.promoted(config, step)
@@ -326,7 +331,7 @@ def _enter(reporter: Reporter, config: TrainConfig, progress: Progress, step: in
 
 def _optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.AdamW:
     def decays(name: str, parameter: nn.Parameter) -> bool:
-        return parameter.ndim >= 2 and not name.startswith("embedding")
+        return parameter.ndim >= 2 and not name.startswith("embedding") and ".key_gate." not in name
 
     named = list(model.named_parameters())
     return torch.optim.AdamW(

@@ -33,9 +33,13 @@ def draw_answers(model: PixelTransformer, stage: Stage, path: str | Path, count:
         count: how many images.
     """
     images, labels = next(held_out(stage, count, batch=count))
+    save(answers(images, labels, _chances(model, stage, images)), path)
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Write a figure; the suffix of the path decides the format."""
     path = Path(path)
     with atomic_write(path) as file:
-        figure = _answers(images, labels, _chances(model, stage, images))
         figure.savefig(file, format=path.suffix[1:].lower(), dpi=120)
 
 
@@ -55,36 +59,56 @@ def mistakes(model: PixelTransformer, stage: Stage | FolderStage, count: int = 1
                 found.append((abs(chance - 0.5), image, label, chance))
     found.sort(key=lambda mistake: -mistake[0])
     chosen = found[:count]
-    figure = _answers([m[1] for m in chosen], torch.tensor([m[2] for m in chosen]), [m[3] for m in chosen])
+    figure = answers([m[1] for m in chosen], torch.tensor([m[2] for m in chosen]), [m[3] for m in chosen])
     figure.suptitle(f"{len(found)} wrong of {searched} ({stage}); the surest first", fontsize=9)
     return figure
 
 
 def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
-    """Where each layer looks from a disc, in one validation image.
+    """Where each layer looks from a disc, in one validation image, mean of the heads.
+
+    A layer that looks nearby alone is drawn enlarged; a frame in the image says which part it is.
 
     Args:
         model: on the CPU or a GPU.
         stage: where the image comes from.
         index: of the image in the validation set.
     """
+    from matplotlib.patches import Rectangle
+
     from sparseflash.pathfinder import SPLITS, splits
     from sparseflash.pathfinder import draw as drawn
 
     images, labels, truths = drawn(stage.geometry, splits.SEED, [SPLITS["val"][index]], stage.match_distance)
     image = torch.from_numpy(images[0])
-    weights = looks(model, image, truths[0].markers[0], tokens=stage.tokens).mean(1)  # [layers, height, width]
+    y, x = truths[0].markers[0]
+    weights = looks(model, image, (y, x), tokens=stage.tokens).mean(1)  # [layers, height, width]
     figure = _canvas(min(COLUMNS, len(weights) + 1), -(-(len(weights) + 1) // COLUMNS))
     panels = [axes for axes in figure.axes if axes.axison is False]
     panels[0].imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
     panels[0].set_title("one curve" if labels[0] else "two curves", fontsize=8)
-    y, x = truths[0].markers[0]
+    top, bottom, left, right = _part(weights)
+    panels[0].add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor="c", linewidth=0.8))
     for number, (axes, seen) in enumerate(zip(panels[1:], weights, strict=False)):
         axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=1000)
         axes.imshow(seen.numpy(), cmap="inferno", alpha=0.8, vmax=float(seen.max()))
         axes.plot(x, y, "c+", markersize=5)
+        axes.set_xlim(left - 0.5, right + 0.5)
+        axes.set_ylim(bottom + 0.5, top - 0.5)
         axes.set_title(f"layer {number + 1}", fontsize=8)
     return figure
+
+
+def _part(weights: Tensor) -> tuple[int, int, int, int]:
+    """First and last row, first and last column of the square part of the image where any layer looks."""
+    height, width = weights.shape[-2:]
+    seen = (weights > 1e-3 * weights.amax((-2, -1), keepdim=True)).any(0).nonzero()
+    least, most = seen.amin(0), seen.amax(0)
+    half = int((most - least).max()) // 2 + 3
+    if 2 * half + 1 > max(height, width) // 2:
+        return 0, height - 1, 0, width - 1
+    y, x = ((least + most) // 2).tolist()
+    return max(0, y - half), min(height - 1, y + half), max(0, x - half), min(width - 1, x + half)
 
 
 def _chances(model: PixelTransformer, stage: Stage | FolderStage, images: Tensor) -> list[float]:
@@ -95,7 +119,14 @@ def _chances(model: PixelTransformer, stage: Stage | FolderStage, images: Tensor
     return [float(chance) for chance in logits.softmax(-1)[:, 1].cpu()]
 
 
-def _answers(images: Tensor | list[Tensor], labels: Tensor, chances: list[float]) -> Figure:
+def answers(images: Tensor | list[Tensor], labels: Tensor, chances: list[float]) -> Figure:
+    """Images with their labels and a model's answers, wrong ones in red.
+
+    Args:
+        images: uint8 [B, height, width].
+        labels: int64 [B], 1 where both discs lie on one curve.
+        chances: the model's probability of that, of each image.
+    """
     figure = _canvas(min(COLUMNS, max(1, len(images))), -(-max(1, len(images)) // COLUMNS))
     for axes, image, label, chance in zip(figure.axes, images, labels.tolist(), chances, strict=False):
         axes.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)

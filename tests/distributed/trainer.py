@@ -24,7 +24,7 @@ EASY = _STAGE.geometry
 # Layers see far and near, blocks are small enough to travel one by one, and a window ends inside a rank's piece.
 MODEL = PixelTransformerConfig(
     pattern=("butterfly(unit=16)", "local(40) | global_tokens(2)"),
-    block=(16, 16), width=16, heads=2, layers=2, mlp_width=16, dense_classes=3,
+    block=(16, 16), width=16, heads=2, layers=2, mlp_width=16, dense_classes=3, key_gate=True,
 )  # fmt: skip
 CONFIG = TrainConfig(
     task="demo", model=MODEL, stages=(Stage(EASY, baseline=0.5),), schedule_steps=10, batch=2, lr=1e-2, warmup=1,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import path256, record
+from benchmarks import all_pixels, path256, record
 from sparseflash.train import load_preset
 from sparseflash.train.data import draw
 from sparseflash.train.losses import loss_of
@@ -61,3 +61,19 @@ def test_a_run_goes_on_by_the_same_line_and_is_scored(
     assert row["accuracy"] == row["right"] / 4
     assert 0.4 < row["marker_distance_baseline"] < 0.6
     assert "accuracy" in capsys.readouterr().out
+
+
+def test_answers_over_all_pixels_are_added_up_and_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(record, "RESULTS", tmp_path)
+    monkeypatch.setattr(all_pixels, "CHUNK", 2)
+    monkeypatch.setattr(all_pixels, "COARSE", {"everything": {"pattern": "local(1)"}})
+    for count in (2, 3):
+        all_pixels.main(["pathx", "--count", str(count), "--masks", "coarse", "--device", "cpu"])
+        (file,) = tmp_path.glob("*/*-path256-all-pixels-pathx-coarse.json")
+        own, blind = json.loads(file.read_text())["rows"]
+        assert (own["count"], own["agree"], len(own["seconds"])) == (count, count, count)
+        assert own["right"] == own["lit_pixels_right"] == blind["lit_pixels_right"]
+        assert own["largest_difference"] < 1e-5 < blind["largest_difference"]
+        assert own["accuracy"] == own["right"] / count
+        assert own["tokens"] == 128 * 128
+        assert blind["density"] < own["density"] < 0.2
