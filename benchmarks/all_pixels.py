@@ -4,8 +4,8 @@
     python -m benchmarks.all_pixels pathx --count 1000 --masks coarse   # and through those that tiles and kernels like
     python -m benchmarks.all_pixels path256 --count 8 --dry-run
 
-The images are the first of the fixed test set. What is done is written after every 20 images; the same line goes on
-from there, on the same day. Accuracy is beside that of the lit pixels alone, on the same images, where `agree` counts
+The images are the first of the fixed test set. What is done is written after every 20 images, and the same line goes on
+from the newest file of this machine. Accuracy is beside that of the lit pixels alone, on the same images, where `agree` counts
 equal answers. Seconds are of one image through the whole model, masks of one image in turn.
 """
 
@@ -132,13 +132,14 @@ def main(arguments: list[str] | None = None) -> None:
     model = PixelTransformer.from_pretrained(weights, device).eval()
     part = f"path256-all-pixels-{options.task}-{options.masks}"
     path = result_path(part)
+    path = max(path.parent.glob(f"*-{part}.json"), default=path)
     rows: list[dict[str, Any]] = []
     if path.exists() and not options.dry_run:
         rows = json.loads(path.read_text())["rows"]
     masks = {OWN: {}} if options.masks == "own" else {OWN: {}, **COARSE}
     while answers(model, options.task, masks, options.count, rows, device):
         if not options.dry_run:
-            write(part, [finished(row) for row in rows], weights=weights.name)
+            write(part, [finished(row) for row in rows], path, weights=weights.name)
         for row in rows:
             score = Score(row["right"], row["count"])
             print(f"{row['mask']}: {score}, {statistics.median(row['seconds']):.2f} s an image", flush=True)
