@@ -5,8 +5,8 @@
     python -m benchmarks.all_pixels path256 --count 8 --dry-run
 
 The images are the first of the fixed test set. What is done is written after every 20 images, and the same line goes on
-from the newest file of this machine. Accuracy is beside that of the lit pixels alone, on the same images, where `agree` counts
-equal answers. Seconds are of one image through the whole model, masks of one image in turn.
+from the newest file of this machine. Accuracy is beside that of the lit pixels alone, on the same images, where `agree`
+counts equal answers. Seconds are of one image through the whole model, masks of one image in turn.
 """
 
 from __future__ import annotations
