@@ -49,8 +49,8 @@ def syllables(word: str) -> int:
     """
     word = word.lower()
     found = len(re.findall(r"[aeiouy]+", word))
-    silent = word.endswith("e") and not word.endswith(("le", "ee"))
-    return max(1, found - silent)
+    silent = re.search(r"[^aeiouy]e$", word) and not re.search(r"[^aeiouy]le$", word)
+    return max(1, found - bool(silent))
 
 
 def ease(text: str) -> float:
