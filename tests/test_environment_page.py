@@ -60,8 +60,9 @@ def meanings(tree: ast.AST) -> dict[str, set[str]]:
                 found.setdefault(name, set()).update(texts(value))
     for node in ast.walk(tree):
         match node:
-            case ast.For(target=ast.Name(id=name), iter=source) | ast.comprehension(
-                target=ast.Name(id=name), iter=source
+            case (
+                ast.For(target=ast.Name(id=name), iter=source)
+                | ast.comprehension(target=ast.Name(id=name), iter=source)
             ):
                 known = found.get(source.id, set()) if isinstance(source, ast.Name) else texts(source)
                 found.setdefault(name, set()).update(known)
