@@ -46,7 +46,7 @@ def test_help_teaches_by_examples() -> None:
         "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last',
         "evaluate": "sparseflash evaluate runs/path256",
         "generate": "sparseflash generate --size 256 --count 1000",
-        "doctor": "what works here",
+        "doctor": "test each with a small run",
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
