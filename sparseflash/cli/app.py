@@ -263,10 +263,11 @@ def train(
     leave out: --print-config shows all of them. Ctrl-C saves and stops; --resume continues, on a CPU with the same
     losses bit for bit.
 
-    Several processes, started by torchrun, share the images of a step. With --context-parallel N, groups of N also share
-    the tokens of each image: of 8 processes with N = 4, two groups draw images of their own, and each process computes
-    and stores a quarter of an image. N must divide the number of processes, and every pixel must be a token (--tokens
-    all). --resume accepts any other N and number of groups that divides a step's batches; losses agree up to rounding.
+    Several processes, started by torchrun, share the images of a step. With --context-parallel N, groups of N also
+    share the tokens of each image: of 8 processes with N = 4, two groups draw images of their own, and each process
+    computes and stores a quarter of an image. N must divide the number of processes, and every pixel must be a token
+    (--tokens all). --resume accepts any other N and number of groups that divides a step's batches; losses agree up to
+    rounding.
 
     [bold]Examples[/bold]
 
@@ -392,7 +393,7 @@ def generate(
     size: Annotated[
         int | None,
         typer.Option(
-            help="32, 64, 128 (Path-X) or 256. Any other size from 28 to 2048 has the dashes of the next smaller of these."
+            help="32, 64, 128 (Path-X) or 256. Other sizes from 28 to 2048 have the dashes of the next smaller one."
         ),
     ] = None,
     task: Annotated[
