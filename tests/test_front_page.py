@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import sparseflash
 from docs import make_front
 from tests.pages import PAGES, ROOT, prose_of
 
@@ -95,6 +96,13 @@ def test_the_headline_figures_come_with_all_that_belongs_to_them(path: Path) -> 
 def test_the_readme_installs_from_a_checkout_until_there_is_a_release() -> None:
     for path in PAGES:
         assert not re.search(r"pip install [\"']?sparseflash(?!-\*)", path.read_text()), path.name
+
+
+def test_the_citation_is_of_the_newest_release_in_the_changelog() -> None:
+    version, date = re.findall(r"^## \[(\d[^\]]*)\] - (\S+)$", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)[0]
+    citation = (ROOT / "CITATION.cff").read_text()
+    assert f"\nversion: {version}\ndate-released: {date}\n" in citation
+    assert sparseflash.__version__ == version or ".dev" in sparseflash.__version__
 
 
 def test_the_pictures_are_what_the_code_draws() -> None:
