@@ -26,13 +26,13 @@ stands for a gradient that is only rounding: if every query attends to a single 
 and what remains is cancellation. All cases have 64 queries, head dim 64, normal operands and no mask; pairs that a
 mask removes add no error.
 
-There are two sections for the AMD EPYC. The first is the CPU backend in torch (2026-11-25), the second the C++ kernel
-that replaced it (2026-11-30). What they show:
+The AMD EPYC has two runs: that of 2026-11-25 is the CPU backend in torch, that of 2026-11-30 the C++ kernel that
+replaced it. What they show:
 
-- **Length costs little.** From 256 keys to a million, the fp32 error of the output grows fourfold in the first
-  section and 28-fold, to 1.1e-5, with the C++ kernel. In half precision it does not grow. Gradients of keys and
-  values in fp16 lose digits once they are smaller than 6e-5, which most are beyond 100,000 keys. This is a limit of
-  the format; use loss scaling.
+- **Length costs little.** From 256 keys to a million, the fp32 error of the output grows fourfold in the older run, and
+  28-fold, to 1.1e-5, with the C++ kernel. In half precision it does not grow. Gradients of keys and values in fp16
+  lose digits once they are smaller than 6e-5, which most are beyond 100,000 keys. This is a limit of the format; use
+  loss scaling.
 - **Half precision is rounded once**, at the end, in fp16, and in bf16 on processors that do not multiply it. Inside,
   the CPU backend computes in float32, so the error is that of storing the result, while SDPA and eager attention also
   round on the way. Where the processor multiplies bf16, probabilities and gradients of scores are rounded before
