@@ -28,7 +28,7 @@ MASK, TOKENS, BLOCK = "local(128) | butterfly(unit=128)", 4096, 128
 HEAD_DIM, DTYPE = 64, "float32"
 LENGTHS = (4096, 16384, 65536)
 SMALLEST, LARGEST = 1.0, 100_000.0  # milliseconds on the vertical axis
-WIDTH, HEIGHT, TOP, BOTTOM = 960, 330, 56, 270
+WIDTH, HEIGHT, TOP, BOTTOM = 960, 346, 56, 270
 
 
 class Theme(NamedTuple):
