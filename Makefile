@@ -7,7 +7,7 @@ help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
-	@echo "make gallery  docs/gallery.md, its pictures and the drawings of the tables, drawn again"
+	@echo "make gallery  docs/gallery.md, its pictures, the drawings of the tables and the front page, and the tables of docs/presets.md"
 	@echo "make docs   the documentation site in build/site, notebooks executed, every warning an error"
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
@@ -42,6 +42,8 @@ tests: .venv/ready
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
 	$(BIN)/python -m docs.make_drawings
+	$(BIN)/python -m docs.make_front
+	$(BIN)/python -m docs.make_presets
 
 # The tests build it too.
 docs: .venv/ready

@@ -36,21 +36,21 @@ take: the more keys a step has, the fewer.
 """
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
-Committed launches for sm_90 in half precision (bf16, blocks of 128 x 128 but where it says 64), compiled without a GPU
-by {COMPILER}; the figures are read from the machine code. The page says what a program needs and does, not how fast
-it is: for that, launches were measured beside each other on an H200 (`benchmarks/ledger.md`). It is written by
-`python -m docs.make_kernels`, the tests compare each row with what they compile, and
-`python -m sparseflash.kernels.triton_report` prints the same for other architectures and block sizes.
+Committed launches for sm_90 in half precision (bf16, blocks of 128 x 128 unless a heading says 64), compiled without
+a GPU by {COMPILER}. The figures are read from the machine code. They say what a program needs and does, not how fast
+it is; timings of launches on an H200 are in `benchmarks/ledger.md`. `python -m docs.make_kernels` writes this page,
+the tests compare each row with what they compile, and `python -m sparseflash.kernels.triton_report` prints the same
+for other architectures and block sizes.
 
-- *step*: queries x keys of one iteration; *tma* where the tensor memory accelerator reads what is walked.
-- *regs* a thread and the bytes that it spills (a few launches were measured faster with a few registers spilled than
-  without), *shared* memory a program, and how many programs fit on a multiprocessor.
-- In pairs, the loop over FULL entries / the loop over PARTIAL ones: *instructions* a thread issues in an iteration; of
-  them *products* (HGMMA) and *waits* for groups of products: a wait for every product would be a serialised loop, and
-  there is none; *exponentials*, and how many of them run while a product is in flight.
-- *issue*: cycles that a multiprocessor's four schedulers take to issue the instructions of 64 x 64 scores, beside the
-  cycles *matrix* that its tensor cores take for them at 4,096 operations a cycle (989 TFLOP/s, 132 multiprocessors at
-  1.83 GHz: the H100 datasheet). Where the first is the larger one, instructions are the limit.
+- *step*: queries x keys of one iteration; *tma* if the tensor memory accelerator reads the operands of the loop.
+- *regs* per thread and the bytes that it *spilled* (a few launches were measured to be faster with a few registers
+  spilled than without), *shared* memory per program, and how many *programs* fit on a multiprocessor.
+- In pairs, for the loop over FULL entries / the loop over PARTIAL ones: *instructions* that a thread issues in an
+  iteration; the *products* (HGMMA) among them and the *waits* for groups of products (a wait for every product would
+  mean a serialised loop; there is none); *exponentials*, and how many of them run while a product is in flight.
+- *issue*: cycles that the four schedulers of a multiprocessor need to issue the instructions of 64 x 64 scores.
+  *matrix*: cycles that its tensor cores need for them at 4,096 operations a cycle (989 TFLOP/s, 132 multiprocessors
+  at 1.83 GHz: the H100 datasheet). Where *issue* is larger, instructions are the limit.
 
 A loop without products (-) uses the older `mma.sync`: its step is too small for a warpgroup.
 """

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from docs import make_drawings
+from docs import make_drawings, make_front, make_presets
 from docs.building import places
 from sparseflash.patterns import parse
-from tests import pages
+from tests import pages, test_front_page
 from tests.pages import BLOCKS, PAGES, ROOT, Block, blocks_of
 
 NEEDS = {"docs/transformers.md": "transformers"}
@@ -116,6 +116,26 @@ def test_drawings_are_what_the_code_draws() -> None:
     assert make_drawings.outdated() == [], "run make gallery"
 
 
+def test_messages_of_the_command_line_on_the_troubleshooting_page_are_in_the_code() -> None:
+    section = (ROOT / "docs/troubleshooting.md").read_text().split("## The command line\n")[1].split("\n## ")[0]
+    messages = re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    assert len(messages) >= 8
+    code = "\n".join(path.read_text() for folder in ("sparseflash", "patterns", "kernels")
+                     for path in (ROOT / folder).rglob("*.py"))  # fmt: skip
+    code = re.sub(r"""["']\n\s*f?["']""", "", code)  # literals that go on in the next line
+    for message in messages:
+        # What varies is in capitals, quotes or brackets, or a number of an option.
+        parts = re.split(r"\b[A-Z_]{3,}\b|'[^']*'|\[\.\.\.\]|--lr [\d.]+|\btext\b", message)
+        for part in parts:
+            assert part.strip() in code, f"{message!r}: nothing says {part!r}"
+
+
+def test_tables_of_the_presets_page_are_what_the_code_says() -> None:
+    text = make_presets.PAGE.read_text()
+    assert make_presets.page(text) == text, "run make gallery"
+    assert {found[2] for found in make_presets.TABLE.finditer(text)} == {"presets", *make_presets.CLASSES}
+
+
 @pytest.mark.parametrize(("file", "name", "transposed"), [("rows.svg", "row", False), ("columns.svg", "column", True)])
 def test_drawings_of_lists_say_what_the_pairs_say(file: str, name: str, transposed: bool) -> None:
     """Lists of blocks from the pairs themselves, by nothing that makes masks or tables."""
@@ -138,7 +158,9 @@ def test_drawings_of_lists_say_what_the_pairs_say(file: str, name: str, transpos
         assert lengths == [every.sum(), some.sum() - every.sum()]
 
 
-@pytest.mark.parametrize("module", [pages, places], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(
+    "module", [pages, places, make_front, make_presets, test_front_page], ids=lambda module: module.__name__
+)
 def test_examples_of_these_helpers_run(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]
     assert tried

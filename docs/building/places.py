@@ -17,7 +17,8 @@ MOVED = {
     "benchmarks/README.md": "benchmarks/index.md",
 }
 CODE = re.compile(r"(^ *```.*?^ *```[^\n]*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+# In Markdown, and in the HTML of pictures.
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=\bsrc=")|(?<=\bsrcset="))([^)"\s#]+)(#[^)"\s]*)?(?=[)"])""")
 
 
 def place_of(path: str) -> str:
@@ -44,6 +45,8 @@ def followed(text: str, path: str) -> str:
     Example:
         >>> followed("see [figures](../benchmarks/README.md#cpu), [here](#a), `[x](y)`", "docs/cpu.md")
         'see [figures](benchmarks/index.md#cpu), [here](#a), `[x](y)`'
+        >>> followed('<img src="docs/front/a.svg">', "README.md")
+        '<img src="front/a.svg">'
     """
     page = place_of(path)
 

@@ -11,7 +11,7 @@ from sparseflash.cli.resuming import ResumingCommand
 
 app = typer.Typer(
     name="sparseflash",
-    help="Block-sparse attention: draw a pattern, train through it, measure what came of it.",
+    help="Block-sparse attention: draw a pattern, train with it, measure the result.",
     no_args_is_help=True,
     cls=Group,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -26,7 +26,7 @@ Imports = Annotated[
     typer.Option(
         "--import",
         metavar="MODULE",
-        help="Code of your own that registers patterns: a module, or a .py file. May be given again.",
+        help="Your own code that registers patterns: a module or a .py file. Can be repeated.",
     ),
 ]
 
@@ -66,7 +66,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and leave.")
+        bool, typer.Option("--version", "-V", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     pass
@@ -76,20 +76,20 @@ def _options(
 @plain_errors
 def show(
     expression: Annotated[str, typer.Argument(metavar="EXPR", help="A pattern, in quotes.", show_default=False)],
-    seq_len: Annotated[int, typer.Option(help="Tokens of the queries, and of the keys.")],
-    kv_len: Annotated[int | None, typer.Option(help="Tokens of the keys, if another number.")] = None,
-    block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
+    seq_len: Annotated[int, typer.Option(help="Number of query tokens, and of key tokens.")],
+    kv_len: Annotated[int | None, typer.Option(help="Number of key tokens, if different.")] = None,
+    block: Annotated[str, typer.Option(help="Block size in tokens: 128, or 128x64 for queries x keys.")] = "128",
     out: Annotated[Path | None, typer.Option(help="Draw the mask into this file (.png, .svg, .pdf).")] = None,
     window: Annotated[
         str | None, typer.Option(metavar="Q0:Q1,K0:K1", help="Draw only these queries and keys, counted from 0.")
     ] = None,
     html: Annotated[
-        Path | None, typer.Option(help="Write a page to zoom into, for any browser, into this file (.html).")
+        Path | None, typer.Option(help="Write a zoomable page for any browser into this file (.html).")
     ] = None,
     imports: Imports = None,
     json: Json = False,
 ) -> None:
-    """What a pattern costs: blocks, densities, tiles, the spread over rows, the time to compile; and its picture.
+    """Show the cost of a pattern: blocks, densities, tiles, distribution over rows, compile time; and draw it.
 
     Patterns: full() causal() local(window) dilated(window, dilation) strided(stride, unit) fixed(stride, summary, unit)
     butterfly(unit, max_stride) global_tokens(n or list) random_blocks(per_row, unit, seed) documents(lengths) prefix(n)
@@ -117,23 +117,23 @@ def show(
 @plain_errors
 def bench(
     pattern: Annotated[str, typer.Option(help="A pattern, in quotes; see show.", show_default=False)],
-    seq_len: Annotated[int, typer.Option(help="Tokens of the queries, and of the keys.")],
+    seq_len: Annotated[int, typer.Option(help="Number of query tokens, and of key tokens.")],
     batch: Annotated[int, typer.Option(help="Samples.")] = 1,
     heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
     kv_heads: Annotated[
-        int | None, typer.Option(help="Key heads, for grouped queries. Default: as query heads.")
+        int | None, typer.Option(help="Key heads, for grouped queries. Default: as many as query heads.")
     ] = None,
     head_dim: Annotated[int, typer.Option(help="Size of a head.")] = 64,
     dtype: Annotated[str, typer.Option(help="float16, bfloat16, float32 or float64.")] = "float32",
-    backward: Annotated[bool, typer.Option("--backward", help="Time the gradients too.")] = False,
-    block: Annotated[str, typer.Option(help="Tokens a block: 128, or 128x64 for queries x keys.")] = "128",
-    runs: Annotated[int, typer.Option(help="Timed runs of each; the median counts.")] = 5,
+    backward: Annotated[bool, typer.Option("--backward", help="Time the backward pass too.")] = False,
+    block: Annotated[str, typer.Option(help="Block size in tokens: 128, or 128x64 for queries x keys.")] = "128",
+    runs: Annotated[int, typer.Option(help="Timed runs of each; the median is reported.")] = 5,
     flex: Annotated[bool, typer.Option("--flex", help="Compile and time FlexAttention too.")] = False,
     imports: Imports = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """What a mask gains here: our time beside dense SDPA's (and FlexAttention's), interleaved in one process.
+    """Measure the speed-up of a mask on this machine over dense SDPA (and FlexAttention), interleaved in one process.
 
     [bold]Examples[/bold]
 
@@ -157,80 +157,80 @@ def train(
         typer.Argument(metavar="TASK", help="path32, path64, pathx, path256, listops, text, retrieval, image or demo."),
     ],
     preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A recipe by name, such as path256-lit, or a .toml file.")
+        str | None, typer.Option(metavar="NAME", help="A preset such as path256-lit, or a .toml file.")
     ] = None,
     pattern: Annotated[
         str | None,
-        typer.Option(help="Attention pattern, in quotes; {shape}, {order}: the image's. Default: the preset's."),
+        typer.Option(help="Attention pattern, in quotes; may use {shape} and {order}. Default: the preset's."),
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Stop after this many steps in all. Default: the schedule's.")
+        int | None, typer.Option(help="Stop after this many steps in total. Default: the schedule's.")
     ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Save and stop after so many minutes.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Save and stop after this many minutes.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")] = None,
     resume: Annotated[
         str | None,
         typer.Option(
             metavar="[auto]",
-            help="Go on from the latest checkpoint in the run folder; with auto: begin, where there is none yet.",
+            help="Resume from the latest checkpoint in the run folder; with auto: start if there is none.",
         ),
     ] = None,
     device: Device = None,
     batch: Annotated[
-        int | None, typer.Option(help="Examples a forward pass. Default: the task's for the device.")
+        int | None, typer.Option(help="Examples per forward pass. Default: the preset's for the device.")
     ] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Forward passes a step.")] = None,
+    accumulate: Annotated[int | None, typer.Option(help="Forward passes per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     schedule_steps: Annotated[
-        int | None, typer.Option(help="Steps of the last stage, over which the learning rate falls.")
+        int | None, typer.Option(help="Steps of the last stage, over which the learning rate decays.")
     ] = None,
     draw: Annotated[
         str | None,
-        typer.Option("--draw", "--data", help="fixed: the training set, again and again; fresh: examples without end."),
+        typer.Option(
+            "--draw", "--data", help="fixed: epochs over the training set; fresh: an endless stream of examples."
+        ),
     ] = None,
     folder: Annotated[
         Path | None,
         typer.Option(
-            help="The files to train on: the Long Range Arena release, or of text, retrieval, image or listops theirs. "
-            "Default: images and listops are drawn. With --resume: where the run's files are now."
+            help="The files to train on: the Long Range Arena release, or the files of text, retrieval, image or "
+            "listops. Default: images and listops are generated. With --resume: where the run's files are now."
         ),
     ] = None,
     level: Annotated[
         str | None,
-        typer.Option(help="Of images in --folder: easy, intermediate or hard. Default: hard, or what the folder is."),
+        typer.Option(help="For images in --folder: easy, intermediate or hard. Default: hard, or the folder's level."),
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="Of images in --folder: s4 (hard alone) or contiguous. Default: s4 where it is defined."),
+        typer.Option(help="For images in --folder: s4 (hard only) or contiguous. Default: s4 if it is defined."),
     ] = None,
     eval_every: Annotated[
         int | None,
         typer.Option(help="Steps between evaluations on the validation part; the best checkpoint is kept in OUT/best."),
     ] = None,
-    eval_examples: Annotated[
-        int | None, typer.Option(help="Validation examples that are looked at. Default: 1000.")
-    ] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after so many evaluations without a better one.")] = None,
+    eval_examples: Annotated[int | None, typer.Option(help="Number of validation examples. Default: 1000.")] = None,
+    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without improvement.")] = None,
     ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
     dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
     init: Annotated[
         Path | None,
         typer.Option(
-            help="Begin with the weights of this run, checkpoint or saved model, of the same shape or of fewer layers: "
-            "copies fill those that --layers adds."
+            help="Start from the weights of this run, checkpoint or saved model, of the same shape or with fewer "
+            "layers; copies fill the layers that --layers adds."
         ),
     ] = None,
     first_stage: Annotated[
         str | None,
-        typer.Option(metavar="N", help="Begin with this stage, from 1; last: the task itself, without a curriculum."),
+        typer.Option(metavar="N", help="Start at this stage, from 1; last: the task itself, without a curriculum."),
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights and images.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights and images.")] = None,
     layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
     width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
     heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
     order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
-    block: Annotated[str | None, typer.Option(help="Tokens a block: 128, or 128x64.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="all pixels, or lit_tiles, or lit_pixels.")] = None,
+    block: Annotated[str | None, typer.Option(help="Block size in tokens: 128, or 128x64.")] = None,
+    tokens: Annotated[str | None, typer.Option(help="Which pixels are tokens: all, lit_tiles or lit_pixels.")] = None,
     key_gate: Annotated[
         bool | None,
         typer.Option(
@@ -240,36 +240,41 @@ def train(
     ] = None,
     precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
     save_memory: Annotated[
-        bool | None, typer.Option("--save-memory", help="Recompute activations in the backward.", show_default=False)
+        bool | None,
+        typer.Option("--save-memory", help="Recompute activations in the backward pass.", show_default=False),
     ] = None,
     context_parallel: Annotated[
-        int, typer.Option(help="Processes that share each image's tokens, under torchrun; see below.")
+        int, typer.Option(help="Processes that share the tokens of each image, under torchrun; see below.")
     ] = 1,
-    workers: Annotated[int | None, typer.Option(help="Processes that draw images ahead. Default: 0 on a CPU.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that generate images ahead. Default: 0 on a CPU.")
+    ] = None,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    keep: Annotated[int, typer.Option(help="Checkpoints that stay.")] = 3,
+    keep: Annotated[int, typer.Option(help="Number of checkpoints to keep.")] = 3,
     pictures: Annotated[
         bool, typer.Option("--pictures", help="Draw mistakes and attention at the end of each stage.")
     ] = False,
     imports: Imports = None,
     print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the whole recipe as a preset, and leave; nothing is written.")
+        bool, typer.Option("--print-config", help="Print the complete recipe as a preset and exit; nothing is written.")
     ] = False,
     list_presets: Annotated[
         bool,
-        typer.Option("--list-presets", callback=_list_presets, is_eager=True, help="Print recipes by name, and leave."),
+        typer.Option("--list-presets", callback=_list_presets, is_eager=True, help="List the presets and exit."),
     ] = False,
 ) -> None:
-    """Train a transformer over pixels, or over bytes: one pixel, one token, attention through a pattern.
+    """Train a transformer over pixels or bytes, one token each, with attention through a pattern.
 
-    Pathfinder images are drawn on the fly, and contours grow as the model learns; with --folder they are those of the
-    Long Range Arena release. The other tasks are those of the Arena. A recipe decides all that is not said here:
-    --print-config shows it. Ctrl-C saves and stops; --resume goes on, on a CPU with the same losses bit for bit.
+    Pathfinder images are generated on the fly, and contours grow as the model learns; with --folder the images are
+    those of the Long Range Arena release. The other tasks are those of the Arena. A preset sets every option that you
+    leave out: --print-config shows all of them. Ctrl-C saves and stops; --resume continues, on a CPU with the same
+    losses bit for bit.
 
-    Several processes, started by torchrun, share the images of a step; with --context-parallel N, groups of N share the
-    tokens of each image too: of 8 processes with N = 4, two groups draw images of their own, and each process computes
-    and keeps a quarter of an image. N must divide the processes, and every pixel be a token (--tokens all). --resume
-    goes on with any other N and number of groups that divides a step's batches: the same losses to within rounding.
+    Several processes, started by torchrun, share the images of a step. With --context-parallel N, groups of N also
+    share the tokens of each image: of 8 processes with N = 4, two groups draw images of their own, and each process
+    computes and stores a quarter of an image. N must divide the number of processes, and every pixel must be a token
+    (--tokens all). --resume accepts any other N and number of groups that divides a step's batches; losses agree up to
+    rounding.
 
     [bold]Examples[/bold]
 
@@ -337,23 +342,24 @@ def evaluate(
         typer.Option(
             "--folder",
             "--data",
-            help="Files: images in the layout of the Long Range Arena release, or those of another task. "
+            help="Files: images in the layout of the Long Range Arena release, or the files of another task. "
             "Default: the fixed test set, or the files that the run was trained on.",
         ),
     ] = None,
     level: Annotated[
-        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or what the folder is.")
+        str | None, typer.Option(help="easy, intermediate or hard. Default: hard, or the folder's level.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE}, where there are several.")] = None,
+    size: Annotated[int | None, typer.Option(help="Which pathfinder{SIZE} folder, if there are several.")] = None,
     split: Annotated[
         str | None,
-        typer.Option(help="test or val. Of images in --folder: all, or the test part of the split s4 or contiguous."),
+        typer.Option(help="test or val. For images in --folder: all, or the test part of the split s4 or contiguous."),
     ] = None,
     task: Annotated[
-        str | None, typer.Option(help="Whose fixed set. Default: what the checkpoint was trained for.")
+        str | None, typer.Option(help="The task whose fixed set to use. Default: the task of the checkpoint.")
     ] = None,
     stage: Annotated[
-        int | None, typer.Option(help="Which stage's fixed set, from 1. Default: a run's own, else the last.")
+        int | None,
+        typer.Option(help="The stage whose fixed set to use, from 1. Default: the run's own, otherwise the last."),
     ] = None,
     tokens: Annotated[
         str | None,
@@ -365,18 +371,18 @@ def evaluate(
     key_gate: Annotated[
         bool, typer.Option(help="With --tokens all: whether weights of lit pixels get that gate.")
     ] = True,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many examples.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Examples a forward pass.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only this many examples, the first ones.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples per forward pass.")] = None,
     views: Annotated[
         int,
-        typer.Option(help="Answer by the mean over so many views of an image: itself, 3 mirrored, 4 transposed."),
+        typer.Option(help="Average over this many views of each image: itself, 3 mirrored, 4 transposed."),
     ] = 1,
-    workers: Annotated[int, typer.Option(help="Processes that draw images ahead.")] = 0,
+    workers: Annotated[int, typer.Option(help="Processes that generate images ahead.")] = 0,
     imports: Imports = None,
     device: Device = None,
     json: Json = False,
 ) -> None:
-    """Accuracy on examples never trained on, with its 95 % interval, beside what a rule of thumb would give.
+    """Measure accuracy on held-out examples, with a 95 % interval, beside a simple baseline.
 
     [bold]Examples[/bold]
 
@@ -401,23 +407,23 @@ def evaluate(
 @app.command(cls=Command)
 @plain_errors
 def generate(
-    out: Annotated[Path, typer.Option(help="Folder that gets a pathfinder{SIZE}, or ListOps' files.")],
-    count: Annotated[int, typer.Option(help="How many images; of listops, training trees.")],
+    out: Annotated[Path, typer.Option(help="Folder for a pathfinder{SIZE} folder, or for the ListOps files.")],
+    count: Annotated[int, typer.Option(help="Number of images; for listops, of training trees.")],
     size: Annotated[
         int | None,
         typer.Option(
-            help="32, 64, 128 (Path-X) or 256; any other from 28 to 2048 has the dashes of the next smaller of these."
+            help="32, 64, 128 (Path-X) or 256. Other sizes from 28 to 2048 have the dashes of the next smaller one."
         ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="Instead of --size: the images of a training task, e.g. demo; or listops.")
     ] = None,
     level: Annotated[str, typer.Option(help="easy, intermediate or hard: 6, 9 or 14 dashes.")] = "hard",
-    seed: Annotated[int, typer.Option(help="(seed, index) decides an image.")] = 0,
+    seed: Annotated[int, typer.Option(help="An image is determined by (seed, index).")] = 0,
     start: Annotated[int, typer.Option(help="Index of the first image.")] = 0,
-    workers: Annotated[int | None, typer.Option(help="Processes. Default: one a core.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes. Default: one per core.")] = None,
 ) -> None:
-    """Write Pathfinder images and their metadata, or ListOps; a stopped run of images goes on where it was.
+    """Write Pathfinder images and their metadata, or ListOps files. A stopped run of images resumes where it was.
 
     [bold]Examples[/bold]
 
@@ -435,7 +441,7 @@ def generate(
 @app.command(cls=Command)
 @plain_errors
 def doctor(json: Json = False) -> None:
-    """Versions, devices and backends, and a small run of each: what works here, and what runs where.
+    """Show versions, devices and backends, and test each with a small run.
 
     [bold]Examples[/bold]
 
@@ -450,10 +456,12 @@ def doctor(json: Json = False) -> None:
 @plain_errors
 def demo(
     out: Annotated[Path, typer.Option(help="Folder for pictures and checkpoints.")] = Path("demo-out"),
-    seed: Annotated[int, typer.Option(help="Of weights and images.")] = 0,
-    quick: Annotated[bool, typer.Option("--quick", help="Every part in a smaller form: under 90 seconds.")] = False,
+    seed: Annotated[int, typer.Option(help="Seed of weights and images.")] = 0,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Run smaller versions of all parts: under 90 seconds.")
+    ] = False,
 ) -> None:
-    """A tour in under six minutes on two cores: a mask, exactness, speed, learning, and 65,536 tokens.
+    """Take a tour in under six minutes on two cores: a mask, exactness, speed, learning, and 65,536 tokens.
 
     [bold]Examples[/bold]
 

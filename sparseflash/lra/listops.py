@@ -69,7 +69,7 @@ class Grammar:
     """A distribution of ListOps trees.
 
     Attributes:
-        max_depth: of a tree; a root without arguments has depth 1.
+        max_depth: largest depth of a tree; a root without arguments has depth 1.
         max_args: most arguments of an operator.
         min_length: trees are longer than this, in symbols.
         max_length: trees are shorter than this.

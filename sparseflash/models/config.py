@@ -20,16 +20,16 @@ class PixelTransformerConfig(JsonConfig):
     """The shape of a `PixelTransformer`. It names no image size: positions are relative, patterns are size-free.
 
     Attributes:
-        pattern: the textual form of the attention pattern, one for all layers or one for each of them.
-        unit: what a pattern's positions are: ``"pixel"``, or ``"tile"``: whole tiles see each other. ``{shape}`` in a
-            pattern is the image's (height, width) in this unit.
-        tokens: ``"all"`` pixels, or content-based attention through tables that are made from the images:
-            ``"lit_tiles"``, the pixels of tiles that hold a lit one, where the pattern says which of these tiles see
-            each other; or ``"lit_pixels"``, lit pixels alone, which see each other as the pattern says: a
+        pattern: the text of the attention pattern: one for all layers, or one per layer.
+        unit: what the positions of a pattern count: ``"pixel"``, or ``"tile"`` where whole tiles see each other.
+            ``{shape}`` in a pattern is the image's (height, width) in this unit.
+        tokens: ``"all"`` pixels, or content-based attention through tables that are built from the images:
+            ``"lit_tiles"``, the pixels of tiles with a lit pixel, where the pattern says which of these tiles see
+            each other; or ``"lit_pixels"``, lit pixels only, which see each other as the pattern says: a
             ``neighborhood`` or ``full()``.
         block: (BQ, BK) at which patterns over all pixels are compiled; with lit tiles a block is a tile.
-        order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` where
-            tiles matter.
+        order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` keeps the
+            pixels of a tile together.
         tile: height and width of a tile in pixels.
         width: size of the residual stream.
         heads: attention heads; the head dim ``width / heads`` must be a multiple of 4 (two axes, pairs of numbers).
@@ -37,12 +37,12 @@ class PixelTransformerConfig(JsonConfig):
         tied: all layers share one set of weights.
         mlp_width: hidden size of the MLP.
         classes: outputs of the classification head.
-        dense_classes: outputs of the dense head, for each lit pixel; 0 leaves the head out.
+        dense_classes: outputs of the dense head for each lit pixel; 0 for no dense head.
         wavelengths: shortest and longest wavelength of the rotary positions, in pixels.
         grey_levels: anchors of the grey-value embedding; values between two anchors are interpolated.
-        lit_above: a pixel is lit if its grey value (0..255) is above this one.
-        readout_reach: the readout is the mean over lit pixels; with r > 0 over those alone whose square of side
-            2 r + 1 is all lit: on Pathfinder images the insides of the two discs, for dashes are thinner.
+        lit_above: a pixel is lit if its grey value (0..255) is above this value.
+        readout_reach: the readout is the mean over lit pixels. With r > 0 it is the mean over lit pixels whose whole
+            square of side 2 r + 1 is lit: on Pathfinder images the insides of the two discs, since dashes are thinner.
         key_gate: every layer learns a number for each grey value and head that is added to the scores of a key, see
             `sparseflash.models.key_gate`; 0 at first.
 

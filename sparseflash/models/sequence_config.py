@@ -14,10 +14,10 @@ class SequenceTransformerConfig(JsonConfig):
     """The shape of a `SequenceTransformer`. It names no length: positions are relative, patterns are size-free.
 
     Attributes:
-        symbols: how many tokens there are: 256 for bytes.
-        pattern: the textual form of the attention pattern, one for all layers or one for each of them.
+        symbols: size of the vocabulary: 256 for bytes.
+        pattern: the text of the attention pattern: one for all layers, or one per layer.
         block: (BQ, BK) at which patterns are compiled.
-        documents: how many documents make an example; all are read by the same weights.
+        documents: documents per example, 1 or 2; the same weights read both.
         readout: ``"mean"`` over the tokens of a document, or its ``"first"`` token.
         width: size of the residual stream.
         heads: attention heads; the head dim ``width / heads`` must be even.

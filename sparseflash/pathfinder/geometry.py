@@ -37,15 +37,15 @@ class Geometry:
         padding: width of the frame that no contour may enter, at least 1.
         seed_distance: distance s between the tails of the two targets; the first tail keeps 2s from the border.
         paddle_length: length L of a dash.
-        paddle_margins: clearance m around a dash; one is drawn per image, uniformly.
+        paddle_margins: choices of the clearance m around a dash; each image draws one uniformly.
         paddle_thickness: width w of a dash; ``w * antialias`` must be whole.
         continuity: c; a contour bends by at most 90 / c degrees a dash.
         marker_radius: radius of the two discs.
-        snake_contrast: brightness of distractors, and a factor of that of targets.
-        paddle_contrast: the other factor of the targets' brightness.
+        snake_contrast: brightness of distractors; the brightness of targets is this times ``paddle_contrast``.
+        paddle_contrast: the second factor of the targets' brightness.
         contour_length: dashes N in a target.
         distractor_length: dashes in a distractor.
-        num_distractors: distractors asked for (fewer may fit).
+        num_distractors: distractors to place (fewer may fit).
         antialias: supersampling of strokes and discs.
 
     Raises:

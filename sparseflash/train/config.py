@@ -34,9 +34,10 @@ class Stage:
 
     Attributes:
         geometry: the distribution of the images.
-        match_distance: labels tell nothing about the distance of the two markers, see `sparseflash.pathfinder`.
-        tokens: which pixels are tokens in this stage, where it is not what the model's config says.
-        baseline: accuracy of the best rule that looks at nothing but the distance of the two markers, if known.
+        match_distance: draw images so that the distance of the two markers does not predict the label, see
+            `sparseflash.pathfinder`.
+        tokens: which pixels are tokens in this stage; None for what the model's config says.
+        baseline: accuracy of the best rule that uses only the distance of the two markers, if known.
     """
 
     geometry: Geometry
@@ -88,14 +89,14 @@ class TrainConfig:
     Attributes:
         task: name of the task, for people.
         model: shape of the model.
-        stages: the curriculum, in order; a single stage is no curriculum.
+        stages: the stages of the curriculum, in order; one stage is enough.
         schedule_steps: optimizer steps of the last stage over which the learning rate falls. Training may stop earlier
-            and resume; past it the learning rate stays at its floor.
-        promote_at: running accuracy (over about 1,000 images) at which a stage gives way to the next.
-        review: every so many-th batch is drawn from the stage before; 0 for none.
-        data: ``"fixed"``: the 160,000 training images of each stage, shuffled anew each time round; ``"fresh"``: images
-            without end, each seen once. Neither ever meets the validation and test images.
-        augment: each image is mirrored and transposed at random.
+            and resume; after these steps the learning rate stays at its floor.
+        promote_at: running accuracy (over about 1,000 images) at which the next stage begins.
+        review: one batch in this many is drawn from the previous stage; 0 for none.
+        data: ``"fixed"``: the 160,000 training images of each stage, reshuffled each epoch; ``"fresh"``: an endless
+            stream of images, each used once. Neither contains validation or test images.
+        augment: mirror and transpose each image at random.
         batch: images in one forward pass of one process.
         accumulate: forward passes for one optimizer step.
         lr: peak learning rate.
@@ -103,22 +104,22 @@ class TrainConfig:
         warmup: steps of linear warm-up.
         weight_decay: of matrices; norms, biases, key gates and the grey-value embedding have none.
         clip: largest norm of the gradient.
-        ema: decay of the moving average of the weights, which is what a checkpoint's model then is; 0 for none.
+        ema: decay of the moving average of the weights; a checkpoint's model then holds the average. 0 for none.
         dense_weight: weight of the dense loss (every lit pixel predicts how many markers lie on its curve, from the
             generator's ground truth); 0 trains from labels alone.
-        init: a folder with the weights to begin with, of a model of the same shape or of fewer layers, which are then
-            copied side by side: 6 become 10 as 0 1 1 2 2 3 3 4 4 5; empty for random ones. A checkpoint carries its
+        init: folder with the initial weights, of a model of the same shape or of fewer layers, which are then
+            copied side by side: 6 become 10 as 0 1 1 2 2 3 3 4 4 5; empty for random weights. A checkpoint carries its
             weights, so resuming does not need the folder.
-        first_stage: number of the stage to begin with, from 0.
-        eval_every: steps between evaluations on the validation part of the stage; 0 for none. They change nothing in
-            the training; the best model is kept, see `train`.
-        eval_examples: how many validation examples are looked at, the first ones; all, where there are fewer.
-        patience: stop after so many evaluations in a row without a better one in the same stage; 0 to go on.
-        seed: of the weights, of the order of images and of fresh ones.
+        first_stage: index of the first stage to train, from 0.
+        eval_every: steps between evaluations on the validation part of the stage; 0 for none. Evaluations do not
+            change the training; the best model is kept, see `train`.
+        eval_examples: number of validation examples, taken from the start of the set; all, if there are fewer.
+        patience: stop after this many evaluations in a row without improvement in the same stage; 0 for never.
+        seed: seed of the weights, the order of images and fresh images.
         precision: ``"fp32"``, or ``"bf16"`` for autocast.
-        activation_checkpointing: recompute activations in the backward, for less memory and more time.
-        imports: names of the modules that register the patterns, where they are the user's own. They are data: whoever
-            goes on from a checkpoint imports them himself.
+        activation_checkpointing: recompute activations in the backward pass: less memory, more time.
+        imports: names of the modules that register your own patterns. They are recorded as data; import them yourself
+            before you resume from a checkpoint.
 
     Raises:
         ValueError: a field out of range.

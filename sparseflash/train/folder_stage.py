@@ -30,10 +30,10 @@ class FolderStage:
         folder: what `sparseflash.pathfinder.read` takes: the release, a part of it, or a folder in its layout.
         size: side of the images.
         level: name of the level folder; easy, intermediate and hard are understood.
-        split: ``"s4"`` (of the hard level alone) or ``"contiguous"``, see `sparseflash.pathfinder.Dataset.split`.
-        tokens: which pixels are tokens, where it is not what the model's config says.
-        examples: how many images there are, once `noted`; 0 before.
-        digest: of the files, once `noted`; empty before.
+        split: ``"s4"`` (hard level only) or ``"contiguous"``, see `sparseflash.pathfinder.Dataset.split`.
+        tokens: which pixels are tokens; None for what the model's config says.
+        examples: number of images, once `noted`; 0 before.
+        digest: digest of the files, once `noted`; empty before.
 
     Raises:
         ValueError: an unknown split, s4 of another level, or unknown tokens.

@@ -34,12 +34,12 @@ class SequenceStage:
 
     Attributes:
         task: one of `sparseflash.lra.TASKS`.
-        length: tokens that are read of a document; what follows them is cut off.
-        folder: where the files are; empty for ListOps that is drawn.
-        grammar: of ListOps that is drawn; None for the Arena's.
+        length: most tokens of a document; the rest is cut off.
+        folder: where the files are; empty for generated ListOps.
+        grammar: the grammar of generated ListOps; None for the Arena's.
         baseline: share of the most frequent answer, if known.
-        examples: how many there are in the files, once `noted`; 0 before, and of drawn ones.
-        digest: of the files, once `noted`; empty before, and of drawn examples.
+        examples: number of examples in the files, once `noted`; 0 before, and for generated ones.
+        digest: digest of the files, once `noted`; empty before, and for generated examples.
 
     Raises:
         ValueError: an unknown task, a length below 1, or trees that are longer.

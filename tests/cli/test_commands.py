@@ -46,7 +46,7 @@ def test_help_teaches_by_examples() -> None:
         "train": 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last',
         "evaluate": "sparseflash evaluate runs/path256",
         "generate": "sparseflash generate --size 256 --count 1000",
-        "doctor": "what works here",
+        "doctor": "test each with a small run",
         "demo": "six minutes",
     }.items():
         assert example in " ".join(invoke(command, "--help").stdout.split())
@@ -524,10 +524,10 @@ def test_control_c_in_a_real_process_saves_and_says_how_to_go_on(tmp_path: Path)
     assert list((run / "checkpoints").iterdir())
 
 
-def test_the_path256_command_of_the_readme_is_a_recipe_for_65536_tokens() -> None:
-    readme = (Path(__file__).parent.parent.parent / "README.md").read_text()
+def test_the_path256_command_of_the_presets_page_is_a_recipe_for_65536_tokens() -> None:
+    page = (Path(__file__).parent.parent.parent / "docs/presets.md").read_text()
     line = 'sparseflash train path256 --pattern "local(512) | butterfly(unit=256)" --first-stage last --steps 100'
-    assert line in readme
+    assert line in page
     config = begun_at("last", recipe("path256", pattern="local(512) | butterfly(unit=256)"))
     assert [stage.tokens_each for stage in config.stages] == [65_536]
     model = PixelTransformer(config.pixel_model)

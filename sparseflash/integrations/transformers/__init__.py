@@ -67,9 +67,7 @@ def register() -> None:
     try:
         import transformers
     except ImportError:
-        raise ImportError(
-            'Transformers is not installed: pip install "sparseflash[transformers]" (version 5 or later)'
-        ) from None
+        raise ImportError('Transformers is not installed: pip install "transformers>=5"') from None
     if int(transformers.__version__.split(".")[0]) < 5:
         raise ImportError(f"block_sparse needs Transformers 5 or later, found {transformers.__version__}")
     transformers.AttentionInterface.register(NAME, block_sparse_attention)
