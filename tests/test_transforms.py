@@ -427,7 +427,12 @@ def test_what_a_transform_makes_first_serves_later_calls(make: Callable[..., obj
 def test_a_tensor_that_a_transform_left_behind_is_read_as_its_values() -> None:
     q = torch.randn(1, 1, 40, 8)
     left = list[Tensor]()
-    torch.func.grad(lambda x: (left.append(x * 1), x.sum())[1])(q)
+
+    def leaving(x: Tensor) -> Tensor:
+        left.append(x * 1)
+        return x.sum()
+
+    torch.func.grad(leaving)(q)
     want, leaf = sf.attention(q, q, q, PATTERN), q.clone().requires_grad_()
     with torch.no_grad():
         assert torch.equal(sf.attention(left[0], left[0], left[0], PATTERN), want)
