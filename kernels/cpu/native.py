@@ -338,6 +338,7 @@ class _Form:
         problem.B, problem.Hq, problem.Hkv, problem.N, problem.M = batch, q_heads, kv_heads, N, M
         problem.D, problem.V, problem.kind = D, V, KINDS[q.dtype]
         problem.sq, problem.sk, problem.sv = (_Strides(*x.stride()[:3]) for x in (q, k, v))
+        problem.so = problem.sdo = _Strides(q_heads * N * V, N * V, V)
         problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
         self.small = self.lines * M * D < SMALL
         # Of dQ in float32, one key head and as many of them as are held at a time.
@@ -370,7 +371,7 @@ class _Call:
     def results(self, q: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for out and lse, whose share the sinks take."""
         out, lse = _empty(self.form.out, q.dtype), _empty(self.form.lse)
-        self.operand("out", "so", out)
+        self.point("out", out)
         self.point("lse", lse)
         if sinks is not None:
             self.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
@@ -388,9 +389,10 @@ class _Call:
         setattr(self.problem, name, x.data_ptr())
 
     def operand(self, name: str, strides: str, x: torch.Tensor) -> None:
-        """A tensor [batch, heads, tokens, dim], read where it lies."""
-        x = _last_dim_dense(x)
-        setattr(self.problem, strides, _Strides(*x.stride()[:3]))
+        """A tensor [batch, heads, tokens, dim] of the shape of out, read where it lies."""
+        if not x.is_contiguous():  # else the strides are those of the form
+            x = _last_dim_dense(x)
+            setattr(self.problem, strides, _Strides(*x.stride()[:3]))
         self.point(name, x)
 
 
@@ -441,7 +443,7 @@ def backward(
     if dlse is not None:
         call.check(dlse, "dlse", form.lse, dlse.dtype)
         call.point("dlse", dlse.float().contiguous())
-    gradients = dq, dk, dv = _empty(q.shape, q.dtype), _empty(k.shape, k.dtype), _empty(v.shape, v.dtype)
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
     call.point("dq", dq)
     call.point("dk", dk)
     call.point("dv", dv)
@@ -451,7 +453,7 @@ def backward(
     if q.dtype != torch.float32:
         call.point("dq_sum", _empty((problem.held * form.one,)))
     build.run("backward", problem)
-    return gradients
+    return dq, dk, dv
 
 
 def decode(
