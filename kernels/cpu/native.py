@@ -340,7 +340,7 @@ class _Form:
         problem.sq, problem.sk, problem.sv = (_Strides(*x.stride()[:3]) for x in (q, k, v))
         problem.so = problem.sdo = _Strides(q_heads * N * V, N * V, V)
         problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
-        self.small = self.lines * M * D < SMALL
+        self.work = self.lines * M * D
         # Of dQ in float32, one key head and as many of them as are held at a time.
         self.one, problem.held = N * D * (q_heads // kv_heads), batch * kv_heads
         if q.dtype != torch.float32:
@@ -366,7 +366,7 @@ class _Call:
             seed = int(score.seed)
             problem.dropping, problem.seed_low, problem.seed_high = 1, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
             problem.limit = dropout.threshold(score.dropout)
-        problem.threads = 1 if self.form.small else torch.get_num_threads()
+        problem.threads = 1 if self.form.work < SMALL else torch.get_num_threads()
 
     def results(self, q: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for out and lse, whose share the sinks take."""
