@@ -107,6 +107,7 @@ release: .venv/ready audit sbom
 	for target in $(TARGETS); do \
 	  PIP_CONSTRAINT=constraints.txt SPARSEFLASH_TARGET=$$target $(BIN)/python -m build --wheel --outdir dist || exit 1; done
 	PIP_CONSTRAINT=constraints.txt SPARSEFLASH_BUILD=none $(BIN)/python -m build --wheel --outdir dist
+	.venv-release/bin/twine check --strict dist/*.tar.gz dist/*.whl
 
 clean:
 	rm -rf .venv .venvs .venv-release dist build fuzz-findings .coverage .mypy_cache .ruff_cache .pytest_cache .hypothesis

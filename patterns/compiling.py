@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from textwrap import shorten
 
@@ -27,6 +27,13 @@ from sparseflash.patterns.waste import WastefulPattern, advice
 from sparseflash.patterns.where import Where
 
 
+def compiled(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
+    """As :meth:`Pattern.compile`, on a grid that is there."""
+    if not is_dataclass(pattern) or type(pattern).__hash__ is None:
+        raise TypeError(f"{type(pattern).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
+    return compile_with_advice(pattern, grid, max_bytes)
+
+
 @MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
@@ -43,7 +50,7 @@ def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES
         check_sample(pattern, mask)
     words = advice(pattern, mask)
     if words is not None:
-        warnings.warn(words, WastefulPattern, stacklevel=3)
+        warnings.warn(words, WastefulPattern, stacklevel=4)
     return mask
 
 

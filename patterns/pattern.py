@@ -118,11 +118,9 @@ class Pattern(Constant, ABC):
         Warns:
             WastefulPattern: long sequences of which many blocks are stored for few allowed pairs.
         """
-        from sparseflash.patterns.compiling import compile_with_advice
+        from sparseflash.patterns.compiling import compiled
 
-        if not dataclasses.is_dataclass(self) or type(self).__hash__ is None:
-            raise TypeError(f"{type(self).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
-        return compile_with_advice(self, make_grid(seq_len, block, q_offset), max_bytes)
+        return compiled(self, make_grid(seq_len, block, q_offset), max_bytes)
 
     def __or__(self, other: Pattern) -> Pattern:
         return Or(self, other) if isinstance(other, Pattern) else _refused("|", other)

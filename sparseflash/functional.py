@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
@@ -24,8 +25,10 @@ from sparseflash.arguments import (
 from sparseflash.kernels.layout import Score
 from sparseflash.padding import kept, padded_table
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
+from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables import LookupTable, lookup
 
@@ -191,6 +194,11 @@ def _mask_arguments(
     return (ops.MaskArguments.of(table) if compiling else table), table.q_offset
 
 
+@lru_cache(maxsize=256)
+def _grid(q_len: int, kv_len: int, block: tuple[int, int]) -> Grid:
+    return make_grid((q_len, kv_len), block, None)
+
+
 def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
     if isinstance(mask, LookupTable):
         # Not mask.device: torch.compile reads no property of a constant table; of a packed one, the buffer alone.
@@ -205,5 +213,5 @@ def _table(mask: AtBlock | BlockMask | LookupTable, q: torch.Tensor, k: torch.Te
         if lengths is not None:
             tokens = int(q.shape[2])
             return kept(lengths, (pattern, block, tokens), lambda: padded_table(pattern, block, lengths, tokens))
-        return lookup(pattern.compile((int(q.shape[2]), int(k.shape[2])), block=block), q.device)
+        return lookup(compiled(pattern, _grid(int(q.shape[2]), int(k.shape[2]), block)), q.device)
     refuse_mask(mask)

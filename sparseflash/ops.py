@@ -56,41 +56,46 @@ class MaskArguments(NamedTuple):
 
 
 class _Operands(NamedTuple):
-    """What the kernels take after q, k and v (and out and lse)."""
+    """What the kernels take of a table, by the names that it has there."""
 
     rows: Side
     columns: Side
     tiles: Tiles
     pattern_of: torch.Tensor
     block: tuple[int, int]
-    score: Score
 
 
-def _operands(q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score) -> _Operands:
+def _operands(
+    q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score
+) -> tuple[_Operands | LookupTable, Score]:
     tensors = mask.table or ()
     if mask.pattern:
         table = named_table(mask.pattern, (q.shape[2], k.shape[2]), mask.layout, q.device, *tensors)
     elif len(tensors) > 1:
         bq, bk = mask.layout
-        return _Operands(*Contents.of(tensors), (bq, bk), score)
+        return _Operands(*Contents.of(tensors), (bq, bk)), score
     else:
         (buffer,) = tensors
         table = LookupTable.unpacked(buffer, mask.layout)
     table.check_fits(q, k)
-    score = score._replace(q_offset=table.q_offset)
-    return _Operands(table.rows, table.columns, table.tiles, table.pattern_of, table.block, score)
+    return table, score._replace(q_offset=table.q_offset)
 
 
 def _forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, operands: _Operands, backend: str
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    table: _Operands | LookupTable,
+    score: Score,
+    backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    rows, _, tiles, pattern_of, block, score = operands
     if backend == "cpu":
         with _as_decided():
-            return cpu.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks)
+            return cpu.forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
     from sparseflash.kernels import triton_forward
 
-    return triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks)
+    return triton_forward.forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
 
 
 def _as_decided() -> AbstractContextManager[object]:
@@ -106,17 +111,19 @@ def _backward(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    operands: _Operands,
+    table: _Operands | LookupTable,
+    score: Score,
     backend: str,
     deterministic: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     dout, dlse, out, lse = results
+    sides = table.rows, table.columns, table.tiles, table.pattern_of, table.block
     if backend == "cpu":
         with _as_decided():
-            return cpu.backward(dout, dlse, q, k, v, out, lse, *operands)
+            return cpu.backward(dout, dlse, q, k, v, out, lse, *sides, score)
     from sparseflash.kernels import triton_backward
 
-    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *operands, deterministic)
+    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *sides, score, deterministic)
 
 
 def _attention(
@@ -131,7 +138,8 @@ def _attention(
     deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    return _forward(q, k, v, sinks, _operands(q, k, MaskArguments(table, layout, pattern), Score(*score)), backend)
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
+    return _forward(q, k, v, sinks, *operands, backend)
 
 
 def _attention_backward(
@@ -150,7 +158,7 @@ def _attention_backward(
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
-    return _backward((dout, dlse, out, lse), q, k, v, operands, backend, deterministic)
+    return _backward((dout, dlse, out, lse), q, k, v, *operands, backend, deterministic)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -205,40 +213,46 @@ transforms.register(
 class _Plain(torch.autograd.Function):
     """A plain call that records its gradient."""
 
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        # That of Function itself looks for transforms, of which a plain call has none.
+        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
+
     @staticmethod
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, table: LookupTable,
         backend: str, deterministic: bool, score: Score,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-        out, lse = _forward(q, k, v, sinks, _operands_of(table, score), backend)
+        out, lse = _forward(q, k, v, sinks, table, score, backend)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, k, v, out, lse, sinks, score.slopes, score.seed)
-        ctx.call = table, backend, deterministic, score._replace(slopes=None, seed=None)
+        if sinks is None and score.slopes is None and score.seed is None:
+            ctx.save_for_backward(q, k, v, out, lse)
+        else:
+            ctx.save_for_backward(q, k, v, out, lse, sinks, score.slopes, score.seed)
+            score = score._replace(slopes=None, seed=None)
+        ctx.call = table, backend, deterministic, score
         return out, lse
 
     @staticmethod
     def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-        q, k, v, out, lse, sinks, slopes, seed = ctx.saved_tensors
+        q, k, v, out, lse, *features = ctx.saved_tensors
         table, backend, deterministic, score = ctx.call
-        score = score._replace(slopes=slopes, seed=seed)
         if dout is None:
             dout = torch.zeros_like(out)
         dsinks = None
-        if sinks is not None:
-            dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+        if features:
+            sinks, slopes, seed = features
+            score = score._replace(slopes=slopes, seed=seed)
+            if sinks is not None:
+                dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
         # A gradient that is recorded itself is for the operator, which refuses to be differentiated.
         if torch.is_grad_enabled() or not transforms.plain(q, dout, dlse):
             mask = MaskArguments.of(table)
             given = (dout, dlse, q, k, v, out, lse, *mask, backend, deterministic, *score)
             dq, dk, dv = torch.ops.sparseflash.attention_backward(*given)
         else:
-            operands = _operands_of(table, score)
-            dq, dk, dv = _backward((dout, dlse, out, lse), q, k, v, operands, backend, deterministic)
+            dq, dk, dv = _backward((dout, dlse, out, lse), q, k, v, table, score, backend, deterministic)
         return dq, dk, dv, dsinks, None, None, None, None
-
-
-def _operands_of(table: LookupTable, score: Score) -> _Operands:
-    return _Operands(table.rows, table.columns, table.tiles, table.pattern_of, table.block, score)
 
 
 def attention(
@@ -260,9 +274,9 @@ def attention(
             if torch.is_grad_enabled() and (
                 q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
             ):
-                out, lse = _Plain.apply(q, k, v, sinks, mask, backend, deterministic, score)  # type: ignore[no-untyped-call]
+                out, lse = _Plain.apply(q, k, v, sinks, mask, backend, deterministic, score)
                 return out, lse
-            return _forward(q, k, v, sinks, _operands_of(mask, score), backend)
+            return _forward(q, k, v, sinks, mask, score, backend)
         mask = MaskArguments.of(mask)
     out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, deterministic, *score)
     return out, lse

@@ -133,7 +133,8 @@ class LookupTable:
         lengths = q.shape[2], k.shape[2]
         if self.shape[0] != lengths[0] or self.shape[1] != lengths[1]:
             raise ValueError(f"the mask is for (q_len, kv_len) = {self.shape}, q and k have {lengths} tokens")
-        for size, have, what in zip(self.pattern_of.shape, q.shape[:2], ("samples", "query heads"), strict=True):
+        samples, heads = self.pattern_of.shape
+        for size, have, what in ((samples, q.shape[0], "samples"), (heads, q.shape[1], "query heads")):
             if size not in (1, have):
                 raise ValueError(f"the mask is for {size} {what}, q has {have} (shape {tuple(q.shape)})")
 
@@ -201,7 +202,9 @@ def check_not_capturing(device: torch.device) -> None:
 
 def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
     """A cached function that makes tensors; inside a FakeTensorMode without its cache, for fake ones must not stay."""
-    return cached if active_fake_mode() is None else cached.__wrapped__
+    # Without any mode there is none of those, which are looked for slowly.
+    fake = torch._C._len_torch_dispatch_stack() and active_fake_mode() is not None
+    return cached.__wrapped__ if fake else cached
 
 
 def lasting(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:

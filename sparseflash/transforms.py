@@ -196,10 +196,13 @@ def plain(*tensors: torch.Tensor | None) -> bool:
     ):
         return False
     for x in tensors:
-        # Of a negated view the dispatcher hands over the values.
-        if x is not None and (type(x) not in PLAIN_TYPES or x.is_neg() or x._is_zerotensor()):
+        # Of a negated view, and of what a transform of torch.func left behind, the dispatcher hands over the values.
+        if x is not None and (type(x) not in PLAIN_TYPES or x.is_neg() or x._is_zerotensor() or _of_a_transform(x)):
             return False
     return True
+
+
+_of_a_transform = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _slices_of(name: str) -> Callable[..., Any]:

@@ -165,14 +165,19 @@ def test_what_is_planned_of_a_table_lives_as_long_as_it() -> None:
         assert library is not None
         return native._plan(library, rows, columns, table.tiles, table.pattern_of, table.block)
 
-    one, both = plan(rows), plan(rows, columns)
-    assert one is plan(rows) is not both
-    assert both is plan(rows, columns)
-    assert one is not plan(rows._replace(tile=rows.tile.clone()))
-    gone = [weakref.ref(found) for found in (plan(rows), both)]
-    del rows, columns, one, both
+    one = plan(rows)
+    assert one is plan(rows)
+    both = plan(rows, columns)
+    assert one.held["turned"] is both.held["turned"]
+    assert both is plan(rows, columns) is plan(rows)
+    other = plan(rows, columns._replace(tile=columns.tile.clone()))
+    assert other is not both
+    assert other.held["turned"] is one.held["turned"]
+    assert other is not plan(rows._replace(tile=rows.tile.clone()))
+    gone = [weakref.ref(found) for found in (plan(rows, columns), one, both, other)]
+    del rows, columns, one, both, other
     gc.collect()
-    assert [found() for found in gone] == [None, None]
+    assert [found() for found in gone] == [None] * 4
 
 
 @pytest.mark.alone

@@ -424,6 +424,23 @@ def test_what_a_transform_makes_first_serves_later_calls(make: Callable[..., obj
     assert sf.decode(q, k, k, pattern, lengths=80).isfinite().all()
 
 
+def test_a_tensor_that_a_transform_left_behind_is_read_as_its_values() -> None:
+    q = torch.randn(1, 1, 40, 8)
+    left = list[Tensor]()
+
+    def leaving(x: Tensor) -> Tensor:
+        left.append(x * 1)
+        return x.sum()
+
+    torch.func.grad(leaving)(q)
+    want, leaf = sf.attention(q, q, q, PATTERN), q.clone().requires_grad_()
+    with torch.no_grad():
+        assert torch.equal(sf.attention(left[0], left[0], left[0], PATTERN), want)
+    out = sf.attention(leaf, left[0], left[0], PATTERN)
+    assert torch.equal(out, want)
+    assert torch.autograd.grad(out.sum(), leaf)[0].isfinite().all()
+
+
 def test_derivatives_of_outer_levels() -> None:
     """Eager autograd around torch.func, and what torch.no_grad says in between."""
     case = random_case(3, 1, 2, 1, 40, 40, 8, 8, torch.float32)

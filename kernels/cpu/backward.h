@@ -130,8 +130,8 @@ template <class T, bool P, bool F> struct Column {
         const float *l = g < n / G ? lse + g * G : lse_tail, *d = g < n / G ? delta + g * G : delta_tail;
         for (int r = 0; r < G; r += R) weigh(p, i, g, r, at, col, row, q_rows, do_rows, l + r, d + r, bits, words);
       }
-      add(do_sums, P ? scores : weights, numbers, count, false, dv + (long)p * PW * v_dims, v_dims);
-      add(q_sums, P ? dp : ds[p], numbers, count, !P, dk + (long)p * PW * k_dims, k_dims);
+      add_products<P>(do_sums, P ? scores : weights, numbers, count, false, dv + (long)p * PW * v_dims, v_dims);
+      add_products<P>(q_sums, P ? dp : ds[p], numbers, count, !P, dk + (long)p * PW * k_dims, k_dims);
     }
     take_turn(at, col, row, n, groups, first);
   }
@@ -215,24 +215,6 @@ template <class T, bool P, bool F> struct Column {
     for (int i = 0; i < VL; i++) number[i] = i;
     const vu hash = mixed(row_key(a, at, query) + (number + (uint32_t)(key + 1)) * GOLDEN) >> 8;
     return (vi)hash < (int32_t)a.limit;
-  }
-
-  // to += x' y of the queries of some groups: y lies group after group as they are numbered, or where their numbers say.
-  INLINE void add(const Lines& x, const float* y, const int* numbers, int count, bool by_number, float* to, int dims) {
-    for (int d = 0; d < dims; d += R) {
-      vf acc[R][C] = {};
-      for (int i = 0; i < count; i++) {
-        const int g = numbers[i];
-        product<P>(acc, x.group(g) + d, 1, x.step(g), G / E, y + (by_number ? g : i) * (G / E) * PW, PW);
-      }
-      UNROLL
-      for (int r = 0; r < R; r++)
-        UNROLL
-        for (int c = 0; c < C; c++) {
-          float* at = to + (d + r) * PW + c * VL;
-          store(at, load(at) + acc[r][c]);
-        }
-    }
   }
 
   // Add this column's part of dQ to a block row, after all columns before it.

@@ -162,21 +162,7 @@ template <class T, bool P, bool F> struct Rows {
     raise(p, largest);
     exponentials(p, first, groups, count);
     // A block's share is summed up apart: long sums round less.
-    float* to = out + (long)p * PW * dims;
-    for (int d = 0; d < dims; d += R) {
-      vf acc[R][C] = {};
-      for (int i = 0; i < count; i++) {
-        const int g = groups[i];
-        product<P>(acc, values.group(g) + d, 1, values.step(g), P ? G / 2 : G, weights + i * (P ? G / 2 : G) * PW, PW);
-      }
-      UNROLL
-      for (int r = 0; r < R; r++)
-        UNROLL
-        for (int c = 0; c < C; c++) {
-          float* at = to + (d + r) * PW + c * VL;
-          store(at, load(at) + acc[r][c]);
-        }
-    }
+    add_products<P>(values, weights, groups, count, false, out + (long)p * PW * dims, dims);
   }
 
   // Scores of R keys of a group.

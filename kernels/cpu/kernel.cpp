@@ -6,36 +6,28 @@
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-template <bool F> static int attend(const Problem& a) {
-  // Pairs are read where they lie: whole ones.
-  const bool even = a.D % G == 0 && a.V % G == 0 && a.sq[2] % 2 == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0;
-  if (a.kind == 0) return forward<float, false, F>(a);
-  if (a.kind == 2) return forward<fp16, false, F>(a);
-  if constexpr (PAIRS)
-    if (even) return forward<bf16, true, F>(a);
-  return forward<bf16, false, F>(a);
+enum Pass { FORWARD, BACKWARD, DECODE };
+template <Pass W, class T, bool P, bool F> static int walk(const Problem& a) {
+  if constexpr (W == FORWARD) return forward<T, P, F>(a);
+  if constexpr (W == BACKWARD) return backward<T, P, F>(a);
+  if constexpr (W == DECODE) return decode<T, P, F>(a);
 }
-template <bool F> static int differentiate(const Problem& a) {
-  const bool even = a.D % G == 0 && a.V % G == 0 && a.sq[2] % 2 == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0 && a.sdo[2] % 2 == 0;
-  if (a.kind == 0) return backward<float, false, F>(a);
-  if (a.kind == 2) return backward<fp16, false, F>(a);
+template <Pass W, bool F> static int of_kind(const Problem& a) {
+  // Pairs are read where they lie: whole ones. (Queries of decoding are copied.)
+  const bool even = a.D % G == 0 && a.V % G == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0 &&
+                    (W == DECODE || a.sq[2] % 2 == 0) && (W != BACKWARD || a.sdo[2] % 2 == 0);
+  if (a.kind == 0) return walk<W, float, false, F>(a);
+  if (a.kind == 2) return walk<W, fp16, false, F>(a);
   if constexpr (PAIRS)
-    if (even) return backward<bf16, true, F>(a);
-  return backward<bf16, false, F>(a);
+    if (even) return walk<W, bf16, true, F>(a);
+  return walk<W, bf16, false, F>(a);
 }
-template <bool F> static int decode_all(const Problem& a) {
-  const bool even = a.D % G == 0 && a.V % G == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0;
-  if (a.kind == 0) return decode<float, false, F>(a);
-  if (a.kind == 2) return decode<fp16, false, F>(a);
-  if constexpr (PAIRS)
-    if (even) return decode<bf16, true, F>(a);
-  return decode<bf16, false, F>(a);
-}
+template <Pass W> static int run(const Problem* a) { return featured(*a) ? of_kind<W, true>(*a) : of_kind<W, false>(*a); }
 
 // 0, or 1 where memory ran out and results are not to be used.
-EXPORT int32_t sparseflash_forward(const Problem* a) { return featured(*a) ? attend<true>(*a) : attend<false>(*a); }
-EXPORT int32_t sparseflash_backward(const Problem* a) { return featured(*a) ? differentiate<true>(*a) : differentiate<false>(*a); }
-EXPORT int32_t sparseflash_decode(const Problem* a) { return featured(*a) ? decode_all<true>(*a) : decode_all<false>(*a); }
+EXPORT int32_t sparseflash_forward(const Problem* a) { return run<FORWARD>(a); }
+EXPORT int32_t sparseflash_backward(const Problem* a) { return run<BACKWARD>(a); }
+EXPORT int32_t sparseflash_decode(const Problem* a) { return run<DECODE>(a); }
 
 EXPORT int64_t sparseflash_problem_size(void) { return sizeof(Problem); }
 EXPORT int64_t sparseflash_panel(void) { return PW; }

@@ -7,13 +7,14 @@ table says is taken at its word, as on a GPU (``LookupTable.check``).
 from __future__ import annotations
 
 import ctypes
-import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from functools import lru_cache
+from operator import is_
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from weakref import ref
 
 import numpy as np
@@ -31,6 +32,8 @@ HELD = 1 << 25
 SPLIT = 2048
 # Multiplications below which one thread is as fast as several.
 SMALL = 1 << 18
+# Kinds of operands that a table's plan remembers.
+FORMS = 64
 VARIABLE = "SPARSEFLASH_CPU"
 PLAIN = "plain"
 
@@ -188,20 +191,20 @@ def serves(q: torch.Tensor, score: Score) -> bool:
 
 
 class _Plan:
-    """What the walk needs of a table, but for tensors that a call brings: the fields of a problem that it fills.
+    """What the walks need of a table, but for tensors that a call brings: the fields of a problem that it fills.
 
-    Beside what lies in a table these are its tiles from the keys' side, and what of them can be skipped.
+    Beside what lies in a table these are its tiles from the keys' side, and what of them can be skipped. Both passes
+    share it; block columns are looked at when the first gradient asks for them.
     """
 
     def __init__(
-        self, library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor,
-        block: tuple[int, int],
-    ) -> None:  # fmt: skip
+        self, library: Library, rows: Side, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+    ) -> None:
         bits = tiles.bits.detach().contiguous()
         bq, bk = block
         count = len(bits)
         # Of what the kernel is about to read by number: how many block columns there are at least, and block rows.
-        self.most_cols, self.most_rows = _most(rows, count), 0 if columns is None else _most(columns, count)
+        self.most_cols, self.most_rows = _most(rows, count), 0
         self.samples, self.heads = pattern_of.shape
         if pattern_of.min() < 0 or pattern_of.max() >= len(rows.spans):
             raise ValueError("the table names patterns that it does not have: its check() says where")
@@ -212,18 +215,58 @@ class _Plan:
         for cells, tile, lines, lanes in ((row_cells, turned, bk, bq), (col_cells, bits, bq, bk)):
             numbers = number(count), number(lines), number(lanes)
             library.cells(at(tile.data_ptr()), at(cells.data_ptr()), *numbers)
-        fields = {"bits": bits, "turned": turned, "row_cells": row_cells, "col_cells": col_cells}
-        fields |= {"seen_keys": tiles.seen_keys, "pattern_of": pattern_of}
-        fields |= {f"row_{name}": getattr(rows, name) for name in ("spans", "full", "partial", "tile", "order")}
         steps = (0 if self.samples == 1 else self.heads), (0 if self.heads == 1 else 1)
         self.problem = Problem(BQ=bq, BK=bk, nQ=rows.spans.shape[1], pattern_b=steps[0], pattern_h=steps[1])
-        if columns is not None:
-            fields |= {f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")}
-            self.problem.nK = columns.spans.shape[1]
-        # Aliases: the key of the plan must not be kept alive by it.
-        self.held = {name: x.detach().contiguous() for name, x in fields.items()}
-        for name, x in self.held.items():
-            setattr(self.problem, name, x.data_ptr())
+        self.held, self.forms = dict[str, torch.Tensor](), dict[Hashable, _Form]()
+        self.point(
+            {"bits": bits, "turned": turned, "row_cells": row_cells, "col_cells": col_cells}
+            | {"seen_keys": tiles.seen_keys, "pattern_of": pattern_of}
+            | {f"row_{name}": getattr(rows, name) for name in ("spans", "full", "partial", "tile", "order")}
+        )
+        # What it was made of must not be kept alive by it.
+        self._made_for, self._columns = (library, block), list[ref[torch.Tensor]]()
+        self._made_of = [ref(x) for x in (*rows[:5], *tiles, pattern_of)]
+
+    def point(self, fields: Mapping[str, torch.Tensor]) -> None:
+        """Let fields be the addresses of tensors, of aliases that are kept."""
+        for name, x in fields.items():
+            self.held[name] = x.detach().contiguous()
+            setattr(self.problem, name, self.held[name].data_ptr())
+
+    def is_of(
+        self, library: Library, rows: Side, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+    ) -> bool:
+        """Whether it was made of these very tensors."""
+        return self._made_for == (library, block) and _all_are(self._made_of, (*rows[:5], *tiles, pattern_of))
+
+    def beside(self, columns: Side) -> _Plan:
+        """The plan that knows these block columns too."""
+        if self._columns and _all_are(self._columns, columns[:4]):
+            return self
+        both = copy(self)  # another thread may be reading this one
+        both.problem, both.held, both.forms = Problem.from_buffer_copy(self.problem), dict(self.held), {}
+        both.most_rows = _most(columns, len(self.held["bits"]))
+        both.problem.nK = columns.spans.shape[1]
+        both.point({f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")})
+        both._columns = [ref(x) for x in columns[:4]]
+        return both
+
+    def form(self, call: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: Score) -> _Form:
+        """Of a call's operands what was looked at once, for all calls that are alike."""
+        key = (
+            *(call, q.shape, q.stride(), q.dtype, k.shape, k.stride(), k.dtype, v.shape, v.stride(), v.dtype),
+            *(score.scale, score.softcap, score.q_offset),
+        )
+        found = self.forms.get(key)
+        if found is None:
+            if len(self.forms) >= FORMS:
+                self.forms.clear()
+            found = self.forms[key] = _Form(self, call, q, k, v, score)
+        return found
+
+
+def _all_are(kept: Sequence[ref[torch.Tensor]], tensors: Sequence[torch.Tensor]) -> bool:
+    return all(map(is_, [that() for that in kept], tensors))
 
 
 def _most(side: Side, tiles: int) -> int:
@@ -249,65 +292,86 @@ def _most(side: Side, tiles: int) -> int:
     return most
 
 
-# For the spans of a table's rows, or of its columns in the backward: what else the plan was made of, and the plan.
+# For the spans of a table's rows.
 _plans = WeakTensorKeyDictionary()
 
 
 def _plan(
     library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
 ) -> _Plan:
-    spans = rows.spans if columns is None else columns.spans
-    others = *rows[:5], *(columns or ())[1:4], *tiles, pattern_of
-    known = _plans.get(spans)
-    if known is not None:
-        key, were, plan = known
-        if key == (block, library.panel) and all(that() is x for that, x in zip(were, others, strict=True)):
-            return cast(_Plan, plan)
-    plan = _Plan(library, rows, columns, tiles, pattern_of, block)
-    _plans[spans] = (block, library.panel), [ref(x) for x in others], plan
-    return plan
+    known: _Plan | None = _plans.get(rows.spans)
+    if known is None or not known.is_of(library, rows, tiles, pattern_of, block):
+        known = _plans[rows.spans] = _Plan(library, rows, tiles, pattern_of, block)
+    if columns is None:
+        return known
+    both = known.beside(columns)
+    if both is not known:
+        _plans[rows.spans] = both
+    return both
+
+
+class _Form:
+    """What calls on operands of equal shapes, strides and dtypes have in common: a problem without their addresses."""
+
+    def __init__(self, plan: _Plan, call: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, score: Score) -> None:
+        self.problem = problem = Problem.from_buffer_copy(plan.problem)
+        batch, q_heads, N, D = q.shape
+        kv_heads, M, V = *k.shape[1:3], v.shape[3]
+        bq, bk = problem.BQ, problem.BK
+        if (
+            not (k.shape[0] == batch == v.shape[0] and k.shape[1:3] == v.shape[1:3] and k.shape[3] == D)
+            or not (q.dtype == k.dtype == v.dtype and q_heads % kv_heads == 0)
+            or (call != "decode" and plan.most_cols > -(-M // bk))
+            or not (plan.samples in (1, batch) and plan.heads in (1, q_heads))
+        ):
+            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype}, {k.dtype}, {v.dtype}"
+            raise ValueError(f"operands do not fit each other, or the table: {shapes}")
+        if call == "decode" and problem.nQ * bq < M:
+            raise ValueError(f"the table is not for {M} tokens")
+        if call == "forward" and problem.nQ * bq - N not in range(bq):
+            raise ValueError(f"the table is not for {N} queries")
+        if call == "backward" and (
+            problem.nQ * bq - N not in range(bq) or plan.most_rows > problem.nQ or problem.nK * bk - M not in range(bk)
+        ):
+            raise ValueError(f"the table is not for {N} queries and {M} keys")
+        self.out, self.lse, self.lines = (batch, q_heads, N, V), (batch, q_heads, N), batch * q_heads * N
+        problem.B, problem.Hq, problem.Hkv, problem.N, problem.M = batch, q_heads, kv_heads, N, M
+        problem.D, problem.V, problem.kind = D, V, KINDS[q.dtype]
+        problem.sq, problem.sk, problem.sv = (_Strides(*x.stride()[:3]) for x in (q, k, v))
+        problem.so = problem.sdo = _Strides(q_heads * N * V, N * V, V)
+        problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
+        self.work = self.lines * M * D
+        # Of dQ in float32, one key head and as many of them as are held at a time.
+        self.one, problem.held = N * D * (q_heads // kv_heads), batch * kv_heads
+        if q.dtype != torch.float32:
+            problem.held = min(problem.held, max(1, HELD // (4 * self.one)))
 
 
 class _Call:
     """A problem that is being filled in, and the tensors that it points at."""
 
-    def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score, decoding: bool = False
-    ) -> None:
-        self.problem, self.held = Problem.from_buffer_copy(plan.problem), list[torch.Tensor]()
+    def __init__(self, call: str, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, plan: _Plan, score: Score) -> None:
+        q, k, v = _last_dim_dense(q), _last_dim_dense(k), _last_dim_dense(v)
+        self.plan, self.form = plan, plan.form(call, q, k, v, score)
+        self.problem, self.held = Problem.from_buffer_copy(self.form.problem), list[torch.Tensor]()
         problem = self.problem
-        batch, q_heads, N, D = q.shape
-        if (
-            not (k.shape[0] == batch == v.shape[0] and k.shape[1:3] == v.shape[1:3] and k.shape[3] == D)
-            or not (q.dtype == k.dtype == v.dtype and q_heads % k.shape[1] == 0)
-            or (not decoding and plan.most_cols > -(-k.shape[2] // problem.BK))
-            or not (plan.samples in (1, batch) and plan.heads in (1, q_heads))
-        ):
-            shapes = f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}, {q.dtype}, {k.dtype}, {v.dtype}"
-            raise ValueError(f"operands do not fit each other, or the table: {shapes}")
-        problem.N, problem.D = N, D
-        problem.B, problem.Hq, problem.Hkv, problem.M, problem.V = batch, q_heads, *k.shape[1:3], v.shape[3]
-        problem.kind = KINDS[q.dtype]
-        for name, x in (("q", q), ("k", k), ("v", v)):
-            self.operand(name, f"s{name}", x)
-        problem.scale, problem.softcap, problem.q_offset = score.scale, score.softcap or 0.0, score.q_offset
+        self.point("q", q)
+        self.point("k", k)
+        self.point("v", v)
         if score.slopes is not None:
-            slopes = score.slopes.float().expand(batch, q_heads)
+            slopes = score.slopes.float().expand(q.shape[:2])
             problem.slope_b, problem.slope_h = slopes.stride()
             self.point("slopes", slopes)
         if score.seed is not None:
             seed = int(score.seed)
             problem.dropping, problem.seed_low, problem.seed_high = 1, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
             problem.limit = dropout.threshold(score.dropout)
-        small = batch * q_heads * N * k.shape[2] * D < SMALL
-        problem.threads = 1 if small else torch.get_num_threads()
+        problem.threads = 1 if self.form.work < SMALL else torch.get_num_threads()
 
-    def results(
-        self, q: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def results(self, q: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for out and lse, whose share the sinks take."""
-        out, lse = _empty((*q.shape[:3], v.shape[3]), q.dtype), _empty(q.shape[:3])
-        self.operand("out", "so", out)
+        out, lse = _empty(self.form.out, q.dtype), _empty(self.form.lse)
+        self.point("out", out)
         self.point("lse", lse)
         if sinks is not None:
             self.check(sinks, "sinks", q.shape[1:2], sinks.dtype)
@@ -316,7 +380,7 @@ class _Call:
 
     def check(self, x: torch.Tensor, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Raise ValueError unless a tensor is of this shape and dtype."""
-        if tuple(x.shape) != tuple(shape) or x.dtype != dtype:
+        if x.shape != shape or x.dtype != dtype:
             raise ValueError(f"{name} must be {dtype} {tuple(shape)}, got {x.dtype} {tuple(x.shape)}")
 
     def point(self, name: str, x: torch.Tensor) -> None:
@@ -325,13 +389,15 @@ class _Call:
         setattr(self.problem, name, x.data_ptr())
 
     def operand(self, name: str, strides: str, x: torch.Tensor) -> None:
-        """A tensor [batch, heads, tokens, dim], read where it lies."""
-        *steps, last = x.stride()
-        if last != 1:
-            x = x.contiguous()
-            steps = list(x.stride()[:3])
-        setattr(self.problem, strides, _Strides(*steps))
+        """A tensor [batch, heads, tokens, dim] of the shape of out, read where it lies."""
+        if not x.is_contiguous():  # else the strides are those of the form
+            x = _last_dim_dense(x)
+            setattr(self.problem, strides, _Strides(*x.stride()[:3]))
         self.point(name, x)
+
+
+def _last_dim_dense(x: torch.Tensor) -> torch.Tensor:
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
 def _empty(shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -353,10 +419,8 @@ def forward(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32."""
     build = _served()
-    call = _Call(q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
-    if call.problem.nQ * block[0] - q.shape[2] not in range(block[0]):
-        raise ValueError(f"the table is not for {q.shape[2]} queries")
-    out, lse = call.results(q, v, sinks)
+    call = _Call("forward", q, k, v, _plan(build, rows, None, tiles, pattern_of, block), score)
+    out, lse = call.results(q, sinks)
     build.run("forward", call.problem)
     return out, lse
 
@@ -368,40 +432,28 @@ def backward(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes."""
     build = _served()
-    plan = _plan(build, rows, columns, tiles, pattern_of, block)
-    call = _Call(q, k, v, plan, score)
-    problem = call.problem
-    shape = *q.shape[:3], v.shape[3]
-    if (
-        problem.nQ * block[0] - q.shape[2] not in range(block[0])
-        or plan.most_rows > problem.nQ
-        or (problem.nK * block[1] - k.shape[2] not in range(block[1]))
-    ):
-        raise ValueError(f"the table is not for {q.shape[2]} queries and {k.shape[2]} keys")
-    call.check(out, "out", shape, q.dtype)
-    call.check(dout, "dout", shape, q.dtype)
-    call.check(lse, "lse", shape[:3], torch.float32)
+    call = _Call("backward", q, k, v, _plan(build, rows, columns, tiles, pattern_of, block), score)
+    form, problem = call.form, call.problem
+    call.check(out, "out", form.out, q.dtype)
+    call.check(dout, "dout", form.out, q.dtype)
+    call.check(lse, "lse", form.lse, torch.float32)
     call.operand("out", "so", out)
     call.operand("dout", "sdo", dout)
     call.point("lse", lse.contiguous())
     if dlse is not None:
-        call.check(dlse, "dlse", shape[:3], dlse.dtype)
+        call.check(dlse, "dlse", form.lse, dlse.dtype)
         call.point("dlse", dlse.float().contiguous())
-    gradients = _empty(q.shape, q.dtype), _empty(k.shape, k.dtype), _empty(v.shape, v.dtype)
-    for name, gradient in zip(("dq", "dk", "dv"), gradients, strict=True):
-        call.point(name, gradient)
-    lines = math.prod(q.shape[:3])
-    call.point("delta", _empty((lines,)))
-    call.point("lse2", _empty((lines,)))
+    dq, dk, dv = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
+    call.point("dq", dq)
+    call.point("dk", dk)
+    call.point("dv", dv)
+    call.point("delta", _empty((form.lines,)))
+    call.point("lse2", _empty((form.lines,)))
     call.point("turns", _empty((q.shape[0] * q.shape[1] * problem.nQ,), torch.int32).zero_())
-    heads = q.shape[0] * k.shape[1]
-    problem.held = heads
     if q.dtype != torch.float32:
-        one = q.shape[2] * q.shape[3] * (q.shape[1] // k.shape[1])
-        problem.held = min(heads, max(1, HELD // (4 * one)))
-        call.point("dq_sum", _empty((problem.held * one,)))
+        call.point("dq_sum", _empty((problem.held * form.one,)))
     build.run("backward", problem)
-    return gradients
+    return dq, dk, dv
 
 
 def decode(
@@ -411,16 +463,14 @@ def decode(
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""
     build = _served()
     plan = _plan(build, rows, None, tiles, pattern_of, block)
-    call = _Call(q, k, v, plan, score, decoding=True)
-    problem = call.problem
-    if problem.nQ * block[0] < k.shape[2]:
-        raise ValueError(f"the table is not for {k.shape[2]} tokens")
+    call = _Call("decode", q, k, v, plan, score)
+    form, problem = call.form, call.problem
     call.check(lengths, "lengths", q.shape[:1], lengths.dtype)
-    out, lse = call.results(q, v, sinks)
+    out, lse = call.results(q, sinks)
     call.point("lengths", lengths.long().contiguous())
     problem.chunk = max(1, SPLIT // block[1])
     # A table may be for more tokens than the cache has room for: no row has more entries than there are columns.
     problem.chunks = max(1, -(-plan.most_cols // problem.chunk))
-    call.point("parts", _empty((math.prod(q.shape[:3]), problem.chunks, v.shape[3] + 2)))
+    call.point("parts", _empty((form.lines, problem.chunks, v.shape[3] + 2)))
     build.run("decode", problem)
     return out, lse

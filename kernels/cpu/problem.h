@@ -195,6 +195,26 @@ static Lines lines(const void* at, long line, int n, int words, bool pairs_of_li
   return found;
 }
 
+// to += x' y of the lines of some groups: y lies group after group as they are numbered, or where their numbers say.
+template <bool P>
+static INLINE void add_products(const Lines& x, const float* y, const int* numbers, int count, bool by_number, float* to, int dims) {
+  constexpr int each = P ? G / 2 : G;
+  for (int d = 0; d < dims; d += R) {
+    vf acc[R][C] = {};
+    for (int i = 0; i < count; i++) {
+      const int g = numbers[i];
+      product<P>(acc, x.group(g) + d, 1, x.step(g), each, y + (by_number ? g : i) * each * PW, PW);
+    }
+    UNROLL
+    for (int r = 0; r < R; r++)
+      UNROLL
+      for (int c = 0; c < C; c++) {
+        float* at = to + (d + r) * PW + c * VL;
+        store(at, load(at) + acc[r][c]);
+      }
+  }
+}
+
 // The numbers of the bits set in a word, and how many.
 static INLINE int listed(uint64_t bits, int* numbers) {
   int n = 0;

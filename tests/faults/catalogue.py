@@ -175,8 +175,8 @@ NATIVE = [
     Fault("the cap has no derivative", "backward.h", "s0 *= load(b), s1 *= load(b + PW);", "(void)b;"),
     Fault("survivors of dropout are not scaled", "backward.h", "y[d * PW] * (F ? retained(a) : 1.f)", "y[d * PW]"),
     Fault(
-        "a block's gradients overwrite those before",
-        "backward.h",
+        "a block's share overwrites those before",
+        "problem.h",
         "store(at, load(at) + acc[r][c]);",
         "store(at, acc[r][c]);",
     ),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import sys
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
@@ -51,7 +51,7 @@ def _protect(at: int, access: int) -> None:
 
 def guard(place: str) -> None:
     """From now on, in this process."""
-    point, run, planned = native._Call.point, native.Library.run, native._Plan.__init__
+    point, run, planned = native._Call.point, native.Library.run, native._Plan.point
 
     def guarded_point(self: native._Call, name: str, x: torch.Tensor) -> None:
         point(self, name, x)
@@ -65,15 +65,16 @@ def guard(place: str) -> None:
         for field, guarded in vars(problem).pop("guarded").items():
             guarded.release(back=field in RESULTS)
 
-    def guarded_plan(self: native._Plan, *arguments: Any) -> None:
-        planned(self, *arguments)
-        vars(self)["guarded"] = {name: Guarded(x, place) for name, x in self.held.items()}
-        for name, guarded in vars(self)["guarded"].items():
+    def guarded_plan(self: native._Plan, fields: Mapping[str, torch.Tensor]) -> None:
+        planned(self, fields)
+        for name in fields:
+            guarded = Guarded(self.held[name], place)
+            vars(self).setdefault("guarded", []).append(guarded)
             setattr(self.problem, name, guarded.address)
 
     native._Call.point = guarded_point  # type: ignore[method-assign]
     native.Library.run = guarded_run  # type: ignore[assignment,method-assign]
-    native._Plan.__init__ = guarded_plan  # type: ignore[assignment,method-assign]
+    native._Plan.point = guarded_plan  # type: ignore[method-assign]
 
 
 def main(place: str, first: str, count: str) -> None:
