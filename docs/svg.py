@@ -17,15 +17,15 @@ EMPTY, FULL, PARTIAL, MASKED = map(colour, (EMPTY_COLOUR, FULL_COLOUR, PARTIAL_C
 
 
 class Drawing:
-    """Rectangles, lines and words on white, in pixels."""
+    """Rectangles, lines and words on paper, in pixels."""
 
-    def __init__(self, width: int, height: int, about: str) -> None:
+    def __init__(self, width: int, height: int, about: str, paper: str = EMPTY, font: str = "monospace") -> None:
         self.parts = [
             f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
-            f'viewBox="0 0 {width} {height}" font-family="monospace" font-size="13" role="img">',
+            f'viewBox="0 0 {width} {height}" font-family="{font}" font-size="13" role="img">',
             f"<title>{escape(about)}</title>",
         ]
-        self.box(0, 0, width, height, EMPTY, line=None)
+        self.box(0, 0, width, height, paper, line=None)
 
     def box(self, x: float, y: float, width: float, height: float, fill: str, line: str | None = GREY) -> None:
         stroke = f' stroke="{line}"' if line else ""

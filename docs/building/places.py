@@ -17,7 +17,8 @@ MOVED = {
     "benchmarks/README.md": "benchmarks/index.md",
 }
 CODE = re.compile(r"(^ *```.*?^ *```[^\n]*$|`[^`\n]+`)", re.DOTALL | re.MULTILINE)
-LINK = re.compile(r"(?<=\]\()([^)\s#]+)(#[^)\s]*)?(?=\))")
+# In Markdown, and in the HTML of pictures.
+LINK = re.compile(r"""(?:(?<=\]\()|(?<=\bsrc=")|(?<=\bsrcset="))([^)"\s#]+)(#[^)"\s]*)?(?=[)"])""")
 
 
 def place_of(path: str) -> str:
@@ -44,6 +45,8 @@ def followed(text: str, path: str) -> str:
     Example:
         >>> followed("see [figures](../benchmarks/README.md#cpu), [here](#a), `[x](y)`", "docs/cpu.md")
         'see [figures](benchmarks/index.md#cpu), [here](#a), `[x](y)`'
+        >>> followed('<img src="docs/front/a.svg">', "README.md")
+        '<img src="front/a.svg">'
     """
     page = place_of(path)
 
@@ -69,6 +72,33 @@ def referring(text: str, names: set[str]) -> str:
         return f"[{code}][{name}]" if name in names else code
 
     return changed(text, inline=linked)
+
+
+def plain_cells(text: str) -> str:
+    r"""Markdown whose code in tables has plain bars: the site takes them as they are, where GitHub wants `\|`.
+
+    Example:
+        >>> plain_cells(r"| `causal() \| local(8)` | 2 |")
+        '| `causal() | local(8)` | 2 |'
+    """
+    return changed(text, inline=lambda code: code.replace("\\|", "|"))
+
+
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
+    r'<img src="([^"]+)"([^>]*)>\s*</picture>'
+)
+
+
+def both_schemes(text: str) -> str:
+    """Markdown whose pictures for light and dark follow the site's switch, not the system alone.
+
+    Example:
+        >>> dark = '<source media="(prefers-color-scheme: dark)" srcset="d.svg">'
+        >>> print(both_schemes(f'<picture>{dark}<img src="l.svg" alt="x"></picture>'))
+        <img src="l.svg#only-light" alt="x"><img src="d.svg#only-dark" alt="x">
+    """
+    return PICTURE.sub(r'<img src="\2#only-light"\3><img src="\1#only-dark"\3>', text)
 
 
 def changed(
