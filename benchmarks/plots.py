@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,7 +11,7 @@ from docs.svg import Drawing
 
 Row = dict[str, Any]
 Runs = Mapping[str, dict[str, Any]]  # the newest result of each part
-WIDTH = 600
+WIDTH = 540
 FONT = "system-ui, sans-serif"
 
 
@@ -47,7 +48,7 @@ class Bars(NamedTuple):
 
 def bar_plot(title: str, notes: Sequence[str], series: Sequence[str], groups: Sequence[Bars]) -> Plot:
     """Bars from one left edge, a label above each group: narrow enough for a telephone."""
-    top, step, gap, left = 34 + 20 * len(notes) + 30, 19, 34, 8
+    top, step, gap, left = 34 + 20 * len(_lines(notes)) + 30, 19, 34, 8
     height = top + sum(gap + step * len(group.bars) for group in groups) + 6
     longest = max(length for group in groups for _, length, _ in group.bars)
     room = WIDTH - 2 * left - 9 * max(len(words) for group in groups for _, _, words in group.bars)
@@ -70,10 +71,14 @@ def bar_plot(title: str, notes: Sequence[str], series: Sequence[str], groups: Se
     return Plot(f"{title}. {' '.join(notes)}", drawn)
 
 
+def _lines(notes: Sequence[str]) -> list[str]:
+    return [line for note in notes for line in textwrap.wrap(note, 72)]
+
+
 def _head(drawing: Drawing, theme: Theme, title: str, notes: Sequence[str]) -> None:
     drawing.words(8, 18, title, theme.ink, size=18)
-    for number, note in enumerate(notes):
-        drawing.words(8, 44 + 20 * number, note, theme.faint, size=14)
+    for number, line in enumerate(_lines(notes)):
+        drawing.words(8, 44 + 20 * number, line, theme.faint, size=14)
 
 
 def _legend(drawing: Drawing, theme: Theme, series: Sequence[str], y: float) -> None:
@@ -177,7 +182,7 @@ def overview(machines: Mapping[str, Runs]) -> Plot | None:
         "Forward, times as fast as dense attention by SDPA (CPUs) or cuDNN (H200).",
         "On the line, time falls exactly with the blocks.",
     ]
-    left, right, top, bottom = 60, WIDTH - 20, 136, 450
+    left, right, top, bottom = 60, WIDTH - 20, 156, 440
     tops, slowest, fastest = [1.0, 0.3, 0.1, 0.03, 0.01], 0.3, 300.0
 
     def x(density: float) -> float:
@@ -189,7 +194,7 @@ def overview(machines: Mapping[str, Runs]) -> Plot | None:
     def drawn(theme: Theme) -> str:
         drawing = Drawing(WIDTH, bottom + 54, title, theme.paper, FONT)
         _head(drawing, theme, title, notes)
-        _legend(drawing, theme, names, 80)
+        _legend(drawing, theme, names, 100)
         for density in tops:
             drawing.line(x(density), top, x(density), bottom, theme.line)
             drawing.words(x(density), bottom + 14, f"{density:.0%}", theme.ink, "middle", size=13)

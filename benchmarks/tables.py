@@ -127,9 +127,9 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     "cpu": (
         Shape(
             [
-                PATTERN, ("density", "density", "{:.1%}"), ("ours_fwd_ms", "forward, ms", "{:.0f}"),
-                ("sdpa_fwd_ms", "dense SDPA, ms", "{:.0f}"), ("of_ideal_fwd", "of ideal", "{:.2f}"),
-                ("ours_fwd_bwd_ms", "both passes, ms", "{:.0f}"), ("sdpa_fwd_bwd_ms", "dense SDPA, ms", "{:.0f}"),
+                PATTERN, ("density", "density", "{:.1%}"), ("ours_fwd_ms", "forward, ms", "{:,.0f}"),
+                ("sdpa_fwd_ms", "dense SDPA, ms", "{:,.0f}"), ("of_ideal_fwd", "of ideal", "{:.2f}"),
+                ("ours_fwd_bwd_ms", "both passes, ms", "{:,.0f}"), ("sdpa_fwd_bwd_ms", "dense SDPA, ms", "{:,.0f}"),
                 ("of_ideal_fwd_bwd", "of ideal", "{:.2f}"),
             ],
             label=_cpu_setting, needs="ours_fwd_ms",
@@ -137,16 +137,16 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
         Shape(
             [
                 PATTERN, ("seq_len", "tokens", "{:,}"), ("heads", "heads", "{}"), ("head_dim", "D", "{}"),
-                ("dtype", "dtype", "{}"), ("ours_fwd_ms", "forward, ms", "{:.0f}"),
-                ("flex_fwd_ms", "FlexAttention, ms", "{:.0f}"), ("over_flex_fwd", "its time / ours", "{:.2f}"),
+                ("dtype", "dtype", "{}"), ("ours_fwd_ms", "forward, ms", "{:,.0f}"),
+                ("flex_fwd_ms", "FlexAttention, ms", "{:,.0f}"), ("over_flex_fwd", "its time / ours", "{:.2f}"),
             ],
             "Beside compiled FlexAttention", needs="flex_fwd_ms",
         ),
         Shape(
             [
                 PATTERN, ("seq_len", "tokens", "{:,}"), ("heads", "heads", "{}"), ("head_dim", "D", "{}"),
-                ("dtype", "dtype", "{}"), ("extra_fwd_mb", "forward, MB", "{:.0f}"),
-                ("extra_fwd_bwd_mb", "both passes, MB", "{:.0f}"),
+                ("dtype", "dtype", "{}"), ("extra_fwd_mb", "forward, MB", "{:,.0f}"),
+                ("extra_fwd_bwd_mb", "both passes, MB", "{:,.0f}"),
             ],
             "Memory beyond operands and results", needs="extra_fwd_mb",
         ),

@@ -69,8 +69,10 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 def on_page_markdown(markdown: str, page: Page, **kwargs: Any) -> str:
     """Follow links, and let code that names something public lead to the reference."""
     place = page.file.src_uri
-    if place.startswith(("api/", "notebooks/")):
+    if place.startswith("api/"):
         return markdown
+    if place.startswith("notebooks/"):
+        return followed(markdown, place.replace(".md", ".ipynb"))
     home = {to: path for path, to in MOVED.items() if path != "docs/README.md"}
     path = home.get(place, place if (ROOT / place).exists() else f"docs/{place}")
     return referring(followed(both_schemes(plain_cells(markdown)), path), api.names())

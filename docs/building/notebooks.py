@@ -117,8 +117,10 @@ def shown(notebook: Any, name: str) -> Shown:
     """An executed notebook as a page of that name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
+    heading = name
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE) or [heading])[-1]
             parts.append(cell.source)
             continue
         parts.append(f"```python\n{cell.source}\n```")
@@ -129,7 +131,7 @@ def shown(notebook: Any, name: str) -> Shown:
             elif "image/png" in data:
                 picture = f"{name}-{len(pictures)}.png"
                 pictures[picture] = b64decode(data["image/png"])
-                parts.append(f"![What the cell draws]({picture})")
+                parts.append(f"![Picture: {heading}]({picture})")
             else:
                 text = output.get("text", data.get("text/plain", ""))
                 parts.append(f"```text\n{text.rstrip()}\n```")

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
 MOVED = {
@@ -51,7 +52,7 @@ def followed(text: str, path: str) -> str:
     page = place_of(path)
 
     def turned(link: re.Match[str]) -> str:
-        if "://" in link[1]:
+        if urlsplit(link[1]).scheme:
             return link[0]
         target = place_of(posixpath.normpath(posixpath.join(posixpath.dirname(path), link[1])))
         return posixpath.relpath(target, posixpath.dirname(page) or ".") + (link[2] or "")
