@@ -28,8 +28,8 @@ left of it is cancellation. 64 queries, head dim 64, normal operands, no mask: w
 
 What to read from it:
 
-- **Length costs little**: from 256 keys to a million the error of the output grows from 4e-7 to 1e-5 in fp32 (SDPA: to
-  2e-6) and not at all in half precision. Gradients of keys and values in fp16 lose digits once they are smaller than 6e-5, which past 100,000
+- **Length costs little**: from 256 keys to a million the error of the output grows fourfold in fp32 and not at all in
+  half precision. Gradients of keys and values in fp16 lose digits once they are smaller than 6e-5, which past 100,000
   keys most are: that is the format, and loss scaling is for it.
 - **Half precision is rounded once**, at the end, in fp16, and in bf16 on processors that do not multiply it: inside,
   the CPU backend computes in float32, so its error is that of storing the result, where SDPA and eager attention also

@@ -17,6 +17,7 @@ from docs.building.places import LINK, MOVED, ROOT, both_schemes, followed, plac
 EXAMPLES = {"examples/needle.py": "Routing learns to find", "examples/sparsify.py": "A dense model becomes sparse"}
 LEDGERS = ("benchmarks/ledger.md", "benchmarks/path256.md", "benchmarks/lra.md")
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
+PLAIN = ("LICENSE", "CITATION.cff")  # files that pages link to as they are
 # Pages of the menu that may be absent.
 OPTIONAL = {"numerics.md", "beside-others.md", "environment.md", "presets.md", "troubleshooting.md"}
 FRONT = """---
@@ -60,6 +61,9 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
     for drawn in (*(ROOT / "benchmarks/results").rglob("*.[ps][nv]g"), *(ROOT / "benchmarks/plots").glob("*.svg")):
         place = drawn.relative_to(ROOT).as_posix()
         files.append(File.generated(config, place, abs_src_path=str(drawn)))
+    for name in PLAIN:
+        if (ROOT / name).exists():
+            files.append(File.generated(config, name, abs_src_path=str(ROOT / name)))
     for path in sources():
         page = NOT_SEARCHED + program(path, path)
         hidden = InclusionLevel.NOT_IN_NAV
