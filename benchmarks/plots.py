@@ -157,32 +157,38 @@ def speeds(short: str, result: dict[str, Any]) -> Plot | None:
     return bar_plot(title, notes, ["forward", "forward and backward"], groups)
 
 
+def _newest(machines: Mapping[str, Runs], part: str) -> tuple[str, dict[str, Any]] | None:
+    """The machine with the newest run of a part, and that run."""
+    some = [(short, runs[part]) for short, runs in machines.items() if part in runs]
+    return max(some, key=lambda one: str(one[1]["date"])) if some else None
+
+
 def _points(machines: Mapping[str, Runs]) -> Iterator[tuple[str, float, float]]:
-    """Machine and date, density of a mask, and how many times as fast as dense attention its forward pass is."""
-    for short, runs in machines.items():
-        if "kernels" in runs:
-            rows, name = usual(runs["kernels"]), f"{short}, {runs['kernels']['date'][:10]}"
-            for dense in (row for row in rows if row["mask"] == "full()" and "over_cudnn_fwd" in row):
-                ms = dense["ours_fwd_ms"] * dense["over_cudnn_fwd"]
-                yield from ((name, row["density"], ms / row["ours_fwd_ms"]) for row in rows)
-        if "cpu" in runs:
-            rows, name = runs["cpu"]["rows"], f"{short}, {runs['cpu']['date'][:10]}"
-            both = (row for row in rows if row.get("sdpa_fwd_ms") and row.get("ours_fwd_ms"))
-            yield from ((name, row["density"], row["sdpa_fwd_ms"] / row["ours_fwd_ms"]) for row in both)
+    """Machine and dtype, density of a mask, and how many times as fast as dense attention its forward pass is."""
+    if found := _newest(machines, "kernels"):
+        short, rows = found[0], usual(found[1])
+        for dense in (row for row in rows if row["mask"] == "full()" and "over_cudnn_fwd" in row):
+            ms = dense["ours_fwd_ms"] * dense["over_cudnn_fwd"]
+            yield from ((f"{short}, bf16", row["density"], ms / row["ours_fwd_ms"]) for row in rows)
+    if found := _newest(machines, "cpu"):
+        both = (row for row in found[1]["rows"] if row.get("sdpa_fwd_ms") and row.get("ours_fwd_ms"))
+        for row in both:
+            dtype = {"float32": "fp32", "bfloat16": "bf16"}.get(row["dtype"], row["dtype"])
+            yield f"{found[0]}, {dtype}", row["density"], row["sdpa_fwd_ms"] / row["ours_fwd_ms"]
 
 
 def overview(machines: Mapping[str, Runs]) -> Plot | None:
-    """Speed against the share of blocks that a mask keeps, both on logarithmic axes, a colour for each machine."""
+    """Speed against the share of blocks that a mask keeps, both on logarithmic axes, of the newest runs."""
     points = list(_points(machines))
     if not points:
         return None
     names = list(dict.fromkeys(name for name, _, _ in points))
     title = "Attention takes time for the blocks that a mask keeps"
     notes = [
-        "Forward, times as fast as dense attention by SDPA (CPUs) or cuDNN (H200).",
+        "Forward, times as fast as dense attention by SDPA (CPU) or cuDNN (GPU).",
         "On the line, time falls exactly with the blocks.",
     ]
-    left, right, top, bottom = 60, WIDTH - 20, 156, 440
+    left, right, top, bottom = 60, WIDTH - 20, 116, 400
     tops, slowest, fastest = [1.0, 0.3, 0.1, 0.03, 0.01], 0.3, 300.0
 
     def x(density: float) -> float:
@@ -194,7 +200,7 @@ def overview(machines: Mapping[str, Runs]) -> Plot | None:
     def drawn(theme: Theme) -> str:
         drawing = Drawing(WIDTH, bottom + 54, title, theme.paper, FONT)
         _head(drawing, theme, title, notes)
-        _legend(drawing, theme, names, 100)
+        _legend(drawing, theme, names, 80)
         for density in tops:
             drawing.line(x(density), top, x(density), bottom, theme.line)
             drawing.words(x(density), bottom + 14, f"{density:.0%}", theme.ink, "middle", size=13)

@@ -126,6 +126,7 @@ def table(rows: Sequence[Row]) -> str:
     for target in TARGETS:
         values, verdict = target.verdict(rows)
         worst, best = (target.form.format(x) for x in (values[0], values[-1])) if values else ("", "")
+        verdict = verdict.replace(" of ", "\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}")
         least = target.form.format(target.least)
         lines.append(f"| {target.what} | {least} | {worst} | {best} | {verdict} | {target.reference} |")
     return "\n".join(lines)
