@@ -24,7 +24,7 @@ TALLEST = 3000  # pixels of a screenshot
 for library in ("mkdocs", "material", "mkdocstrings", "selenium"):
     pytest.importorskip(library, reason=f"{library} is not installed: the site is not tried in a browser")
 
-from tests.test_site import build  # noqa: E402
+from tests.test_site import built  # noqa: E402
 
 # What is wider than the window, unless something around it scrolls or hides it; and pictures that are not there.
 LOOK = """
@@ -63,6 +63,9 @@ class Site:
 
     def open(self, page: str) -> dict[str, Any]:
         self.driver.get((self.folder / page).as_uri())
+        return self.look()
+
+    def look(self) -> dict[str, Any]:
         found: dict[str, Any] = self.driver.execute_async_script(LOOK)
         return found
 
@@ -76,7 +79,7 @@ class Site:
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+def site() -> Iterator[Site]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     chromedriver = shutil.which("chromedriver")
     if chromium is None or chromedriver is None:
@@ -85,8 +88,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     from selenium.webdriver import Chrome, ChromeOptions
     from selenium.webdriver.chrome.service import Service
 
-    folder = tmp_path_factory.mktemp("site")
-    build(folder)
+    folder = built()
     options = ChromeOptions()
     options.binary_location = chromium
     for flag in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars"):
@@ -103,16 +105,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         browser.quit()
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_every_page_fits_and_finds_its_pictures_and_links(site: Site, width: int) -> None:
-    site.window(width)
+def test_every_page_fits_and_finds_its_pictures_and_links(site: Site) -> None:
     wrong = []
     for page in site.pages:
         if page == "404.html":  # its addresses begin with a slash, for servers
             continue
+        site.window(WIDTHS[0])
         seen = site.open(page)
-        if max(seen["overflow"], seen["body"]) > 0:
-            wrong.append(f"{page} is {seen['overflow']} pixels too wide: {seen['wide']}")
+        for width in WIDTHS:
+            site.window(width)
+            fits = site.look()
+            if max(fits["overflow"], fits["body"]) > 0:
+                wrong.append(f"{page} is {fits['overflow']} pixels too wide in {width}: {fits['wide']}")
         wrong += [f"{page} shows no {picture}" for picture in seen["broken"]]
         wrong += [f"{page} does not describe {picture}" for picture in seen["undescribed"]]
         files = {Path(link.removeprefix("file://").partition("#")[0]) for link in seen["links"]}
@@ -196,3 +200,18 @@ def test_search_works_from_a_folder_and_finds_no_tests(site: Site) -> None:
     assert any("gallery.html" in link or "api/patterns.html" in link for link in found)
     assert not [link for link in found if "/tests/" in link]
     assert site.driver.get_log("browser") == []
+
+
+def test_what_is_wrong_is_noticed(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "bad.html").write_text(
+        "<!doctype html><body><div style='width:2000px'>wide</div><article><img src='none.png'></article>"
+        "<a href='gone.html'>gone</a><script>console.error('loud')</script>"
+    )
+    site.window(1400)
+    seen = Site(site.driver, tmp_path).open("bad.html")
+    assert seen["overflow"] == 608  # with the body's margin of 8 pixels
+    assert seen["wide"][0].startswith("<div style")
+    assert [Path(address).name for address in seen["broken"]] == ["none.png"]
+    assert [Path(address).name for address in seen["undescribed"]] == ["none.png"]
+    assert [Path(address).name for address in seen["links"]] == ["gone.html"]
+    assert any("loud" in entry["message"] for entry in site.driver.get_log("browser"))
