@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.numerics import NAMES
+from benchmarks.plots import DARK
 from benchmarks.record import RESULTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "numerics.md"
@@ -62,26 +63,41 @@ TITLES = {
 def page() -> str:
     """The text of docs/numerics.md."""
     parts = [HEAD]
-    for path in sorted(RESULTS.glob("*/*-numerics.json")):
-        result = json.loads(path.read_text())
-        machine = path.parent.name
-        parts.append(
-            f"## {result['device']}, {result['backend']} backend\n\ntorch {result['torch']}, commit "
-            f"{result['commit']}, {result['date']}; `{result['command']}`.\n\n"
-            f"![errors of the output and of the gradient of queries]({PICTURES.name}/{machine}.png)\n"
-        )
-        parts += [table(sweep, [row for row in result["rows"] if row["sweep"] == sweep]) for sweep in TITLES]
+    for machine, runs in measured().items():
+        for number, result in enumerate(runs):
+            origin = f"torch {result['torch']}, commit {result['commit']}, {result['date']}; `{result['command']}`.\n"
+            shown = [table(sweep, [row for row in result["rows"] if row["sweep"] == sweep]) for sweep in TITLES]
+            if number:
+                shown = [text.replace("### ", "**", 1).replace("\n", "**\n", 1) for text in shown]
+                summary = f"<summary>Older: {result['date'][:10]}</summary>"
+                parts += [f"<details markdown>\n{summary}\n", origin, *shown, "</details>\n"]
+                continue
+            parts += [f"## {result['device']}, {result['backend']} backend\n", origin]
+            source = f'<source media="(prefers-color-scheme: dark)" srcset="{PICTURES.name}/{machine}-dark.png">'
+            about = "Errors of the output and of the gradient of queries, by number of keys and by spread of the scores"
+            parts.append(
+                f'<picture>\n  {source}\n  <img src="{PICTURES.name}/{machine}.png" alt="{about}">\n</picture>\n'
+            )
+            parts += shown
     return "\n".join(parts)
+
+
+def measured() -> dict[str, list[dict[str, Any]]]:
+    """Results of each machine, by the name of its folder, the newest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(RESULTS.glob("*/*-numerics.json"), reverse=True):
+        found.setdefault(path.parent.name, []).append(json.loads(path.read_text()))
+    return dict(sorted(found.items()))
 
 
 def table(sweep: str, rows: list[dict[str, Any]]) -> str:
     """One sweep: ours beside another."""
     title, key, form = TITLES[sweep]
     other = "eager" if sweep == "softcap" else "sdpa"
-    heads = ["dtype", key, *NAMES, *(f"{other} {name}" for name in NAMES)]
+    heads = ["dtype", key, *(f"{name}, ours / {other}" for name in NAMES)]
     lines = [f"### {title}\n", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:
-        cells = [_shown(row[f"{who}_{name}"]) for who in ("ours", other) for name in NAMES]
+        cells = [" / ".join(_shown(row[f"{who}_{name}"]) for who in ("ours", other)) for name in NAMES]
         lines.append("| " + " | ".join([row["dtype"], form.format(row[key]), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -92,8 +108,16 @@ def _shown(error: float | None) -> str:
     return "> 1" if error > 1 else f"{error:.1e}"
 
 
-def draw(result: dict[str, Any], path: Path) -> None:
+def draw(result: dict[str, Any], path: Path, dark: bool) -> None:
     """Errors of output and dQ by keys and by spread, a colour a dtype, ours solid and SDPA dashed."""
+    from matplotlib import rc_context, style
+
+    paper = {"figure.facecolor": DARK.paper, "axes.facecolor": DARK.paper, "savefig.facecolor": DARK.paper}
+    with rc_context({**style.library["dark_background"], **paper} if dark else {}):
+        _draw(result, path)
+
+
+def _draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 7), layout="constrained")
@@ -118,8 +142,9 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     PAGE.write_text(page())
-    for path in sorted(RESULTS.glob("*/*-numerics.json")):
-        draw(json.loads(path.read_text()), PICTURES / f"{path.parent.name}.png")
+    for machine, runs in measured().items():
+        for dark in (False, True):
+            draw(runs[0], PICTURES / f"{machine}{'-dark' * dark}.png", dark)
 
 
 if __name__ == "__main__":

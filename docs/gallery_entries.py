@@ -32,6 +32,10 @@ class Entry:
     def file(self) -> str:
         return "".join(c if c.isalnum() else "_" for c in self.title.lower()) + ".png"
 
+    @property
+    def dark_file(self) -> str:
+        return self.file.replace(".png", "-dark.png")
+
 
 ATTENTION = 'Vaswani et al., "Attention Is All You Need" (2017), section 3'
 LONGFORMER = 'Beltagy et al., "Longformer" (2020), section 3.1'

@@ -1,4 +1,4 @@
-"""Write the drawings of docs/how-tables-work.md and docs/cpu.md, all of them from a real mask and its lookup table.
+"""Write the drawings of the pages and the logo of the site, all of them from a real mask and its lookup table.
 
 python -m docs.make_drawings          # rewrite those that have changed
 python -m docs.make_drawings --check  # exit 1 when they are not what the code draws
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from html import escape
 from pathlib import Path
 
 import numpy as np
@@ -201,7 +202,65 @@ def walk_drawing() -> str:
     return drawing.text()
 
 
+LOGO, LOGO_TOKENS = "causal() & butterfly(unit=16)", 128
+NAVY = "#12263a"  # behind the icon, and the header of the site: docs/site.css
+
+
+def logo_drawing(full: str, paper: str | None) -> str:
+    """The blocks of a causal butterfly, without words: for the header of the site, and as its icon."""
+    mask = sf.parse(LOGO).compile(LOGO_TOKENS, block=BLOCK)
+    cell, gap, edge = 12, 2, 0 if paper is None else 8
+    size = 2 * edge + cell * mask.grid_shape[0] - gap
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">', f"<title>{escape(LOGO)}</title>"]
+    if paper is not None:
+        parts.append(f'<rect width="{size}" height="{size}" rx="16" fill="{paper}"/>')
+    for row, line in enumerate(letters(mask)):
+        for col, letter in enumerate(line):
+            if letter:
+                fill = full if letter == 1 else PARTIAL
+                x, y = edge + col * cell, edge + row * cell
+                parts.append(f'<rect x="{x}" y="{y}" width="{cell - gap}" height="{cell - gap}" rx="2" fill="{fill}"/>')
+    return "\n".join([*parts, "</svg>", ""])
+
+
+HERO, HERO_TOKENS, HERO_BLOCK = "causal() & (local(128) | butterfly(unit=128))", 4096, 128
+ON_NAVY, SOFT, SEEN = "#e8eef5", "#9fb3c8", "#4aa8e0"
+
+
+def hero_drawing() -> str:
+    """The blocks of a mask beside what they mean, on the dark head of the site."""
+    mask, cell, top = sf.parse(HERO).compile(HERO_TOKENS, block=HERO_BLOCK), 9, 34
+    side = cell * mask.grid_shape[0]
+    drawing = Drawing(side + 262, side + top + 4, f"Blocks of {HERO}", "none", "ui-monospace, monospace")
+    drawing.words(2, 12, HERO, ON_NAVY, size=14)
+    drawing.box(1, top, side, side, "#1b3450", line=None)
+    for row, line in enumerate(letters(mask)):
+        for col, letter in enumerate(line):
+            if letter:
+                x, y = 1 + col * cell, top + row * cell
+                drawing.box(x + 0.5, y + 0.5, cell - 1, cell - 1, SEEN if letter == 1 else PARTIAL, line=None)
+    found = [letter for line in letters(mask) for letter in line]
+    kept = len(found) - found.count(0)
+    for number, (fill, words, note) in enumerate(
+        [
+            (SEEN, "full block", f"{found.count(1)}: no masking"),
+            (PARTIAL, "partial block", f"{kept - found.count(1)}: masked bit by bit"),
+            ("#1b3450", "empty block", f"{found.count(0)} of {len(found):,}: skipped"),
+        ]
+    ):
+        y = top + 20 + 62 * number
+        drawing.box(side + 26, y, 16, 16, fill, line=SOFT if number == 2 else None)
+        drawing.words(side + 54, y + 8, words, ON_NAVY, size=15)
+        drawing.words(side + 54, y + 28, note, SOFT)
+    drawing.words(side + 26, top + side - 34, f"{HERO_TOKENS:,} tokens,", SOFT)
+    drawing.words(side + 26, top + side - 14, f"blocks of {HERO_BLOCK} x {HERO_BLOCK}", SOFT)
+    return drawing.text()
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
+    "hero.svg": hero_drawing,
+    "logo.svg": lambda: logo_drawing("#ffffff", None),
+    "favicon.svg": lambda: logo_drawing("#5cb8ee", NAVY),
     "mask.svg": mask_drawing,
     "tiles.svg": tiles_drawing,
     "rows.svg": rows_drawing,

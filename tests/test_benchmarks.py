@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +17,39 @@ from benchmarks.masks import CPU_MASKS, MASKS
 from sparseflash import reference
 
 
-def test_the_page_is_generated_from_the_results() -> None:
-    assert report.PAGE.read_text() == report.page(), "run python -m benchmarks.report"
+def test_the_pages_and_their_plots_are_generated_from_the_results() -> None:
+    assert report.outdated() == [], "run python -m benchmarks.report"
+
+
+def test_the_pages_can_be_read() -> None:
+    for name, text in report.pages().items():
+        heads = re.findall(r"^\|.*\|\n\|(?:-+:?\|)+$", text, re.MULTILINE)
+        assert all(head.splitlines()[1].count("|") - 1 <= 8 for head in heads), f"{name}: eight columns at most"
+        assert text.count("<picture>") == 1, f"{name}: one plot"
+        titles = re.findall(r"^## (.*)$", text, re.MULTILINE)
+        assert len(set(titles)) == len(titles), name
+        for debris in ("FAILED", "[100%]", "SKIPPED", "-- Docs:"):
+            assert debris not in text, f"{name}: {debris}"
+    index = report.pages()[report.INDEX]
+    assert len(index.splitlines()) < 60
+    assert index.count("|---") == 4, "one short table"
+
+
+def test_what_is_left_over_is_noticed(tmp_path: Path) -> None:
+    machine = {"part": "cpu", "device": "Some CPU", "cores": 1, "threads": 1, "date": "2026-01-02 00:00 UTC"}
+    row = {"expression": "local(8)", "seq_len": 64, "heads": 1, "head_dim": 16, "dtype": "float32", "density": 0.5}
+    times = {f"{who}_{which}_ms": 2.0 for who in ("ours", "sdpa") for which in ("fwd", "fwd_bwd")}
+    for day in ("2026-01-01", "2026-01-02"):
+        path = tmp_path / "results" / "some-cpu" / f"{day}-cpu.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({**machine, "date": f"{day} 00:00 UTC", "command": day, "rows": [row | times]}))
+    (tmp_path / "gone.md").write_text(report.MARK)
+    written = report.pages(tmp_path / "results")
+    assert set(written) == {"README.md", "some-cpu.md"}
+    assert "gone.md" in report.outdated(tmp_path / "results", tmp_path)
+    newer, older = written["some-cpu.md"].split("<summary>Older: 2026-01-01</summary>")
+    assert "`2026-01-02`" in newer
+    assert "`2026-01-01`" in older
 
 
 def test_the_page_of_errors_is_generated_from_the_results() -> None:

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from docs.gallery_entries import BLOCK, TOKENS, Entry, entries
-from docs.make_gallery import PAGE, PICTURES, compiled, is_current, outdated, page, pixels
+from docs.make_gallery import PAGE, PICTURES, compiled, is_current, outdated, page, pictures, pixels
 from sparseflash import patterns as P
 
 TEXT = PAGE.read_text()
@@ -42,8 +42,8 @@ def test_the_page_is_what_the_code_writes() -> None:
 
 
 def test_every_linked_file_and_heading_exists() -> None:
-    files = re.findall(r'<img src="([^"]+)"', TEXT)
-    assert len(files) == len(set(files)) == len(list(entries()))
+    files = re.findall(r'<img src="([^"]+)"', TEXT) + re.findall(r'srcset="([^"]+)"', TEXT)
+    assert len(files) == len(set(files)) == 2 * len(list(entries()))
     assert all((PAGE.parent / file).is_file() for file in files)
     assert {(PAGE.parent / file).name for file in files} == {path.name for path in PICTURES.iterdir()}
     headings = {line[4:].lower().replace(" ", "-") for line in TEXT.splitlines() if line.startswith("### ")}
@@ -76,6 +76,21 @@ def test_figures_and_pictures_agree_with_the_pattern_itself(entry: Entry) -> Non
     strong = image[..., 2] < 190  # blue or orange; white, pale orange and the frame aside
     strong &= (image != image[..., :1]).any(axis=2)
     assert strong.sum() == truth.sum()
+
+
+def test_dark_pictures_show_the_same_pairs() -> None:
+    for entry in entries():
+        light, dark = (np.asarray(Image.open(PICTURES / name).convert("RGB")) for name in pictures(entry))
+        assert light.shape == dark.shape
+        pairs = np.unique(np.concatenate([light, dark], axis=2).reshape(-1, 6), axis=0)
+        assert len(pairs) == len(np.unique(pairs[:, :3], axis=0)) == len(np.unique(pairs[:, 3:], axis=0)), entry.title
+        assert dark[0].max() < 128, "the frame, and what lies between two masks"
+
+
+def test_every_picture_is_described() -> None:
+    alts = re.findall(r'<img [^>]*alt="([^"]+)"', TEXT)
+    assert len(set(alts)) == len(list(entries()))
+    assert all(len(alt) > 40 for alt in alts)
 
 
 def test_a_changed_picture_is_noticed() -> None:

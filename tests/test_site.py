@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
+from atexit import register
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
+from shutil import rmtree
+from tempfile import mkdtemp
 from urllib.parse import unquote, urlsplit
 
 import pytest
@@ -65,12 +70,21 @@ def missing(folder: Path) -> list[str]:
     return sorted(set(wrong))
 
 
-def test_the_site_builds_and_everything_on_it_is_there(tmp_path: Path) -> None:
-    site = tmp_path / "site"
+@cache
+def built() -> Path:
+    """The site, built once for all tests of a process, every warning an error."""
+    folder = Path(mkdtemp(prefix="site-"))
+    register(rmtree, folder, ignore_errors=True)
+    site = folder / "site"
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(site)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    return site
+
+
+def test_the_site_builds_and_everything_on_it_is_there() -> None:
+    site = built()
     assert missing(site) == []
 
     pages = {path.relative_to(site).as_posix(): Reader(path.read_text()) for path in site.rglob("*.html")}
@@ -80,8 +94,12 @@ def test_the_site_builds_and_everything_on_it_is_there(tmp_path: Path) -> None:
     for place, page in pages.items():
         text = " ".join(page.prose)
         # What docstrings of another kind of markup would leave behind.
-        for left in ("``", ">>>", "===", ":func:", ":class:", ":meth:", ":attr:", "::: "):
+        for left in ("``", ">>>", "===", ":func:", ":class:", ":meth:", ":attr:", "::: ", "\\|", "{api}"):
             assert left not in text, f"{place} shows {left!r}: {text[max(0, text.index(left) - 80) :][:160]}"
+    titles = [re.findall(r"<title>(.*?)</title>", (site / place).read_text(), re.DOTALL)[0] for place in pages]
+    assert len(set(titles)) == len(titles), "each page has a title of its own"
+    index = json.loads((site / "search/search_index.json").read_text())
+    assert not [entry["location"] for entry in index["docs"] if entry["location"].startswith("tests/")]
     for path in notebooks.paths():
         html = (site / "notebooks" / f"{path.stem}.html").read_text()
         assert len(re.findall(rf'src="{path.stem}-\d+\.png"', html)) >= 3, path.name
@@ -103,7 +121,12 @@ def test_every_public_name_is_in_the_reference() -> None:
 
 
 @pytest.mark.parametrize("path", notebooks.paths(), ids=lambda path: path.name)
-def test_notebooks_are_kept_without_outputs(path: Path) -> None:
-    assert path.read_text() == notebooks.stripped(path), "run python -m docs.building.notebooks --strip"
-    ids = [cell.id for cell in notebooks.read(path).cells]
+def test_notebooks_run_and_their_outputs_are_those_of_their_cells(path: Path) -> None:
+    kept = notebooks.read(path)
+    again = "run python -m docs.building.notebooks"
+    assert kept.metadata["sparseflash"]["outputs_of"] == notebooks.sources_digest(kept), again
+    assert path.read_text() == notebooks.written(notebooks.read(path)), again
+    assert notebooks.outline(notebooks.executed(path)) == notebooks.outline(kept), again
+    assert path.stat().st_size < 500_000
+    ids = [cell.id for cell in kept.cells]
     assert len(set(ids)) == len(ids) >= 10

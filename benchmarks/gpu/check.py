@@ -156,7 +156,30 @@ def run(
 
 
 def verdict(row: Mapping[str, Any]) -> str:
-    """A row in words."""
+    """A row in words.
+
+    Example:
+        >>> verdict({"passed": True, "summary": "9 passed, 2 skipped in 3.1s"})
+        'passed (9 tests)'
+        >>> verdict({"passed": False, "failed": "stopped after 90 s"})
+        'not finished in 90 s'
+    """
     if row.get("passed"):
-        return f"passed: {row['summary']}"
-    return f"left out: {row['left_out']}" if "left_out" in row else f"FAILED: {row['failed']}"
+        counted = _counted(row["summary"])
+        return f"passed ({counted})" if counted else "passed"
+    if "left_out" in row:
+        return f"not run ({row['left_out']})"
+    stopped = re.fullmatch(r"stopped after (\d+ s)", row["failed"])
+    return f"not finished in {stopped[1]}" if stopped else f"failed ({row['failed']})"
+
+
+def _counted(summary: str) -> str:
+    """How much a step that passed did, if its last line says so."""
+    if found := re.search(r"(\d+) passed", summary):
+        return f"{found[1]} test{'s' * (found[1] != '1')}"
+    # Progress of few tests, the only line: pytest begins a new one after some seventy.
+    if found := re.fullmatch(r"([.sx]+) +\[100%\]", summary):
+        return f"{found[1].count('.')} tests"
+    if found := re.search(r"(\d+) errors?$", summary):
+        return found[0]
+    return summary if re.match(r"\d+ of \d+ ", summary) else ""

@@ -1,41 +1,40 @@
-"""The sections of benchmarks/README.md that speak of GPUs, from result files."""
+"""The sections of a machine's page that speak of a GPU, from result files."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import bars, check, curves, targets
+from benchmarks.gpu import check, curves, targets
 from benchmarks.gpu.gates import gain, spelled
 from benchmarks.gpu.work import PASSES, io_elements
+from benchmarks.tables import Columns, Row, table
 from sparseflash.kernels.launch import Launch
 
-Row = dict[str, Any]
-Columns = Sequence[tuple[str, str, str]]  # key, title, format
-
-PEERS = ("cudnn", "flash", "sdpa", "flex", "best flex", "fa4")
-SETTING: Columns = [
-    ("mask", "mask", "`{}`"), ("seq_len", "tokens", "{:,}"), ("head_dim", "D", "{}"), ("block", "block", "{}"),
-    ("group", "queries a key head", "{}"), ("density", "density", "{:.1%}"),
-]  # fmt: skip
+PARTS = ("check", "kernels", "peers", "tune")
+PEERS = {
+    "cudnn": "cuDNN", "flash": "FlashAttention", "sdpa": "SDPA", "flex": "FlexAttention",
+    "best flex": "best FlexAttention", "fa4": "FlashAttention-4",
+}  # fmt: skip
+SETTING: Columns = [("mask", "mask", "`{}`"), ("setting", "setting", "{}")]
 
 
 def _pass_columns(which: str) -> Columns:
     return [
-        *SETTING, (f"ours_{which}_ms", "ms", "{:.3f}"), (f"ours_{which}_ms_spread", "spread", "{:.3f}"),
+        *SETTING, ("density", "density", "{:.1%}"), ("time", "ms (spread)", "{}"),
         (f"noise_{which}", "noise", "{:.1%}"), (f"tflops_{which}", "TFLOP/s", "{:.0f}"),
-        (f"share_{which}", "of floor", "{:.2f}"), (f"bound_{which}", "floor set by", "{}"),
-        (f"peak_{which}_mb", "peak beyond operands, MB", "{:,.1f}"),
-        *((f"over_{who}_{which}", f"{who} / ours", "{:.2f}") for who in PEERS),
+        ("floor", "of floor (set by)", "{}"), (f"peak_{which}_mb", "memory, MB", "{:,.1f}"),
     ]  # fmt: skip
+
+
+def _peer_columns(which: str) -> Columns:
+    return [*SETTING, *((f"over_{who}_{which}", name, "{:.2f}") for who, name in PEERS.items())]
 
 
 DECODE: Columns = [
     ("capacity", "cache", "{:,}"), ("density", "density", "{:.0%}"), ("batch", "samples", "{}"),
-    ("heads", "heads", "{}"), ("kv_heads", "key heads", "{}"), ("head_dim", "D", "{}"), ("ours_ms", "ms", "{:.4f}"),
-    ("ours_ms_spread", "spread", "{:.4f}"), ("share", "of copy bandwidth", "{:.2f}"),
-    ("over_dense sdpa", "SDPA over the whole cache / ours", "{:.2f}"),
+    ("all_heads", "heads (of keys)", "{}"), ("head_dim", "D", "{}"), ("time", "ms (spread)", "{}"),
+    ("share", "of copy bandwidth", "{:.2f}"), ("over_dense sdpa", "SDPA over the whole cache / ours", "{:.2f}"),
 ]  # fmt: skip
 TRAFFIC: Columns = [
     ("mask", "mask", "`{}`"), ("seq_len", "tokens", "{:,}"), ("mb_fwd", "forward, MB", "{:,.0f}"),
@@ -49,34 +48,23 @@ MAKING: Columns = [
 ]  # fmt: skip
 CHECKS: Columns = [("step", "what", "{}"), ("verdict", "verdict", "{}")]
 
-Table = Callable[[Columns, Sequence[Row]], str]
 
-
-def section(result: dict[str, Any], path: Path, table: Table) -> str:
+def section(result: dict[str, Any], path: Path) -> str:
     """What a result file of a part says."""
     by_part = {"check": _check, "kernels": _kernels, "peers": _peers, "tune": _tune}
-    return by_part[result["part"]](result["rows"], path, table)
+    return by_part[result["part"]](result["rows"], path)
 
 
-PARTS = {
-    "check": "GPU: are the kernels right",
-    "kernels": "GPU: attention beside its peers and the card's limits",
-    "peers": "GPU: making a mask, beside create_block_mask",
-    "tune": "GPU: launches beside the one that was committed then (milliseconds, and how many times as fast; for keys "
-    "and queries of the whole backward pass; heads x head dim = 2,048)",
-}
-
-
-def _check(rows: list[Row], path: Path, table: Table) -> str:
+def _check(rows: list[Row], path: Path) -> str:
     return table(CHECKS, [{**row, "verdict": check.verdict(row)} for row in rows])
 
 
-def _peers(rows: list[Row], path: Path, table: Table) -> str:
+def _peers(rows: list[Row], path: Path) -> str:
     order = list(dict.fromkeys(row["mask"] for row in rows))
     return table(MAKING, sorted(rows, key=lambda row: (order.index(row["mask"]), row["seq_len"])))
 
 
-def _tune(rows: list[Row], path: Path, table: Table) -> str:
+def _tune(rows: list[Row], path: Path) -> str:
     masks = list(dict.fromkeys(mask for row in rows for mask in row.get("ms", ())))
     columns: Columns = [
         ("kernel", "kernel", "{}"), ("head_dim", "D", "{}"), ("launched", "launch", "`{}`"),
@@ -91,19 +79,20 @@ def _tune(rows: list[Row], path: Path, table: Table) -> str:
     return table(columns, [shown(row) for row in order])
 
 
-def _kernels(rows: list[Row], path: Path, table: Table) -> str:
-    parts = [f"### Targets\n\n{targets.table(rows)}"]
-    if notes := _notes(rows):
-        parts.append("### Failed or left out\n\n" + "\n".join(f"- {note}" for note in notes))
+def _kernels(rows: list[Row], path: Path) -> str:
+    parts = [f"### Goals\n\n{targets.table(rows)}"]
     parts += [_rates(row) for row in rows if row["kind"] == "rates" and "failed" not in row]
     timed = [row for row in rows if row["kind"] == "attention" and "failed" not in row]
-    if bars.usual(rows):
-        picture = f"results/{path.parent.name}/{picture_of(path, 'rates').name}"
-        parts.append(f"![useful TFLOP/s at 16,384 tokens, head dim 128, blocks of 128]({picture})")
-    if timed:
-        for which, title in zip(PASSES, ("Forward", "Backward"), strict=True):
-            parts.append(f"### {title}\n\n{table(_pass_columns(which), timed)}")
-    decoded = [row for row in rows if row["kind"] == "decode" and "failed" not in row]
+    for which, title in zip(PASSES, ("Forward", "Backward"), strict=True):
+        shown = [_passed(row, which) for row in timed]
+        if shown:
+            parts.append(f"### {title}\n\n{table(_pass_columns(which), shown)}")
+        if peers := [row for row in shown if any(f"over_{who}_{which}" in row for who in PEERS)]:
+            parts.append(
+                f"{title}, the time of others over ours (above 1, ours is faster):\n\n"
+                f"{table(_peer_columns(which), peers)}"
+            )
+    decoded = [_decoded(row) for row in rows if row["kind"] == "decode" and "failed" not in row]
     if decoded:
         parts.append(f"### Decoding, one query a sample\n\n{table(DECODE, decoded)}")
     if moved := [row for row in rows if row["kind"] == "traffic" and "bytes_fwd" in row]:
@@ -111,7 +100,35 @@ def _kernels(rows: list[Row], path: Path, table: Table) -> str:
     if found := curves.curves(rows):
         picture = f"results/{path.parent.name}/{picture_of(path, 'curves').name}"
         parts.append(f"### Cost curves\n\n{curves.table(found)}\n\n![time and bytes of one head]({picture})")
+    if notes := _notes(rows):
+        parts.append("### Without figures\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts)
+
+
+def _passed(row: Row, which: str) -> Row:
+    """A row with what the tables of a pass show besides."""
+    setting = f"{row['seq_len']:,} tokens, D {row['head_dim']}"
+    if row["block"] != 128:
+        setting += f", block {row['block']}"
+    if row["group"] != 1:
+        setting += f", {row['group']} queries a key head"
+    spread = row[f"ours_{which}_ms_spread"]
+    return {
+        **row,
+        "setting": setting,
+        "time": f"{row[f'ours_{which}_ms']:.3f}\N{NO-BREAK SPACE}({spread:.3f})",
+        "floor": f"{row[f'share_{which}']:.2f}\N{NO-BREAK SPACE}({row[f'bound_{which}']})",
+    }
+
+
+def _decoded(row: Row) -> Row:
+    if "ours_ms" not in row:
+        return row
+    return {
+        **row,
+        "all_heads": f"{row['heads']} ({row['kv_heads']})",
+        "time": f"{row['ours_ms']:.4f}\N{NO-BREAK SPACE}({row['ours_ms_spread']:.4f})",
+    }
 
 
 def _rates(row: Row) -> str:
@@ -140,7 +157,7 @@ def _notes(rows: list[Row]) -> list[str]:
     for row in rows:
         name = ", ".join(str(row[k]) for k in ("kind", "mask", "seq_len", "head_dim", "block", "group") if k in row)
         if "failed" in row:
-            notes.append(f"**failed, no figures**: {name}: {row['failed']}")
+            notes.append(f"{name}: stopped with {row['failed']}")
         why = row.get("left_out", {})
         for who, reason in why.items() if isinstance(why, dict) else [(row["kind"], why)]:
             left.setdefault(f"{who}: {reason}", []).append(name)
@@ -153,10 +170,8 @@ def picture_of(path: Path, what: str) -> Path:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """The pictures of a result file that has any."""
+    """The cost curves of a result file that has any."""
     if result["part"] != "kernels":
         return
     if found := curves.curves(result["rows"]):
         curves.draw(found, picture_of(path, "curves"))
-    if rows := bars.usual(result["rows"]):
-        bars.draw(rows, picture_of(path, "rates"))

@@ -1,4 +1,4 @@
-"""What the kernels are to reach on an H200, and whether measured rows reach it.
+"""Goals: what the kernels are to reach on an H200, and whether measured rows reach it.
 
 Thresholds are useful TFLOP/s, shares or ratios, all of the kind "at least", and hold on every row that they speak of.
 """
@@ -34,12 +34,12 @@ class Target:
     form: str = "{:.0f}"
 
     def verdict(self, rows: Sequence[Row]) -> tuple[list[float], str]:
-        """The values, and "met", "unmet" or "unmeasured"; a row that failed meets nothing."""
+        """The values, and "met", "not met" or "not measured"; a row that failed meets nothing."""
         values = sorted(self.find([row for row in rows if "failed" not in row]))
         if not values:
-            return [], "unmeasured"
+            return [], "not measured"
         missed = sum(value < self.least for value in values)
-        return values, f"unmet on {missed} of {len(values)}" if missed else "met"
+        return values, f"not met in {missed} of {len(values)}" if missed else "met"
 
 
 def _of(rows: Sequence[Row], **fields: Any) -> Iterator[Row]:
@@ -118,14 +118,15 @@ TARGETS = (
 
 
 def table(rows: Sequence[Row]) -> str:
-    """All targets in Markdown, for the rows of one device or for none."""
+    """All of them in Markdown, for the rows of one device or for none."""
     lines = [
-        "| target (bf16, head dim 128 unless said) | at least | worst | best | verdict | others |",
+        "| goal (bf16, head dim 128 unless said) | at least | lowest | highest | verdict | others |",
         "|---" * 6 + "|",
     ]
     for target in TARGETS:
         values, verdict = target.verdict(rows)
         worst, best = (target.form.format(x) for x in (values[0], values[-1])) if values else ("", "")
+        verdict = verdict.replace(" of ", "\N{NO-BREAK SPACE}of\N{NO-BREAK SPACE}")
         least = target.form.format(target.least)
         lines.append(f"| {target.what} | {least} | {worst} | {best} | {verdict} | {target.reference} |")
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def pages() -> dict[str, ApiPage]:
             tuple(f"sparseflash.routing.{name}" for name in ("topk_table", "topk_blocks", "Selection")),
         ),
         "api/distributed.md": ApiPage(
-            "Several GPUs",
+            "Context parallel",
             "One sequence on many ranks: [several GPUs](../several-gpus.md).",
             (
                 *public("sparseflash.distributed"),
@@ -76,7 +76,7 @@ def pages() -> dict[str, ApiPage]:
             ),
         ),
         "api/transformers.md": ApiPage(
-            "Transformers",
+            "Hugging Face",
             'Models of Hugging Face with `attn_implementation="block_sparse"`: [Transformers](../transformers.md).',
             tuple(
                 f"sparseflash.integrations.transformers.{name}" if name in ("register", "use_pattern")

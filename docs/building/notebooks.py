@@ -1,13 +1,15 @@
-"""Notebooks are kept without outputs; the site shows them as they came out when it was built.
+"""Notebooks are kept with their outputs, which GitHub and the site show; a test runs them again.
 
-python -m docs.building.notebooks --strip     # drop what running a notebook left in its file
+python -m docs.building.notebooks            # run all of them and keep what comes out
+python -m docs.building.notebooks tour       # or some
 """
 
 from __future__ import annotations
 
+import hashlib
+import re
 import sys
 from base64 import b64decode
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -44,18 +46,39 @@ def read(path: Path) -> Any:
     return notebook
 
 
-def stripped(path: Path) -> str:
-    """The text of a notebook without outputs, counts and what an editor noted."""
-    notebook = read(path)
+def written(notebook: Any) -> str:
+    """The text of a notebook with its outputs, without what an editor or a clock noted."""
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
-            cell.outputs, cell.execution_count = [], None
+            for output in cell.outputs:
+                output.pop("metadata", None)
+                if "data" in output:
+                    output.metadata = {}
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        "sparseflash": {"outputs_of": sources_digest(notebook)},
     }
     return str(nbformat.writes(notebook)) + "\n"  # type: ignore[no-untyped-call]
+
+
+def sources_digest(notebook: Any) -> str:
+    """What tells whether outputs are those of the cells beside them."""
+    return hashlib.sha256("\0".join(cell.source for cell in notebook.cells).encode()).hexdigest()[:16]
+
+
+def outline(notebook: Any) -> list[list[str]]:
+    """What each cell of code gave: pictures, and text without its figures, which differ between machines."""
+    return [[_kind(output) for output in cell.outputs] for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _kind(output: Any) -> str:
+    data = output.get("data", {})
+    if "image/png" in data:
+        return "picture"
+    text = output.get("text", data.get("text/html", data.get("text/plain", "")))
+    return re.sub(r"[\d.,e+-]+", "0", re.sub(r"base64,[^\"]+", "base64", text))
 
 
 def executed(path: Path) -> Any:
@@ -85,18 +108,19 @@ def executed(path: Path) -> Any:
     return notebook
 
 
-@cache
-def page(path: Path, text: str) -> Shown:
-    """The executed notebook as a page; a site that is built again while it is looked at runs only what has changed."""
-    return shown(executed(path), path.stem)
+def page(path: Path) -> Shown:
+    """A notebook as a page, with the outputs that are kept in its file."""
+    return shown(read(path), path.stem)
 
 
 def shown(notebook: Any, name: str) -> Shown:
     """An executed notebook as a page of that name."""
     parts: list[str] = []
     pictures: dict[str, bytes] = {}
+    heading = name
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
+            heading = (re.findall(r"^#+ (.*)$", cell.source, re.MULTILINE) or [heading])[-1]
             parts.append(cell.source)
             continue
         parts.append(f"```python\n{cell.source}\n```")
@@ -107,19 +131,20 @@ def shown(notebook: Any, name: str) -> Shown:
             elif "image/png" in data:
                 picture = f"{name}-{len(pictures)}.png"
                 pictures[picture] = b64decode(data["image/png"])
-                parts.append(f"![What the cell draws]({picture})")
+                parts.append(f"![Picture: {heading}]({picture})")
             else:
                 text = output.get("text", data.get("text/plain", ""))
                 parts.append(f"```text\n{text.rstrip()}\n```")
     return Shown("\n\n".join(parts) + "\n", pictures)
 
 
-def main() -> None:
-    if sys.argv[1:] != ["--strip"]:
-        sys.exit("usage: python -m docs.building.notebooks --strip")
-    for path in paths():
-        path.write_text(stripped(path))
+def main(names: list[str]) -> None:
+    known = {path.stem: path for path in paths()}
+    if unknown := set(names) - set(known):
+        sys.exit(f"notebooks are {', '.join(known)}; got {', '.join(sorted(unknown))}")
+    for name in names or known:
+        known[name].write_text(written(executed(known[name])))
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -6,6 +6,7 @@ import posixpath
 import re
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit
 
 ROOT = Path(__file__).parents[2]
 MOVED = {
@@ -51,7 +52,7 @@ def followed(text: str, path: str) -> str:
     page = place_of(path)
 
     def turned(link: re.Match[str]) -> str:
-        if "://" in link[1]:
+        if urlsplit(link[1]).scheme:
             return link[0]
         target = place_of(posixpath.normpath(posixpath.join(posixpath.dirname(path), link[1])))
         return posixpath.relpath(target, posixpath.dirname(page) or ".") + (link[2] or "")
@@ -72,6 +73,33 @@ def referring(text: str, names: set[str]) -> str:
         return f"[{code}][{name}]" if name in names else code
 
     return changed(text, inline=linked)
+
+
+def plain_cells(text: str) -> str:
+    r"""Markdown whose code in tables has plain bars: the site takes them as they are, where GitHub wants `\|`.
+
+    Example:
+        >>> plain_cells(r"| `causal() \| local(8)` | 2 |")
+        '| `causal() | local(8)` | 2 |'
+    """
+    return changed(text, inline=lambda code: code.replace("\\|", "|"))
+
+
+PICTURE = re.compile(
+    r'<picture>\s*<source media="\(prefers-color-scheme: dark\)" srcset="([^"]+)">\s*'
+    r'<img src="([^"]+)"([^>]*)>\s*</picture>'
+)
+
+
+def both_schemes(text: str) -> str:
+    """Markdown whose pictures for light and dark follow the site's switch, not the system alone.
+
+    Example:
+        >>> dark = '<source media="(prefers-color-scheme: dark)" srcset="d.svg">'
+        >>> print(both_schemes(f'<picture>{dark}<img src="l.svg" alt="x"></picture>'))
+        <img src="l.svg#only-light" alt="x"><img src="d.svg#only-dark" alt="x">
+    """
+    return PICTURE.sub(r'<img src="\2#only-light"\3><img src="\1#only-dark"\3>', text)
 
 
 def changed(

@@ -85,13 +85,13 @@ def test_the_part_measures_everything_once_and_goes_on_where_it_stopped(tmp_path
     assert go(path, said)
     assert path.read_bytes() == before, "nothing was missing"
 
-    text = report.page(tmp_path)
+    text = "\n".join(report.pages(tmp_path).values())
     assert "timed on a GPU yet" not in text
     assert "### Forward" in text
     assert "### Decoding" in text
-    assert text.count("unmeasured |") > 5, "targets speak of other settings"
+    assert text.count("not measured |") > 5, "targets speak of other settings"
     assert "ncu is not on the PATH" in text
-    assert "| 256 | 16 | 64 |" in text
+    assert "| 256 tokens, D 16, block 64 |" in text
 
 
 def test_rows_that_are_prepared_side_by_side_are_the_same_rows(tmp_path: Path) -> None:

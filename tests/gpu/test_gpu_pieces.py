@@ -198,6 +198,11 @@ def test_the_small_sweep_makes_its_calls() -> None:
     assert small.sweep(CPU, head_dims=(16,), blocks=(32,)) == 9
 
 
+def text_of(results: Path) -> str:
+    """All pages of figures of these results."""
+    return "\n".join(report.pages(results).values())
+
+
 def test_steps_of_the_check_pass_fail_or_are_left_out(tmp_path: Path) -> None:
     taken = tmp_path / "taken"
     slow = "import sys, time; print('so far', flush=True); time.sleep(60)"
@@ -212,8 +217,8 @@ def test_steps_of_the_check_pass_fail_or_are_left_out(tmp_path: Path) -> None:
     assert not check.run(60, path, lambda: iter(todo), longest=3, say=said.append)
     rows = {row["step"]: row for row in json.loads(path.read_text())["rows"]}
     assert {name: check.verdict(row) for name, row in rows.items()} == {
-        "good": "passed: 1 passed", "bad": "FAILED: exit status 1", "slow": "FAILED: stopped after 3 s",
-        "tool": "left out: no-such-tool is not on the PATH", "told": "passed: ",
+        "good": "passed (1 test)", "bad": "failed (exit status 1)", "slow": "not finished in 3 s",
+        "tool": "not run (no-such-tool is not on the PATH)", "told": "passed",
     }  # fmt: skip
     assert "    Falsifying example: 3" in "\n".join(said)
     assert rows["slow"]["said"] == ["so far"]
@@ -224,7 +229,7 @@ def test_steps_of_the_check_pass_fail_or_are_left_out(tmp_path: Path) -> None:
     assert not check.run(60, at_once, lambda: iter(todo), longest=3, say=said.append, at_once=5)
     again = {row["step"]: row for row in json.loads(at_once.read_text())["rows"]}
     assert again == rows
-    assert "exit status 1" in report.page(tmp_path)
+    assert "exit status 1" in text_of(tmp_path)
 
 
 def test_steps_name_tests_that_are_there() -> None:
@@ -247,7 +252,7 @@ def test_masks_are_made_beside_create_block_mask(tmp_path: Path, monkeypatch: py
     assert [(row["seq_len"], row["way"], "ms" in row) for row in rows] == [
         (512, "ours", True), (512, "create_block_mask", True), (1024, "ours", True), (1024, "create_block_mask", False),
     ]  # fmt: skip
-    assert "| `causal()` | 1,024 | create_block_mask |" in report.page(tmp_path)
+    assert "| `causal()` | 1,024 | create_block_mask |" in text_of(tmp_path)
 
 
 # Written by hand after the columns that ncu's manual names.
@@ -302,18 +307,18 @@ def made_up(rate: float) -> list[dict[str, Any]]:
 
 def test_targets_are_met_or_not() -> None:
     verdicts = {target.what: target.verdict(made_up(500.0))[1] for target in targets.TARGETS}
-    assert verdicts["dense and causal forward, 16K and 64K"] == "unmet on 4 of 4"
+    assert verdicts["dense and causal forward, 16K and 64K"] == "not met in 4 of 4"
     assert verdicts["dense and causal backward, 16K and 64K"] == "met"
     assert verdicts["head dim 64, dense and causal forward"] == "met"
     assert verdicts["blocks of 64 x 64, density 0.1, forward"] == "met"
     assert verdicts["share of own dense rate at density 0.02"] == "met"
     assert verdicts["FlexAttention's time over ours, forward"] == "met"
-    assert verdicts["FlexAttention's time over ours, backward"].startswith("unmet on")
-    assert verdicts["FlashAttention-4's time over ours, both passes"] == "unmeasured"
-    assert verdicts["decoding, 64K cache, 5 % density: share of copy bandwidth"] == "unmet on 1 of 1"
-    assert {target.verdict([])[1] for target in targets.TARGETS} == {"unmeasured"}
+    assert verdicts["FlexAttention's time over ours, backward"].startswith("not met in")
+    assert verdicts["FlashAttention-4's time over ours, both passes"] == "not measured"
+    assert verdicts["decoding, 64K cache, 5 % density: share of copy bandwidth"] == "not met in 1 of 1"
+    assert {target.verdict([])[1] for target in targets.TARGETS} == {"not measured"}
     failed = [row | {"failed": "out: error"} for row in made_up(900.0)]
-    assert {target.verdict(failed)[1] for target in targets.TARGETS} == {"unmeasured"}
+    assert {target.verdict(failed)[1] for target in targets.TARGETS} == {"not measured"}
 
 
 def test_curves_are_fitted_and_drawn(tmp_path: Path) -> None:
@@ -339,12 +344,14 @@ def test_curves_are_fitted_and_drawn(tmp_path: Path) -> None:
     assert 0.3 < model < 1, "operands are moved whatever the density"
     assert traffic.exponents()["bytes_fwd"] == pytest.approx(1.0)
     assert by_length.against == "seq_len"
-    text = report.page(tmp_path)
+    text = text_of(tmp_path)
     assert "Rates of this card, best of many runs: 800 TFLOP/s" in text
     page.draw(result, path)
-    for picture in ("curves", "rates"):
-        assert f"(results/h200/2026-01-01-kernels-{picture}.png)" in text
-        assert (path.parent / f"2026-01-01-kernels-{picture}.png").read_bytes().startswith(b"\x89PNG")
+    assert "(results/h200/2026-01-01-kernels-curves.png)" in text
+    assert (path.parent / "2026-01-01-kernels-curves.png").read_bytes().startswith(b"\x89PNG")
+    plot = report.drawings(tmp_path)["h200.svg"]
+    assert "H200: up to 500 TFLOP/s" in plot
+    assert ">333</text>" in plot, "what FlexAttention reaches, whose time is 1.5 times ours"
 
 
 def test_without_a_gpu_one_line_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

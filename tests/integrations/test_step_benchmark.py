@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import report, step
+from benchmarks import step, tables
 from benchmarks.steps import settings
 from benchmarks.steps.models import ATTENTIONS, WITHOUT, Sequences, build
 from benchmarks.steps.settings import Setting
@@ -52,7 +52,8 @@ def test_every_model_takes_steps_through_every_attention(measured: Path) -> None
         assert rows["ours sparse"]["loss"] != rows["eager"]["loss"]
         assert rows["ours sparse"]["density"] < rows["ours dense"]["density"] <= 1
         assert "density" not in rows["sdpa"]
-    assert report.table(report.COLUMNS["step"], found["rows"]).count("\n") == 1 + len(found["rows"])
+    (shape,) = tables.SHAPES["step"]
+    assert tables.table(shape.columns, found["rows"]).count("\n") == 1 + len(found["rows"])
 
 
 def test_the_same_line_again_measures_what_is_missing(measured: Path, monkeypatch: pytest.MonkeyPatch) -> None:
