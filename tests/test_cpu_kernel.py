@@ -20,6 +20,7 @@ from hypothesis import given
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from sparseflash import reference
 from sparseflash.kernels.cpu import levels, native
 from sparseflash.kernels.layout import Side
 from tests import test_attention_laws as attention
@@ -98,6 +99,27 @@ def test_scores_past_the_range_of_their_exponential(build: str, factor: float) -
     check(case, torch.from_numpy(mask.to_dense()), ours(case, mask, "cpu"))
 
 
+@pytest.mark.parametrize("size", [1e6, 1e9, 1e12, 1e20, 1e34])
+def test_huge_scores_give_the_key_of_the_largest(build: str, size: float) -> None:
+    """Scores whose rounding alone is more than an exponential of float32 holds."""
+    case = random_case(7, 1, 2, 1, 200, 200, 16, 16, torch.float32)
+    mask = P.local(60).compile(200, block=16)
+    q, k, v = (x.clone().requires_grad_() for x in (case.q * size, case.k, case.v))
+    out, lse = sf.attention(q, k, v, mask, return_lse=True)
+    exact, log_sum = reference.attention(
+        q.double(), k.double(), v.double(), torch.from_numpy(mask.to_dense()), return_lse=True
+    )
+    torch.testing.assert_close(out, exact.float(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(lse, log_sum.float(), atol=0, rtol=1e-6)
+    table = sf.lookup(P.causal().compile(200, block=16))
+    new = sf.decode(q.detach()[:, :, -3:], k.detach(), v.detach(), table, lengths=200)
+    rows = reference.attention(q.double(), k.double(), v.double(), torch.ones(200, 200).tril().bool())
+    assert isinstance(rows, torch.Tensor)
+    torch.testing.assert_close(new, rows[:, :, -3:].float(), atol=1e-5, rtol=1e-5)
+    for gradient in torch.autograd.grad(out.sum(), (q, k, v)) if size < 1e30 else ():
+        assert gradient.isfinite().all()
+
+
 def test_huge_scores_that_nobody_sees_do_no_harm(build: str) -> None:
     case = random_case(8, 1, 1, 1, 64, 64, 16, 16, torch.float32)
     case = replace(case, k=torch.where(torch.arange(64)[:, None] % 2 == 0, case.k, case.k * 1e30))
@@ -127,6 +149,21 @@ def test_queries_that_see_nothing_may_be_anything(build: str) -> None:
     assert torch.equal(lse, its)
     assert not out[:, :, blind].any()
     assert (lse[:, :, blind] == -torch.inf).all()
+
+
+@pytest.mark.parametrize("keys", [4096, 65536, 262144])
+def test_long_rows_round_little(build: str, keys: int) -> None:
+    """As little as torch's attention, whose blocks are longer."""
+    if build == native.PLAIN and keys > 65536:
+        pytest.skip("the plain build takes a minute for it")
+    case = random_case(2, 1, 1, 1, 64, keys, 64, 64, torch.float32)
+    exact = F.scaled_dot_product_attention(case.q.double(), case.k.double(), case.v.double())
+
+    def error(out: torch.Tensor) -> float:
+        return float((out - exact).square().mean().sqrt())
+
+    theirs = error(F.scaled_dot_product_attention(case.q, case.k, case.v))
+    assert error(sf.attention(case.q, case.k, case.v)) <= 1.5 * theirs
 
 
 def test_long_sums_of_many_queries_round_little() -> None:

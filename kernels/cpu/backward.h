@@ -149,7 +149,7 @@ template <class T, bool P, bool F> struct Column {
       for (int c = 0; c < C; c++) {
         vf s = acc[r][c];
         if constexpr (F) s = shaped(s, at, p * PW + c * VL + col * a.BK, row * a.BQ + g * G + r0 + r, bend + (i * G + r0 + r) * PW + c * VL);
-        vf y = exp2(s * factor - lse[r]);
+        vf y = exp2(s * factor - lse[r], 1);  // a probability, whatever rounding makes of huge scores
         if (bits || edge) y = seen(bits, words, g * G + r0 + r, p, c, edge) ? y : all(0.f);
         store(x + r * PW + c * VL, y);
       }

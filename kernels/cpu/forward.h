@@ -8,6 +8,9 @@
 #include "tiles.h"
 
 constexpr float LEAD = 8;  // by how much a score may pass the reference, in base 2
+// A reference of this size is rounded by up to 32, and the products that it is subtracted from are not: beyond it weights
+// would leave the range of float.
+constexpr float HUGE_SCORE = 1 << 29;
 
 // What is hidden from the lanes of a panel: bit `shift + lane` of the word of a key. No words: nothing.
 struct Hidden {
@@ -217,7 +220,7 @@ template <class T, bool P, bool F> struct Rows {
     for (int c = 0; c < C; c++) {
       const int at = p * PW + c * VL;
       const vf t = load(top + at), shift = t == all(-INFINITY) ? all(0.f) : -t;
-      vf total = load(sum + at);
+      vf total = {};  // of this block alone, as for outputs: long sums round less
       for (int i = 0; i < count * G; i += 2) {
         float* x = scores + i * PW + c * VL;
         vf even = exp2(load(x) * factor + shift), odd = exp2(load(x + PW) * factor + shift);
@@ -229,18 +232,19 @@ template <class T, bool P, bool F> struct Rows {
         if (P) store(weights + i / 2 * PW + c * VL, paired(even, odd));
         else store(x, even), store(x + PW, odd);
       }
-      store(sum + at, total);
+      store(sum + at, load(sum + at) + total);
     }
   }
   INLINE vf dropped(vf x, int at, long key) const {
     const vu hash = mixed((vu)load(lane.key + at) + ((uint32_t)(key + 1) * GOLDEN)) >> 8;
     return (vi)hash < (int32_t)a.limit ? x : all(0.f);
   }
-  // Which lanes of a panel hold what is not finite.
+  // Which lanes of a panel hold what is not finite, or weights of huge scores.
   uint32_t broken(int p) const {
     uint32_t found = 0;
     for (int c = 0; c < C; c++) {
-      vi bad = unlike_itself(load(sum + p * PW + c * VL));
+      const vf t = load(top + p * PW + c * VL);
+      vi bad = unlike_itself(load(sum + p * PW + c * VL)) | (t > all(HUGE_SCORE)) | (t < all(-HUGE_SCORE) & t != all(-INFINITY));
       const float* from = out + (long)p * PW * dims + c * VL;
       for (int d = 0; d < a.V; d++, from += PW) bad |= unlike_itself(load(from));
       if (any(bad))
@@ -425,6 +429,7 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
         const float* from = parts + c * part;
         doubtful |= !(from[1] - from[1] == 0);  // all of its scores may be NaN
         if (from[0] == -INFINITY) continue;
+        doubtful |= from[0] > HUGE_SCORE || from[0] < -HUGE_SCORE;
         const double weight = ::exp2(from[0] - top);
         total += weight * from[1];
         for (long d = 0; d < a.V; d++) sums[d] += weight * from[2 + d];

@@ -85,10 +85,10 @@ static INLINE vi lanes(uint32_t bits, int c) {
 }
 
 // 2^x to 2 ulp; 0 below 2^-126; NaN of NaN.
-static INLINE vf exp2(vf x) {
+static INLINE vf exp2(vf x, float most = 128) {
   const vi none = x < all(-126.f);
   x = all(-126.f) > x ? all(-126.f) : x;
-  x = all(128.f) < x ? all(128.f) : x;
+  x = all(most) < x ? all(most) : x;
   const vf magic = all(12582912.f);
   const vf n = x + magic;
   const vf f = x - (n - magic);
