@@ -260,6 +260,7 @@ def test_forked_workers() -> None:
 # Scratch of a thread is 134 MB here, results 10.
 STARVED = """
 import resource
+import threading
 import torch
 import sparseflash as sf
 from sparseflash.kernels.cpu import native
@@ -269,8 +270,25 @@ table = sf.lookup(sf.patterns.causal().compile(40, block=256))
 def run(D):
     torch.manual_seed(0)
     q, k, v = (torch.randn(1, 2, 40, D) for _ in range(3))
-    before()
-    return sf.attention(q, k, v, table, backend="cpu")
+    if "PASS" == "forward":
+        before()
+        return sf.attention(q, k, v, table, backend="cpu")
+    q.requires_grad_()
+    out = sf.attention(q, k, v, table, backend="cpu")
+    found = []
+    def differentiate():  # in a thread of its own, whose scratch no forward has made
+        torch.set_num_threads(1)
+        before()
+        try:
+            found.append(torch.autograd.grad(out.sum(), q)[0])
+        except MemoryError as error:
+            found.append(error)
+    thread = threading.Thread(target=differentiate)
+    thread.start()
+    thread.join()
+    if isinstance(found[0], MemoryError):
+        raise found[0]
+    return found[0]
 def limit():
     size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + (SPARE << 20), resource.RLIM_INFINITY))
@@ -292,8 +310,10 @@ if got is not None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="RLIMIT_AS as Linux has it")
-def test_without_memory_for_scratch() -> None:
+@pytest.mark.parametrize(("which", "spare"), [("forward", 200), ("backward", 500)])
+def test_without_memory_for_scratch(which: str, spare: int) -> None:
     """None for any thread: an error, and the next call is as ever. For one of two: it does it all."""
-    said = alone(STARVED.replace("SPARE", "60")).strip()
-    assert said == "MemoryError: attention on the CPU found no memory for its scratch (forward)"
-    assert alone(STARVED.replace("SPARE", "200")).strip() == "done"
+    program = STARVED.replace("PASS", which)
+    said = alone(program.replace("SPARE", "60")).strip()
+    assert said == f"MemoryError: attention on the CPU found no memory for its scratch ({which})"
+    assert alone(program.replace("SPARE", str(spare))).strip() == "done"
