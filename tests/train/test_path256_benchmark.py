@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from benchmarks import all_pixels, path256, record
-from sparseflash.train import load_preset
+from sparseflash.train import load_preset, recipe
 from sparseflash.train.data import draw
 from sparseflash.train.losses import loss_of
 
@@ -77,3 +77,9 @@ def test_answers_over_all_pixels_are_added_up_and_go_on(tmp_path: Path, monkeypa
         assert own["accuracy"] == own["right"] / count
         assert own["tokens"] == 128 * 128
         assert blind["density"] < own["density"] < 0.2
+
+
+def test_the_preset_of_small_canvases_grows_by_a_dash_a_stage() -> None:
+    config = recipe("path32", preset=record.ROOT / "benchmarks" / "small-canvases.toml", tokens="all")
+    assert config.pixel_model.key_gate
+    assert [(stage.size, stage.geometry.contour_length) for stage in config.pixel_stages] == [(24, 2), (28, 3), (32, 4)]
