@@ -105,6 +105,12 @@ class BlockMask(FlexMask):
             self._versions = _versions(self._tables)
         return self._tables
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(vars(self))
+        if self.recipe is not None:  # copies make tables of their own
+            state["_tables"], state["_versions"] = None, ()
+        return state
+
     @property
     def shape(self) -> tuple[int, ...]:
         """(B, H, Q_LEN, KV_LEN), with 1 for a B or H that was None."""
@@ -112,7 +118,16 @@ class BlockMask(FlexMask):
         return self._as_torch().shape if recipe is None else (*recipe.sizes, *recipe.mask.shape)
 
     def __getitem__(self, index: Any) -> BlockMask:
-        """The mask of some samples, heads and query blocks, as torch gives it: set its ``mask_mod`` before use."""
+        """The mask of some samples, heads and query blocks, as torch gives it: set its ``mask_mod`` before use.
+
+        Raises:
+            IndexError: more than three indices.
+        """
+        if isinstance(index, tuple) and len(index) > 3:
+            raise IndexError(
+                f"a block mask is indexed by samples, heads and query blocks, got {len(index)} indices: "
+                "keys are left out by mask_mod"
+            )
         return self.of_torch(self._as_torch()[index])
 
     def _adjust(self, new_q_len: int, new_kv_len: int) -> BlockMask:
