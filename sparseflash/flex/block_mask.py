@@ -18,7 +18,7 @@ FIELDS = tuple(FlexMask.__annotations__)
 
 
 class BlockMask(FlexMask):
-    """What ``torch.nn.attention.flex_attention.BlockMask`` is, and may stand wherever that may.
+    """What ``torch.nn.attention.flex_attention.BlockMask`` is, and may stand wherever that may outside of graphs.
 
     One that :func:`sparseflash.flex.create_block_mask` makes holds a mask of this library, whose bits are those that
     ``mask_mod`` gave then. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are made of
@@ -94,7 +94,8 @@ class BlockMask(FlexMask):
             self._hold(self._tables)
         return self._recipe
 
-    def _as_torch(self) -> FlexMask:
+    def as_torch(self) -> FlexMask:
+        """One of torch's own class, which holds the same tables."""
         if self._tables is None:
             if self._recipe is None:
                 raise ValueError(
@@ -115,7 +116,7 @@ class BlockMask(FlexMask):
     def shape(self) -> tuple[int, ...]:
         """(B, H, Q_LEN, KV_LEN), with 1 for a B or H that was None."""
         recipe = self.recipe
-        return self._as_torch().shape if recipe is None else (*recipe.sizes, *recipe.mask.shape)
+        return self.as_torch().shape if recipe is None else (*recipe.sizes, *recipe.mask.shape)
 
     def __getitem__(self, index: Any) -> BlockMask:
         """The mask of some samples, heads and query blocks, as torch gives it: set its ``mask_mod`` before use.
@@ -128,16 +129,16 @@ class BlockMask(FlexMask):
                 f"a block mask is indexed by samples, heads and query blocks, got {len(index)} indices: "
                 "keys are left out by mask_mod"
             )
-        return self.of_torch(self._as_torch()[index])
+        return self.of_torch(self.as_torch()[index])
 
     def _adjust(self, new_q_len: int, new_kv_len: int) -> BlockMask:
-        return self.of_torch(self._as_torch()._adjust(new_q_len, new_kv_len))
+        return self.of_torch(self.as_torch()._adjust(new_q_len, new_kv_len))
 
     def to(self, device: torch.device | str) -> BlockMask:
         """The mask on another device."""
         recipe = self.recipe
         if recipe is None:
-            return self.of_torch(self._as_torch().to(device))
+            return self.of_torch(self.as_torch().to(device))
         return self.made(replace(recipe, device=torch.empty(0, device=device).device), self.made_for_one)
 
 
@@ -158,10 +159,10 @@ class _Field:
         recipe = mask.recipe
         if recipe is not None and self.told is not None:
             return self.told(recipe)
-        return getattr(mask._as_torch(), self.name)
+        return getattr(mask.as_torch(), self.name)
 
     def __set__(self, mask: BlockMask, value: Any) -> None:
-        tables = mask._as_torch()
+        tables = mask.as_torch()
         setattr(tables, self.name, value)
         mask._hold(tables)
 

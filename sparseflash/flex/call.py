@@ -110,7 +110,8 @@ def flex_attention(
             "block mask; flex_attention(..., softcap=c) caps scores, alibi_slopes=[Hq] biases them by distance, "
             "sinks=[Hq] adds a logit to each row. Any other runs in torch, over the same mask: "
             "from torch.nn.attention.flex_attention import flex_attention; "
-            "flex_attention(query, key, value, score_mod, block_mask)"
+            "flex_attention(query, key, value, score_mod, "
+            "sparseflash.integrations.flex.to_flex(block_mask, query.device))"
         )
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux ask for the same: give one of them")

@@ -234,18 +234,19 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
     return letters, alphabet
 
 
-def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
+def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
     """Our block mask as FlexAttention's, with a ``mask_mod`` that looks the bits up.
 
     The ``mask_mod`` is right at every pair of tokens, listed or not, so it may also be combined with others.
 
     Args:
         mask: a compiled pattern. A mask per head has as many heads as the queries. Its ``q_offset`` is lost: a
-            ``score_mod`` there counts queries from 0.
+            ``score_mod`` there counts queries from 0. Or a block mask of ``sparseflash.flex``, which gets the tables
+            and the ``mask_mod`` that torch's would have.
         device: where the queries will lie.
 
     Raises:
-        TypeError: mask is not a BlockMask of this library.
+        TypeError: mask is no block mask.
         ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
             would not hold in less than 10 GB. Use larger blocks.
 
@@ -261,6 +262,9 @@ def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
         >>> from_flex(theirs) == mask
         True
     """
+    if isinstance(mask, FlexMask):
+        whole: FlexMask = getattr(mask, "as_torch", lambda: mask)()
+        return whole.to(device)
     if not isinstance(mask, BlockMask):
         raise TypeError(f"to_flex takes a BlockMask (pattern.compile(...)), got {described(mask)}")
     (nq, nk), (bq, bk), (samples, heads) = mask.grid_shape, mask.block, mask.pattern_of.shape

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 import sparseflash as sf
 from sparseflash import flex as ours
 from sparseflash import patterns as P
-from sparseflash.integrations.flex import from_flex
+from sparseflash.integrations.flex import from_flex, to_flex
 
 pytestmark = [
     # Said by FlexAttention once a process when it is not compiled; its plain implementation is what we compare with.
@@ -334,6 +334,9 @@ def test_our_masks_in_torchs_function_and_torchs_in_ours() -> None:
     for out in outs[1:]:
         torch.testing.assert_close(out, outs[0])
     assert from_flex(mine) == from_flex(torchs)
+    assert type(to_flex(mine)) is theirs.BlockMask
+    assert_same(ours.BlockMask.of_torch(to_flex(mine)), torchs)
+    torch.testing.assert_close(theirs.flex_attention(q, k, v, block_mask=to_flex(mine)), outs[0])
 
 
 def test_a_mask_for_lengths_that_were_adjusted() -> None:
