@@ -29,7 +29,8 @@ class BlockMask(FlexMask):
     decides; ``full_kv_...``: those that are seen whole; ``q_...``: the same by key block. ``to_dense()`` is int32
     [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
 
-    The tables of a made mask are there to be read. To change them, build another mask with :meth:`from_kv_blocks`.
+    The tables of a made mask are there to be read. To change them, build another mask with :meth:`from_kv_blocks`: what
+    is written into them is noticed at the next call, but not by compiled functions, which see the mask that was made.
 
     Raises:
         ValueError: when tables of more than 2**28 blocks are asked for.
