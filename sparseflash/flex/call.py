@@ -132,10 +132,10 @@ def flex_attention(
         return (out, lse) if return_lse else out
     largest = None
     if return_aux.max_scores:
-        find = max_scores
+        find = largest_scores
         if torch.compiler.is_compiling():
-            from sparseflash.integrations.untraced import max_scores as find
-        largest = find(query, key, _host_mask(mask, block_mask, query, key), scale, softcap, alibi_slopes)
+            from sparseflash.integrations.untraced import largest_scores as find
+        largest = find(query, key, mask, block_mask, scale, softcap, alibi_slopes)
     return out, AuxOutput(lse=lse if return_aux.lse else None, max_scores=largest)
 
 
@@ -182,6 +182,12 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
             from sparseflash.integrations.untraced import all_pairs as every
         return every(query.shape[2], key.shape[2])
     return block_mask
+
+
+def largest_scores(
+    query: Tensor, key: Tensor, mask: Mask | PackedTable, block_mask: Mask | FlexMask, *rest: Any
+) -> Tensor:
+    return max_scores(query, key, _host_mask(mask, block_mask, query, key), *rest)
 
 
 def _host_mask(mask: Mask | PackedTable, block_mask: Mask | FlexMask, query: Tensor, key: Tensor) -> SparseMask:

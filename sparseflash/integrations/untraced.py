@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 
 from sparseflash.flex.block_mask import BlockMask as FlexBlockMask
+from sparseflash.flex.call import largest_scores as _largest_scores
 from sparseflash.flex.converting import all_pairs as _all_pairs
 from sparseflash.flex.converting import from_torch
 from sparseflash.flex.creating import make
-from sparseflash.flex.max_scores import max_scores as _max_scores
 from sparseflash.patterns.block_mask import BlockMask
 
 _REASON = (
@@ -33,4 +33,4 @@ _convert = "sparseflash.integrations.flex.from_flex"
 made: Callable[..., FlexBlockMask] = torch.compiler.disable(make, reason=_REASON.format("create_block_mask"))
 converted: Callable[..., BlockMask] = torch.compiler.disable(from_torch, reason=_REASON.format(_convert))
 all_pairs: Callable[..., BlockMask] = torch.compiler.disable(_all_pairs, reason=_ALIBI)
-max_scores: Callable[..., torch.Tensor] = torch.compiler.disable(_max_scores, reason=_MAX)
+largest_scores: Callable[..., torch.Tensor] = torch.compiler.disable(_largest_scores, reason=_MAX)
