@@ -66,8 +66,13 @@ def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a Loo
             "; biases are no masks: of one that is 0 where a query sees a key [q_len, kv_len], give "
             "BlockMask.from_dense((mask == 0).cpu().numpy()); of distances, alibi_slopes="
         )
+    elif any(base.__module__ == "torch.nn.attention.flex_attention" for base in type(mask).__mro__):
+        hint = "; of a FlexAttention block mask, give sparseflash.integrations.flex.from_flex(block_mask)"
     elif callable(mask) and _arguments_of(mask) == 4:
-        hint = "; of a FlexAttention mask_mod, give sparseflash.flex.create_block_mask(mask_mod, B, H, q_len, kv_len)"
+        hint = (
+            "; of a FlexAttention mask_mod, give sparseflash.integrations.flex.from_flex(sparseflash.flex."
+            "create_block_mask(mask_mod, B, H, q_len, kv_len))"
+        )
     elif isinstance(mask, LookupTable):  # which a module does not keep
         hint = "; a table belongs to one batch: give it to the call, module(x, mask=table)"
     elif (words := instead(mask)) is not None:

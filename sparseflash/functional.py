@@ -30,7 +30,7 @@ from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables import LookupTable, PackedTable, lookup
 
 Mask: TypeAlias = Pattern | str | BlockMask | LookupTable | None
 
@@ -173,7 +173,7 @@ def empty_batch(
 
 
 def _mask_arguments(
-    mask: Mask | AtBlock, q: torch.Tensor, k: torch.Tensor
+    mask: Mask | AtBlock | PackedTable, q: torch.Tensor, k: torch.Tensor
 ) -> tuple[ops.MaskArguments | LookupTable, int]:
     """The mask as the operators take it, and the position of the first query."""
     compiling = torch.compiler.is_compiling()
@@ -187,6 +187,10 @@ def _mask_arguments(
         mask = AtBlock(mask, BLOCK)
     if isinstance(mask, AtBlock) and compiling:
         return ops.MaskArguments.named(*mask), 0
+    if isinstance(mask, PackedTable):
+        if mask.buffer.device != q.device:
+            raise ValueError(f"the table lies on {mask.buffer.device}, q on {q.device}: block_mask.to(q.device)")
+        return ops.MaskArguments(list(mask), ()), 0
     table = _table(mask, q, k)
     if compiling and table.buffer is not None:
         return ops.MaskArguments.packed(table), 0

@@ -34,9 +34,10 @@ Tensors = Sequence[torch.Tensor]
 class MaskArguments(NamedTuple):
     """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
 
-    # Rows, columns, tiles, pattern_of; or the buffer; of a named pattern None, or the lengths of a padded batch.
+    # Rows, columns, tiles, pattern_of; or the buffer, or it and its layout; of a named pattern None, or the lengths of
+    # a padded batch.
     table: Tensors | None
-    layout: Sequence[int]  # the block; of the buffer, its layout
+    layout: Sequence[int]  # the block; of the buffer, its layout unless that is a tensor
     pattern: str = ""
 
     @classmethod
@@ -71,6 +72,8 @@ def _operands(
     tensors = mask.table or ()
     if mask.pattern:
         table = named_table(mask.pattern, (q.shape[2], k.shape[2]), mask.layout, q.device, *tensors)
+    elif len(tensors) == 2:  # the buffer, and its layout as a tensor
+        table = LookupTable.unpacked(tensors[0], tensors[1].tolist())
     elif len(tensors) > 1:
         bq, bk = mask.layout
         return _Operands(*Contents.of(tensors), (bq, bk)), score

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import _lru_cache_wrapper, lru_cache, wraps
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 import torch
@@ -150,6 +150,22 @@ class LookupTable:
     def __repr__(self) -> str:
         (q, k), (bq, bk) = self.shape, self.block
         return f"LookupTable({q:,} x {k:,} tokens, block {bq} x {bk}, {self.nbytes:,} bytes on {self.device})"
+
+
+class PackedTable(NamedTuple):
+    """A table as two tensors, for compiled graphs: they see nothing of it but that."""
+
+    buffer: torch.Tensor  # int32, on the device of q
+    layout: torch.Tensor  # int64, on the CPU
+
+    @classmethod
+    def of(cls, table: LookupTable) -> PackedTable:
+        """The table that :func:`lookup` made."""
+        assert table.buffer is not None
+        return cls(table.buffer, torch.tensor(table.layout))
+
+    def table(self) -> LookupTable:
+        return LookupTable.unpacked(self.buffer, self.layout.tolist())
 
 
 def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:

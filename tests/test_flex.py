@@ -281,7 +281,7 @@ def kv_blocks(**changes: Any) -> Any:
     ("mask", "kind", "message"),
     [
         (lambda: "causal", TypeError, "from_flex takes a BlockMask of torch.nn.attention.flex_attention, got 'causal'"),
-        (lambda: kv_blocks(BLOCK_SIZE=(64, 40)), ValueError, r"multiples of 16 tokens, got BLOCK_SIZE=\(64, 40\)"),
+        (lambda: kv_blocks(BLOCK_SIZE=(64, 0)), ValueError, "at least 1 token, got BLOCK_SIZE=0"),
         (lambda: kv_blocks(seq_lengths=(129, 100)), ValueError, "3 block rows of 64 cover 129 .* block mask has 2"),
         (lambda: kv_blocks(seq_lengths=(100, 60), kv_indices=torch.tensor([[0, 1], [1, 0]]).int()[None, None]),
          ValueError, "row 1 of sample 0, head 0 lists key block 1: expected 0 to 0 for 60 keys in blocks of 64"),

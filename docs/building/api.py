@@ -88,7 +88,7 @@ def pages() -> dict[str, ApiPage]:
             "FlexAttention",
             "Its programs and its masks: [from FlexAttention](../from-flexattention.md).",
             (
-                *("sparseflash.flex.flex_attention", "sparseflash.flex.create_block_mask"),
+                *(f"sparseflash.flex.{name}" for name in ("flex_attention", "create_block_mask", "BlockMask")),
                 *("sparseflash.integrations.flex.from_flex", "sparseflash.integrations.flex.to_flex"),
             ),
         ),

@@ -8,12 +8,15 @@ Shape legend: B samples, H query heads, P distinct patterns, nQ x nK blocks of B
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.integrations.mask_mods import MaskMod, Recording
+from sparseflash.integrations.scanning import fitting_block, scan
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
@@ -36,7 +39,8 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
 
     Args:
         block_mask: what ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks`` gives,
-            on any device. Blocks of other sizes than ours (384, 512, ...) are cut into the largest of ours.
+            on any device, or what ``sparseflash.flex`` makes. Blocks of other sizes than ours (384, 512, ...) are cut
+            into the largest of ours. Where none divides theirs (200, ...), all pairs are asked about.
         q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result; who sees
             whom does not depend on it, but biases by distance (``alibi_slopes``) do.
         B: samples. Needed where ``mask_mod`` looks at the sample and the block mask has one table for all of them:
@@ -45,7 +49,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
 
     Raises:
         TypeError: not a FlexAttention block mask, or a mask_mod that does not give booleans.
-        ValueError: a block side that is no multiple of 16, tables that do not cover the lengths, a block outside the
+        ValueError: a block side below 1, tables that do not cover the lengths, a block outside the
             tables or listed twice, B or H that are missing or of which the block mask has another number.
 
     Source: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch documentation.
@@ -64,22 +68,29 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
         )
     side = (int(block_mask.BLOCK_SIZE[0]), int(block_mask.BLOCK_SIZE[1]))
     lengths = (int(block_mask.seq_lengths[0]), int(block_mask.seq_lengths[1]))
-    grid = make_grid(lengths, (largest_block(side[0], side), largest_block(side[1], side)), q_offset)
+    if (made := getattr(block_mask, "recorded", None)) is not None:
+        return _moved(_checked(made, block_mask, (B, H)), q_offset)
+    side = (_within(side[0], lengths[0]), _within(side[1], lengths[1]))
+    grid = make_grid(lengths, (fitting_block(side[0]), fitting_block(side[1])), q_offset)
+    whole = side[0] % grid.bq == 0 == side[1] % grid.bk
+    theirs = grid if whole else Grid(*lengths, *side, q_offset)  # of another size than any of ours
     tables = [_four_dims(block_mask.kv_num_blocks, block_mask.kv_indices)]
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
     samples, heads = np.broadcast_shapes(*(indices.shape[:2] for _, indices in tables))
     samples, heads = _asked_about(block_mask, (samples, heads), (B, H))
 
-    blocks = [_listed(*table, samples, heads, grid, side) for table in tables]
+    blocks = [_listed(*table, samples, heads, theirs, side) for table in tables]
+    _refuse_twice(np.sort(np.concatenate(blocks), kind="stable"), heads, theirs)
+    if not whole:
+        counted = replace(grid, q_offset=0)
+        return _moved(_rounded(block_mask, blocks, (samples, heads), theirs, counted), q_offset)
     shape = (samples * heads * grid.rows, grid.cols)
     letters, alphabet = _evaluated(block_mask, blocks[0], heads, grid)
     linear = np.concatenate(blocks)
     letters = np.concatenate([letters, np.full(linear.size - letters.size, FULL, np.int32)])
     order = np.argsort(linear, kind="stable")
     linear, letters = linear[order], letters[order]
-    for twice in linear[1:][linear[1:] == linear[:-1]][:1]:
-        raise ValueError(f"the block mask lists {_place(twice, heads, grid)} twice")
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
     mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), alphabet.tiles(), pattern_of)
     return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
@@ -106,11 +117,50 @@ def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int |
     return found[0], found[1]
 
 
-def largest_block(size: int, side: tuple[int, int]) -> int:
-    found = [block for block in BLOCK_SIZES if size % block == 0]
-    if not found:
-        raise ValueError(f"block sides must be multiples of {BLOCK_SIZES[0]} tokens, got BLOCK_SIZE={side}")
-    return found[-1]
+def _within(size: int, tokens: int) -> int:
+    """A block side that is larger than all tokens together, cut to what covers them."""
+    most = -(-tokens // BLOCK_SIZES[-1]) * BLOCK_SIZES[-1]
+    if size < 1:
+        raise ValueError(f"block sides must be at least 1 token, got BLOCK_SIZE={size}")
+    return min(size, most)
+
+
+def _checked(mask: BlockMask, block_mask: FlexMask, given: tuple[int | None, int | None]) -> BlockMask:
+    """A mask that is known already, if it is for as many samples and heads."""
+    for_one: tuple[bool, bool] = getattr(block_mask, "made_for_one", (False, False))
+    for name, size, one, number in zip("BH", mask.pattern_of.shape, for_one, given, strict=True):
+        if number is not None and (size not in (1, number) or (one and number > 1)):
+            raise ValueError(f"the block mask was made with {name}={size}, got {name}={number}")
+    return mask
+
+
+def _moved(mask: BlockMask, q_offset: int) -> BlockMask:
+    """The same mask, its first query at another position."""
+    if q_offset == mask.q_offset:
+        return mask
+    return replace(mask, grid=replace(mask.grid, q_offset=q_offset), expression="")
+
+
+def _refuse_twice(linear: Ints, heads: int, grid: Grid) -> None:
+    for twice in linear[1:][linear[1:] == linear[:-1]][:1]:
+        raise ValueError(f"the block mask lists {_place(twice, heads, grid)} twice")
+
+
+def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], theirs: Grid, grid: Grid) -> BlockMask:
+    """The mask on blocks that are no parts of theirs: every pair is asked about, whether its block is listed too."""
+    device = block_mask.kv_indices.device
+    samples, heads = asked
+    listed = np.zeros((2, samples * heads * theirs.rows * theirs.cols), bool)
+    for chosen, linear in zip(listed, blocks, strict=False):
+        chosen[linear] = True
+    shape = (2, samples, heads, theirs.rows, theirs.cols)
+    partial, full = torch.from_numpy(listed.reshape(shape)).to(device).unbind(0)
+
+    def mask_mod(b: torch.Tensor, h: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+        place = b, h, q // theirs.bq, k // theirs.bk
+        return (partial[place] & block_mask.mask_mod(b, h, q, k)) | full[place]
+
+    return scan(mask_mod, samples, heads, grid, device)
 
 
 def _four_dims(counts: torch.Tensor, indices: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -184,18 +234,19 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
     return letters, alphabet
 
 
-def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
+def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
     """Our block mask as FlexAttention's, with a ``mask_mod`` that looks the bits up.
 
     The ``mask_mod`` is right at every pair of tokens, listed or not, so it may also be combined with others.
 
     Args:
         mask: a compiled pattern. A mask per head has as many heads as the queries. Its ``q_offset`` is lost: a
-            ``score_mod`` there counts queries from 0.
+            ``score_mod`` there counts queries from 0. Or a block mask of ``sparseflash.flex``, which gets the tables
+            and the ``mask_mod`` that torch's would have.
         device: where the queries will lie.
 
     Raises:
-        TypeError: mask is not a BlockMask of this library.
+        TypeError: mask is no block mask.
         ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
             would not hold in less than 10 GB. Use larger blocks.
 
@@ -211,6 +262,9 @@ def to_flex(mask: BlockMask, device: torch.device | str = "cpu") -> FlexMask:
         >>> from_flex(theirs) == mask
         True
     """
+    if isinstance(mask, FlexMask):
+        whole: FlexMask = getattr(mask, "as_torch", lambda: mask)()
+        return whole.to(device)
     if not isinstance(mask, BlockMask):
         raise TypeError(f"to_flex takes a BlockMask (pattern.compile(...)), got {described(mask)}")
     (nq, nk), (bq, bk), (samples, heads) = mask.grid_shape, mask.block, mask.pattern_of.shape

@@ -9,7 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from sparseflash.flex import _all_pairs, _from_torch, _made
+from sparseflash.flex.block_mask import BlockMask as FlexBlockMask
+from sparseflash.flex.call import largest_scores as _largest_scores
+from sparseflash.flex.converting import all_pairs as _all_pairs
+from sparseflash.flex.converting import from_torch
+from sparseflash.flex.creating import make
 from sparseflash.patterns.block_mask import BlockMask
 
 _REASON = (
@@ -21,7 +25,12 @@ _ALIBI = (
     "make block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the compiled function, or "
     "leave out fullgraph=True"
 )
+_MAX = (
+    "the largest scores are found on the host's tables, which no graph can hold: ask for AuxRequest(max_scores=True) "
+    "outside of the compiled function, or leave out fullgraph=True"
+)
 _convert = "sparseflash.integrations.flex.from_flex"
-made: Callable[..., BlockMask] = torch.compiler.disable(_made, reason=_REASON.format("create_block_mask"))
-converted: Callable[..., BlockMask] = torch.compiler.disable(_from_torch, reason=_REASON.format(_convert))
+made: Callable[..., FlexBlockMask] = torch.compiler.disable(make, reason=_REASON.format("create_block_mask"))
+converted: Callable[..., BlockMask] = torch.compiler.disable(from_torch, reason=_REASON.format(_convert))
 all_pairs: Callable[..., BlockMask] = torch.compiler.disable(_all_pairs, reason=_ALIBI)
+largest_scores: Callable[..., torch.Tensor] = torch.compiler.disable(_largest_scores, reason=_MAX)

@@ -14,6 +14,7 @@ from torch.nn.attention import flex_attention as theirs
 import sparseflash as sf
 from sparseflash import flex as ours
 from sparseflash import patterns as P
+from sparseflash.flex import converting
 from sparseflash.integrations.flex import from_flex
 from sparseflash.patterns.structure import SlowScan
 from tests.oracle import check, random_case
@@ -106,7 +107,7 @@ def test_one_import_changed(name: str, q_len: int, groups: int) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_masks_hold_what_the_mask_mod_says_and_no_sample_or_head_twice(name: str) -> None:
     mask_mod, shape = PROGRAMS[name]
-    mask = ours.create_block_mask(mask_mod, B, H, N, 200, device="cpu", BLOCK_SIZE=64)
+    mask = from_flex(ours.create_block_mask(mask_mod, B, H, N, 200, device="cpu", BLOCK_SIZE=64))
     dense = ours.create_mask(mask_mod, B, H, N, 200, device="cpu")
     assert mask.pattern_of.shape == shape
     found = torch.from_numpy(mask.to_dense()).reshape(*shape, N, 200)
@@ -114,7 +115,7 @@ def test_masks_hold_what_the_mask_mod_says_and_no_sample_or_head_twice(name: str
     # One for all, unless the mask_mod asks for more.
     sizes = [1 if size > 1 else None for size in shape]
     one = ours.create_block_mask(ours.and_masks(mask_mod), sizes[0], sizes[1], N, 200, device="cpu", BLOCK_SIZE=64)
-    assert torch.equal(torch.from_numpy(one.to_dense()), dense[0, 0])
+    assert torch.equal(torch.from_numpy(from_flex(one).to_dense()), dense[0, 0])
 
 
 def test_the_gradient_of_a_program_on_a_cpu() -> None:
@@ -148,8 +149,8 @@ def test_a_mask_is_what_the_mask_mod_said_when_it_was_made() -> None:
     before = ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
     document[:100] = 5
     after = ours.create_block_mask(mask_mod, None, None, N, N, device="cpu")
-    assert before == P.documents([70, 130, 100]).compile(N, q_offset=0)
-    assert after == P.documents([100, 100, 100]).compile(N, q_offset=0)
+    assert from_flex(before) == P.documents([70, 130, 100]).compile(N, q_offset=0)
+    assert from_flex(after) == P.documents([100, 100, 100]).compile(N, q_offset=0)
 
 
 @pytest.mark.parametrize(("mask_mod", "name"), [(documents_of_each_sample, "B"), (window_of_each_head, "H")])
@@ -178,7 +179,7 @@ def test_torchs_masks_are_read_as_they_are_at_each_call(monkeypatch: pytest.Monk
     blocks = torch.arange(1, 6)[None, None].int(), torch.arange(5).expand(1, 1, 5, 5).int()
     mask = theirs.BlockMask.from_kv_blocks(*blocks, BLOCK_SIZE=64, mask_mod=mask_mod, seq_lengths=(N, N))
     convert = Mock(wraps=from_flex)
-    monkeypatch.setattr(ours, "from_flex", convert)
+    monkeypatch.setattr(converting, "from_flex", convert)
 
     def check(converted: int, samples: int = B) -> None:
         x = (case.q[:samples], case.k[:samples], case.v[:samples])
@@ -236,8 +237,10 @@ def test_what_differs_is_refused() -> None:
         ours.flex_attention(q, q[:, :2], q[:, :2])
     with pytest.raises(ValueError, match="return_lse and return_aux"):
         ours.flex_attention(q, q, q, return_lse=True, return_aux=ours.AuxRequest(lse=True))  # type: ignore[call-overload]
-    with pytest.raises(NotImplementedError, match="largest scores"):
-        ours.flex_attention(q, q, q, return_aux=ours.AuxRequest(max_scores=True))
+    with pytest.raises(NotImplementedError, match=r"largest scores.*the mask that it was made of"):
+        ours.flex_attention(
+            q, q, q, block_mask=sf.lookup(P.full().compile(64)), return_aux=ours.AuxRequest(False, True)
+        )
     with pytest.raises(TypeError, match=r"mask_mod must give booleans, got torch\.int64"):
         ours.create_block_mask(lambda b, h, q, k: q - k, None, None, 64, 64, device="cpu")
     with pytest.raises(TypeError, match="mask_mod must be callable"):
@@ -245,9 +248,12 @@ def test_what_differs_is_refused() -> None:
     for size in (0, True, 2.0):
         with pytest.raises(ValueError, match="H must be an int from 1 on or None"):
             ours.create_block_mask(causal, None, size, 64, 64, device="cpu")  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="multiples of 16"):
-        ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=40)
-    assert ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=384).block == (128, 128)
+    with pytest.raises(ValueError, match="BLOCK_SIZE must be at least 1, got 0"):
+        ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=0)
+    with pytest.raises(TypeError, match=r"BLOCK_SIZE must be an int or a pair of ints .* got 64\.0"):
+        ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=64.0)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"of a FlexAttention block mask, give .*from_flex\(block_mask\)"):
+        sf.attention(q, q, q, ours.create_block_mask(causal, None, None, 64, 64, device="cpu"))  # type: ignore[call-overload]
 
 
 def test_a_long_scan_names_the_structure_that_it_found() -> None:
@@ -324,7 +330,7 @@ def test_alibi_without_a_mask_counts_from_zero_in_compiled_functions_too() -> No
 
 def test_a_misspelt_keyword_is_refused_and_torchs_own_are_not() -> None:
     mask = ours.create_block_mask(causal, None, None, 256, 256, device="cpu", separate_full_blocks=False)
-    assert mask == P.causal().compile(256)
+    assert from_flex(mask) == P.causal().compile(256)
     with pytest.raises(TypeError, match=r"no argument BLOCKSIZE; did you mean BLOCK_SIZE\?"):
         ours.create_block_mask(causal, None, None, 256, 256, device="cpu", BLOCKSIZE=64)
     with pytest.raises(TypeError, match=r"no argument colour$"):

@@ -1,0 +1,57 @@
+"""FlexAttention programs, by changing one import: ``from sparseflash.flex import create_block_mask, flex_attention``.
+
+The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod``
+is asked once, when the block mask is made, and never compiled into a kernel; there is a backward pass on every device;
+and a mask costs the memory of what it stores. What differs is refused with a word on what to do: ``score_mod`` is code
+inside the kernel, of which :func:`flex_attention` takes the common cases as arguments.
+
+Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
+documentation.
+"""
+
+from torch.nn.attention.flex_attention import (
+    _DEFAULT_SPARSE_BLOCK_SIZE as _DEFAULT_SPARSE_BLOCK_SIZE,
+)
+from torch.nn.attention.flex_attention import (
+    _LARGE_SPARSE_BLOCK_SIZE as _LARGE_SPARSE_BLOCK_SIZE,
+)
+from torch.nn.attention.flex_attention import (
+    AuxOutput,
+    AuxRequest,
+    FlexKernelOptions,
+    and_masks,
+    create_mask,
+    noop_mask,
+    or_masks,
+)
+from torch.nn.attention.flex_attention import (
+    _identity as _identity,
+)
+from torch.nn.attention.flex_attention import (
+    _mask_mod_signature as _mask_mod_signature,
+)
+from torch.nn.attention.flex_attention import (
+    _score_mod_signature as _score_mod_signature,
+)
+from torch.nn.attention.flex_attention import (
+    _vmap_for_bhqkv as _vmap_for_bhqkv,
+)
+
+from sparseflash.flex import as_pytree as as_pytree
+from sparseflash.flex.block_mask import BlockMask
+from sparseflash.flex.call import flex_attention
+from sparseflash.flex.creating import _create_empty_block_mask as _create_empty_block_mask
+from sparseflash.flex.creating import create_block_mask
+
+__all__ = [
+    "AuxOutput",
+    "AuxRequest",
+    "BlockMask",
+    "FlexKernelOptions",
+    "and_masks",
+    "create_block_mask",
+    "create_mask",
+    "flex_attention",
+    "noop_mask",
+    "or_masks",
+]

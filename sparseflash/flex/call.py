@@ -1,0 +1,206 @@
+"""``flex_attention``: FlexAttention's call, over the tables of this library.
+
+Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
+documentation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, cast, overload
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
+from torch.nn.attention.flex_attention import BlockMask as FlexMask
+
+from sparseflash.flex.block_mask import BlockMask
+from sparseflash.flex.converting import all_pairs, from_torch
+from sparseflash.flex.max_scores import max_scores
+from sparseflash.functional import BLOCK, Mask, attention
+from sparseflash.patterns.block_mask import BlockMask as SparseMask
+from sparseflash.patterns.full import full
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables import LookupTable, PackedTable
+
+
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False,
+    return_lse: Literal[False] = False, kernel_options: Mapping[str, Any] | None = None, *, return_aux: None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> Tensor: ...  # fmt: skip
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False, *,
+    return_lse: Literal[True], kernel_options: Mapping[str, Any] | None = None, return_aux: None = None,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> tuple[Tensor, Tensor]: ...  # fmt: skip
+@overload
+def flex_attention(
+    query: Tensor, key: Tensor, value: Tensor, score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None, scale: float | None = None, enable_gqa: bool = False,
+    return_lse: Literal[False] = False, kernel_options: Mapping[str, Any] | None = None, *, return_aux: AuxRequest,
+    softcap: float | None = None, alibi_slopes: Tensor | None = None, sinks: Tensor | None = None,
+) -> tuple[Tensor, AuxOutput]: ...  # fmt: skip
+def flex_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    score_mod: Callable[..., Tensor] | None = None,
+    block_mask: Mask | FlexMask = None,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    return_lse: bool = False,
+    kernel_options: Mapping[str, Any] | None = None,
+    *,
+    return_aux: AuxRequest | None = None,
+    softcap: float | None = None,
+    alibi_slopes: Tensor | None = None,
+    sinks: Tensor | None = None,
+) -> Tensor | tuple[Tensor, Tensor] | tuple[Tensor, AuxOutput]:
+    """Attention over a block mask, with FlexAttention's arguments; see :func:`sparseflash.attention`.
+
+    Args:
+        query: [B, Hq, N, D].
+        key: [B or 1, Hkv, M, D].
+        value: [B or 1, Hkv, M, Dv].
+        score_mod: must be None. The usual ones are arguments of their own: softcap, alibi_slopes, sinks.
+        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Of torch's own,
+            and of one made of tables, what it reads is compared at every call, and converted anew when it changed. Or
+            any mask that :func:`sparseflash.attention` takes; a Pattern puts the last query on the last key.
+        scale: factor on the scores, default ``D ** -0.5``.
+        enable_gqa: whether Hkv may differ from Hq, of which it must be a divisor.
+        return_lse: also return the log-sum-exp, fp32 [B, Hq, N].
+        kernel_options: of generated kernels; there are none here, so nothing is done with them.
+        return_aux: the newer way to ask for the log-sum-exp, and for the largest score of each query, fp32 [B, Hq, N]
+            and without a gradient. That one is computed apart, by torch's matrix products over the stored blocks: it
+            costs about a forward pass more.
+        softcap: in place of ``lambda score, *_: softcap * tanh(score / softcap)``.
+        alibi_slopes: fp32 [Hq], in place of ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
+            queries are counted as for block_mask.
+        sinks: [Hq], one more logit a head that takes its share of the softmax.
+
+    Returns:
+        The output [B, Hq, N, Dv], its dimensions in the order in which those of query lie in memory; with it lse, or
+        an ``AuxOutput`` that holds what return_aux asks for.
+
+    Raises:
+        NotImplementedError: a score_mod; the largest scores over a LookupTable.
+        ValueError: heads that differ without enable_gqa, both ways of asking for lse, a mask made for one sample or
+            head of several that differ, and what attention refuses.
+
+    Example:
+        >>> import torch
+        >>> from sparseflash.flex import create_block_mask, flex_attention
+        >>> document = torch.tensor([0] * 200 + [1] * 312)
+        >>> def mask_mod(b, h, q, k):
+        ...     return (q >= k) & (document[q] == document[k])
+        >>> block_mask = create_block_mask(mask_mod, B=None, H=None, Q_LEN=512, KV_LEN=512, device="cpu")
+        >>> q, k, v = torch.randn(3, 2, 4, 512, 32, requires_grad=True).unbind(0)
+        >>> out = flex_attention(q, k, v, block_mask=block_mask)
+        >>> out.sum().backward()  # on a CPU too
+    """
+    if score_mod is not None:
+        raise NotImplementedError(
+            "score_mod is code inside the kernel, and kernels here read masks as data. Who sees whom belongs into the "
+            "block mask; flex_attention(..., softcap=c) caps scores, alibi_slopes=[Hq] biases them by distance, "
+            "sinks=[Hq] adds a logit to each row. Any other runs in torch, over the same mask: "
+            "from torch.nn.attention.flex_attention import flex_attention; "
+            "flex_attention(query, key, value, score_mod, "
+            "sparseflash.integrations.flex.to_flex(block_mask, query.device))"
+        )
+    if return_lse and return_aux is not None:
+        raise ValueError("return_lse and return_aux ask for the same: give one of them")
+    if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
+        raise ValueError(
+            f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share "
+            "a key head"
+        )
+    if key.shape[0] == value.shape[0] == 1 < query.shape[0]:
+        key, value = (x.expand(query.shape[0], *x.shape[1:]) for x in (key, value))
+    mask = _mask(block_mask, query, key, alibi_slopes is not None)
+    out, lse = attention(
+        *(query, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
+        scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, return_lse=True,
+    )  # fmt: skip
+    out = _strides_like(out, query)
+    if return_aux is None:
+        return (out, lse) if return_lse else out
+    largest = None
+    if return_aux.max_scores:
+        find = largest_scores
+        if torch.compiler.is_compiling():
+            from sparseflash.integrations.untraced import largest_scores as find
+        largest = find(query, key, mask, block_mask, scale, softcap, alibi_slopes)
+    return out, AuxOutput(lse=lse if return_aux.lse else None, max_scores=largest)
+
+
+def _strides_like(out: Tensor, query: Tensor) -> Tensor:
+    """The output [B, Hq, N, Dv] with its dimensions in the order in which they lie in query, the last one innermost."""
+    strides = query.stride()
+    order: list[int] = []  # outermost first; written out, for torch.compile sorts no symbols
+    for dim in range(3):
+        order.insert(sum(strides[other] > strides[dim] for other in order), dim)
+    if order == [0, 1, 2] or out.numel() == 0:
+        return out
+    back = [order.index(dim) for dim in range(3)]
+    return out.permute(*order, 3).contiguous().permute(*back, 3)
+
+
+def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool) -> Mask | PackedTable:
+    """The mask as attention takes it."""
+    if query.dim() != 4 or key.dim() != 4:
+        return None  # refused by attention, in its words
+    compiling = torch.compiler.is_compiling()
+    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:
+        for name, what, one, size in zip(
+            "BH", ("sample", "query head"), block_mask.made_for_one, query.shape[:2], strict=True
+        ):
+            if one and size > 1:
+                raise ValueError(
+                    f"the mask was made with {name}=1 and its mask_mod looks at {name.lower()}, but query has {size} "
+                    f"{what}s: create_block_mask(mask_mod, ..., {name}={size})"
+                )
+        if compiling:
+            return block_mask.packed
+        if block_mask.recorded is not None:
+            return block_mask.recorded
+    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # nobody wrote into it: it has no tables
+        return block_mask.packed.table()
+    if isinstance(block_mask, FlexMask):
+        convert = from_torch
+        if compiling:
+            from sparseflash.integrations.untraced import converted as convert
+        return convert(block_mask, query.shape[0], query.shape[1], (query.shape[2], key.shape[2]))
+    if block_mask is None and biased and query.shape[2] != key.shape[2]:
+        every = all_pairs
+        if compiling:
+            from sparseflash.integrations.untraced import all_pairs as every
+        return every(query.shape[2], key.shape[2])
+    return block_mask
+
+
+def largest_scores(
+    query: Tensor, key: Tensor, mask: Mask | PackedTable, block_mask: Mask | FlexMask, *rest: Any
+) -> Tensor:
+    return max_scores(query, key, _host_mask(mask, block_mask, query, key), *rest)
+
+
+def _host_mask(mask: Mask | PackedTable, block_mask: Mask | FlexMask, query: Tensor, key: Tensor) -> SparseMask:
+    """The mask whose blocks can be listed on the host."""
+    if isinstance(block_mask, BlockMask) and block_mask.recorded is not None:
+        return block_mask.recorded
+    if isinstance(mask, SparseMask):
+        return mask
+    if isinstance(mask, LookupTable | PackedTable):
+        raise NotImplementedError(
+            "the largest scores are not found over a table, whose blocks lie on the device: give flex_attention the "
+            "mask that it was made of, or ask for AuxRequest(lse=True) alone"
+        )
+    pattern = parse(mask) if isinstance(mask, str) else mask
+    lengths = int(query.shape[2]), int(key.shape[2])
+    return pattern.compile(lengths, block=BLOCK) if isinstance(pattern, Pattern) else full().compile(lengths)

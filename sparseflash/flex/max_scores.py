@@ -1,0 +1,59 @@
+"""The largest score of each query, for ``AuxRequest(max_scores=True)``: kernels do not keep it.
+
+Only stored blocks are computed, some at a time, by torch's matrix products. It costs about as much as a plain forward
+pass over the same blocks, on any device.
+
+Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens at once.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparseflash.arguments import checked_scale, under_autocast
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.tiles import all_letters, unpack
+
+PAIRS_AT_ONCE = 1 << 22
+
+
+def max_scores(
+    q: Tensor, k: Tensor, mask: BlockMask, scale: float | None, softcap: float | None, slopes: Tensor | None
+) -> Tensor:
+    """The largest of a query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
+
+    In fp32 (fp64 for fp64), -inf for a query that sees no key, without a gradient, as torch's has none.
+    """
+    q, k = under_autocast(q, k)
+    scale = checked_scale(scale, q.shape[-1])
+    (bq, bk), (nq, nk), dtype = mask.block, mask.grid_shape, torch.promote_types(q.dtype, torch.float32)
+    rows, cols, letters = mask.runs.blocks()
+    words = all_letters(mask.tiles, bq, bk)
+    best = torch.full((*q.shape[:2], nq, bq), -torch.inf, dtype=dtype, device=q.device)
+    step = max(1, PAIRS_AT_ONCE // (bq * bk))
+    group = q.shape[1] // k.shape[1]
+    with torch.no_grad():
+        queries = F.pad(q, (0, 0, 0, nq * bq - q.shape[2])).unflatten(2, (nq, bq))
+        keys = F.pad(k, (0, 0, 0, nk * bk - k.shape[2])).unflatten(2, (nk, bk))
+        for b, h in product(*map(range, q.shape[:2])):
+            of_samples, of_heads = mask.pattern_of.shape
+            pattern = mask.pattern_of[b % of_samples, h % of_heads]
+            chosen = np.flatnonzero(rows // nq == pattern)
+            for some in (chosen[begin : begin + step] for begin in range(0, chosen.size, step)):
+                row, col = (torch.from_numpy(x).long().to(q.device) for x in (rows[some] % nq, cols[some]))
+                scores = queries[b, h, row].to(dtype) @ keys[b, h // group, col].to(dtype).mT * scale
+                if softcap is not None:
+                    scores = softcap * (scores / softcap).tanh()
+                if slopes is not None:
+                    at, key = (torch.arange(side, device=q.device) for side in (bq, bk))
+                    away = (row[:, None] * bq + at + mask.q_offset)[..., None] - (col[:, None] * bk + key)[:, None]
+                    scores = scores - (slopes[h] if slopes.dim() == 1 else slopes[b, h]) * away.abs()
+                seen = torch.from_numpy(unpack(words[letters[some]], bk)).to(q.device)
+                largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
+                best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")
+    return best.flatten(2)[..., : q.shape[2]]

@@ -1,0 +1,63 @@
+"""A ``mask_mod`` asked about all pairs of tokens: our block mask of it, exact to the token."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseflash.integrations.mask_mods import MaskMod
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints
+from sparseflash.patterns.pattern import Bools
+from sparseflash.patterns.set_operations import stacked
+from sparseflash.patterns.where import where
+
+
+def fitting_block(side: int) -> int:
+    """The side of our blocks for one of FlexAttention's: the largest that divides it, else the largest below it.
+
+    Example:
+        >>> [fitting_block(side) for side in (128, 384, 1 << 30, 200, 48, 5)]
+        [128, 128, 256, 128, 16, 16]
+    """
+    dividing = [block for block in BLOCK_SIZES if side % block == 0]
+    if not dividing:
+        return max((block for block in BLOCK_SIZES if block <= side), default=BLOCK_SIZES[0])
+    return dividing[-1]
+
+
+def scan(mask_mod: MaskMod, samples: int, heads: int, grid: Grid, device: torch.device) -> BlockMask:
+    """The mask of all samples and heads that are asked about, one after the other."""
+    rows = [
+        stacked([_scanned(mask_mod, sample, head, grid, device) for head in range(heads)], axis=1)
+        for sample in range(samples)
+    ]
+    return stacked(rows, axis=0)
+
+
+def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask:
+    b, h = (torch.tensor(number, device=device) for number in (sample, head))
+
+    @functools.wraps(mask_mod)
+    def allows(q: Ints, k: Ints) -> Bools:
+        ask: Callable[..., Tensor] = functools.partial(mask_mod, b, h)
+        sides = list(zip(np.shape(q), np.shape(k), strict=True))
+        for many_q, many_k in reversed(sides):  # the last one wrapped around is the first axis
+            ask = torch.vmap(ask, in_dims=(None if many_q == 1 < many_k else 0, None if many_k == 1 < many_q else 0))
+        once_q = tuple(axis for axis, (many_q, many_k) in enumerate(sides) if many_q == 1 < many_k)
+        once_k = tuple(axis for axis, (many_q, many_k) in enumerate(sides) if many_k == 1 < many_q)
+        positions = (np.ascontiguousarray(x) for x in (np.squeeze(q, once_q), np.squeeze(k, once_k)))
+        with torch.no_grad():
+            answer = ask(*(torch.from_numpy(x).to(device) for x in positions))
+        if answer.dtype != torch.bool:
+            raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
+        return answer.cpu().numpy()
+
+    # Not through the cache: it would keep what mask_mod looks into, and miss when that changes.
+    mask: BlockMask = compile_pattern.__wrapped__(where(allows), grid)
+    return mask
