@@ -42,6 +42,7 @@ def test_they_are_made_once_and_go_with_the_table() -> None:
     assert in_fragments
     assert ordered(bits, 32, torch.float16)[0] is made
     assert not made.is_inference(), "a table first used while evaluating serves a later backward pass"
+    gc.collect()  # what other tests left behind
     held = len(triton_tiles._known)
     del bits
     gc.collect()
