@@ -23,6 +23,7 @@ import torch
 
 from benchmarks.path256 import tiles
 from benchmarks.record import ROOT, result_path, write
+from benchmarks.tables import MASKS, TASKS
 from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import SPLITS, splits
 from sparseflash.train import Score, load_preset
@@ -117,10 +118,10 @@ def finished(row: dict[str, Any]) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("pathx", "path256"))
+    parser.add_argument("task", choices=TASKS)
     parser.add_argument("--weights", type=Path, help="of lit pixels; default: the committed ones of the task")
     parser.add_argument("--count", type=int, default=100, help="images of the test set")
-    parser.add_argument("--masks", choices=("own", "coarse"), default="own")
+    parser.add_argument("--masks", choices=MASKS, default=MASKS[0])
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--device")
     parser.add_argument("--dry-run", action="store_true", help="write no result file")

@@ -16,7 +16,7 @@ from benchmarks import plots, summary
 from benchmarks.gpu import page as gpu
 from benchmarks.gpu import targets
 from benchmarks.record import RESULTS
-from benchmarks.tables import SHAPES, table, tables
+from benchmarks.tables import MASKS, SHAPES, TASKS, table, tables
 
 FOLDER = Path(__file__).parent
 INDEX = "README.md"
@@ -60,6 +60,15 @@ PARTS: dict[str, tuple[str, str]] = {
     ),
     "path256-evaluate": ("accuracy on Path-256", "Test images of the generator. Labels are all that was learned from."),
     "pathx-evaluate": ("accuracy on Path-X", "Test images of the generator. Views are mirror images averaged over."),
+    **{
+        f"path256-all-pixels-{task}-{masks}": (
+            f"every pixel of {name} a token" + (", coarser masks" if masks == "coarse" else ""),
+            "The committed weights of lit pixels with a key gate, through a fixed mask, on the first test images of "
+            "the generator; the same images with the lit pixels alone as tokens beside it.",
+        )
+        for task, name in TASKS.items()
+        for masks in MASKS
+    },
     "compile_time": (
         "from pattern to table",
         "Blocks of 128, one core; n tokens, images of s x s pixels. Peak is what Python and numpy allocate. "

@@ -86,6 +86,8 @@ QUESTIONS: list[tuple[str, str, Callable[[dict[str, Any]], str | None]]] = [
     ("Mask and table for a million tokens, one core", "compile_time", _compiled),
     ("Accuracy on Path-256, lit pixels as tokens", "path256-evaluate", _accuracy),
     ("Accuracy on Path-X, lit pixels as tokens", "pathx-evaluate", _accuracy),
+    ("Accuracy on Path-256, every pixel a token", "path256-all-pixels-path256-own", _accuracy),
+    ("Accuracy on Path-X, every pixel a token", "path256-all-pixels-pathx-own", _accuracy),
 ]
 
 

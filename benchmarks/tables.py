@@ -96,6 +96,9 @@ def _told(row: Row) -> Row:
     }
 
 
+# Of benchmarks.all_pixels.
+TASKS = {"path256": "Path-256", "pathx": "Path-X"}
+MASKS = ("own", "coarse")
 PATTERN = ("expression", "pattern", "`{}`")
 ACCURACY = Shape(
     [
@@ -104,6 +107,20 @@ ACCURACY = Shape(
         ("marker_distance_baseline", "by the distance alone", "{:.1%}"),
     ],
     derived=_told,
+)  # fmt: skip
+EVERY_PIXEL = Shape(
+    [
+        ("mask", "mask", "{}"), ("density", "blocks stored", "{:.2%}"), ("seconds_median", "s an image", "{:.2f}"),
+        ("of", "right", "{}"), ("accuracy", "accuracy", "{:.1%}"), ("interval", "95 % interval", "{}"),
+        ("few", "lit pixels alone", "{:.1%}"), ("agreeing", "answers that agree", "{:.1%}"),
+    ],
+    derived=lambda row: {
+        **row,
+        "of": f"{row['right']:,} of {row['count']:,}",
+        "interval": "{:.1%} to {:.1%}".format(*row["interval_95"]),
+        "few": row["lit_pixels_right"] / row["count"],
+        "agreeing": row["agree"] / row["count"],
+    },
 )  # fmt: skip
 SHAPES: dict[str, tuple[Shape, ...]] = {
     "compile_time": (
@@ -201,4 +218,5 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
     ),
     "path256-evaluate": (ACCURACY,),
     "pathx-evaluate": (ACCURACY,),
+    **{f"path256-all-pixels-{task}-{masks}": (EVERY_PIXEL,) for task in TASKS for masks in MASKS},
 }  # fmt: skip
