@@ -39,6 +39,7 @@ ELSEWHERE = """## Elsewhere
 - [Path-256 and Path-X](path256.md): what was tried, in order. The same for [attention on a CPU](ledger.md) and the
   [Long Range Arena](lra.md).
 """
+DRAWN = "Test images that this project's re-implementation of the generator drew; the release's own files were not evaluated."
 # In the order of a page: what stands behind the machine's name in a heading, and how to read the tables.
 PARTS: dict[str, tuple[str, str]] = {
     "check": ("correctness", ""),
@@ -58,13 +59,19 @@ PARTS: dict[str, tuple[str, str]] = {
         "a step of Path-256 through each kind of mask",
         "The preset's model with random weights, one batch; with the butterfly of the FlashAttention paper, and dense.",
     ),
-    "path256-evaluate": ("accuracy on Path-256", "Test images of the generator. Labels are all that was learned from."),
-    "pathx-evaluate": ("accuracy on Path-X", "Test images of the generator. Views are mirror images averaged over."),
+    "path256-evaluate": (
+        "accuracy on Path-256",
+        f"{DRAWN} Lit pixels are tokens (about 726 of 65,536). Labels are all that was learned from.",
+    ),
+    "pathx-evaluate": (
+        "accuracy on Path-X",
+        f"{DRAWN} Lit pixels are tokens. Views are mirror images averaged over.",
+    ),
     **{
         f"path256-all-pixels-{task}-{masks}": (
             f"every pixel of {name} a token" + (", coarser masks" if masks == "coarse" else ""),
-            "The committed weights of lit pixels with a key gate, through a fixed mask, on the first test images of "
-            "the generator; the same images with the lit pixels alone as tokens beside it.",
+            f"{DRAWN} The committed weights of lit pixels with a key gate, through a fixed mask; beside it the same "
+            "images with the lit pixels alone as tokens.",
         )
         for task, name in TASKS.items()
         for masks in MASKS

@@ -84,10 +84,10 @@ QUESTIONS: list[tuple[str, str, Callable[[dict[str, Any]], str | None]]] = [
     ("Both passes on a CPU, 65,536 tokens, fp32", "cpu", _cpu(65536, "float32")),
     ("Both passes on a CPU, 16,384 tokens, bf16", "cpu", _cpu(16384, "bfloat16")),
     ("Mask and table for a million tokens, one core", "compile_time", _compiled),
-    ("Accuracy on Path-256, lit pixels as tokens", "path256-evaluate", _accuracy),
-    ("Accuracy on Path-X, lit pixels as tokens", "pathx-evaluate", _accuracy),
-    ("Accuracy on Path-256, every pixel a token", "path256-all-pixels-path256-own", _accuracy),
-    ("Accuracy on Path-X, every pixel a token", "path256-all-pixels-pathx-own", _accuracy),
+    ("Accuracy on Path-256, images drawn here, lit pixels as tokens", "path256-evaluate", _accuracy),
+    ("Accuracy on Path-X, images drawn here, lit pixels as tokens", "pathx-evaluate", _accuracy),
+    ("Accuracy on Path-256, images drawn here, every pixel a token", "path256-all-pixels-path256-own", _accuracy),
+    ("Accuracy on Path-X, images drawn here, every pixel a token", "path256-all-pixels-pathx-own", _accuracy),
 ]
 
 
