@@ -39,7 +39,7 @@ ELSEWHERE = """## Elsewhere
 - [Path-256 and Path-X](path256.md): what was tried, in order. The same for [attention on a CPU](ledger.md) and the
   [Long Range Arena](lra.md).
 """
-DRAWN = "Test images drawn by this project's re-implementation of the generator; the release's files were not evaluated."
+DRAWN = "Test images drawn by this project's re-implementation of the generator; the release's files are not evaluated."
 # In the order of a page: what stands behind the machine's name in a heading, and how to read the tables.
 PARTS: dict[str, tuple[str, str]] = {
     "check": ("correctness", ""),
