@@ -35,9 +35,10 @@ class KeyGate(nn.Module):
 
     Example:
         >>> gate = KeyGate(heads=2)
-        >>> gate.set(torch.arange(256) > 127)
-        >>> gate.logits(torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8))[0, 0]
-        tensor([-60., -60.,   0.,   0.], grad_fn=<SelectBackward0>)
+        >>> q, k = torch.randn(2, 1, 2, 4, 16).unbind(0)
+        >>> wide_q, wide_k = gate(q, k, torch.tensor([[0, 127, 128, 255]], dtype=torch.uint8))
+        >>> wide_q.shape, torch.allclose(wide_q @ wide_k.mT * 24**-0.5, q @ k.mT * 16**-0.5, atol=1e-5)
+        (torch.Size([1, 2, 4, 24]), True)
     """
 
     def __init__(self, heads: int) -> None:
@@ -60,11 +61,6 @@ class KeyGate(nn.Module):
         one, none = q.new_ones(*q.shape[:-1], 1), q.new_zeros(*q.shape[:-1], DIMS - 1)
         gate = (wide**0.5 * self.logits(grey))[..., None].to(k.dtype)
         return torch.cat([q * (wide / narrow) ** 0.5, one, none], -1), torch.cat([k, gate, none], -1)
-
-    @torch.no_grad()
-    def set(self, seen: Tensor) -> None:
-        """Open the gate for grey values that are seen, bool [256], and shut it for the others."""
-        self.weight.copy_(_weight(seen, self.weight.shape[1]))
 
 
 def unset(config: PixelTransformerConfig) -> dict[str, Tensor]:

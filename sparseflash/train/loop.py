@@ -242,6 +242,7 @@ def train(
                         loss, of_batch = loss_of(trained, batch, config, stage, mesh)
                         (loss / turns).backward()
                     figures.append(of_batch)
+                # Before clipping, as the norm of all.
                 gate_norm = nn.utils.get_total_norm([gate.grad for gate in gates if gate.grad is not None])
                 norm = nn.utils.clip_grad_norm_(model.parameters(), config.clip)
                 each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, streams)).mean(1)
