@@ -295,6 +295,9 @@ def train(
                 if isinstance(error, WorkerError) and losses and processes.first:
                     save()
                 raise
+    # DDP first: were its reducer the last to hold the group, Python's lock would be held while the group waits for its
+    # threads, and one of these may want that lock to free a tensor.
+    del trained
     if joined:
         distributed.destroy_process_group()
     exhausted, best = progress.exhausted(config), best_checkpoint(run)

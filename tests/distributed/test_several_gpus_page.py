@@ -53,6 +53,7 @@ assert step == 100
 assert torch.equal(model.module.weight, trained)
 gc.collect()  # what torch loads checkpoints with refers to itself
 dist.barrier()
+del model  # see the page
 print(f"rank {dist.get_rank()} is done\\n", end="")
 dist.destroy_process_group()
 """
