@@ -65,15 +65,15 @@ def result_path(part: str, where: dict[str, Any] | None = None) -> Path:
 
 
 # Files of kernels/ on which nothing depends that a GPU does.
-NOT_ON_A_GPU = ("cpu*.py", "triton_report.py", "triton_sass.py")
+NOT_ON_A_GPU = ("cpu/*.py", "triton/report.py", "triton/sass.py")
 
 
 def source(skip: Iterable[str] = NOT_ON_A_GPU, folder: Path = KERNELS) -> str:
     """A digest of the kernels' source, some files left out: figures of other kernels are not these kernels' figures."""
     found = hashlib.sha256()
-    for path in sorted(folder.glob("*.py")):
+    for path in sorted([*folder.rglob("*.py"), *folder.rglob("*.toml")]):
         if not any(path.match(pattern) for pattern in skip):
-            found.update(path.name.encode() + path.read_bytes())
+            found.update(path.relative_to(folder).as_posix().encode() + path.read_bytes())
     return found.hexdigest()[:12]
 
 

@@ -1,12 +1,12 @@
-"""Find launches: the offline tuner behind the table of `kernels/launch.py`.
+"""Find launches: the offline tuner behind `kernels/launches.toml`.
 
     python -m benchmarks.tune gates    # no GPU: which candidates fit, and are not serialised
     python -m benchmarks.tune measure  # on the GPU: times these beside the committed launch, the likeliest first
-    python -m benchmarks.tune propose  # from what was measured: rows for the table, to look at and commit
+    python -m benchmarks.tune propose  # from what was measured: a new launches.toml, to look at and commit
 
 Each goes on where it stopped; --seconds bounds a run; --head-dim, --kernel and --form name a part. Results go to
-results/<device>/<date>-gates.json and -tune.json, the proposal to <date>-launch.txt beside the latter. Gates that were
-taken on one machine hold on every other, as long as the kernels are the same.
+results/<device>/<date>-gates.json and -tune.json, the proposal to <date>-launches.toml beside the latter. Gates taken
+on one machine hold on every other, as long as the kernels are the same.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ import torch
 from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import ours
 from benchmarks.gpu.gates import (
+    CANDIDATES,
     DTYPES,
     FORMS,
     GATED_SOURCE,
-    TableKey,
+    AnyLaunch,
     asked,
     candidates,
     fitting,
@@ -41,21 +42,24 @@ from benchmarks.gpu.gates import (
     gated,
     is_of,
     known_gates,
+    launch_of,
     spelled,
 )
 from benchmarks.gpu.kernels import operands, passes
+from benchmarks.gpu.launch_file import written
 from benchmarks.gpu.machine import Machine, gpu
 from benchmarks.gpu.rows import COMMON, Setting, random_name
 from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.work import Pass
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing, Row
-from sparseflash.kernels import launch as table
-from sparseflash.kernels.launch import Launch
+from sparseflash.kernels import candidates as candidate_kernels
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.launch import COMMITTED, Key, family
 from sparseflash.rounds import Call, interleaved
 
 HEAD_DIMS = (128, 64, 32, 256)
-PASS_OF: dict[str, Pass] = {"forward": "fwd", "keys": "bwd", "queries": "bwd", "once": "bwd"}
+PASS_OF: dict[str, Pass] = {"forward": "fwd", "gluon": "fwd", "keys": "bwd", "queries": "bwd", "one_pass": "bwd"}
 RUNS, SECONDS = 12, 2.0  # of a mask
 AHEAD_OF = 0.02  # by which share a launch must at least be faster than the committed one
 
@@ -73,28 +77,32 @@ def settings(D: int, dtype: str) -> list[Setting]:
 
 
 @contextmanager
-def committed_as(key: TableKey, kernel: str, launch: Launch | None) -> Iterator[None]:
+def committed_as(key: Key, kernel: str, launch: AnyLaunch | None) -> Iterator[None]:
     """While it is open, calls without features take this launch; None for what is committed."""
-    if launch is None:
-        yield
-        return
     with ExitStack() as stack:
-        if kernel != "forward":
-            elsewhere = {other: kept for other, kept in table.ONCE.items() if other != key}
-            here = {key: launch} if kernel == "once" else {}
-            stack.enter_context(mock.patch.dict(table.ONCE, elsewhere | here, clear=True))
-        if kernel != "once":
-            stack.enter_context(mock.patch.dict(table.TABLE, {key: table.TABLE[key]._replace(**{kernel: launch})}))
-            for other in (table.TMA, table.NARROW, table.PIECES):
+        if isinstance(launch, GluonLaunch):
+            from sparseflash.kernels.candidates import gluon_forward
+
+            forward = partial(gluon_forward.attempt, {key: launch})
+            stack.enter_context(mock.patch.object(candidate_kernels, "forward", forward))
+        elif launch is not None and kernel == "one_pass":
+            from sparseflash.kernels.candidates import one_pass
+
+            backward = partial(one_pass.attempt, {key: launch})
+            stack.enter_context(mock.patch.object(candidate_kernels, "backward", backward))
+        elif launch is not None:
+            usual = {key: COMMITTED.usual[key]._replace(**{kernel: launch})}
+            stack.enter_context(mock.patch.dict(COMMITTED.usual, usual))
+            for other in (COMMITTED.tma, COMMITTED.narrow, COMMITTED.split):
                 rest = {name: kept for name, kept in other.get(key, {}).items() if name != kernel}
                 stack.enter_context(mock.patch.dict(other, {key: rest}))
         yield
 
 
 def time_candidate(
-    key: TableKey,
+    key: Key,
     kernel: str,
-    launch: Launch,
+    launch: AnyLaunch,
     machine: Machine,
     timed_on: Sequence[Setting],
     runs: int = RUNS,
@@ -115,7 +123,7 @@ def time_candidate(
             return {"failed": f"{setting.mask}: {wrong}"}
 
         def under(
-            chosen: Launch | None, setting: Setting = setting, attend: Any = attend, given: Any = given
+            chosen: AnyLaunch | None, setting: Setting = setting, attend: Any = attend, given: Any = given
         ) -> list[Any]:
             def bound(call: Any) -> Any:
                 def timed() -> Any:
@@ -145,44 +153,50 @@ def noise(rows: Sequence[Row]) -> float:
     )
 
 
-def winner(key: TableKey, kernel: str, rows: Sequence[Row]) -> tuple[Launch, float] | None:
+def winner(key: Key, kernel: str, rows: Sequence[Row]) -> tuple[AnyLaunch, float] | None:
     """The fastest right launch of those measured and its gain; None where the committed one stays."""
-    mine = [row for row in rows if "failed" not in row and is_of(row, key, kernel)]
+    mine = [row for row in rows if "failed" not in row and is_of(row, key, kernel) and launch_of(row) is not None]
     if not mine:
         return None
     best = max(mine, key=gain)
     if gain(best) <= 1 + max(AHEAD_OF, noise(mine)):
         return None
-    return Launch(*best["launch"]), gain(best)
+    launch = launch_of(best)
+    assert launch is not None
+    return launch, gain(best)
 
 
 def proposal(rows: Sequence[Row], head: str) -> str:
-    """Rows of the table for everything that was measured, with what changes and by how much."""
+    """The file of launches with the winners of what was measured in it, and in comments by how much they won."""
     keys = list(dict.fromkeys((row["architecture"], row["head_dim"], row["dtype"]) for row in rows))
+    usual, tma = dict(COMMITTED.usual), dict(COMMITTED.tma)
     lines = [
         f"# {head}",
-        "# One with tma=True belongs into TMA, one that is ahead on blocks of 64 alone into NARROW: see the masks.",
-        "# Then check FEATURED and PIECES: triton_report sm_90 features cut",
+        "# Launches that won on blocks of 64 alone belong into [... .narrow]: see the masks of the measurements.",
+        "# Then check features and split lines: python -m sparseflash.kernels.triton.report sm_90 features cut",
     ]
     for key in keys:
-        chosen, notes = table.TABLE[key], []
+        notes = []
         for kernel in PASS_OF:
-            if found := winner(key, kernel, rows):
-                chosen = chosen._replace(**{kernel: found[0]})
-                notes.append(f"{kernel} {found[1]:.2f}x")
-        launches = ", ".join(spelled(launch) for launch in chosen[:3])
+            if not (found := winner(key, kernel, rows)):
+                continue
+            launch, won = found
+            notes.append(f"{kernel} {won:.2f}x")
+            if isinstance(launch, GluonLaunch) or kernel in CANDIDATES:
+                notes[-1] += f" ({spelled(asked(key, kernel, launch)['launch'])}): make it the committed kernel"
+            elif launch.tma:
+                tma[key] = tma.get(key, {}) | {kernel: launch}
+            else:
+                usual[key] = usual[key]._replace(**{kernel: launch})
+                tma[key] = {name: kept for name, kept in tma.get(key, {}).items() if name != kernel}
         architecture, D, dtype = key
-        lines.append(f"# {', '.join(notes) or 'as committed'}")
-        lines.append(f'    ("{architecture}", {D}, "{dtype}"): Configuration({launches}),')
-        if chosen.once is not None:
-            lines.append("# a backward in one pass; README and docstrings then have to say what is not deterministic")
-            lines.append(f'# into ONCE: ("{architecture}", {D}, "{dtype}"): {spelled(chosen.once)},')
-    return "\n".join(lines) + "\n"
+        lines.append(f"# {architecture} {dtype} {D}: {', '.join(notes) or 'as committed'}")
+    return written(COMMITTED._replace(usual=usual, tma=tma), "\n".join(["#", *lines, ""]))
 
 
 def write_proposal(results: Growing) -> Path:
     """Put the proposal beside the result file."""
-    path = results.path.with_name(results.path.name.replace("-tune.json", "-launch.txt"))
+    path = results.path.with_name(results.path.name.replace("-tune.json", "-launches.toml"))
     about = json.loads(results.path.read_text())
     where = f"{about['device']}, {about['date']}, triton {about['triton']}, commit {about['commit']}"
     head = f"Measured on {where}: {results.path.name}"
@@ -194,7 +208,7 @@ def write_proposal(results: Growing) -> Path:
 
 
 def measured(
-    keys: Sequence[tuple[TableKey, str]],
+    keys: Sequence[tuple[Key, str]],
     machine: Machine,
     results: Growing,
     gates: Sequence[Row],
@@ -226,14 +240,15 @@ def _in_turn(row: Mapping[str, Any], machine: Machine, lock: Path) -> dict[str, 
 
 def _timed(row: Mapping[str, Any], machine: Machine, alone: Alone = nobody_else) -> dict[str, Any]:
     key = row["architecture"], row["head_dim"], row["dtype"]
-    launch, timed_on = Launch(*row["launch"]), settings(row["head_dim"], row["dtype"])
+    launch, timed_on = launch_of(row), settings(row["head_dim"], row["dtype"])
+    assert launch is not None
     found = time_candidate(key, row["kernel"], launch, machine, timed_on, alone=alone)
     how = f"FAILED: {found['failed']}" if "failed" in found else f"{gain(found):.3f}x the committed launch's speed"
-    print(f"  {row['kernel']} D {row['head_dim']} {spelled(launch)}: {how}", flush=True)
+    print(f"  {row['kernel']} D {row['head_dim']} {spelled(row['launch'])}: {how}", flush=True)
     return found
 
 
-def wanted(given: argparse.Namespace) -> Iterator[tuple[TableKey, str]]:
+def wanted(given: argparse.Namespace) -> Iterator[tuple[Key, str]]:
     """The kernels that a command names."""
     for D, kernel in itertools.product(given.head_dim, given.kernel):
         yield (given.architecture, D, given.dtype), kernel
@@ -243,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The exit status: 0 if nothing is missing."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("gates", "measure", "propose"))
-    parser.add_argument("--architecture", default="sm_90", choices=sorted({key[0] for key in table.TABLE}))
+    parser.add_argument("--architecture", default="sm_90", choices=sorted({key[0] for key in COMMITTED.usual}))
     parser.add_argument("--head-dim", type=int, nargs="+", default=HEAD_DIMS, choices=HEAD_DIMS)
     parser.add_argument("--kernel", nargs="+", default=list(PASS_OF), choices=list(PASS_OF))
     parser.add_argument("--form", nargs="+", default=FORMS, choices=FORMS, help="of candidates, beside their sizes")
@@ -270,7 +285,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not torch.cuda.is_available():
         print("tune: torch sees no GPU here, nothing to measure; gates need none")
         return 0
-    if (here := table.family(torch.device("cuda"))) != given.architecture:
+    if (here := family(torch.device("cuda"))) != given.architecture:
         parser.error(f"this GPU is {here}, launches were asked for {given.architecture}")
     complete = measured(list(wanted(given)), gpu(), results, known_gates(), given.seconds, given.at_once, given.form)
     print("written:", results.path, write_proposal(results))

@@ -11,9 +11,10 @@ from typing import Any
 
 import triton
 
-from sparseflash.kernels import triton_report as report
+from sparseflash.kernels.candidates import GluonLaunch
 from sparseflash.kernels.launch import Launch
-from sparseflash.kernels.triton_sass import Loop
+from sparseflash.kernels.triton import report
+from sparseflash.kernels.triton.sass import Loop
 
 PAGE = Path(__file__).parent / "kernels.md"
 COMPILER = f"Triton {triton.__version__}"
@@ -27,19 +28,19 @@ FORMS: dict[str, dict[str, Any]] = {
 WAITING = "Candidates that no GPU has run"
 WAITING_HEAD = """None of these is committed; the launch tuner measures them (`python -m benchmarks.tune`).
 
-*gluon*: the forward pass whose schedule is written by hand (`kernels/gluon_forward.py`): the next step's scores are
-under way while exponentials are taken; *persistent*: as many programs as fit take all lines in turn, and fetch the
-first rows of the next line while they write one's results. *once*: dK, dV and dQ in one pass, five products instead of
-seven (`kernels/launch.py`, ONCE). *Issue* and *matrix* are of all three gradients there, and stand beside the sum of
-`keys` and `queries` above; every step also adds 4 D bytes for each of its queries to dQ, which the L2 cache has to
-take: the more keys a step has, the fewer.
+*gluon*: the forward pass whose schedule is written by hand (`kernels/candidates/gluon_forward.py`): the next step's
+scores are under way while exponentials are taken; *persistent*: as many programs as fit take all lines in turn, and
+fetch the first rows of the next line while they write one's results. *one_pass*: dK, dV and dQ in one kernel, five
+products instead of seven (`kernels/candidates/one_pass.py`). *Issue* and *matrix* are of all three gradients there,
+and stand beside the sum of `keys` and `queries` above; every step also adds 4 D bytes for each of its queries to dQ,
+which the L2 cache has to take: the more keys a step has, the fewer.
 """
 HEAD = f"""# What ahead-of-time compilation shows of the kernels
 
 Committed launches for sm_90 in half precision (bf16, blocks of 128 x 128 unless a heading says 64), compiled without
 a GPU by {COMPILER}. The figures are read from the machine code. They say what a program needs and does, not how fast
 it is; timings of launches on an H200 are in `benchmarks/ledger.md`. `python -m docs.make_kernels` writes this page,
-the tests compare each row with what they compile, and `python -m sparseflash.kernels.triton_report` prints the same
+the tests compare each row with what they compile, and `python -m sparseflash.kernels.triton.report` prints the same
 for other architectures and block sizes.
 
 - *step*: queries x keys of one iteration; *tma* if the tensor memory accelerator reads the operands of the loop.
@@ -58,14 +59,14 @@ COLUMNS = (
     *("kernel", "D", "step", "warps", "stages", "regs", "spilled", "shared", "programs"),
     *("instructions", "products", "waits", "exponentials overlapped", "issue", "matrix"),
 )
-PRODUCTS = {"forward": 2, "keys": 4, "queries": 3, "once": 5}
-CANDIDATES = [
-    *(("forward", 64, Launch(64, 128, 4, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 2)),
-    *(("forward", 128, Launch(128, 128, 8, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 1)),
-    *(("forward", 128, Launch(64, 64, 4, 2, tma=True, gluon=True, persistent=programs)) for programs in (0, 2)),
-    ("once", 32, Launch(64, 128, 8, 3, tma=True)),
-    *(("once", 64, Launch(64, 64, 4, 3, tma=True)), ("once", 64, Launch(64, 128, 8, 2, tma=True))),
-    *(("once", 128, Launch(64, 64, 8, 2, tma=True)), ("once", 128, Launch(64, 128, 8, 2, tma=True))),
+PRODUCTS = {"forward": 2, "keys": 4, "queries": 3, "gluon": 2, "one_pass": 5}
+CANDIDATES: list[tuple[str, int, Launch | GluonLaunch]] = [
+    *(("gluon", 64, GluonLaunch(64, 128, 4, 2, programs)) for programs in (0, 2)),
+    *(("gluon", 128, GluonLaunch(128, 128, 8, 2, programs)) for programs in (0, 1)),
+    *(("gluon", 128, GluonLaunch(64, 64, 4, 2, programs)) for programs in (0, 2)),
+    ("one_pass", 32, Launch(64, 128, 8, 3, tma=True)),
+    *(("one_pass", 64, Launch(64, 64, 4, 3, tma=True)), ("one_pass", 64, Launch(64, 128, 8, 2, tma=True))),
+    *(("one_pass", 128, Launch(64, 64, 8, 2, tma=True)), ("one_pass", 128, Launch(64, 128, 8, 2, tma=True))),
 ]
 
 
@@ -78,8 +79,7 @@ def cases(form: str) -> list[report.Case]:
 
 def row(case: report.Case, used: report.Resources, found: list[Loop]) -> str:
     """One line of a table."""
-    at = case.launch.within(case.block)
-    form = "".join(f" {name}" for name in ("ahead", "tma", "gluon", "persistent") if getattr(at, name))
+    at, form = case.at, report.form_of(case.at)
 
     def pair(*values: object) -> str:
         return " / ".join(map(str, values)) or "-"

@@ -56,9 +56,9 @@ def _decode(
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
             return cpu.decode(*arguments)
-    from sparseflash.kernels import triton_decode
+    from sparseflash.kernels.triton.decode import decode as decode_kernels
 
-    return triton_decode.decode(*arguments)
+    return decode_kernels(*arguments)
 
 
 def _decode_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:

@@ -96,9 +96,9 @@ def _forward(
     if backend == "cpu":
         with _as_decided():
             return cpu.forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
-    from sparseflash.kernels import triton_forward
+    from sparseflash.kernels.triton.forward import forward
 
-    return triton_forward.forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
+    return forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
 
 
 def _as_decided() -> AbstractContextManager[object]:
@@ -124,9 +124,9 @@ def _backward(
     if backend == "cpu":
         with _as_decided():
             return cpu.backward(dout, dlse, q, k, v, out, lse, *sides, score)
-    from sparseflash.kernels import triton_backward
+    from sparseflash.kernels.triton.backward import backward
 
-    return triton_backward.backward(dout, dlse, q, k, v, out, lse, *sides, score, deterministic)
+    return backward(dout, dlse, q, k, v, out, lse, *sides, score, deterministic)
 
 
 def _attention(

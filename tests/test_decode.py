@@ -48,7 +48,7 @@ def short_parts() -> Iterator[None]:
     """Split rows of the few keys that tests have."""
     with pytest.MonkeyPatch.context() as patch:
         if BACKEND == "triton":
-            from sparseflash.kernels import triton_decode
+            from sparseflash.kernels.triton import decode as triton_decode
 
             patch.setattr(triton_decode, "PART_KEYS", 16)
         else:
@@ -242,7 +242,7 @@ def test_many_queries_a_key_head_and_any_number_of_parts(
     part_keys: int, group: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if BACKEND == "triton":
-        from sparseflash.kernels import triton_decode
+        from sparseflash.kernels.triton import decode as triton_decode
 
         monkeypatch.setattr(triton_decode, "PART_KEYS", part_keys)
     d = Drawn(P.streaming(5, 60), 1, group, 16, (75,), 90, (16, 16), 16, 40, torch.float32, 1, True)  # 80 rows to pack

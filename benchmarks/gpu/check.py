@@ -44,7 +44,7 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-ONE_PASS = "tests/kernels/numerics/test_triton_once.py"
+ONE_PASS = "tests/kernels/numerics/test_one_pass_candidate.py"
 LAWS = {
     "laws of the kernels": f"--ignore={ONE_PASS} tests/kernels/numerics",
     "laws of attention": "tests/test_attention_laws.py",
@@ -55,8 +55,8 @@ LAWS = {
     "routing, without waiting for the device": "tests/test_routing.py",
     "decoding": "tests/test_decode.py",
     "CUDA graphs": "tests/test_cuda_graphs.py",
-    "backward in one pass, which no committed launch takes": ONE_PASS,
-    "forward in Gluon, which no committed launch takes": "tests/kernels/test_gluon_forward.py",
+    "backward in one pass, a candidate": ONE_PASS,
+    "forward in Gluon, a candidate": "tests/kernels/test_gluon_candidate.py",
 }
 ON_THE_GPU = {"SPARSEFLASH_TEST_BACKEND": "triton"}
 SANITIZER = "compute-sanitizer"

@@ -14,16 +14,18 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import NOT_ON_A_GPU, RESULTS, Growing, Row, source
-from sparseflash.kernels import launch as table
-from sparseflash.kernels.launch import Launch
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.launch import COMMITTED, Key, Launch
 
 # Steps that are tried, queries x keys. A kernel walks along one of them, and holds its accumulators along the other.
 STEPS = {
     "forward": ((64, 128), (32, 64, 128)),
     "keys": ((16, 32, 64), (32, 64, 128)),
     "queries": ((32, 64, 128), (16, 32, 64, 128)),
-    "once": ((64, 128), (64, 128)),  # dQ's product has a step of queries for its rows: below 64 it is an old one
+    "gluon": ((64, 128), (32, 64, 128)),
+    "one_pass": ((64, 128), (64, 128)),  # dQ's product has a step of queries for its rows: below 64 it is an old one
 }
+CANDIDATES = ("gluon", "one_pass")  # see sparseflash.kernels.candidates
 WARPS, STAGES = (4, 8), (2, 3, 4)
 DTYPES = {"half": ("bf16", "bfloat16"), "single": ("fp32", "float32")}  # as Triton and as torch name them
 BLOCK = 128  # of the table that candidates are compiled for
@@ -33,68 +35,69 @@ BLOCK = 128  # of the table that candidates are compiled for
 MOST_SPILLED = 96
 MOST_SPILLED_ONCE = 320
 
-TableKey = tuple[str, int, str]  # architecture, head dim, "half" or "single"
+AnyLaunch = Launch | GluonLaunch
 # What a gate says depends on the kernels, not on which launches the table holds today.
-GATED_SOURCE = (*NOT_ON_A_GPU, "launch.py")
+GATED_SOURCE = (*NOT_ON_A_GPU, "launch.py", "launches.toml")
 
 
-def committed_launch(key: TableKey, kernel: str) -> Launch | None:
-    """What the table has for a kernel where nothing else is said; None for a backward in one pass if none is taken."""
-    launch: Launch | None = getattr(table.TABLE[key]._replace(once=table.ONCE.get(key)), kernel)
-    return launch
-
-
-def candidates(key: TableKey, kernel: str) -> list[Launch]:
+def candidates(key: Key, kernel: str) -> list[AnyLaunch]:
     """Launches of a kernel that may be worth a look, those most like the committed one first, which leads."""
-    committed = committed_launch(key, kernel)
-    like = committed or table.TABLE[key].keys
-    every = [
-        like._replace(BM=BM, BN=BN, warps=warps, stages=stages, **form)
-        for BM, BN, warps, stages in itertools.product(*STEPS[kernel], WARPS, STAGES)
-        for form in _forms(key, kernel)
-        if not form["gluon"] or (16 * warps == BM and form["persistent"] in (0, 8 // warps))
-    ]
+    architecture, _, dtype = key
+    sizes = list(itertools.product(*STEPS[kernel], WARPS, STAGES))
+    if kernel == "gluon":
+        if (architecture, dtype) != ("sm_90", "half"):
+            return []
+        return [
+            GluonLaunch(BM, BN, warps, stages, persistent)
+            for BM, BN, warps, stages in sizes
+            for persistent in (0, 8 // warps)
+            if 16 * warps == BM
+        ]
+    committed: Launch | None = None if kernel in CANDIDATES else getattr(COMMITTED.usual[key], kernel)
+    like = committed or COMMITTED.usual[key].keys
+    # fp32 is not bound by what descriptors save.
+    forms = (False, True) if architecture in ("sm_90", "sm_100") and dtype == "half" else (False,)
+    every = [Launch(*size, tma=tma) for size in sizes for tma in forms]
     every.sort(key=lambda launch: sum(a != b for a, b in zip(launch, like, strict=True)))
     return list(dict.fromkeys([*([committed] if committed else []), *every]))
 
 
-def _forms(key: TableKey, kernel: str) -> list[dict[str, Any]]:
-    """What a launch decides beside sizes."""
-    architecture, _, dtype = key
-    plain = {"ahead": False, "tma": False, "gluon": False, "persistent": 0}
-    # The forward pass does without descriptors where products are ahead; fp32 is not bound by what they save.
-    ahead = [plain | {"ahead": True}] if kernel == "forward" else []
-    tma = [plain | {"tma": True}] if architecture in ("sm_90", "sm_100") and dtype == "half" else []
-    gluon = [plain | {"tma": True, "gluon": True, "persistent": programs} for programs in (0, 1, 2)]
-    if architecture != "sm_90" or dtype != "half" or kernel != "forward":
-        gluon = []
-    return [plain, *ahead, *tma, *gluon]
+FORMS = ("plain", "tma", "persistent")
+NUMBERS = ("BM", "BN", "warps", "stages")  # of every launch
 
 
-FORMS = ("plain", "ahead", "tma", "gluon", "persistent")
-
-
-def form_of(launch: Launch) -> str:
+def form_of(launch: AnyLaunch) -> str:
     """What a launch is beside its sizes, of FORMS."""
-    return next((name for name in reversed(FORMS[1:]) if getattr(launch, name)), "plain")
+    if isinstance(launch, GluonLaunch):
+        return "persistent" if launch.persistent else "plain"
+    return "tma" if launch.tma else "plain"
 
 
-def asked(key: TableKey, kernel: str, launch: Launch) -> dict[str, Any]:
-    """What a row of either file is known by."""
+def asked(key: Key, kernel: str, launch: AnyLaunch) -> dict[str, Any]:
+    """What a row of either file is known by: its launch has the fields that are not as usual."""
     architecture, D, dtype = key
-    return {"architecture": architecture, "head_dim": D, "dtype": dtype, "kernel": kernel, "launch": list(launch)}
+    usual = launch._field_defaults
+    fields = {name: value for name, value in launch._asdict().items() if usual.get(name) != value}
+    return {"architecture": architecture, "head_dim": D, "dtype": dtype, "kernel": kernel, "launch": fields}
 
 
-def is_of(row: Mapping[str, Any], key: TableKey, kernel: str) -> bool:
+def launch_of(row: Mapping[str, Any]) -> AnyLaunch | None:
+    """The launch of a row of either file; None for one of a kernel that is no more."""
+    kind = GluonLaunch if row["kernel"] == "gluon" else Launch
+    return kind(**row["launch"]) if set(row["launch"]) <= set(kind._fields) else None
+
+
+def is_of(row: Mapping[str, Any], key: Key, kernel: str) -> bool:
     """Whether a row of either file speaks of this kernel."""
     return (row["architecture"], row["head_dim"], row["dtype"], row["kernel"]) == (*key, kernel)
 
 
 def gate(row: Mapping[str, Any]) -> dict[str, Any]:
     """Compile one candidate ahead of time: what it needs, and whether that rules it out."""
-    from sparseflash.kernels import triton_report as report
+    from sparseflash.kernels.triton import report
 
-    launch, D = Launch(*row["launch"]), row["head_dim"]
+    launch, D = launch_of(row), row["head_dim"]
+    assert launch is not None
     dtype = DTYPES[row["dtype"]][0]
     case = report.Case(row["architecture"], row["kernel"], D, D, dtype, (BLOCK, BLOCK), launch)
     try:
@@ -103,7 +106,7 @@ def gate(row: Mapping[str, Any]) -> dict[str, Any]:
         return {"fits": False, "why": f"does not compile: {type(error).__name__}: {str(error)[:200]}"}
     used = report.resources(compiled)
     found = {"registers": used.registers, "spilled": used.spilled, "shared": used.shared}
-    most = MOST_SPILLED_ONCE if row["kernel"] == "once" else MOST_SPILLED
+    most = MOST_SPILLED_ONCE if row["kernel"] == "one_pass" else MOST_SPILLED
     if not used.fits(case.architecture, most):
         return {"fits": False, "why": "spills" if used.spilled > most else "too much shared memory", **found}
     if case.architecture == "sm_90" and row["dtype"] == "half":
@@ -132,9 +135,8 @@ def gated(rows: Sequence[dict[str, Any]], results: Growing, workers: int, second
 
 def line(row: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """A candidate in words."""
-    launch = ", ".join(f"{k} {v}" for k, v in Launch(*row["launch"])._asdict().items())
     said = "fits" if found.get("fits") else found.get("why", "")
-    return f"{row['architecture']} {row['kernel']} D {row['head_dim']} {row['dtype']}: {launch}: {said}"
+    return f"{row['architecture']} {row['kernel']} D {row['head_dim']} {row['dtype']}: {spelled(row['launch'])}: {said}"
 
 
 def known_gates(results: Path = RESULTS) -> list[Row]:
@@ -146,11 +148,11 @@ def known_gates(results: Path = RESULTS) -> list[Row]:
     return rows
 
 
-def fitting(key: TableKey, kernel: str, gates: Sequence[Row]) -> list[Launch]:
+def fitting(key: Key, kernel: str, gates: Sequence[Row]) -> list[AnyLaunch]:
     """The candidates to time: the committed one, and those that passed a gate or were never gated."""
-    verdicts = {tuple(row["launch"]): row["fits"] for row in gates if is_of(row, key, kernel)}
-    committed = committed_launch(key, kernel)
-    return [x for x in candidates(key, kernel) if x == committed or verdicts.get(tuple(x), True)]
+    verdicts = {launch_of(row): row["fits"] for row in gates if is_of(row, key, kernel)}
+    committed = getattr(COMMITTED.usual[key], kernel, None)
+    return [x for x in candidates(key, kernel) if x == committed or verdicts.get(x, True)]
 
 
 def gain(row: Row) -> float:
@@ -158,9 +160,8 @@ def gain(row: Row) -> float:
     return math.exp(statistics.fmean(math.log(row["committed_ms"][name] / ms) for name, ms in row["ms"].items()))
 
 
-def spelled(launch: Launch) -> str:
-    """A launch as the table writes it."""
-    sizes = [str(value) for name, value in launch._asdict().items() if name not in Launch._field_defaults]
-    defaults = Launch._field_defaults
-    flags = [f"{name}={value}" for name, value in launch._asdict().items() if defaults.get(name, value) != value]
-    return f"Launch({', '.join([*sizes, *flags])})"
+def spelled(launch: Mapping[str, Any]) -> str:
+    """The launch of a row on one line: its step, warps and stages, and what is not as usual."""
+    rest = [name if value is True else f"{name} {value}" for name, value in launch.items() if name not in NUMBERS]
+    numbers = f"{launch['BM']}x{launch['BN']}, {launch['warps']} warps, {launch['stages']} stages"
+    return ", ".join([numbers, *rest])

@@ -9,7 +9,6 @@ from benchmarks.gpu import check, curves, targets
 from benchmarks.gpu.gates import gain, spelled
 from benchmarks.gpu.work import PASSES, io_elements
 from benchmarks.tables import Columns, Row, table
-from sparseflash.kernels.launch import Launch
 
 PARTS = ("check", "kernels", "peers", "tune")
 PEERS = {
@@ -73,7 +72,7 @@ def _tune(rows: list[Row], path: Path) -> str:
 
     def shown(row: Row) -> Row:
         times = {mask: f"{ms:.2f} ({row['committed_ms'][mask] / ms:.2f}x)" for mask, ms in row.get("ms", {}).items()}
-        return {**row, **times, "launched": spelled(Launch(*row["launch"])).removeprefix("Launch")}
+        return {**row, **times, "launched": spelled(row["launch"])}
 
     order = sorted(rows, key=lambda row: (row["kernel"], row["head_dim"], -gain(row) if "ms" in row else 0))
     return table(columns, [shown(row) for row in order])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import itertools
 import json
 import os
@@ -21,49 +20,69 @@ from benchmarks.gpu.contenders import Attend
 from benchmarks.gpu.gates import GATED_SOURCE, STEPS, asked, candidates, fitting
 from benchmarks.gpu.machine import cpu
 from benchmarks.gpu.rows import Setting
-from benchmarks.record import Growing
-from sparseflash.kernels.launch import ONCE, TABLE, Configuration, Launch, committed
+from benchmarks.record import RESULTS, Growing
+from sparseflash.kernels import candidates as candidate_kernels
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.launch import COMMITTED, FILE, Launch, committed, parsed
 
 KEY = "sm_90", 64, "half"
+TABLE = COMMITTED.usual
 FORWARD = TABLE[KEY].forward
 compiles = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="compiles; not for the interpreter")
 
 
 def other(number: int) -> Launch:
     """A candidate that is not the committed launch."""
-    return candidates(KEY, "forward")[number]
+    launch = candidates(KEY, "forward")[number]
+    assert isinstance(launch, Launch)
+    return launch
 
 
 @pytest.mark.parametrize("kernel", STEPS)
 def test_candidates_begin_with_the_committed_launch_and_divide_every_block(kernel: str) -> None:
     for D in tune.HEAD_DIMS:
         found = candidates(key := ("sm_90", D, "half"), kernel)
-        if kernel == "once":
-            assert gates.committed_launch(key, kernel) is None
-            found = [TABLE[key].keys, *(launch for launch in found if launch != TABLE[key].keys)]
-        assert found[0] == getattr(TABLE[key], "keys" if kernel == "once" else kernel)
         assert len(found) == len(set(found)) > 30
+        if kernel not in gates.CANDIDATES:
+            assert found[0] == getattr(TABLE[key], kernel)
         for launch, block in itertools.product(found, (16, 32, 64, 128, 256)):
+            if isinstance(launch, GluonLaunch):
+                assert 16 * launch.warps == launch.BM
+                continue
             step = launch.within((block, block))
             assert block % step.BM == block % step.BN == 0
-        unlike = [sum(a != b for a, b in zip(launch, found[0], strict=True)) for launch in found]
-        assert unlike == sorted(unlike)
+        if kernel != "gluon":
+            like = TABLE[key].keys if kernel == "one_pass" else found[0]
+            unlike = [sum(a != b for a, b in zip(launch, like, strict=True)) for launch in found]
+            assert unlike == sorted(unlike)
 
 
 def test_every_form_of_a_launch_is_tried() -> None:
-    def forms(kernel: str) -> set[tuple[str, ...]]:
-        flags = ("ahead", "tma", "gluon", "persistent")
-        return {tuple(name for name in flags if getattr(launch, name)) for launch in candidates(KEY, kernel)}
+    for kernel in ("forward", "keys", "queries", "one_pass"):
+        assert {gates.form_of(launch) for launch in candidates(KEY, kernel)} == {"plain", "tma"}
+    gluon = [launch for launch in candidates(KEY, "gluon") if isinstance(launch, GluonLaunch)]
+    assert {gates.form_of(launch) for launch in gluon} == {"plain", "persistent"}
+    assert {(x.BM, x.warps, x.persistent) for x in gluon} == {(64, 4, 0), (64, 4, 2), (128, 8, 0), (128, 8, 1)}
+    assert not candidates(("sm_80", 64, "half"), "gluon")
+    assert {gates.form_of(launch) for launch in candidates(("sm_80", 64, "half"), "keys")} == {"plain"}
 
-    assert forms("forward") == {(), ("ahead",), ("tma",), ("tma", "gluon"), ("tma", "gluon", "persistent")}
-    assert forms("keys") == forms("queries") == forms("once") == {(), ("tma",)}
-    lower = {(x.BM, x.warps, x.persistent) for x in candidates(KEY, "forward") if x.gluon}
-    assert lower == {(64, 4, 0), (64, 4, 2), (128, 8, 0), (128, 8, 1)}
-    assert {gates.form_of(launch) for launch in candidates(KEY, "forward")} == set(gates.FORMS)
-    assert gates.form_of(Launch(64, 64, 4, 2, tma=True, gluon=True)) == "gluon"
-    assert not [launch for launch in candidates(("sm_80", 64, "half"), "keys") if launch.tma]
-    assert gates.spelled(Launch(64, 128, 4, 3, tma=True)) == "Launch(64, 128, 4, 3, tma=True)"
-    assert gates.spelled(Launch(64, 128, 4, 3)) == "Launch(64, 128, 4, 3)"
+
+def test_a_row_of_a_file_names_its_launch() -> None:
+    for kernel, launch, fields, words in (
+        ("keys", Launch(64, 128, 4, 3, tma=True), {"tma": True}, "64x128, 4 warps, 3 stages, tma"),
+        ("gluon", GluonLaunch(64, 128, 4, 3, 2), {"persistent": 2}, "64x128, 4 warps, 3 stages, persistent 2"),
+        ("forward", Launch(64, 128, 4, 3), {}, "64x128, 4 warps, 3 stages"),
+    ):
+        row = asked(KEY, kernel, launch)
+        assert row["launch"] == {"BM": 64, "BN": 128, "warps": 4, "stages": 3, **fields}
+        assert gates.launch_of(row) == launch
+        assert gates.spelled(row["launch"]) == words
+    gone = asked(KEY, "forward", FORWARD)
+    gone["launch"]["ahead"] = True
+    assert gates.launch_of(gone) is None, "a kernel that is no more"
+    for path in sorted(RESULTS.glob("*/*-tune.json")):
+        rows = json.loads(path.read_text())["rows"]
+        assert sum(gates.launch_of(row) is not None for row in rows) > len(rows) / 2
 
 
 def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
@@ -74,23 +93,15 @@ def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
     assert committed(key, featured=False, cut=False, block=(128, 128), tma=True).forward != launch
 
 
-def test_a_backward_in_one_pass_is_tried_and_makes_way_for_candidates_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
-    key, launch = ("sm_90", 64, "half"), Launch(64, 64, 4, 3, tma=True)
-
-    def taken() -> Configuration:
-        return committed(key, featured=False, cut=False, block=(128, 128), tma=True)
-
-    usual = taken()
-    assert usual.once is None
-    with tune.committed_as(key, "once", launch):
-        assert taken() == usual._replace(once=launch)
-    assert taken().once is None
-    monkeypatch.setitem(ONCE, key, launch)
-    assert candidates(key, "once")[0] == launch
-    for kernel, stays in (("forward", launch), ("keys", None), ("queries", None)):
-        with tune.committed_as(key, kernel, Launch(32, 32, 4, 1)):
-            assert taken().once == stays, "two passes are compared with one"
-    assert taken().once == launch
+def test_a_candidate_kernel_is_registered_while_it_is_timed() -> None:
+    assert candidate_kernels.forward is candidate_kernels.backward is None
+    with tune.committed_as(KEY, "one_pass", Launch(64, 64, 4, 3, tma=True)):
+        assert candidate_kernels.backward is not None
+        assert candidate_kernels.forward is None
+    with tune.committed_as(KEY, "gluon", GluonLaunch(64, 64, 4, 3)):
+        assert candidate_kernels.forward is not None
+        assert candidate_kernels.backward is None
+    assert candidate_kernels.forward is candidate_kernels.backward is None
 
 
 @compiles
@@ -115,7 +126,7 @@ def test_gates_rule_out_what_does_not_fit_and_serialised_products(
     sass: str, spilled: int, shared: int, why: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Machine code made up: a launch that spills takes a minute to compile."""
-    from sparseflash.kernels import triton_report as report
+    from sparseflash.kernels.triton import report
 
     monkeypatch.setattr(report, "compile_case", lambda case: SimpleNamespace(asm={"sass": sass}))
     monkeypatch.setattr(report, "resources", lambda compiled: report.Resources(200, spilled, shared))
@@ -162,34 +173,25 @@ def test_the_fastest_right_launch_is_chosen_if_it_is_faster_by_more_than_noise()
     assert tune.winner(KEY, "forward", []) is None
 
 
-def test_the_proposal_is_a_row_of_the_table(tmp_path: Path) -> None:
+def test_the_proposal_is_a_file_of_launches(tmp_path: Path) -> None:
     path = tmp_path / "2026-01-01-tune.json"
     results = Growing("tune", path)
     measured = {key: value for key, value in row(other(2), 0.9).items() if key.endswith("ms")}
     results.add(asked(KEY, "forward", other(2)), measured)
     written = tune.write_proposal(results)
-    assert written == tmp_path / "2026-01-01-launch.txt"
+    assert written == tmp_path / "2026-01-01-launches.toml"
     text = written.read_text()
-    assert "# forward 1.27x" in text
-    table = ast.parse("TABLE = {\n" + text + "}").body[0]
-    assert isinstance(table, ast.Assign)
-    assert isinstance(table.value, ast.Dict)
-    (key,), (value,) = table.value.keys, table.value.values
-    assert key is not None
-    assert ast.literal_eval(key) == KEY
-    assert isinstance(value, ast.Call)
-    launches = [
-        Launch(*map(ast.literal_eval, call.args), **{str(k.arg): ast.literal_eval(k.value) for k in call.keywords})
-        for call in value.args
-        if isinstance(call, ast.Call)
-    ]
-    assert launches == [other(2), TABLE[KEY].keys, TABLE[KEY].queries]
-    assert "into ONCE" not in text
-    one_pass = candidates(KEY, "once")[0]
-    results.add(asked(KEY, "once", one_pass), measured)
-    again = tune.write_proposal(results).read_text()
-    assert f'# into ONCE: ("sm_90", 64, "half"): {gates.spelled(one_pass)},' in again
-    assert "# forward 1.27x, once 1.27x" in again
+    assert "# sm_90 half 64: forward 1.27x\n" in text
+    assert not other(2).tma
+    assert parsed(text) == COMMITTED._replace(usual=TABLE | {KEY: TABLE[KEY]._replace(forward=other(2))})
+    tiled = other(2)._replace(tma=True)
+    results.add(asked(KEY, "queries", tiled), row(tiled, 0.9, kernel="queries"))
+    results.add(asked(KEY, "one_pass", tiled), measured)
+    text = tune.write_proposal(results).read_text()
+    assert "# sm_90 half 64: forward 1.27x, queries 1.27x, one_pass 1.27x (" in text
+    assert "tma): make it the committed kernel" in text
+    assert parsed(text).tma[KEY]["queries"] == tiled
+    assert text.startswith(FILE.read_text()[:200])
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -240,10 +242,14 @@ def test_measuring_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.
     assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
     rows = json.loads(path.read_text())["rows"]
     order = [(one["kernel"], one["launch"]) for one in rows]
-    assert order == [(kernel, list(candidates(KEY, kernel)[i])) for i in (0, 1) for kernel in ("forward", "keys")]
+    assert order == [
+        (kernel, asked(KEY, kernel, candidates(KEY, kernel)[i])["launch"])
+        for i in (0, 1)
+        for kernel in ("forward", "keys")
+    ]
     before = path.read_bytes()
     assert tune.measured(todo, cpu(), Growing("tune", path), [], 60)
-    assert tune.measured([(KEY, "queries")], cpu(), Growing("tune", path), [], 60, forms=["gluon"]), (
+    assert tune.measured([(KEY, "queries")], cpu(), Growing("tune", path), [], 60, forms=["persistent"]), (
         "it has no such form"
     )
     assert path.read_bytes() == before

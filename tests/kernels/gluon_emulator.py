@@ -23,7 +23,8 @@ from unittest import mock
 import torch
 from triton.experimental.gluon import language as real
 
-from sparseflash.kernels import gluon_forward, triton_common
+from sparseflash.kernels.candidates import gluon_forward
+from sparseflash.kernels.triton import common as triton_common
 
 
 class Pointer:

@@ -14,9 +14,9 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
 from sparseflash.kernels.launch import SHARED_MEMORY
-from sparseflash.kernels.triton_common import padded
-from sparseflash.kernels.triton_decode import FEATURED, LAUNCHES, MOST_PARTS, committed, decode_kernel, merge_kernel
-from sparseflash.kernels.triton_report import DTYPES, TARGETS, Resources, resources
+from sparseflash.kernels.triton.common import padded
+from sparseflash.kernels.triton.decode import FEATURED, LAUNCHES, MOST_PARTS, committed, decode_kernel, merge_kernel
+from sparseflash.kernels.triton.report import DTYPES, TARGETS, Resources, resources
 
 KERNELS = {"decode": decode_kernel, "merge": merge_kernel}
 

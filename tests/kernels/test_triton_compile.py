@@ -4,8 +4,8 @@ Gates: no spills but those that a measurement allows (with an older Triton some 
 sm_90 no loop whose products wait for each other.
 
 fp16 is compiled where bf16 is: it differs only in the type of its matrix instructions and conversions, so bf16 stands
-for both here. Every launch that a table of `launch` names is compiled, at block 128. All of them at all block sizes,
-with or without features: `python -m sparseflash.kernels.triton_report`.
+for both here. Every launch that launches.toml names is compiled, at block 128. All of them at all block sizes,
+with or without features: `python -m sparseflash.kernels.triton.report`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,21 @@ from collections.abc import Iterable
 import pytest
 import triton
 
-from sparseflash.kernels.launch import FEATURED, NARROW, PIECES, TABLE, TMA, Launch
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.candidates.one_pass import one_pass_kernel
+from sparseflash.kernels.launch import COMMITTED, Launch
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
 from benchmarks.gpu.gates import MOST_SPILLED, MOST_SPILLED_ONCE
 from docs import make_kernels as page
-from sparseflash.kernels import triton_report as report
-from sparseflash.kernels.triton_backward import prepare_kernel
-from sparseflash.kernels.triton_merge import outputs_kernel, sums_kernel
+from sparseflash.kernels.triton import report
+from sparseflash.kernels.triton.backward import prepare_kernel
+from sparseflash.kernels.triton.merge import outputs_kernel, sums_kernel
 from tests.versions import SUPPORTED
 
+TABLE, TMA, NARROW, FEATURED, SPLIT = COMMITTED[:5]
 ALL = tuple(report.FEATURES)
 # Bytes a thread that any launch may spill with another Triton than the one that the tables were chosen with.
 ELSEWHERE = 0 if triton.__version__ == SUPPORTED[-1].triton else 96
@@ -81,7 +84,7 @@ def check(cases: Iterable[report.Case]) -> None:
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
 def test_launches_fit_with_every_feature_on(architecture: str) -> None:
-    """All that FEATURED names, and head dims 64 and 128 in half precision."""
+    """All that the file names for features, and head dims 64 and 128 in half precision."""
     usual = [c for c in report.cases((architecture,), features=ALL) if c.dtype == "bf16" and c.D in (64, 128)]
     assert len(usual) == 2 * 3
     check({*usual, *(c for c in report.cases((architecture,), features=ALL) if replaced(c, FEATURED))})
@@ -108,9 +111,9 @@ def test_launches_for_descriptors_and_for_narrow_blocks_fit(cut: bool) -> None:
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
 def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
-    """All that PIECES names with every feature on; on sm_90 plain ones at head dims 64 and 128 too."""
+    """All that the file names for them with every feature on; on sm_90 plain ones at head dims 64 and 128 too."""
     plain = [c for c in report.cases((architecture,), cut=True) if c.dtype == "bf16" and c.D in (64, 128)]
-    named = [c for c in report.cases((architecture,), features=ALL, cut=True) if replaced(c, PIECES)]
+    named = [c for c in report.cases((architecture,), features=ALL, cut=True) if replaced(c, SPLIT)]
     check([*named, *(plain if architecture == "sm_90" else [])])
 
 
@@ -164,7 +167,7 @@ def test_products_are_not_serialised_and_the_page_says_what_is_compiled(kernel: 
         used, found = page.measured(case)
         shown = page.row(case, used, found)
         assert fits(case, used), shown
-        at = case.launch.within(case.block)
+        at = case.at
         rows_of_products = at.BN if kernel == "keys" else at.BM
         assert len(found) == (2 if rows_of_products >= 64 else 0), f"products are not where they should be: {shown}"
         assert not any(loop.serialised for loop in found), f"ptxas serialised the products: {shown}"
@@ -180,14 +183,14 @@ def test_candidates_fit_and_the_page_says_what_is_compiled() -> None:
     for case in page.cases(page.WAITING):
         used, found = page.measured(case)
         shown.append(page.row(case, used, found))
-        assert used.fits("sm_90", MOST_SPILLED_ONCE if case.kernel == "once" else MOST_SPILLED), shown[-1]
+        assert used.fits("sm_90", MOST_SPILLED_ONCE if case.kernel == "one_pass" else MOST_SPILLED), shown[-1]
         assert len(found) == 2
         assert not any(loop.serialised for loop in found), f"ptxas serialised the products: {shown[-1]}"
-        if case.launch.gluon:
+        if isinstance(case.launch, GluonLaunch):
             assert all(loop.overlapped > 0.7 * loop.exponentials for loop in found), f"nothing overlaps: {shown[-1]}"
     if page.COMPILER not in page.PAGE.read_text():
         pytest.skip(f"docs/kernels.md was written with another version than {page.COMPILER}, and not compared")
-    assert shown == [row for row in rows if row.startswith(("| once |", "| forward |"))], (
+    assert shown == [row for row in rows if row.startswith(("| gluon |", "| one_pass |"))], (
         "run python -m docs.make_kernels"
     )
 
@@ -195,23 +198,14 @@ def test_candidates_fit_and_the_page_says_what_is_compiled() -> None:
 def test_sums_of_one_pass_are_reduced_by_the_memory_accelerator_or_in_fp32() -> None:
     for tma, instruction in ((True, "UTMAREDG"), (False, "REDG.E.ADD.F32x4")):
         launch = Launch(64, 64, 4, 3, tma=tma)
-        compiled = report.compile_case(report.Case("sm_90", "once", 64, 64, "bf16", (128, 128), launch))
+        compiled = report.compile_case(report.Case("sm_90", "one_pass", 64, 64, "bf16", (128, 128), launch))
         assert compiled.asm["sass"].count(instruction) >= 2, "one in each loop"
 
 
-def test_products_ahead_of_the_softmax_overlap_it() -> None:
-    for ahead in (False, True):
-        launch = TABLE["sm_90", 128, "half"].forward._replace(ahead=ahead)
-        used, found = page.measured(report.Case("sm_90", "forward", 128, 128, "bf16", (128, 128), launch))
-        assert used.fits("sm_90")
-        assert len(found) == 2
-        for loop in found:
-            assert not loop.serialised
-            assert loop.overlapped == (loop.exponentials if ahead else 0)
-
-
 @pytest.mark.parametrize(
-    "kernel", [*report.KERNELS.values(), prepare_kernel, outputs_kernel, sums_kernel], ids=lambda k: k.__name__
+    "kernel",
+    [*report.KERNELS.values(), one_pass_kernel, prepare_kernel, outputs_kernel, sums_kernel],
+    ids=lambda k: k.__name__,
 )
 def test_no_run_time_argument_is_specialised_by_value(kernel: object) -> None:
     for parameter in kernel.params:  # type: ignore[attr-defined]

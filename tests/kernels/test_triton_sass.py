@@ -9,7 +9,7 @@ import pytest
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("reads what was compiled; not for the interpreter", allow_module_level=True)
 
-from sparseflash.kernels.triton_sass import Loop, loops
+from sparseflash.kernels.triton.sass import Loop, loops
 
 
 def listing(*instructions: str) -> str:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sparseflash.kernels import triton_tiles
-from sparseflash.kernels.triton_tiles import fragments, ordered
+from sparseflash.kernels.triton import tiles as triton_tiles
+from sparseflash.kernels.triton.tiles import fragments, ordered
 from tests.kernels.oracle_tables import build
 
 

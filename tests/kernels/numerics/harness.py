@@ -16,9 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseflash.kernels import triton_backward, triton_forward
 from sparseflash.kernels.launch import Configuration, Launch
 from sparseflash.kernels.layout import Score
+from sparseflash.kernels.triton import backward as triton_backward
+from sparseflash.kernels.triton import forward as triton_forward
 from tests.kernels.oracle_tables import Mask, Tables, build
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"

@@ -9,10 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from sparseflash.kernels import dropout, triton_forward
+from sparseflash.kernels import dropout
 from sparseflash.kernels.launch import Configuration, Launch
 from sparseflash.kernels.layout import Score
-from sparseflash.kernels.triton_score import head_key, kept, row_keys, tanh
+from sparseflash.kernels.triton import forward as triton_forward
+from sparseflash.kernels.triton.score import head_key, kept, row_keys, tanh
 from sparseflash.reference import dropout_mask
 from tests.kernels.numerics.harness import DEVICE, Problem, random_mask
 

@@ -13,8 +13,8 @@ import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sparseflash.kernels import triton_tiles
-from sparseflash.kernels.triton_common import grid_of, matrix
+from sparseflash.kernels.triton import tiles as triton_tiles
+from sparseflash.kernels.triton.common import grid_of, matrix
 from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
 
 

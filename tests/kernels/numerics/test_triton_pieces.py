@@ -14,7 +14,7 @@ import triton.language as tl
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sparseflash.kernels.triton_common import entries, share
+from sparseflash.kernels.triton.common import entries, share
 from tests.kernels.numerics.harness import DEVICE, DTYPES, Problem, Results, check, random_mask, run
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from sparseflash.kernels import launch, triton_backward, triton_forward
+from sparseflash.kernels import launch
 from sparseflash.kernels.launch import Configuration, Launch
-from sparseflash.kernels.triton_common import in_tiles, tileable
+from sparseflash.kernels.triton import backward as triton_backward
+from sparseflash.kernels.triton import forward as triton_forward
+from sparseflash.kernels.triton.common import in_tiles, tileable
 from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
 
 STAGES = 2 if DEVICE == "cuda" else 1

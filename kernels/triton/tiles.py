@@ -16,7 +16,7 @@ import triton.language as tl
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseflash.kernels.launch import family
-from sparseflash.kernels.triton_common import load_words, spread
+from sparseflash.kernels.triton.common import load_words, spread
 
 WORDS = 4  # for each 128 columns; of narrower tiles the words are not filled
 _TILES_AT_ONCE = 1024

@@ -147,22 +147,6 @@ def store_rows(
 
 
 @triton.jit
-def add_rows(ptr, first, keep, value, ROWS: tl.constexpr, D: tl.constexpr, DP: tl.constexpr):
-    """Add `value` [ROWS, DP] to contiguous rows, where `keep` [ROWS] is true (None: all), columns below D."""
-    pointers = grid_of(ptr, first, D, 1, ROWS, DP)
-    if keep is None:
-        if D == DP:
-            tl.atomic_add(pointers, value, sem="relaxed")
-        else:
-            tl.atomic_add(pointers, value, mask=(tl.arange(0, DP) < D)[None, :], sem="relaxed")
-    else:
-        if D == DP:
-            tl.atomic_add(pointers, value, mask=keep[:, None], sem="relaxed")
-        else:
-            tl.atomic_add(pointers, value, mask=keep[:, None] & (tl.arange(0, DP) < D)[None, :], sem="relaxed")
-
-
-@triton.jit
 def load_words(
     bits_ptr, tile, query, key, there, BQ: tl.constexpr, W: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr
 ):

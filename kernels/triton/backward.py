@@ -1,4 +1,4 @@
-"""Block-sparse attention, backward: two passes over the tables, no atomics, bitwise deterministic; or one.
+"""Block-sparse attention, backward: two passes over the tables, no atomics, bitwise deterministic.
 
 With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
 less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
@@ -7,9 +7,8 @@ and delta = 0, hence P = 0 and dS = 0, never NaN. Where lse is NaN norm is the l
 the query sees and 0 for others. A cap multiplies dS by its derivative, a bias changes nothing more;
 dropout's bits Z are drawn again, dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
 
-The passes are in triton_backward_keys and triton_backward_queries; here are what goes before them and the launches. In
-one pass, the first, every program also adds what its keys give to dQ, in fp32 and in any order (`launch.ONCE`).
-Shapes as in triton_common; NP = N rounded up to whole blocks.
+The passes are in `backward_keys` and `backward_queries`; here are what goes before them and the launches.
+Shapes as in `common`; NP = N rounded up to whole blocks.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -22,12 +21,13 @@ import torch
 import triton
 import triton.language as tl
 
+from sparseflash.kernels import candidates
 from sparseflash.kernels.launch import configuration
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
-from sparseflash.kernels.triton_backward_keys import keys_kernel
-from sparseflash.kernels.triton_backward_queries import queries_kernel
-from sparseflash.kernels.triton_common import (
+from sparseflash.kernels.triton.backward_keys import keys_kernel
+from sparseflash.kernels.triton.backward_queries import queries_kernel
+from sparseflash.kernels.triton.common import (
     LOG2E,
     device_of,
     heads_together,
@@ -41,9 +41,9 @@ from sparseflash.kernels.triton_common import (
     strides_in,
     tileable,
 )
-from sparseflash.kernels.triton_merge import add_partials, partial_results, pattern_strides
-from sparseflash.kernels.triton_score import feature_arguments
-from sparseflash.kernels.triton_tiles import ordered
+from sparseflash.kernels.triton.merge import add_partials, partial_results, pattern_strides
+from sparseflash.kernels.triton.score import feature_arguments
+from sparseflash.kernels.triton.tiles import ordered
 
 LEAST = tl.constexpr(torch.finfo(torch.float32).min)
 
@@ -88,6 +88,30 @@ def prepare_kernel(
     tl.store(delta_ptr + at, tl.where(dead, 0.0, delta))
 
 
+def prepared(
+    dout: torch.Tensor,  # as `readable` gives it
+    dlse: torch.Tensor | None,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    unit: int,  # of dout's strides
+    BQ: int,
+    n_rows: int,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Norm and delta, fp32 [B, Hq, NP] each."""
+    B, Hq, N, DV = out.shape
+    NP, step = n_rows * BQ, min(BQ, 64)
+    norm, delta = torch.empty((2, B, Hq, NP), dtype=torch.float32, device=out.device)
+    if NP:
+        prepare_kernel[programs(NP // step, 1, B * Hq)](
+            *(out.contiguous(), dout, lse.contiguous(), None if dlse is None else dlse.contiguous(), norm, delta),
+            *strides_in(unit, dout),
+            *(N, NP, Hq),
+            *(unit, DV, padded(DV), step),
+            num_warps=4,
+        )
+    return norm, delta
+
+
 def backward(
     dout: torch.Tensor,  # [B, Hq, N, DV]
     dlse: torch.Tensor | None,  # [B, Hq, N], the cotangent of the natural-log lse
@@ -104,10 +128,13 @@ def backward(
     score: Score,
     deterministic: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients (dq, dk, dv) of `triton_forward.forward` without sinks, contiguous, in the dtypes of q, k and v.
-
-    Bitwise equal in every run if it is asked for here or by `torch.use_deterministic_algorithms`.
-    """
+    """Gradients (dq, dk, dv) of `forward.forward` without sinks, contiguous, in the dtypes of q, k and v."""
+    if candidates.backward is not None:
+        given = candidates.backward(
+            *(dout, dlse, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score, deterministic)
+        )
+        if given is not None:
+            return given
     B, Hq, N, D = q.shape
     _, Hkv, M, DV = v.shape
     BQ, BK = block
@@ -116,14 +143,10 @@ def backward(
         return dq, dk, dv
     q, score, share = with_normal_scale(q, score)
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
-    out, lse = out.contiguous(), lse.contiguous()
-    dlse = None if dlse is None else dlse.contiguous()
     cut = rows.slots + columns.slots > 0
     chosen = partial(configuration, q.device, max(D, DV), q.dtype, featured=score.featured, cut=cut, block=block)
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
-    NP = n_rows * BQ
-    norm, delta = torch.empty((2, B, Hq, NP), dtype=torch.float32, device=q.device)
     pattern_b, pattern_h = pattern_strides(pattern_of)
     strides = *strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)
     features = feature_arguments(score, q.device)
@@ -131,26 +154,15 @@ def backward(
     widths = {"UNIT": unit, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV), "BQ": BQ, "BK": BK}
 
     with device_of(q):
-        if NP:
-            step = min(BQ, 64)
-            prepare_kernel[programs(NP // step, 1, B * Hq)](
-                *(out, dout, lse, dlse, norm, delta),
-                *strides_in(unit, dout),
-                *(N, NP, Hq),
-                *(unit, DV, padded(DV), step),
-                num_warps=4,
-            )
-        launches = chosen(tma=tileable(q, dout))
-        once = None if deterministic or torch.are_deterministic_algorithms_enabled() else launches.once
-        sums = None if once is None else torch.zeros((B, Hq, N, D), dtype=torch.float32, device=q.device)
-        at = (once or launches.keys).within(block)
+        norm, delta = prepared(dout, dlse, out, lse, unit, BQ, n_rows)
+        NP = norm.shape[-1]
+        at = chosen(tma=tileable(q, dout)).keys.within(block)
         width = (D + DV) * q.element_size()
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
-            *(q, k, v, dout, norm, delta, dk, dv, sums),
+            *(q, k, v, dout, norm, delta, dk, dv),
             *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
             *in_tiles(at.tma, at.BM, q, dout),
-            *((None,) if sums is None else in_tiles(at.tma, at.BM, sums)),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
@@ -166,9 +178,6 @@ def backward(
         for parts, total in ((dk_parts, dk), (dv_parts, dv)):
             if parts is not None:
                 add_partials(parts, total, columns, pattern_of, Hq // Hkv)
-        if sums is not None:
-            torch.mul(sums, score.scale * share, out=dq)
-            return dq, dk, dv
         del dk_parts, dv_parts, parts  # before those of dq are made
         at = chosen(tma=tileable(k, v)).queries.within(block)
         dq_parts = partial_results(rows, B * Hq, BQ, D)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 from unittest import mock
@@ -18,15 +19,18 @@ from hypothesis import strategies as st
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("compiles; not for the interpreter", allow_module_level=True)
 
-from sparseflash.kernels import gluon_forward, triton_forward, triton_tiles
-from sparseflash.kernels.launch import Configuration, Launch
+from sparseflash.kernels import candidates
+from sparseflash.kernels.candidates import GluonLaunch, gluon_forward
+from sparseflash.kernels.launch import table_key
 from sparseflash.kernels.layout import Score
+from sparseflash.kernels.triton import forward as triton_forward
+from sparseflash.kernels.triton import tiles as triton_tiles
 from tests.kernels.gluon_emulator import Emulated, Machine, in_rings
 from tests.kernels.numerics import harness
 from tests.kernels.numerics.harness import KINDS, Problem, dense, largest_terms, poisoned, random_mask
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
-LAUNCH = Launch(64, 64, 4, 2, tma=True, gluon=True)
+LAUNCH = GluonLaunch(64, 64, 4, 2)
 
 
 @pytest.fixture(
@@ -45,7 +49,7 @@ def only_by_stand_ins(machine: str) -> None:
 
 
 def launched(
-    problem: Problem, tensors: dict[str, torch.Tensor], at: Launch = LAUNCH, sinks: torch.Tensor | None = None
+    problem: Problem, tensors: dict[str, torch.Tensor], at: GluonLaunch = LAUNCH, sinks: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor, Emulated]:
     """Output, lse and what the stand-ins saw."""
     rows, _, tiles, pattern_of, block = problem.tables()
@@ -53,19 +57,19 @@ def launched(
     q, k, v = (tensors[name] for name in ("q", "k", "v"))
     with ExitStack() as stack:
         stack.enter_context(poisoned())
-        chosen = Configuration(at, at, at)
-        stack.enter_context(mock.patch.object(triton_forward, "configuration", return_value=chosen))
-        run = stack.enter_context(mock.patch.object(gluon_forward, "forward", side_effect=gluon_forward.forward))
+        key = table_key(q.device, max(q.shape[-1], v.shape[-1]), q.dtype)
+        attempt = partial(gluon_forward.attempt, {key: at})
+        run = stack.enter_context(mock.patch.object(candidates, "forward", side_effect=attempt))
         if q.device.type == "cpu":
             stack.enter_context(mock.patch.object(triton_tiles, "family", return_value="sm_90"))
             stack.enter_context(mock.patch.multiple(gluon_forward, gluon_kernel=kernel, in_rings=in_rings))
             stack.enter_context(mock.patch.object(gluon_forward, "multiprocessors", return_value=1))
         out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, Score(problem.scale), sinks)
-    assert run.called, "another kernel ran"
+    assert run.called
     return out, lse, kernel
 
 
-def check(problem: Problem, at: Launch = LAUNCH, tensors: dict[str, torch.Tensor] | None = None) -> Emulated:
+def check(problem: Problem, at: GluonLaunch = LAUNCH, tensors: dict[str, torch.Tensor] | None = None) -> Emulated:
     """Output and lse by the tolerance law."""
     tensors = tensors or problem.make()
     out, lse, kernel = launched(problem, tensors, at)
@@ -106,7 +110,7 @@ def test_every_kind_of_mask(kind: str, dtype: torch.dtype) -> None:
     ],
     ids=str,
 )
-def test_steps_and_stages(block: tuple[int, int], at: Launch) -> None:
+def test_steps_and_stages(block: tuple[int, int], at: GluonLaunch) -> None:
     check(problem(("letters",), 300, 400, block), at)
 
 
@@ -146,7 +150,7 @@ def test_anything_goes_together(data: st.DataObject) -> None:
         all_partial=draw(st.booleans(), label="all partial"), seed=draw(st.integers(0, 99), label="seed"),
     )  # fmt: skip
     persistent = draw(st.sampled_from([0, 1, 3]), label="persistent")
-    check(p, Launch(BM, BN, BM // 16, stages, tma=True, gluon=True, persistent=persistent))
+    check(p, GluonLaunch(BM, BN, BM // 16, stages, persistent))
 
 
 @pytest.mark.parametrize("programs", [1, 2, 7, 100])
@@ -193,12 +197,18 @@ def test_sinks_take_their_share() -> None:
     torch.testing.assert_close(out.float(), plain.float() * share, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("why", ["a step cut down to the block", "lines in pieces"])
-def test_what_the_kernel_cannot_do_runs_elsewhere(why: str, machine: str) -> None:
-    p = problem(("dense",), 70, 300, (64, 64), longest=2) if "pieces" in why else problem(("dense",), 70, 100, (32, 64))
-    # The Triton kernel wants a GPU.
-    elsewhere = ("another kernel ran", AssertionError) if machine == "GPU" else ("0 active drivers", RuntimeError)
-    with pytest.raises(elsewhere[1], match=elsewhere[0]):
+class _Committed:
+    """Stands for the committed kernel."""
+
+    def __getitem__(self, grid: object) -> object:
+        raise AssertionError("the committed kernel was launched")
+
+
+@pytest.mark.parametrize("why", ["a step longer than the block", "split lines"])
+def test_what_the_kernel_cannot_do_runs_elsewhere(why: str) -> None:
+    p = problem(("dense",), 70, 300, (64, 64), longest=2) if "split" in why else problem(("dense",), 70, 100, (32, 64))
+    committed = mock.patch.object(triton_forward, "forward_kernel", _Committed())
+    with committed, pytest.raises(AssertionError, match="the committed kernel was launched"):
         launched(p, p.make())
 
 

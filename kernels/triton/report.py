@@ -1,10 +1,10 @@
 """What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
 
-    python -m sparseflash.kernels.triton_report [ARCHITECTURE ...] [BLOCK ...] [features] [cut] [tma]
+    python -m sparseflash.kernels.triton.report [ARCHITECTURE ...] [BLOCK ...] [features] [cut] [tma]
 
 prints one line a launch: plain or with all features on, for whole lines or for lines in pieces, with operands that come
 through pointers or that descriptors can read. On sm_90 it shows the
-machine code's loops too, over FULL entries / over PARTIAL ones: see `triton_sass`. It says nothing about speed, and
+machine code's loops too, over FULL entries / over PARTIAL ones: see `sass`. It says nothing about speed, and
 nothing about numerics. docs/kernels.md is made of it.
 """
 
@@ -21,16 +21,21 @@ from typing import Any, NamedTuple
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
 
-from sparseflash.kernels.launch import SHARED_MEMORY, SPILLS, TABLE, Launch, committed
-from sparseflash.kernels.triton_backward import prepare_kernel
-from sparseflash.kernels.triton_backward_keys import keys_kernel
-from sparseflash.kernels.triton_backward_queries import queries_kernel
-from sparseflash.kernels.triton_common import padded
-from sparseflash.kernels.triton_forward import forward_kernel
-from sparseflash.kernels.triton_merge import STEP, outputs_kernel, sums_kernel
-from sparseflash.kernels.triton_sass import Loop, disassemble, loops
-from sparseflash.kernels.triton_tiles import fragmented
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.candidates.gluon_forward import gluon_kernel
+from sparseflash.kernels.candidates.one_pass import one_pass_kernel
+from sparseflash.kernels.launch import COMMITTED, SHARED_MEMORY, Launch, committed
+from sparseflash.kernels.triton.backward import prepare_kernel
+from sparseflash.kernels.triton.backward_keys import keys_kernel
+from sparseflash.kernels.triton.backward_queries import queries_kernel
+from sparseflash.kernels.triton.common import padded
+from sparseflash.kernels.triton.forward import forward_kernel
+from sparseflash.kernels.triton.merge import STEP, outputs_kernel, sums_kernel
+from sparseflash.kernels.triton.sass import Loop, disassemble, loops
+from sparseflash.kernels.triton.tiles import fragmented
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -60,14 +65,19 @@ class Case(NamedTuple):
     """One kernel as some call would compile it."""
 
     architecture: str
-    kernel: str  # of KERNELS, or "once": the one for keys, that gives dQ too
+    kernel: str  # of KERNELS, or a candidate: "gluon" or "one_pass"
     D: int
     DV: int
     dtype: str  # as Triton spells it
     block: tuple[int, int]
-    launch: Launch
+    launch: Launch | GluonLaunch
     features: tuple[str, ...] = ()  # of FEATURES, those that are on
     cut: bool = False  # whether lines come in pieces
+
+    @property
+    def at(self) -> Launch | GluonLaunch:
+        """The launch with steps no larger than a block; Gluon's are never cut down."""
+        return self.launch if isinstance(self.launch, GluonLaunch) else self.launch.within(self.block)
 
 
 class Resources(NamedTuple):
@@ -91,12 +101,12 @@ def cases(
 ) -> Iterator[Case]:
     """Every committed launch with square blocks of these sizes, each distinct program once."""
     seen = set()
-    for (architecture, D, dtype_class), block in itertools.product(TABLE, blocks):
+    for (architecture, D, dtype_class), block in itertools.product(COMMITTED.usual, blocks):
         featured = bool(set(features) - {"sinks"})
         key = architecture, D, dtype_class
         launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma)
         for kernel, launch in launches._asdict().items():
-            if architecture in architectures and launch is not None:
+            if architecture in architectures:
                 case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
                 if case not in seen:
                     seen.add(case)
@@ -104,32 +114,27 @@ def cases(
 
 
 def fits(case: Case, used: Resources) -> bool:
-    """Whether a committed launch needs no more than it may: see SPILLS."""
+    """Whether a committed launch needs no more than it may."""
     key = case.architecture, max(32, padded(max(case.D, case.DV))), "single" if case.dtype == "fp32" else "half"
     featured = bool(set(case.features) - {"sinks"})
-    return used.fits(case.architecture, 0 if featured else SPILLS.get(key, {}).get(case.kernel, 0))
+    return used.fits(case.architecture, 0 if featured else COMMITTED.spills.get(key, {}).get(case.kernel, 0))
 
 
 def compile_case(case: Case) -> Any:
     """The compiled kernel of a case, from Triton's cache if it is there."""
+    if isinstance(case.launch, GluonLaunch):
+        return _compile_gluon(case, case.launch)
     at = case.launch.within(case.block)
-    if at.gluon and case.kernel == "forward":
-        return _compile_gluon(case)
     constants: dict[str, Any] = {
         "UNIT": 8,
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
     }
-    name = "keys" if case.kernel == "once" else case.kernel
-    kernel = KERNELS[name]
-    if name == "forward":
-        constants["AHEAD"] = at.ahead
-    if name != "keys":
+    kernel = {**KERNELS, "one_pass": one_pass_kernel}[case.kernel]
+    if case.kernel in ("forward", "queries"):
         constants["FRAGMENTS"] = fragmented(case.architecture, case.dtype == "fp32")
     if not at.tma:
         constants |= dict.fromkeys(argument for argument in kernel.arg_names if argument.endswith("_tiles"))
-    if case.kernel == "keys":
-        constants |= dict.fromkeys(("dq_ptr", "dq_tiles"))
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
@@ -153,12 +158,12 @@ def compile_merges(case: Case) -> Iterator[Any]:
 
 def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
     signature = {name: _type(name, case.dtype) for name in kernel.arg_names}
-    if kernel is keys_kernel:
+    if kernel is one_pass_kernel:
         signature["dq_ptr"] = "*fp32"  # sums of all programs
     signature |= dict.fromkeys(constants, "constexpr")
     for name in signature:
         if name.endswith("_tiles") and name not in constants:
-            rows = constants["BM" if kernel is keys_kernel else "BN"]
+            rows = constants["BM" if kernel in (keys_kernel, one_pass_kernel) else "BN"]
             width = constants["DVP" if name in ("v_tiles", "dout_tiles") else "DP"]
             dtype = "fp32" if name == "dq_tiles" else case.dtype
             signature[name] = f"tensordesc<{dtype}[1, 1, {rows}, {width}]>"
@@ -166,13 +171,8 @@ def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, sta
     return _built(ASTSource, kernel, signature, constants, case.architecture, options)
 
 
-def _compile_gluon(case: Case) -> Any:
-    from triton.experimental.gluon import language as gl
-    from triton.experimental.gluon._runtime import GluonASTSource
-
-    from sparseflash.kernels.gluon_forward import gluon_kernel
-
-    at, dtype = case.launch, {"bf16": gl.bfloat16, "fp16": gl.float16}[case.dtype]
+def _compile_gluon(case: Case, at: GluonLaunch) -> Any:
+    dtype = {"bf16": gl.bfloat16, "fp16": gl.float16}[case.dtype]
     constants: dict[str, Any] = {
         **{"D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
         **{"STAGES": at.stages, "QUERIES": 2 if at.persistent else 1, "WARPS": at.warps},
@@ -247,11 +247,17 @@ def described(found: list[Loop]) -> str:
     return ", ".join([*parts, "overlapped " + "/".join(f"{x.overlapped} of {x.exponentials}" for x in found)])
 
 
+def form_of(launch: Launch | GluonLaunch) -> str:
+    """What a launch is beside its numbers, in words."""
+    if isinstance(launch, GluonLaunch):
+        return " persistent" * (launch.persistent > 0)
+    return " tma" * launch.tma
+
+
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
-    at = case.launch.within(case.block)
-    form = "+".join(case.features) + " cut" * case.cut + " ahead" * at.ahead + " tma" * at.tma + " gluon" * at.gluon
-    form += f" persistent {at.persistent}" * (at.persistent > 0)
+    at = case.at
+    form = "+".join(case.features) + " cut" * case.cut + form_of(at)
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
         f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "

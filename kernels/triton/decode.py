@@ -5,7 +5,7 @@ its products the new queries of all query heads that share a key head and a patt
 all of them. A second kernel merges the parts by lse. Lengths are read on the device, so nothing waits for it and the
 launch depends only on shapes.
 
-Shapes as in triton_common, with n new queries, M the capacity of the cache, G query heads a key head, S parts. Row r of
+Shapes as in `common`, with n new queries, M the capacity of the cache, G query heads a key head, S parts. Row r of
 a program's BM rows is query r % n of the group's head r // n.
 """
 
@@ -23,7 +23,7 @@ from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.launch import Launch, family
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
-from sparseflash.kernels.triton_common import (
+from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
     device_of,
@@ -35,7 +35,7 @@ from sparseflash.kernels.triton_common import (
     stride_unit,
     strides_in,
 )
-from sparseflash.kernels.triton_score import capped, factor
+from sparseflash.kernels.triton.score import capped, factor
 
 # A row is cut into at most MOST_PARTS parts; none but a row's last holds fewer than PART_KEYS keys, for each part costs
 # a program and a share of the merge.

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from sparseflash.kernels.layout import Side
-from sparseflash.kernels.triton_common import LN2, LOG2E, load_rows, padded, programs, sink_share, store_rows
+from sparseflash.kernels.triton.common import LN2, LOG2E, load_rows, padded, programs, sink_share, store_rows
 
 STEP = 16  # rows of a program: enough programs even for a single line, and few registers at any width
 

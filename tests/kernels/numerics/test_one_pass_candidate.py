@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from unittest import mock
 
 import numpy as np
@@ -14,10 +15,13 @@ import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels import triton_backward, triton_forward
-from sparseflash.kernels.launch import Configuration, Launch
+from sparseflash.kernels import candidates
+from sparseflash.kernels.candidates import one_pass
+from sparseflash.kernels.launch import Key, Launch
 from sparseflash.kernels.layout import Score
-from sparseflash.kernels.triton_common import in_tiles
+from sparseflash.kernels.triton import backward as triton_backward
+from sparseflash.kernels.triton import forward as triton_forward
+from sparseflash.kernels.triton.common import in_tiles, tileable
 from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, check, random_mask, run
 
 
@@ -25,7 +29,17 @@ class _Launched:
     """Stands for a kernel that is not to be launched."""
 
     def __getitem__(self, grid: object) -> object:
-        raise AssertionError("a second pass was launched")
+        raise AssertionError("two passes were launched")
+
+
+class _Everywhere(dict[Key, Launch]):
+    """One launch under every key."""
+
+    def __missing__(self, key: Key) -> Launch:
+        return self["", 0, ""]
+
+    def get(self, key: Key, default: object = None) -> Launch:
+        return self[key]
 
 
 @contextmanager
@@ -33,16 +47,17 @@ def in_one_pass(steps: tuple[int, int] = (16, 16), tma: bool = False) -> Iterato
     """Backwards run in one pass with these steps, and in no other."""
     at = Launch(*steps, warps=4, stages=2 if DEVICE == "cuda" else 1, tma=tma)
 
-    def chosen(*_: object, **__: object) -> Configuration:
-        plain = at._replace(tma=False)
-        return Configuration(plain, plain, plain, once=at)
-
     def readable(wanted: bool, rows: int, *tensors: torch.Tensor) -> tuple[object, ...]:
         # The interpreter knows no reduction through descriptors: there, sums go through pointers.
         sums = len(tensors) == 1
         return in_tiles(wanted and not (sums and DEVICE == "cpu"), rows, *tensors)
 
-    with mock.patch.multiple(triton_backward, configuration=chosen, in_tiles=readable, queries_kernel=_Launched()):
+    with (
+        mock.patch.object(candidates, "backward", partial(one_pass.attempt, _Everywhere({("", 0, ""): at}))),
+        mock.patch.object(one_pass, "in_tiles", readable),
+        mock.patch.object(one_pass, "tileable", lambda *tensors: DEVICE == "cpu" or tileable(*tensors)),
+        mock.patch.object(triton_backward, "keys_kernel", _Launched()),
+    ):
         yield
 
 
@@ -83,13 +98,26 @@ def test_lengths(N: int, M: int) -> None:
         check(p, run(p, tensors := p.make()), tensors)
 
 
-def test_columns_in_pieces_and_patterns_by_head() -> None:
+def test_patterns_by_head() -> None:
     rng = np.random.default_rng(0)
     mask = np.stack([random_mask(rng, 40, 70, kind) for kind in ("dense", "noise")])
-    p = Problem(mask, (16, 16), Hq=4, Hkv=2, pattern_of=[[0, 1, 1, 0]], longest=2)
-    assert p.tables().columns.slots > 1
+    p = Problem(mask, (16, 16), Hq=4, Hkv=2, pattern_of=[[0, 1, 1, 0]])
     with in_one_pass():
         check(p, run(p, tensors := p.make()), tensors)
+
+
+def test_two_passes_for_split_lines_and_features() -> None:
+    split = replace(problem("dense", 40, 70, (16, 16)), longest=2)
+    assert split.tables().columns.slots > 1
+    with in_one_pass(), pytest.raises(AssertionError, match="two passes were launched"):
+        run(split, split.make())
+    p = replace(problem("letters", 40, 64, (32, 32)), Hq=2, Hkv=1)
+    q, k, v, dout = (p.make()[name] for name in ("q", "k", "v", "dout"))
+    rows, columns, tiles, pattern_of, block = p.tables()
+    score = Score(0.3, softcap=2.0)
+    out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score)
+    with in_one_pass(), pytest.raises(AssertionError, match="two passes were launched"):
+        triton_backward.backward(dout, None, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, of the poison itself
@@ -131,27 +159,12 @@ def test_two_passes_where_a_deterministic_gradient_is_asked_for() -> None:
 
     with in_one_pass():
         backward(False)
-        with pytest.raises(AssertionError, match="a second pass was launched"):
+        with pytest.raises(AssertionError, match="two passes were launched"):
             backward(True)
         before = torch.are_deterministic_algorithms_enabled()
         torch.use_deterministic_algorithms(True)
         try:
-            with pytest.raises(AssertionError, match="a second pass was launched"):
+            with pytest.raises(AssertionError, match="two passes were launched"):
                 backward(False)
         finally:
             torch.use_deterministic_algorithms(before)
-
-
-def test_all_features_at_once() -> None:
-    """Not taken by any call, since no launch with features is: the kernel is right all the same."""
-    p = replace(problem("letters", 40, 64, (32, 32)), Hq=2, Hkv=1)
-    q, k, v, dout = (p.make()[name] for name in ("q", "k", "v", "dout"))
-    rows, columns, tiles, pattern_of, block = p.tables()
-    score = Score(0.3, 2.0, torch.tensor([0.1, 0.2], device=DEVICE), 3, 0.3, torch.tensor(5, device=DEVICE))
-    out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score)
-    operands = (dout, None, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
-    two = triton_backward.backward(*operands)
-    with in_one_pass():
-        one = triton_backward.backward(*operands)
-    for x, y in zip(one, two, strict=True):
-        torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-5)

@@ -2,21 +2,21 @@
 
 The schedule is written here instead of left to a compiler. While exponentials of a step are taken, the products of the
 next are under way; keys and values come through rings of shared memory, which the tensor memory accelerator fills and
-which run on from a line's FULL to its PARTIAL entries. Otherwise it is triton_forward, for calls without features
-through whole lines: the same tables and formulas, shapes as in triton_common. Scores are in base 2.
+which run on from a line's FULL to its PARTIAL entries. Otherwise it is `triton.forward`, for calls without features
+through whole lines: the same tables and formulas, shapes as in `triton.common`. Scores are in base 2.
 
-With `Launch.persistent`, as many programs as the GPU holds take all lines in turn: the rings run on from line to line,
-and a line's first rows come while the results of the line before are written. Short lines are mostly beginnings.
+With `GluonLaunch.persistent`, as many programs as the GPU holds take all lines in turn: the rings run on from line to
+line, and a line's first rows come while the results of the line before are written. Short lines are mostly beginnings.
 
 No interpreter runs Gluon. The tests run this source with stand-ins for its operations that keep the hazards of the
-hardware (tests/kernels/gluon_emulator.py), and compile it ahead of time. No GPU has run it yet, and no committed launch
-takes it.
+hardware (tests/kernels/gluon_emulator.py), and compile it ahead of time. No GPU has run it yet.
 """
 
 # @gluon.jit bodies are a language of their own; their launchers are typed.
 # mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
 
 import torch
@@ -31,10 +31,24 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
-from sparseflash.kernels.launch import Launch
-from sparseflash.kernels.layout import Side, Tiles
-from sparseflash.kernels.triton_common import LN2, LOG2E, entries, placed, programs, sink_share
-from sparseflash.kernels.triton_merge import pattern_strides
+from sparseflash.kernels.candidates import GluonLaunch
+from sparseflash.kernels.launch import Key, table_key
+from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.magnitude import with_normal_scale
+from sparseflash.kernels.triton.common import (
+    LN2,
+    LOG2E,
+    device_of,
+    entries,
+    heads_together,
+    placed,
+    programs,
+    readable,
+    sink_share,
+    tileable,
+)
+from sparseflash.kernels.triton.merge import pattern_strides
+from sparseflash.kernels.triton.tiles import ordered
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # the latter up to Triton 3.6
 
@@ -433,44 +447,56 @@ def gluon_kernel(
             _write(acc, peak, total, out_ptr, lse_ptr, sinks_ptr, done, done % Hq, done_row, N, DV, BM, BN, WARPS)
 
 
-def forward(
-    q: torch.Tensor,  # [B, Hq, N, D], half precision; it, k and v as descriptors can read them
-    k: torch.Tensor,  # [B, Hkv, M, D]
-    v: torch.Tensor,  # [B, Hkv, M, DV]
-    out: torch.Tensor,  # [B, Hq, N, DV], written
-    lse: torch.Tensor,  # [B, Hq, N], written
-    rows: Side,  # no line of which is cut
-    bits: torch.Tensor,  # the tiles in fragment order
+def attempt(
+    launches: Mapping[Key, GluonLaunch],
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    rows: Side,
     tiles: Tiles,
     pattern_of: torch.Tensor,
     block: tuple[int, int],
-    scale: float,
-    sinks: torch.Tensor | None,  # fp32 [Hq]
-    together: int,  # heads to work on at a time
-    at: Launch,  # whose steps divide the block, with 16 queries a warp
-) -> None:
-    """Write out and lse as `triton_forward.forward` returns them."""
+    score: Score,
+    sinks: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """What `triton.forward.forward` returns for these arguments; None for a call that this kernel does not serve."""
+    at = launches.get(table_key(q.device, max(q.shape[-1], v.shape[-1]), q.dtype))
+    if at is None or score.featured or rows.slots or block[0] < at.BM or block[1] < at.BN or not q.numel():
+        return None
+    q, score, _ = with_normal_scale(q, score)
+    q, k, v = readable(q), readable(k), readable(v)
+    bits, in_fragments = ordered(tiles.bits, block[1], q.dtype)
+    if not (in_fragments and tileable(q, k, v)):
+        return None
     B, Hq, N, D = q.shape
-    (BQ, BK), n_rows = block, rows.order.shape[1]
+    _, Hkv, M, DV = v.shape
+    out = torch.empty((B, Hq, N, DV), dtype=q.dtype, device=q.device)
+    lse = torch.empty((B, Hq, N), dtype=torch.float32, device=q.device)
+    BQ, BK = block
+    n_rows = rows.order.shape[1]
     (grid,) = programs(n_rows, BQ // at.BM, B * Hq)
     if at.persistent:
         grid = min(grid, at.persistent * multiprocessors(q.device))
-    gluon_kernel[(grid,)](
-        *(out, lse, rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
-        *(*in_rings(at.BM, q), *in_rings(at.BN, k, v)),
-        *pattern_strides(pattern_of),
-        *(scale, N, Hq, Hq // k.shape[1], n_rows, B * Hq, together, sinks),
-        D=D,
-        DV=v.shape[-1],
-        BQ=BQ,
-        BK=BK,
-        BM=at.BM,
-        BN=at.BN,
-        STAGES=at.stages,
-        QUERIES=2 if at.persistent else 1,
-        WARPS=at.warps,
-        num_warps=at.warps,
-    )
+    with device_of(q):
+        gluon_kernel[(grid,)](
+            *(out, lse, rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *(*in_rings(at.BM, q), *in_rings(at.BN, k, v)),
+            *pattern_strides(pattern_of),
+            *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),
+            heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq),
+            None if sinks is None else sinks.float().contiguous(),
+            D=D,
+            DV=DV,
+            BQ=BQ,
+            BK=BK,
+            BM=at.BM,
+            BN=at.BN,
+            STAGES=at.stages,
+            QUERIES=2 if at.persistent else 1,
+            WARPS=at.warps,
+            num_warps=at.warps,
+        )
+    return out, lse
 
 
 @lru_cache

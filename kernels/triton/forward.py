@@ -1,7 +1,7 @@
 """Block-sparse attention, forward: one program per step of a block row, or of a piece of one, and query head.
 
-Shapes as in triton_common. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
-What a cap, a bias and dropout do to them is in triton_score.
+Shapes as in `common`. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
+What a cap, a bias and dropout do to them is in `score`.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -12,10 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
+from sparseflash.kernels import candidates, layout
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
-from sparseflash.kernels.triton_common import (
+from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
     device_of,
@@ -23,7 +24,6 @@ from sparseflash.kernels.triton_common import (
     heads_together,
     in_tiles,
     load_rows,
-    load_seen,
     matrix,
     padded,
     place,
@@ -35,154 +35,53 @@ from sparseflash.kernels.triton_common import (
     strides_in,
     tileable,
 )
-from sparseflash.kernels.triton_merge import merge_outputs, partial_results, pattern_strides
-from sparseflash.kernels.triton_score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
-from sparseflash.kernels.triton_tiles import load_bits, ordered, seen_by
+from sparseflash.kernels.triton.merge import merge_outputs, partial_results, pattern_strides
+from sparseflash.kernels.triton.score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton.tiles import ordered, seen_by
+from sparseflash.kernels.triton.types import Bits, Blocks, Rows, Score, Sizes, Softmax
+from sparseflash.kernels.triton.walk import first_keys, load_step, next_keys
 
 
 @triton.jit
-def _absorb(
-    acc,  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
-    peak,  # fp32 [BM]: largest c s so far
-    total,  # fp32 [BM]: sum of exp2(c s - peak)
-    s,  # fp32 [BM, BN]: products of queries and keys
-    v,
-    first,  # key of this step
-    c,
-    visible,  # [BM, BN], when PARTIAL
-    cap,
-    slope,
-    position,
-    drops,
-    threshold,
-    PARTIAL: tl.constexpr,
-    BN: tl.constexpr,
-):
-    """(acc, peak, total) with one step of keys more."""
-    f = factor(c, cap, slope)
-    s = scored(s, c, cap, slope, position, first)
+def _absorb(softmax, products, v, first, visible, score, PARTIAL: tl.constexpr, BN: tl.constexpr):
+    """The softmax with one more step of keys: products [BM, BN] with the keys from `first` on, and their values."""
+    f = factor(score.c, score.cap, score.slope)
+    s = scored(products, score.c, score.cap, score.slope, score.position, first)
     if PARTIAL:
         s = tl.where(visible, s, float("-inf"))
-    top = tl.maximum(peak, tl.max(s, 1) * f)
-    base = top
+    peak = tl.maximum(softmax.peak, tl.max(s, 1) * f)
+    base = peak
     if PARTIAL:
-        base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
+        base = tl.where(peak == float("-inf"), 0.0, peak)  # a row that saw nothing yet: -inf - -inf is NaN
     p = tl.exp2(s * f - base[:, None])
-    fade = tl.exp2(peak - base)
-    total = total * fade + tl.sum(p, 1)
-    if drops is not None:
-        p = tl.where(kept(drops[:, None], (first + tl.arange(0, BN))[None, :], threshold), p, 0.0)
-    acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-    return acc, top, total
+    fade = tl.exp2(softmax.peak - base)
+    total = softmax.total * fade + tl.sum(p, 1)
+    if score.dropout is not None:
+        p = tl.where(kept(score.dropout[:, None], (first + tl.arange(0, BN))[None, :], score.threshold), p, 0.0)
+    acc = tl.dot(p.to(v.dtype), v, softmax.acc * fade[:, None], input_precision="ieee")
+    return Softmax(acc, peak, total)
 
 
 @triton.jit
-def _walk(
-    acc,  # see _absorb
-    peak,
-    total,
-    q,
-    k_ptr,
-    v_ptr,
-    k_n,
-    v_n,
-    k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]; None where rows come through pointers
-    v_tiles,
-    batch,
-    kv_head,
-    entries_ptr,  # the line's blocks of one kind
-    tile_ptr,  # their tiles, when PARTIAL
-    count,  # how many
-    bits_ptr,
-    seen_ptr,
-    query,  # first query of this step within its block
-    M,
-    c,
-    cap,  # from here to threshold: None where the feature is off
-    slope,
-    position,  # of the first query of this step
-    drops,  # [BM]: row keys of dropout
-    threshold,
-    PARTIAL: tl.constexpr,
-    AHEAD: tl.constexpr,
-    FRAGMENTS: tl.constexpr,
-    UNIT: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    DV: tl.constexpr,
-    DVP: tl.constexpr,
-    BQ: tl.constexpr,
-    BK: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    SPLIT: tl.constexpr = BK // BN
-    W: tl.constexpr = (BK + 31) // 32
-    # What an iteration needs to address its loads is read one iteration ahead: read at the loop's head, it would drain
-    # the prefetch of K and V.
-    block = tl.load(entries_ptr, mask=count > 0, other=0)
-    if PARTIAL:
-        tile = tl.load(tile_ptr, mask=count > 0, other=0)
-        seen = load_seen(seen_ptr, tile, 0, count > 0, W, BN)
-        words = load_bits(bits_ptr, tile, query, 0, count > 0, FRAGMENTS, BQ, BK, BM, BN)
-        tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
-    if AHEAD:
-        # Where no block is FULL, there may be fewer keys than a step has.
-        k = load_rows(k_ptr, block * BK, k_n, _inside(block * BK, M, True, BN), UNIT, BN, D, DP)
-        s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        next_block = tl.load(entries_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
-    for i in range(0, count * SPLIT):
-        first = block * BK + (i % SPLIT) * BN
-        following = (i + 1) // SPLIT
-        block = tl.load(entries_ptr + following, mask=following < count, other=0)
+def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.constexpr, sizes):
+    """The softmax with a row's blocks of one kind; `query` is the first one of the program within its block."""
+    BM: tl.constexpr = sizes.BM
+    BN: tl.constexpr = sizes.BN
+    SPLIT: tl.constexpr = sizes.BK // BN
+    step = first_keys(blocks, bits, query, PARTIAL, sizes)
+    for i in range(0, blocks.count * SPLIT):
+        first = step.block * sizes.BK + (i % SPLIT) * BN
         keep = None
         visible = None
         if PARTIAL:
-            keep = seen
-            visible = seen_by(words, (i % SPLIT) * BN, FRAGMENTS, BM, BN)
-            key = ((i + 1) % SPLIT) * BN
-            seen = load_seen(seen_ptr, tile, key, following < count, W, BN)
-            words = load_bits(bits_ptr, tile, query, key, following < count, FRAGMENTS, BQ, BK, BM, BN)
-            following = (i + 2) // SPLIT
-            tile = tl.load(tile_ptr + following, mask=following < count, other=0)
-        if AHEAD:
-            # Indices of their own, since the compiler prefetches nothing whose index moves from variable to variable.
-            next_first = next_block * BK + ((i + 1) % SPLIT) * BN
-            next_block = tl.load(entries_ptr + (i + 2) // SPLIT, mask=(i + 2) // SPLIT < count, other=0)
-            k = load_rows(k_ptr, next_first, k_n, _inside(next_first, M, PARTIAL, BN), UNIT, BN, D, DP)
-            v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
-            next_s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        elif k_tiles is not None:
-            k = k_tiles.load([batch, kv_head, first, 0]).reshape(BN, DP)
-            v = v_tiles.load([batch, kv_head, first, 0]).reshape(BN, DVP)
-            s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        else:
-            k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
-            v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
-            s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        acc, peak, total = _absorb(
-            *(acc, peak, total, s, v, first, c),
-            visible,
-            cap,
-            slope,
-            position,
-            drops,
-            threshold,
-            PARTIAL,
-            BN,
-        )
-        if AHEAD:
-            s = next_s
-    return acc, peak, total
-
-
-@triton.jit
-def _inside(first, M, PARTIAL: tl.constexpr, BN: tl.constexpr):
-    """Which keys from `first` on there are, [BN]; None for all, as in a FULL block."""
-    keep = None
-    if PARTIAL:
-        keep = first + tl.arange(0, BN) < M
-    return keep
+            keep = step.seen
+            visible = seen_by(step.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
+        step = next_keys(step, i, blocks, bits, query, PARTIAL, sizes)
+        k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
+        v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
+        products = tl.dot(q, tl.trans(k), input_precision="ieee")
+        softmax = _absorb(softmax, products, v, first, visible, score, PARTIAL, BN)
+    return softmax
 
 
 @triton.jit(
@@ -206,7 +105,7 @@ def forward_kernel(
     bits_ptr,
     seen_ptr,
     pattern_ptr,
-    k_tiles,  # descriptors: see _walk
+    k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]; None where rows come through pointers
     v_tiles,
     q_b,
     q_h,
@@ -238,7 +137,6 @@ def forward_kernel(
     q_offset,
     seed_ptr,
     threshold,
-    AHEAD: tl.constexpr,
     FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -277,47 +175,37 @@ def forward_kernel(
     if slopes_ptr is not None:
         slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
         position = first + q_offset
-    drops = None
+    dropout = None
     if seed_ptr is not None:
-        drops = row_keys(head_key(seed_ptr, index), first + tl.arange(0, BM))
+        dropout = row_keys(head_key(seed_ptr, index), first + tl.arange(0, BM))
     keep = first + tl.arange(0, BM) < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
     v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
-    acc = tl.zeros((BM, DVP), tl.float32)
-    peak = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
+    k_rows = Rows(k_ptr, k_n, k_tiles, batch, head // group)
+    v_rows = Rows(v_ptr, v_n, v_tiles, batch, head // group)
+    bits = Bits(bits_ptr, seen_ptr)
+    score = Score(c, cap, slope, position, dropout, threshold)
+    softmax = Softmax(
+        tl.zeros((BM, DVP), tl.float32), tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
+    )
 
     span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
     start, count = entries(span, None, None, False)
-    acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n),
-        k_tiles,
-        v_tiles,
-        *(batch, head // group, full_ptr + start, tile_ptr, count),
-        *(bits_ptr, seen_ptr, query, M, c),
-        cap,
-        slope,
-        position,
-        drops,
-        threshold,
-        *(False, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    softmax = _walk(
+        *(softmax, q, k_rows, v_rows, Blocks(full_ptr + start, tile_ptr, count), bits, query, score, False),
+        Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     start, count = entries(span, None, None, True)
-    acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n),
-        None,  # not the values of keys that are not there, or that no query sees: they may be NaN
-        None,
-        *(batch, head // group, partial_ptr + start, tile_ptr + start, count),
-        *(bits_ptr, seen_ptr, query, M, c),
-        cap,
-        slope,
-        position,
-        drops,
-        threshold,
-        *(True, AHEAD, FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+    # Through pointers: values of keys that are not there, or that no query sees, may be NaN and are not read.
+    k_rows = Rows(k_ptr, k_n, None, batch, head // group)
+    v_rows = Rows(v_ptr, v_n, None, batch, head // group)
+    softmax = _walk(
+        *(softmax, q, k_rows, v_rows, Blocks(partial_ptr + start, tile_ptr + start, count), bits, query, score, True),
+        Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
+    acc, peak, total = softmax.acc, softmax.peak, softmax.total
     dead = total == 0.0
     total = tl.where(dead, 1.0, total)
     row = index.to(tl.int64) * N
@@ -350,13 +238,17 @@ def forward(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    score: Score,
+    score: layout.Score,
     sinks: torch.Tensor | None = None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [B, Hq, N, DV] in q's dtype, lse [B, Hq, N] in fp32, natural log, of the keys alone), both contiguous.
 
     A query that sees nothing gets out 0 and lse -inf.
     """
+    if candidates.forward is not None:
+        given = candidates.forward(q, k, v, rows, tiles, pattern_of, block, score, sinks)
+        if given is not None:
+            return given
     B, Hq, N, D = q.shape
     _, Hkv, M, DV = v.shape
     BQ, BK = block
@@ -378,14 +270,6 @@ def forward(
     bits, in_fragments = ordered(tiles.bits, BK, q.dtype)
     together = heads_together(M * (D + DV) * q.element_size() * Hkv // Hq, B * Hq)
     with device_of(q):
-        plain = parts is None and not score.featured
-        if at.gluon and at == chosen.forward and in_fragments and plain and tileable(q, k, v):
-            from sparseflash.kernels import gluon_forward
-
-            gluon_forward.forward(
-                q, k, v, out, lse, rows, bits, tiles, pattern_of, block, score.scale, sinks, together, at
-            )
-            return out, lse
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
             *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
@@ -396,7 +280,6 @@ def forward(
             *((None, None) if parts is None else (rows.work, rows.items)),
             *(parts, lses, sinks),
             **feature_arguments(score, q.device),
-            AHEAD=at.ahead,
             FRAGMENTS=in_fragments,
             UNIT=unit,
             D=D,

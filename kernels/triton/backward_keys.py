@@ -1,0 +1,228 @@
+"""dK and dV: one program owns a step of keys of one key head.
+
+It visits the query blocks of its block column for every query head of the group, and works on S^T = K Q^T, so that P^T
+and dS^T enter the next product from registers. The formulas are in `backward`, shapes as in `common`.
+"""
+
+# @triton.jit bodies are a language of their own; their launchers are typed.
+# mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from sparseflash.kernels.triton.common import (
+    LOG2E,
+    entries,
+    exponential,
+    load_rows,
+    matrix,
+    place,
+    share,
+    spread_t,
+    store_rows,
+)
+from sparseflash.kernels.triton.score import bend, factor, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton.types import Bits, Blocks, Keys, Rows, Saved, Score, Sizes
+from sparseflash.kernels.triton.walk import first_queries, load_step, next_queries
+
+
+@triton.jit
+def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PARTIAL: tl.constexpr, sizes):
+    """The keys with their gradients from a column's blocks of one kind.
+
+    `key` is the first one of the program within its block, `columns` [BN] are the indices of its keys.
+    """
+    BM: tl.constexpr = sizes.BM
+    BN: tl.constexpr = sizes.BN
+    SPLIT: tl.constexpr = sizes.BQ // BM
+    f = factor(score.c, score.cap, score.slope)
+    step = first_queries(blocks, bits, key, PARTIAL, sizes)
+    for i in range(0, blocks.count * SPLIT):
+        first = step.block * sizes.BQ + (i % SPLIT) * BM
+        rows = first + tl.arange(0, BM)
+        keep = None
+        words = None
+        if PARTIAL:
+            keep = rows < saved.count
+            words = step.words
+        step = next_queries(step, i, blocks, bits, key, PARTIAL, sizes)
+        q = load_step(q_rows, first, keep, sizes.UNIT, BM, sizes.D, sizes.DP)
+        dout = load_step(dout_rows, first, keep, sizes.UNIT, BM, sizes.DV, sizes.DVP)
+        norm = tl.load(saved.norm + rows)
+        product = tl.dot(keys.k, tl.trans(q), input_precision="ieee")
+        dp = tl.dot(keys.v, tl.trans(dout), input_precision="ieee")
+        s = scored(product, score.c, score.cap, score.slope, score.position, first)
+        if PARTIAL:
+            s = tl.where(spread_t(words, key, BM, BN), s, float("-inf"))
+        p = exponential(s * f - norm[None, :], q.dtype == tl.float32)
+        z = p
+        if score.dropout is not None:
+            survives = kept(row_keys(score.dropout, rows)[None, :], columns[:, None], score.threshold)
+            z = tl.where(survives, p, 0.0)
+            dp = tl.where(survives, dp * retained(score.threshold), 0.0)
+        dv = tl.dot(z.to(dout.dtype), dout, keys.dv, input_precision="ieee")
+        delta = tl.load(saved.delta + rows)  # late: it is not needed, nor in registers, before
+        ds = p * (dp - delta[None, :])
+        if score.cap is not None:
+            ds *= bend(product, score.c, score.cap)
+        if PARTIAL:
+            ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
+        dk = tl.dot(ds.to(q.dtype), q, keys.dk, input_precision="ieee")
+        keys = Keys(keys.k, keys.v, dk, dv)
+    return keys
+
+
+@triton.jit(
+    do_not_specialize=[
+        *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
+        *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+    ]
+)
+def keys_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    dout_ptr,
+    norm_ptr,
+    delta_ptr,
+    dk_ptr,
+    dv_ptr,
+    spans_ptr,
+    full_ptr,
+    partial_ptr,
+    tile_ptr,
+    order_ptr,
+    bits_ptr,
+    pattern_ptr,
+    q_tiles,  # descriptors of all of q and dout, of tiles [1, 1, BM, D]; None where rows come through pointers
+    dout_tiles,
+    q_b,
+    q_h,
+    q_n,
+    k_b,
+    k_h,
+    k_n,
+    v_b,
+    v_h,
+    v_n,
+    dout_b,
+    dout_h,
+    dout_n,
+    pattern_b,
+    pattern_h,
+    scale,
+    N,
+    NP,
+    M,
+    Hkv,
+    group,  # query heads per key head
+    lines,  # block columns
+    heads,  # B * Hkv
+    together,
+    work_ptr,  # from here to dv_parts_ptr: None where no column is cut
+    items,  # of work
+    dk_parts_ptr,  # fp32 [slots, B * Hkv, BK, D]
+    dv_parts_ptr,  # fp32 [slots, B * Hkv, BK, DV]
+    cap,  # from here to threshold: None where the feature is off
+    slopes_ptr,
+    slopes_b,
+    q_offset,
+    seed_ptr,
+    threshold,
+    UNIT: tl.constexpr,
+    D: tl.constexpr,
+    DP: tl.constexpr,
+    DV: tl.constexpr,
+    DVP: tl.constexpr,
+    BQ: tl.constexpr,
+    BK: tl.constexpr,
+    BM: tl.constexpr,
+    BN: tl.constexpr,
+):
+    SPLIT: tl.constexpr = BK // BN
+    places = lines
+    if work_ptr is not None:
+        places = items
+    rank, index = place(places * SPLIT, heads, together)
+    batch = index // Hkv
+    key_head = index % Hkv
+    # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
+    pattern_ptr += batch * pattern_b
+    p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
+    low = None
+    high = None
+    if work_ptr is None:
+        line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    else:
+        item = work_ptr + (p * items + rank // SPLIT) * 6
+        line = tl.load(item)
+        if line < 0:
+            return
+        # Another pattern of the group has other entries here: every head gives this program the same share of its own.
+        slot = tl.load(item + 5)
+        low, high = share(item + 1, spans_ptr + (p * lines + line) * 4)
+    key = (rank % SPLIT) * BN
+    first = line * BK + key
+
+    c = tl.cast(scale, tl.float32)
+    unit = 1.0
+    if q_ptr.dtype.element_ty != tl.float32:
+        unit = LOG2E
+        c *= LOG2E
+    if cap is not None:
+        cap = tl.cast(cap, tl.float32) * unit
+    columns = None
+    if seed_ptr is not None:
+        columns = first + tl.arange(0, BN)
+    keep = first + tl.arange(0, BN) < M
+    k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
+    v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
+    keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32))
+    bits = Bits(bits_ptr, None)
+    for member in range(0, group):
+        head = key_head * group + member
+        row = (batch * (Hkv * group) + head).to(tl.int64) * NP
+        q_rows = Rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), q_n, q_tiles, batch, head)
+        dout_rows = Rows(matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT), dout_n, dout_tiles, batch, head)
+        saved = Saved(norm_ptr + row, delta_ptr + row, N)
+        slope = None
+        position = None
+        if slopes_ptr is not None:
+            slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
+            position = first - q_offset
+        dropout = None
+        if seed_ptr is not None:
+            dropout = head_key(seed_ptr, batch * (Hkv * group) + head)
+        score = Score(c, cap, slope, position, dropout, threshold)
+        p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
+        span = spans_ptr + (p * lines + line) * 4
+        start, count = entries(span, low, high, False)
+        keys = _walk(
+            *(keys, q_rows, dout_rows, saved, Blocks(full_ptr + start, tile_ptr, count)),
+            *(bits, key, score),
+            columns,  # None has no place in a tuple that is unpacked
+            False,
+            Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        )
+        start, count = entries(span, low, high, True)
+        keys = _walk(
+            *(keys, q_rows, dout_rows, saved, Blocks(partial_ptr + start, tile_ptr + start, count)),
+            *(bits, key, score),
+            columns,
+            True,
+            Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
+        )
+    dk, dv = keys.dk, keys.dv
+    row = index.to(tl.int64) * M
+    if seed_ptr is not None:
+        dv *= retained(threshold)
+    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+        if slot >= 0:
+            at = (slot.to(tl.int64) * heads + index) * BK
+            store_rows(dk_parts_ptr + at * D, key, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
+            store_rows(dv_parts_ptr + at * DV, key, DV, keep, dv, 1, BN, DV, DVP)
+            return
+    store_rows(dk_ptr + row * D, first, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)
+    store_rows(dv_ptr + row * DV, first, DV, keep, dv, 1, BN, DV, DVP)

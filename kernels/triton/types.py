@@ -1,0 +1,114 @@
+"""What the Triton kernels hand to their helpers: values that belong together, by name.
+
+A NamedTuple costs no instruction and no host time. A field that is None compiles to nothing.
+Two limits of Triton 3.6 and 3.7: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it, and
+lengths and strides stay arguments of their own at a launch, for inside a tuple they would be specialised by value.
+
+Shape legend in `common`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+
+class Sizes(NamedTuple):
+    """What a kernel is compiled for: constants, see `common`."""
+
+    FRAGMENTS: Any  # whether tile bits lie in fragment order, see `tiles`
+    UNIT: Any
+    D: Any
+    DP: Any
+    DV: Any
+    DVP: Any
+    BQ: Any
+    BK: Any
+    BM: Any
+    BN: Any
+
+
+class Rows(NamedTuple):
+    """The rows of one head of a matrix: read by a descriptor where there is one, else through pointers."""
+
+    ptr: Any  # to row 0
+    stride: Any
+    descriptor: Any  # of the whole tensor [B, H, N, D], for tiles [1, 1, step, D]; or None
+    batch: Any
+    head: Any
+
+
+class Blocks(NamedTuple):
+    """The FULL or the PARTIAL blocks of a line that a program visits."""
+
+    index: Any  # pointer to the first one's index on the other side
+    tile: Any  # pointer to the first one's tile; only PARTIAL blocks have tiles
+    count: Any
+
+
+class Bits(NamedTuple):
+    """The bits of all tiles: see `layout.Tiles`."""
+
+    words: Any  # pointer
+    seen: Any  # pointer to which keys any query of a tile sees; None where a pass does not ask
+
+
+class KeyStep(NamedTuple):
+    """What addresses the loads of a step over keys, read one iteration ahead. Of a FULL block only `block` is used."""
+
+    block: Any
+    next_tile: Any  # tile of the step after this one
+    words: Any  # tile bits of this step
+    seen: Any  # [BN]: keys that any query of the tile sees
+
+
+class QueryStep(NamedTuple):
+    """Likewise of a step over queries."""
+
+    block: Any
+    next_tile: Any
+    words: Any
+
+
+class Score(NamedTuple):
+    """From products to scores, see `score`; None where a feature is off."""
+
+    c: Any  # the scale, in the unit of the exponential
+    cap: Any
+    slope: Any
+    position: Any  # of the first row of this step, queries counted from the first key
+    dropout: Any  # keys of the rows [BM]; in the pass over columns the key of the head
+    threshold: Any
+
+
+class Softmax(NamedTuple):
+    """A running softmax over the keys seen so far, in base 2."""
+
+    acc: Any  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
+    peak: Any  # fp32 [BM]: largest c s
+    total: Any  # fp32 [BM]: sum of exp2(c s - peak)
+
+
+class Queries(NamedTuple):
+    """What a program that holds queries has of them in the backward pass."""
+
+    q: Any  # [BM, DP]
+    dout: Any  # [BM, DVP]
+    norm: Any  # fp32 [BM], see `backward`
+    delta: Any  # fp32 [BM]
+
+
+class Saved(NamedTuple):
+    """What the forward pass left of the queries of a head, for a program that walks over them."""
+
+    norm: Any  # pointer to query 0's, see `backward`
+    delta: Any  # likewise
+    count: Any  # N
+
+
+class Keys(NamedTuple):
+    """Keys and values that a program holds, and their gradients so far."""
+
+    k: Any  # [BN, DP]
+    v: Any  # [BN, DVP]
+    dk: Any  # fp32 [BN, DP]
+    dv: Any  # fp32 [BN, DVP]
