@@ -18,7 +18,7 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from sparseflash.distributed.needs import Bools
+from sparseflash.distributed.partition import Bools
 from sparseflash.distributed.plan import Blocks, Plan
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid

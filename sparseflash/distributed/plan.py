@@ -11,10 +11,15 @@ from hashlib import blake2b
 
 import numpy as np
 
-from sparseflash.distributed.dealing import Owners
-from sparseflash.distributed.needs import Bools, key_blocks
+from sparseflash.distributed.partition import (
+    Bools,
+    Owners,
+    column_workloads,
+    required_key_blocks,
+    row_workloads,
+    split_rows,
+)
 from sparseflash.distributed.sharding import Sharding
-from sparseflash.distributed.weighing import column_counts, row_weights, split_rows
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.intervals import Ints
 from sparseflash.patterns.runs import frozen
@@ -78,10 +83,10 @@ class Plan:
     def work(self) -> Ints:
         """Stored blocks that each rank walks, summed over heads and samples, int64 [R]."""
         heads = self.mask.pattern_of.size
-        own = np.where(self.split, 0, row_weights(self.mask)) * heads
+        own = np.where(self.split, 0, row_workloads(self.mask)) * heads
         work = np.bincount(self.rows.owner, weights=own, minlength=self.ranks)
         work += np.bincount(
-            self.columns.owner, weights=column_counts(self.mask, self.split) * heads, minlength=self.ranks
+            self.columns.owner, weights=column_workloads(self.mask, self.split) * heads, minlength=self.ranks
         )
         return np.rint(work).astype(np.int64)
 
@@ -101,7 +106,7 @@ def plan(mask: BlockMask, queries: Sharding, keys: Sharding) -> Plan:
     row_owner, col_owner = queries.block_owner(bq), keys.block_owner(bk)
     split = split_rows(mask, ranks)
     wanted = np.arange(ranks)[:, None] == row_owner
-    needed = key_blocks(mask, row_owner, col_owner, split, ranks)
+    needed = required_key_blocks(mask, row_owner, col_owner, split, ranks)
     columns = Blocks(mask.shape[1], bk, col_owner, frozen(needed))
     dense = ranks > 1 and bool(columns.traffic.sum() >= DENSE * (ranks - 1) * mask.shape[1])
     if dense:

@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.distributed import dealing
-from sparseflash.distributed.choosing import cheapest
+from sparseflash.distributed import partition
 from sparseflash.distributed.collectives import all_gather
-from sparseflash.distributed.dealing import Owners
 from sparseflash.distributed.mesh import one_dim
+from sparseflash.distributed.partition import Owners
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import is_int
@@ -60,7 +59,7 @@ class Sharding:
         Args:
             mask: a mask, or the masks of a model's layers, which share one sharding: their work is added up.
             ranks: how many share the sequence.
-            deal: "weight" looks for equal work and few foreign keys, see :mod:`sparseflash.distributed.choosing`;
+            deal: "weight" looks for equal work and few keys to receive, see :mod:`sparseflash.distributed.partition`;
                 "zigzag" gives each rank the i-th piece from either end; "contiguous" gives each one piece.
             axis: "q" shards queries, and with them the keys of self-attention; "k" shards keys of a mask that is not
                 square, whose work is the queries' business: only "contiguous" and "zigzag" deal them.
@@ -172,11 +171,11 @@ class Sharding:
 def _of(masks: tuple[BlockMask, ...], ranks: int, deal: Deal, length: int, cell: int, square: bool) -> Sharding:
     cells = -(-length // cell)
     if deal == "zigzag":
-        owner = dealing.zigzag(cells, ranks)
+        owner = partition.zigzag(cells, ranks)
     elif deal == "contiguous":
-        owner = dealing.contiguous(cells, ranks)
+        owner = partition.contiguous(cells, ranks)
     else:
-        owner = cheapest(masks, ranks, cell, square)
+        owner = partition.cheapest_partition(masks, ranks, cell, square)
     return Sharding(length, cell, ranks, frozen(owner))
 
 
