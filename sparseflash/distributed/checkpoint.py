@@ -32,7 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from sparseflash.distributed.agreement import agree
+from sparseflash.distributed.exchange import all_ranks_agree
 from sparseflash.foreign import parse_json, read_text
 from sparseflash.patterns.atomic_write import write_text
 from sparseflash.patterns.shown import shown
@@ -184,4 +184,4 @@ def _together(model: nn.Module, about: tuple[object, ...], intent: str | Excepti
     device = next(model.parameters()).device
     group = dist.group.WORLD
     assert group is not None, "no process group: call torch.distributed.init_process_group"
-    agree(group, device, about, intent)
+    all_ranks_agree(group, device, about, intent)

@@ -11,13 +11,11 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.arguments import check_operands, parsed, under_autocast
-from sparseflash.distributed.agreement import agree
-from sparseflash.distributed.exchange import fetch, return_partials
+from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
 from sparseflash.distributed.local_mask import Layout, Places, local_mask
 from sparseflash.distributed.merging import merged
-from sparseflash.distributed.mesh import one_dim
 from sparseflash.distributed.plan import Plan, plan
-from sparseflash.distributed.routes import Route, route
+from sparseflash.distributed.routes import send_recv_lists
 from sparseflash.distributed.sharding import Deal, Sharding
 from sparseflash.functional import attention
 from sparseflash.kernels import sinks as sink_logits
@@ -126,7 +124,7 @@ def context_parallel_attention(
         True
         >>> dist.destroy_process_group()
     """
-    group, rank, ranks = one_dim(mesh)
+    group, rank, ranks = mesh_group(mesh)
     arguments: dict[str, Any] = {
         "scale": scale, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout_p": dropout_p,
         "seed": seed, "deterministic": deterministic, "backend": backend,
@@ -143,7 +141,7 @@ def context_parallel_attention(
         intent = _intent(whole, q, k, v, arguments)
     except (TypeError, ValueError, NotImplementedError) as error:
         intent = error
-    agree(group, _device(q, mesh), about, intent)
+    all_ranks_agree(group, _device(q, mesh), about, intent)
     part = _part(whole, rank, layout, q.device)
 
     (q_local,) = fetch(part.rows, group, q)
@@ -229,8 +227,8 @@ def _device(q: object, mesh: DeviceMesh) -> torch.device:
 class _Part:
     """What one rank needs for every call of a plan, on its device."""
 
-    rows: Route
-    columns: Route
+    rows: SendRecv
+    columns: SendRecv
     table: LookupTable
 
 
@@ -240,27 +238,27 @@ def _part(whole: Plan, rank: int, layout: Layout, device: torch.device) -> _Part
     rows, columns = Places.of(whole.rows, rank, layout), Places.of(whole.columns, rank, layout)
     shards = whole.queries.lengths[rank], whole.keys.lengths[rank]
     return _Part(
-        rows=route(whole.rows, rows, rank, shards[0]).to(device),
-        columns=route(whole.columns, columns, rank, shards[1], whole.dense).to(device),
+        rows=send_recv_lists(whole.rows, rows, rank, shards[0]).to(device),
+        columns=send_recv_lists(whole.columns, columns, rank, shards[1], whole.dense).to(device),
         table=lookup(local_mask(whole, rank, rows, columns), device),
     )
 
 
-def _at_home(rows: Route, out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def _at_home(rows: SendRecv, out: torch.Tensor, lse: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Of a rank's own tensors, what belongs to its shard; nothing else was computed."""
-    if out.shape[2] == len(rows.stay_place):
+    if out.shape[2] == len(rows.keep_at):
         return out, lse
-    return out.index_select(2, rows.stay_place), lse.index_select(2, rows.stay_place)
+    return out.index_select(2, rows.keep_at), lse.index_select(2, rows.keep_at)
 
 
 def _with_split_rows(
-    rows: Route, group: dist.ProcessGroup, rank: int, out: torch.Tensor, lse: torch.Tensor
+    rows: SendRecv, group: dist.ProcessGroup, rank: int, out: torch.Tensor, lse: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results of this rank's shard, parts of split rows gathered from all ranks and merged."""
-    home, home_lse = out.index_select(2, rows.stay_place), lse.index_select(2, rows.stay_place)
+    home, home_lse = out.index_select(2, rows.keep_at), lse.index_select(2, rows.keep_at)
     foreign, foreign_lse = (return_partials(rows, group, x) for x in (out, lse.unsqueeze(-1)))
     # Every split row went to all other ranks: `send` lists the same tokens for each.
-    mine = rows.send[: max(rows.sent)]
+    mine = rows.send[: max(rows.send_counts)]
     if not len(mine):
         # Nothing came; but the way back carries gradients of what was sent, and all ranks must go it for the same
         # results: where rows are merged, out depends on both, lse on lse alone.

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.distributed.mesh import one_dim
+from sparseflash.distributed.exchange import mesh_group
 from sparseflash.transforms import refuse_all
 
 
@@ -31,7 +31,7 @@ def summed(x: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         NotImplementedError: a transform of torch.func, or a forward-mode derivative.
     """
     refuse_all("summed", x)
-    group, _, ranks = one_dim(mesh)
+    group, _, ranks = mesh_group(mesh)
     total: torch.Tensor = x if ranks == 1 else _Sum.apply(group, x)  # type: ignore[no-untyped-call]
     return total
 

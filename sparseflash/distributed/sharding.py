@@ -12,8 +12,7 @@ import torch
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed import partition
-from sparseflash.distributed.collectives import all_gather
-from sparseflash.distributed.mesh import one_dim
+from sparseflash.distributed.exchange import all_gather, mesh_group
 from sparseflash.distributed.partition import Owners
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
@@ -126,7 +125,7 @@ class Sharding:
             TypeError: mesh is no DeviceMesh.
             ValueError: a mesh of several dims or of another size, or a shard with another number of tokens.
         """
-        group, rank, _ = one_dim(mesh, self.ranks)
+        group, rank, _ = mesh_group(mesh, self.ranks)
         if x.shape[dim] != self.lengths[rank]:
             raise ValueError(
                 f"rank {rank} holds {self.lengths[rank]} tokens, dim {dim} of {tuple(x.shape)} has {x.shape[dim]}"
