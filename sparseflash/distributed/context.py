@@ -12,10 +12,8 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.arguments import check_operands, parsed, under_autocast
 from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
-from sparseflash.distributed.local_mask import Layout, Places, local_mask
 from sparseflash.distributed.merging import merged
-from sparseflash.distributed.plan import Plan, plan
-from sparseflash.distributed.routes import send_recv_lists
+from sparseflash.distributed.plan import Layout, LocalLayout, Plan, local_mask, plan, send_recv_lists
 from sparseflash.distributed.sharding import Deal, Sharding
 from sparseflash.functional import attention
 from sparseflash.kernels import sinks as sink_logits
@@ -235,7 +233,7 @@ class _Part:
 @lru_cache(maxsize=64)
 @lasting
 def _part(whole: Plan, rank: int, layout: Layout, device: torch.device) -> _Part:
-    rows, columns = Places.of(whole.rows, rank, layout), Places.of(whole.columns, rank, layout)
+    rows, columns = LocalLayout.of(whole.rows, rank, layout), LocalLayout.of(whole.columns, rank, layout)
     shards = whole.queries.lengths[rank], whole.keys.lengths[rank]
     return _Part(
         rows=send_recv_lists(whole.rows, rows, rank, shards[0]).to(device),
