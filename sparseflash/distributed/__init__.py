@@ -1,4 +1,4 @@
-"""Attention over sequences that several ranks share: on torch.distributed, DeviceMesh and torchrun, nothing else."""
+"""Attention over sequences that are sharded over ranks. Needs torch.distributed, DeviceMesh and torchrun only."""
 
 from sparseflash.distributed.context import context_parallel_attention, summed
 from sparseflash.distributed.plan import Plan, plan

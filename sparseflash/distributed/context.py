@@ -319,7 +319,7 @@ def summed(x: torch.Tensor, mesh: DeviceMesh) -> torch.Tensor:
         The sum, in the shape of x.
 
     Raises:
-        TypeError: mesh is no DeviceMesh.
+        TypeError: mesh is not a DeviceMesh.
         ValueError: a mesh with several dims.
         NotImplementedError: a transform of torch.func, or a forward-mode derivative.
     """
