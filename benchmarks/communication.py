@@ -18,8 +18,8 @@ from benchmarks.record import write
 from sparseflash import BlockMask
 from sparseflash import patterns as P
 from sparseflash.distributed import Plan, Sharding, plan
+from sparseflash.distributed.comm_volume import Operands, received, ring_forward
 from sparseflash.distributed.sharding import Deal
-from sparseflash.distributed.traffic import Operands, received, ring_forward
 from sparseflash.patterns import Pattern
 
 LENGTHS = (1 << 16, 1 << 20, 1 << 24)

@@ -72,7 +72,7 @@ def pages() -> dict[str, ApiPage]:
             (
                 *public("sparseflash.distributed"),
                 *(f"sparseflash.distributed.checkpoint.{name}" for name in ("save_checkpoint", "load_checkpoint")),
-                *(f"sparseflash.distributed.traffic.{name}" for name in ("Operands", "received", "ring_forward")),
+                *(f"sparseflash.distributed.comm_volume.{name}" for name in ("Operands", "received", "ring_forward")),
             ),
         ),
         "api/transformers.md": ApiPage(

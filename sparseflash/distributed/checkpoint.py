@@ -1,11 +1,12 @@
-"""Checkpoints that every rank writes its part of, and that any number of ranks reads again.
+"""Sharded checkpoints: every rank writes its part, and any number of ranks can load the whole.
 
 `torch.distributed.checkpoint` knows which part of which tensor each rank holds (DTensors of FSDP2, plain tensors of
-DDP) and reads the parts that a rank of another mesh needs. It is used with its safetensors storage: nothing in the
-folder is pickled. A folder holds
+DDP), and reads the parts that a rank of another mesh needs. Its safetensors storage is used, so nothing in the folder
+is pickled. A folder holds
 
-- ``shard-*.safetensors``: weights as ``model.*`` and the optimizer's moments as ``optimizer.*``, each rank's part;
-- ``state.json``: the sizes of these files, and the numbers that the program gave: its step, its place in the data.
+- ``shard-*.safetensors``: each rank's part of the weights (``model.*``) and of the optimizer's moments
+  (``optimizer.*``);
+- ``state.json``: the sizes of these files and the program's progress, such as its step and its position in the data.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from torch.distributed.checkpoint.state_dict import (
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from sparseflash.distributed.agreement import agree
+from sparseflash.distributed.exchange import all_ranks_agree
 from sparseflash.foreign import parse_json, read_text
 from sparseflash.patterns.atomic_write import write_text
 from sparseflash.patterns.shown import shown
@@ -47,18 +48,18 @@ Number: TypeAlias = int | float | str
 def save_checkpoint(
     folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer, **progress: Number
 ) -> None:
-    """Write weights and optimizer from all ranks into one folder, whole or not at all.
+    """Save the weights and the optimizer of all ranks in one folder, completely or not at all.
 
     A collective of the default process group. All ranks must see the same file system.
 
     Args:
         folder: a path that does not exist yet.
-        model: as it trains: under DDP, FSDP2 or neither.
-        optimizer: of the model's parameters. Its tensors are saved; options like the learning rate are the program's.
-        progress: numbers and texts to keep beside them, e.g. ``step=100``; those of rank 0.
+        model: under DDP, FSDP2 or neither.
+        optimizer: of the model's parameters. Its tensors are saved; options such as the learning rate are not.
+        progress: numbers and strings to save with them, e.g. ``step=100``; those of rank 0 are saved.
 
     Raises:
-        ValueError: the folder exists, or progress holds something else; on every rank, before anything is written.
+        ValueError: the folder exists, or progress holds other values; on every rank, before anything is written.
     """
     path = Path(folder).absolute()
     temporary = path.with_name(f".{path.name}.part")
@@ -71,7 +72,7 @@ def save_checkpoint(
             intent = ValueError(f"progress is made of numbers and texts, got {name}={value!r}")
     if first and temporary.is_symlink():
         intent = ValueError(f"{temporary} is a link, and nothing is written through links: remove it")
-    _together(model, ("save", str(path)), intent)
+    _all_ranks_agree(model, ("save", str(path)), intent)
     if first:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -89,21 +90,21 @@ def save_checkpoint(
 def load_checkpoint(
     folder: str | os.PathLike[str], model: nn.Module, optimizer: torch.optim.Optimizer
 ) -> dict[str, Number]:
-    """Read what :func:`save_checkpoint` wrote, on any number of ranks, sharded in any way.
+    """Load a checkpoint of :func:`save_checkpoint` on any number of ranks, sharded in any way.
 
     A collective of the default process group.
 
     Args:
         folder: the checkpoint.
         model: the same model, under DDP, FSDP2 or neither; its weights are replaced.
-        optimizer: the same kind of optimizer over its parameters; its tensors are replaced.
+        optimizer: of the same class, over the model's parameters; its tensors are replaced.
 
     Returns:
         The progress that was saved.
 
     Raises:
-        FileNotFoundError: no such folder, or a file of it is missing.
-        ValueError: foreign or truncated files, or tensors that are not those of this model and optimizer; nothing is
+        FileNotFoundError: no such folder, or one of its files is missing.
+        ValueError: foreign or truncated files, or tensors that do not match this model and optimizer. Nothing is
             changed.
     """
     path = Path(folder).absolute()
@@ -116,7 +117,7 @@ def load_checkpoint(
         _check_names(path, reader, tensors)
     except (OSError, ValueError) as error:
         intent = error
-    _together(model, ("load", str(path), os.stat(path).st_mtime_ns if path.exists() else 0), intent)
+    _all_ranks_agree(model, ("load", str(path), os.stat(path).st_mtime_ns if path.exists() else 0), intent)
     load(tensors, storage_reader=reader)
     parts: dict[str, dict[str, Any]] = {"model": {}, "optimizer": {}}
     for name, tensor in tensors.items():
@@ -129,13 +130,13 @@ def load_checkpoint(
 
 
 def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Every tensor by its name. An optimizer that has done no step yet gets its tensors here."""
+    """All tensors by name. Creates the tensors of an optimizer that has made no step yet."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch's own use of what it deprecates
+        warnings.simplefilter("ignore", FutureWarning)  # torch uses its own deprecated functions
         state = get_optimizer_state_dict(model, optimizer, options=_FLAT)
-    found: dict[str, Any] = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
-    found |= {f"optimizer.{name}": x for name, x in state.items() if isinstance(x, torch.Tensor)}
-    return found
+    tensors: dict[str, Any] = {f"model.{name}": tensor for name, tensor in get_model_state_dict(model).items()}
+    tensors |= {f"optimizer.{name}": x for name, x in state.items() if isinstance(x, torch.Tensor)}
+    return tensors
 
 
 def _progress(path: Path) -> dict[str, Number]:
@@ -158,30 +159,30 @@ def _progress(path: Path) -> dict[str, Number]:
     if not shards:
         raise ValueError(f"{path} holds no shards (*.safetensors)")
     for name, size in files.items():
-        with open_untrusted(path / name, inside=path) as (_, found):
-            if found != size:
-                raise ValueError(f"{shown(path / name)} is damaged: it has {found} bytes instead of {size}")
+        with open_untrusted(path / name, inside=path) as (_, actual):
+            if actual != size:
+                raise ValueError(f"{shown(path / name)} is damaged: it has {actual} bytes instead of {size}")
     return progress
 
 
 def _check_names(path: Path, reader: HuggingFaceStorageReader, tensors: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another model before anything is read into this one."""
+    """Refuse a checkpoint of another model before any tensor is loaded."""
     try:
         entries: dict[str, Any] = dict(reader.read_metadata().state_dict_metadata)
     except (SafetensorError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is foreign or damaged: {shown(error)}") from None
     saved = {name: tuple(entry.size) for name, entry in entries.items()}
-    wanted = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    for name in sorted(saved.keys() | wanted.keys()):
-        if saved.get(name) != wanted.get(name):
+    expected = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    for name in sorted(saved.keys() | expected.keys()):
+        if saved.get(name) != expected.get(name):
             raise ValueError(
                 f"{path} is of another model or optimizer: it has {shown(name)} {saved.get(name, 'not at all')}, "
-                f"here it is {wanted.get(name, 'not')}"
+                f"here it is {expected.get(name, 'not')}"
             )
 
 
-def _together(model: nn.Module, about: tuple[object, ...], intent: str | Exception) -> None:
+def _all_ranks_agree(model: nn.Module, key: tuple[object, ...], intent: str | Exception) -> None:
     device = next(model.parameters()).device
     group = dist.group.WORLD
     assert group is not None, "no process group: call torch.distributed.init_process_group"
-    agree(group, device, about, intent)
+    all_ranks_agree(group, device, key, intent)

@@ -11,11 +11,9 @@ import numpy as np
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.distributed import dealing
-from sparseflash.distributed.choosing import cheapest
-from sparseflash.distributed.collectives import all_gather
-from sparseflash.distributed.dealing import Owners
-from sparseflash.distributed.mesh import one_dim
+from sparseflash.distributed import partition
+from sparseflash.distributed.exchange import all_gather, mesh_group
+from sparseflash.distributed.partition import Owners
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import is_int
@@ -29,8 +27,8 @@ Deal: TypeAlias = Literal["weight", "zigzag", "contiguous"]
 class Sharding:
     """Which rank holds which tokens. A rank holds its tokens in the order of the sequence.
 
-    Made by :meth:`of` for a mask, or for several masks of one model. Immutable, equal and hashed by content. It is a
-    function of mask and number of ranks, so every rank makes its own and all have the same one.
+    Made by :meth:`of` for a mask, or for several masks of one model. Immutable; compared and hashed by content. It
+    depends on the mask and the number of ranks alone, so every rank computes the same one by itself.
 
     Example:
         >>> import torch
@@ -39,7 +37,7 @@ class Sharding:
         >>> sharding = Sharding.of(P.causal().compile(1000, block=128), ranks=2)
         >>> sharding.lengths
         (488, 512)
-        >>> sharding.positions(0)[[0, 255, 256, -1]].tolist()  # the first and the last quarter: the zig-zag
+        >>> sharding.positions(0)[[0, 255, 256, -1]].tolist()  # the first and the last quarter: the zigzag
         [0, 255, 768, 999]
         >>> x = torch.randn(1000, 16)
         >>> torch.equal(sharding.unshard([sharding.shard(x, rank, 0) for rank in range(2)], 0), x)
@@ -47,29 +45,30 @@ class Sharding:
     """
 
     seq_len: int
-    cell: int  # tokens that stay together
+    cell: int  # tokens per cell; the tokens of a cell stay together
     ranks: int
-    owner: Owners = field()  # int32 [cells], which rank holds each
+    owner: Owners = field()  # int32 [cells], the rank that holds each cell
 
     @classmethod
     def of(
         cls, mask: BlockMask | Sequence[BlockMask], ranks: int, deal: Deal = "weight", axis: Literal["q", "k"] = "q"
     ) -> Sharding:
-        """How a mask's sequence is shared out.
+        """The sharding of a mask's sequence.
 
         Args:
-            mask: a mask, or the masks of a model's layers, which share one sharding: their work is added up.
-            ranks: how many share the sequence.
-            deal: "weight" looks for equal work and few foreign keys, see :mod:`sparseflash.distributed.choosing`;
-                "zigzag" gives each rank the i-th piece from either end; "contiguous" gives each one piece.
-            axis: "q" shards queries, and with them the keys of self-attention; "k" shards keys of a mask that is not
-                square, whose work is the queries' business: only "contiguous" and "zigzag" deal them.
+            mask: a mask, or the masks of a model's layers; these share one sharding, which balances their total work.
+            ranks: number of ranks.
+            deal: "weight" balances the work and keeps the number of received keys low, see
+                :mod:`sparseflash.distributed.partition`; "zigzag" gives rank i the i-th piece from either end;
+                "contiguous" gives each rank one piece.
+            axis: "q" shards the queries, and in self-attention the keys with them; "k" shards the keys of a mask that
+                is not square. Work belongs to queries, so use "contiguous" or "zigzag" for keys.
 
         Raises:
-            TypeError: mask is no BlockMask, ranks no int.
+            TypeError: mask is not a BlockMask, or ranks is not an int.
             ValueError: masks of different lengths, fewer cells than ranks, or an unknown deal.
         """
-        masks: list[BlockMask] = [mask] if isinstance(mask, BlockMask) else [*mask] if _listed(mask) else []
+        masks: list[BlockMask] = [mask] if isinstance(mask, BlockMask) else [*mask] if _is_list(mask) else []
         if not masks or not all(isinstance(m, BlockMask) for m in masks):
             raise TypeError(f"Sharding.of takes a BlockMask (pattern.compile(...)) or several, got {described(mask)}")
         if deal not in get_args(Deal):
@@ -84,12 +83,12 @@ class Sharding:
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
-        """Tokens of each rank."""
+        """Number of tokens of each rank."""
         sizes = np.minimum(self.cell, self.seq_len - np.arange(self.owner.size) * self.cell)
         return tuple(np.bincount(self.owner, weights=sizes, minlength=self.ranks).astype(int).tolist())
 
     def positions(self, rank: int) -> torch.Tensor:
-        """Where each token of a rank stands in the sequence, int64, ascending: for position ids and rotary embeddings.
+        """Positions of a rank's tokens in the sequence, int64, ascending: for position ids and rotary embeddings.
 
         Raises:
             ValueError: no such rank.
@@ -97,37 +96,37 @@ class Sharding:
         return torch.from_numpy(self._positions(self._checked(rank)))
 
     def shard(self, x: torch.Tensor, rank: int, dim: int) -> torch.Tensor:
-        """What a rank holds of a tensor of the whole sequence, which lies along ``dim``. Differentiable.
+        """A rank's shard of a tensor whose dim ``dim`` is the whole sequence. Differentiable.
 
         Raises:
-            ValueError: no such rank, or ``dim`` has another length than the sequence.
+            ValueError: no such rank, or the length of ``dim`` is not that of the sequence.
         """
         if x.shape[dim] != self.seq_len:
             raise ValueError(f"the sequence has {self.seq_len} tokens, dim {dim} of {tuple(x.shape)} has not")
         return x.index_select(dim, self.positions(rank).to(x.device))
 
     def unshard(self, shards: Sequence[torch.Tensor], dim: int) -> torch.Tensor:
-        """The tensor of the whole sequence from those of all ranks, in their order. Differentiable.
+        """The tensor of the whole sequence, from the shards of all ranks in the order of ranks. Differentiable.
 
         Raises:
-            ValueError: another number of shards than ranks, or one with another number of tokens than its rank's.
+            ValueError: the number of shards is not that of ranks, or a shard has the wrong number of tokens.
         """
         got = tuple(x.shape[dim] for x in shards)
         if got != self.lengths:
             raise ValueError(f"shards have {self.lengths} tokens along dim {dim}, got {got}")
-        back = np.argsort(np.concatenate([self._positions(rank) for rank in range(self.ranks)]), kind="stable")
-        return torch.cat(list(shards), dim).index_select(dim, torch.from_numpy(back).to(shards[0].device))
+        order = np.argsort(np.concatenate([self._positions(rank) for rank in range(self.ranks)]), kind="stable")
+        return torch.cat(list(shards), dim).index_select(dim, torch.from_numpy(order).to(shards[0].device))
 
     def gather(self, x: torch.Tensor, mesh: DeviceMesh, dim: int) -> torch.Tensor:
-        """The tensor of the whole sequence on every rank of a mesh, from this rank's shard. Carries no gradient.
+        """The tensor of the whole sequence on every rank of a mesh, from the shard of each. Carries no gradient.
 
         A collective: every rank of the mesh calls it.
 
         Raises:
-            TypeError: mesh is no DeviceMesh.
-            ValueError: a mesh of several dims or of another size, or a shard with another number of tokens.
+            TypeError: mesh is not a DeviceMesh.
+            ValueError: a mesh of several dims or of another size, or a shard with the wrong number of tokens.
         """
-        group, rank, _ = one_dim(mesh, self.ranks)
+        group, rank, _ = mesh_group(mesh, self.ranks)
         if x.shape[dim] != self.lengths[rank]:
             raise ValueError(
                 f"rank {rank} holds {self.lengths[rank]} tokens, dim {dim} of {tuple(x.shape)} has {x.shape[dim]}"
@@ -135,12 +134,12 @@ class Sharding:
         rows = x.detach().movedim(dim, 0)
         padded = rows.new_zeros(max(self.lengths), *rows.shape[1:])
         padded[: len(rows)] = rows
-        every = all_gather(group, padded).split(len(padded))
-        parts = [part[:n] for part, n in zip(every, self.lengths, strict=True)]
-        return self.unshard(parts, 0).movedim(0, dim)
+        gathered = all_gather(group, padded).split(len(padded))
+        shards = [shard[:n] for shard, n in zip(gathered, self.lengths, strict=True)]
+        return self.unshard(shards, 0).movedim(0, dim)
 
     def block_owner(self, block: int) -> Owners:
-        """Which rank holds each block, int32 [blocks]; `block` divides the cell."""
+        """The rank that holds each block, int32 [blocks]; ``block``, in tokens, divides the cell."""
         assert self.cell % block == 0
         return np.repeat(self.owner, self.cell // block)[: -(-self.seq_len // block)]
 
@@ -172,24 +171,29 @@ class Sharding:
 def _of(masks: tuple[BlockMask, ...], ranks: int, deal: Deal, length: int, cell: int, square: bool) -> Sharding:
     cells = -(-length // cell)
     if deal == "zigzag":
-        owner = dealing.zigzag(cells, ranks)
+        owner = partition.zigzag(cells, ranks)
     elif deal == "contiguous":
-        owner = dealing.contiguous(cells, ranks)
+        owner = partition.contiguous(cells, ranks)
     else:
-        owner = cheapest(masks, ranks, cell, square)
+        owner = partition.cheapest_partition(masks, ranks, cell, square)
     return Sharding(length, cell, ranks, frozen(owner))
 
 
-def _listed(value: object) -> bool:
+def _is_list(value: object) -> bool:
     return isinstance(value, list | tuple)
 
 
 def check_ranks(ranks: int, length: int, cell: int) -> None:
-    """Refuse to share a sequence among ranks that would hold nothing of it.
+    """Check that every rank can hold at least one cell of a sequence.
+
+    Args:
+        ranks: number of ranks.
+        length: tokens of the sequence.
+        cell: tokens per cell.
 
     Raises:
-        TypeError: ranks is no int.
-        ValueError: fewer cells of so many tokens than ranks.
+        TypeError: ranks is not an int.
+        ValueError: fewer cells than ranks.
     """
     if not is_int(ranks):
         raise TypeError(f"ranks must be an int, got {ranks!r}")

@@ -225,7 +225,7 @@ class PixelTransformer(nn.Module):
         image = pixels // images[0].numel()
         total = lit.new_zeros(len(images), lit.shape[1]).index_add(0, image, lit)
         if mesh is not None:
-            from sparseflash.distributed.pooling import summed
+            from sparseflash.distributed import summed
 
             total = summed(total, mesh)
         count = readable.flatten(1).sum(1).clamp(min=1)

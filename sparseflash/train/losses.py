@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.distributed.pooling import summed
+from sparseflash.distributed import summed
 from sparseflash.train.config import AnyStage, TrainConfig
 from sparseflash.train.data import Batch
 

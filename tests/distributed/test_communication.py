@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+
+import pytest
+
 from benchmarks import communication
 from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, plan
-from sparseflash.distributed.traffic import Operands, received, ring_forward
+from sparseflash.distributed.comm_volume import Operands, received, ring_forward
 
 
 def test_rows_are_counted_for_every_number_of_ranks() -> None:
@@ -23,3 +27,18 @@ def test_dense_attention_moves_what_a_ring_moves() -> None:
         sharding = Sharding.of(mask, ranks)
         forward, backward = received(plan(mask, sharding, sharding), Operands())
         assert set(forward.tolist()) == set(backward.tolist()) == {ring_forward(8192, ranks, Operands())}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "names"),
+    [("traffic", "comm_volume", ["Operands", "received", "ring_forward"]), ("pooling", "context", ["summed"])],
+    ids=["traffic", "pooling"],
+)
+def test_addresses_of_the_first_release_warn_and_still_work(old: str, new: str, names: list[str]) -> None:
+    before, now = (importlib.import_module(f"sparseflash.distributed.{name}") for name in (old, new))
+    for name in names:
+        with pytest.warns(DeprecationWarning, match=rf"distributed\.{old}\.{name} is now sparseflash\.") as met:
+            assert getattr(before, name) is getattr(now, name)
+        assert met[0].filename == __file__
+    with pytest.raises(AttributeError, match="has no attribute 'sent'"):
+        _ = before.sent

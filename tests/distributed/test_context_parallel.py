@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.distributed import plan
-from sparseflash.distributed.traffic import Operands, received, ring_forward
+from sparseflash.distributed.comm_volume import Operands, received, ring_forward
 from tests.distributed import programs
 from tests.distributed.programs import Call
 from tests.distributed.ranks import Ranks

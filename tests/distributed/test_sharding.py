@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, plan
-from sparseflash.distributed.local_mask import Layout, Places, local_mask
+from sparseflash.distributed.plan import Layout, LocalLayout, local_mask
 from sparseflash.distributed.sharding import Deal
 from sparseflash.patterns import BlockMask
 from sparseflash.patterns.grid import Ints
@@ -71,7 +71,7 @@ def test_the_parts_of_all_ranks_are_the_mask(
     computed = np.zeros(truth.shape, int)
     work = []
     for rank in range(ranks):
-        rows, columns = Places.of(whole.rows, rank, layout), Places.of(whole.columns, rank, layout)
+        rows, columns = LocalLayout.of(whole.rows, rank, layout), LocalLayout.of(whole.columns, rank, layout)
         part = local_mask(whole, rank, rows, columns)
         assert part == BlockMask.canonical(part.grid, part.runs, part.tiles, part.pattern_of)
         assert part.shape == (rows.length, columns.length)
@@ -97,10 +97,10 @@ def all_rows(mask: BlockMask, rows: Ints) -> Ints:
     return (np.arange(mask.patterns)[:, None] * mask.grid_shape[0] + rows).ravel()
 
 
-def tokens(places: Places, length: int) -> tuple[Ints, Ints]:
+def tokens(layout: LocalLayout, length: int) -> tuple[Ints, Ints]:
     """Indices of a rank's tokens in its own tensors and in the whole sequence."""
-    sizes = np.minimum(places.size, length - places.blocks * places.size)
-    here, there = places.place * places.size, places.blocks * places.size
+    sizes = np.minimum(layout.size, length - layout.blocks * layout.size)
+    here, there = layout.local * layout.size, layout.blocks * layout.size
     return positions(here, here + sizes), positions(there, there + sizes)
 
 
@@ -109,9 +109,9 @@ def test_layouts_leave_the_gaps_they_must() -> None:
     sharding = Sharding.of(mask, 2, "contiguous")
     whole = plan(mask, sharding, sharding)
     assert whole.split.nonzero()[0].tolist() == [56]
-    lengths = {n: Places.of(whole.columns, 1, n).length for n in ("packed", "aligned", "global")}
+    lengths = {n: LocalLayout.of(whole.columns, 1, n).length for n in ("packed", "aligned", "global")}
     assert lengths == {"packed": 504, "aligned": 504, "global": 1000}
-    lengths = {n: Places.of(whole.columns, 0, n).length for n in ("packed", "aligned", "global")}
+    lengths = {n: LocalLayout.of(whole.columns, 0, n).length for n in ("packed", "aligned", "global")}
     assert lengths == {"packed": 512, "aligned": 912, "global": 912}
 
 
