@@ -1,4 +1,6 @@
-"""Letters of a pattern's blocks, found by looking at one block of each kind.
+"""A leaf compiled onto a grid, from its full runs and its candidates.
+
+Of the candidates, one block of each kind (equal keys) is evaluated token by token.
 
 A pattern that names its candidates is looked at there, in one go: the memory is in proportion to the answer. Any other
 is scanned a few block rows at a time, so that the memory does not grow with the number of blocks looked at.
@@ -7,21 +9,51 @@ is scanned a few block rows at a time, so that the memory does not grow with the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid, Ints
-from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.memory import MemoryBoundError, reserve
 from sparseflash.patterns.progress import track
-from sparseflash.patterns.runs import EMPTY, Runs, distinct
-from sparseflash.patterns.tiles import Alphabet, Words, pack
+from sparseflash.patterns.runs import EMPTY, FULL, Runs, distinct
+from sparseflash.patterns.set_operations import full_mask
+from sparseflash.patterns.tiles import Alphabet, Words, no_tiles, pack
+
+if TYPE_CHECKING:
+    from sparseflash.patterns.pattern import Pattern
 
 # Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
 # Blocks of a scan whose keys are compared at once.
 BLOCKS_AT_ONCE = 1 << 17
+
+
+def compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
+    """The mask of a pattern that is no operator, as it is on this grid.
+
+    Raises:
+        MemoryBoundError: it would take more memory than it may.
+    """
+    try:
+        reserve(grid.rows, 160)
+        runs, tiles = evaluate(pattern, grid)
+        stretches = pattern.full_runs(grid)
+    except MemoryBoundError as error:
+        raise MemoryBoundError(f"{shorten(str(pattern), 200)} over {grid}: {error}") from None
+    if stretches is None:
+        return BlockMask.canonical(grid, runs, tiles)
+    filled = Runs.from_intervals(grid.shape, *stretches, FULL)
+    if not grid.ragged:
+        both = runs.beside(filled)
+        if both is not None:
+            return BlockMask.canonical(grid, both, tiles)
+    # The ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
+    filled_mask = BlockMask.canonical(grid, filled, no_tiles(grid.bq, grid.bk)) & full_mask(grid)
+    return BlockMask.canonical(grid, runs, tiles) | filled_mask
 
 
 def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from textwrap import shorten
+from typing import TYPE_CHECKING
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.image import ImagePattern
-from sparseflash.patterns.pattern import Pattern, holds
+from sparseflash.patterns.compile_cache import compile_pattern
+
+if TYPE_CHECKING:
+    from sparseflash.patterns.pattern import Pattern
 
 SHORTEST = 8192  # tokens; below, even dense attention is quick
 DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
@@ -44,17 +47,11 @@ def advice(pattern: Pattern, mask: BlockMask) -> str | None:
         f"{shorten(str(pattern), 200)} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} "
         f"tokens for {mask.token_density:.2%} of the pairs, and attention takes time for blocks"
     )
-    from sparseflash.patterns.compiling import compile_pattern
-
     mended = pattern.coarser(max(mask.block))
     if mended == pattern:
         return f"{cost}. Patterns whose allowed keys lie together, in stretches of a block or more, cost less"
     density = compile_pattern(mended, mask.grid).density
     if density > mask.density / 2:
         return cost
-    tokens = ", of tokens put in that order (sparseflash.ordering)" if _has_image(mended) else ""
+    tokens = ", of tokens put in that order (sparseflash.ordering)" if mended.orders_tokens else ""
     return f"{cost}. {shorten(str(mended), 200)} would store {density:.1%}{tokens}"
-
-
-def _has_image(pattern: Pattern) -> bool:
-    return holds(pattern, ImagePattern)  # type: ignore[type-abstract]

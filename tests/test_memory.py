@@ -19,7 +19,8 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.bench import peak_mb
 from sparseflash.patterns import keeping
-from sparseflash.patterns.compiling import compile_pattern, compile_with_advice
+from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.set_operations import full_mask
 from sparseflash.tables import _lookup
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseflash.integrations.mask_mods import MaskMod
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints
 from sparseflash.patterns.pattern import Bools
 from sparseflash.patterns.set_operations import stacked

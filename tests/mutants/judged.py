@@ -182,8 +182,8 @@ JUDGED: dict[tuple[str, str, str], str] = {
      "if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):",
      "patterns.size * rows  ->  patterns.size // rows"): SLOWER + ": gathered where they lie already",
     ("patterns/fixed.py", "beyond = (grid.kv_len - 1) // self.unit + 1", "1  ->  2"): SAME + ": as in cells.py",
-    ("patterns/compiling.py", 'warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=2)',
-     "2  ->  3"): "which line a warning names is a matter of taste",
+    ("patterns/where.py", 'warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=3)',
+     "3  ->  4"): "which line a warning names is a matter of taste",
     ("kernels/layout.py", "dropout: float = 0.0  # share of the probabilities that becomes 0; needs a seed",
      "0.0  ->  1.0"): SAME + ": without a seed nobody looks at it",
 }  # fmt: skip
