@@ -16,7 +16,7 @@ from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.evaluating import compile_leaf
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.memory import MAX_BYTES, reserve
-from sparseflash.patterns.misuse import TRUTH, instead
+from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
 from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
 
@@ -349,6 +349,27 @@ def per_sample(*patterns: Pattern) -> Pattern:
         (2, 1, 8, 8)
     """
     return _stacked(PerSample, patterns, (PerSample,))
+
+
+def instead(value: Any) -> str | None:
+    """What to write for a value that is no pattern; None where no guess is better than another.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> instead(P.local)
+        'local is not called: write local(window)'
+        >>> instead(True)
+        'True is no pattern: write full(), or ~full() for nothing'
+    """
+    if isinstance(value, type):
+        name = value.__name__
+        return f"{name} is a class: write {call_of(name, value)}" if issubclass(value, Pattern) else None
+    if isinstance(value, BlockMask):
+        return (
+            "a BlockMask is for given lengths, a pattern for any: "
+            "compile the pattern first, pattern.compile(mask.shape, mask.block, mask.q_offset)"
+        )
+    return instead_of(value)
 
 
 def _refused(sign: str, other: object) -> Pattern:
