@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.conversions import to_dense
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FIRST_TILE, FULL
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 SAMPLE = 4096  # pairs that compiling looks at under SPARSEFLASH_DEBUG=1
 
 
-def compare(pattern: Pattern, mask: BlockMask) -> None:
+def compare(pattern: Pattern, mask: MaskData) -> None:
     """Compare every pair of a compiled mask with what ``allows`` says.
 
     Raises:
@@ -25,12 +26,12 @@ def compare(pattern: Pattern, mask: BlockMask) -> None:
     grid = mask.grid
     q = np.arange(grid.q_len, dtype=np.int64)[:, None] + grid.q_offset
     k = np.arange(grid.kv_len, dtype=np.int64)[None, :]
-    truth, dense = np.broadcast_arrays(_truth(pattern.at(grid), q, k), mask.to_dense())
+    truth, dense = np.broadcast_arrays(_truth(pattern.at(grid), q, k), to_dense(mask))
     for where in np.argwhere(truth != dense)[:1].tolist():
         _refuse(pattern, grid, where[-2], where[-1], bool(truth[tuple(where)]))
 
 
-def compare_sample(pattern: Pattern, mask: BlockMask) -> None:
+def compare_sample(pattern: Pattern, mask: MaskData) -> None:
     """Compare some thousand pairs of a compiled mask with what ``allows`` says.
 
     Raises:
@@ -53,7 +54,7 @@ def _truth(pattern: Pattern, q: Ints, k: Ints) -> Bools:
     return np.asarray(pattern.allows(q, k), bool)
 
 
-def _seen(mask: BlockMask, i: Ints, j: Ints) -> Bools:
+def _seen(mask: MaskData, i: Ints, j: Ints) -> Bools:
     """What the mask says of pairs [n]: [n], or [heads, n], or [samples, heads or 1, n], as ``allows`` does."""
     (bq, bk), (rows, cols) = mask.block, mask.grid_shape
     found = []

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid, Ints
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.memory import MemoryBoundError, reserve
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.runs import EMPTY, FULL, Runs, distinct
-from sparseflash.patterns.set_operations import full_mask
+from sparseflash.patterns.set_operations import full_mask, intersection, union
 from sparseflash.patterns.tiles import Alphabet, Words, no_tiles, pack
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ PAIRS_AT_ONCE = 1 << 21
 BLOCKS_AT_ONCE = 1 << 17
 
 
-def compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
+def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
     """The mask of a pattern that is no operator, as it is on this grid.
 
     Raises:
@@ -45,15 +45,15 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> BlockMask:
     except MemoryBoundError as error:
         raise MemoryBoundError(f"{shorten(str(pattern), 200)} over {grid}: {error}") from None
     if stretches is None:
-        return BlockMask.canonical(grid, runs, tiles)
+        return MaskData.canonical(grid, runs, tiles)
     filled = Runs.from_intervals(grid.shape, *stretches, FULL)
     if not grid.ragged:
         both = runs.beside(filled)
         if both is not None:
-            return BlockMask.canonical(grid, both, tiles)
+            return MaskData.canonical(grid, both, tiles)
     # The ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
-    filled_mask = BlockMask.canonical(grid, filled, no_tiles(grid.bq, grid.bk)) & full_mask(grid)
-    return BlockMask.canonical(grid, runs, tiles) | filled_mask
+    filled_mask = intersection(MaskData.canonical(grid, filled, no_tiles(grid.bq, grid.bk)), full_mask(grid))
+    return union(MaskData.canonical(grid, runs, tiles), filled_mask)
 
 
 def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:

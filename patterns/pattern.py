@@ -100,7 +100,7 @@ class Pattern(Constant, ABC):
 
     def compile_on(self, grid: Grid) -> BlockMask:
         """The pattern on a grid of blocks, from the methods above. :meth:`compile` calls it, and caches the result."""
-        return compile_leaf(self.at(grid), grid)
+        return BlockMask.of(compile_leaf(self.at(grid), grid))
 
     @property
     def orders_tokens(self) -> bool:
@@ -280,7 +280,7 @@ class Stacked(Pattern):
 
     def compile_on(self, grid: Grid) -> BlockMask:
         reserve(len(set(self.parts)) * grid.rows, 160)
-        return stacked([compile_pattern(part, grid) for part in self.parts], self.axis)
+        return BlockMask.of(stacked([compile_pattern(part, grid) for part in self.parts], self.axis))
 
     def at(self, grid: Grid) -> Pattern:
         return type(self)(tuple(p.at(grid) for p in self.parts))

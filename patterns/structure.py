@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.tiles import TILES_AT_ONCE, all_letters, unpack
 
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
@@ -23,7 +23,7 @@ class SlowScan(UserWarning):
     """
 
 
-def faster_form(mask: BlockMask) -> str:
+def faster_form(mask: MaskData) -> str:
     """The structure found in a mask, as advice to whoever wrote it as a predicate.
 
     Args:
@@ -51,7 +51,7 @@ def faster_form(mask: BlockMask) -> str:
     return "; ".join(found) or "no structure was found that would spare looking at every block"
 
 
-def _depends_on_difference(mask: BlockMask) -> bool:
+def _depends_on_difference(mask: MaskData) -> bool:
     """Whether blocks, and inside them pairs, at equal distance from the diagonal are equal, and some are stored."""
     grid = mask.grid
     if grid.bq != grid.bk or not mask.nnz:
@@ -81,7 +81,7 @@ def _depends_on_difference(mask: BlockMask) -> bool:
     return True
 
 
-def _cell(mask: BlockMask) -> int:
+def _cell(mask: MaskData) -> int:
     """Largest power of two such that aligned cells of so many tokens are allowed or not as a whole."""
     grid = mask.grid
     size = min(grid.bq, grid.bk)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.mask_data import MaskData
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
@@ -29,7 +29,7 @@ class WastefulPattern(UserWarning):
     """
 
 
-def advice(pattern: Pattern, mask: BlockMask) -> str | None:
+def advice(pattern: Pattern, mask: MaskData) -> str | None:
     """A sentence that names both densities and what would mend them, or None where the blocks are well used.
 
     Args:

@@ -93,7 +93,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
     linear, letters = linear[order], letters[order]
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
     mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), alphabet.tiles(), pattern_of)
-    return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
+    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends reach past the tokens
 
 
 def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int | None, int | None]) -> tuple[int, int]:

@@ -37,7 +37,7 @@ def scan(mask_mod: MaskMod, samples: int, heads: int, grid: Grid, device: torch.
         stacked([_scanned(mask_mod, sample, head, grid, device) for head in range(heads)], axis=1)
         for sample in range(samples)
     ]
-    return stacked(rows, axis=0)
+    return BlockMask.of(stacked(rows, axis=0))
 
 
 def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask:

@@ -167,7 +167,8 @@ def compiled(
         pattern = pattern & causal()
     if told.window is not None:
         pattern = pattern & local(told.window - told.causal)
-    return stacked([_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples], axis=0)
+    masks = [_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples]
+    return BlockMask.of(stacked(masks, axis=0))
 
 
 # Batches differ, but their samples are padded to lengths that come again and again.
