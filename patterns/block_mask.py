@@ -140,7 +140,7 @@ class BlockMask(MaskData):
             ValueError: another suffix, or a window that is empty or reaches out of the mask.
             FileNotFoundError: no such folder.
         """
-        from sparseflash.patterns.drawing import draw
+        from sparseflash.pictures.drawing import draw
 
         draw(self, path, title=title, window=window)
 
@@ -161,7 +161,7 @@ class BlockMask(MaskData):
             >>> with tempfile.TemporaryDirectory() as folder:
             ...     P.causal().compile(65536).write_html(folder + "/mask.html")
         """
-        from sparseflash.patterns.viewer import write
+        from sparseflash.pictures.viewer import write
 
         write(self, path, title=title)
 
@@ -209,11 +209,11 @@ class BlockMask(MaskData):
         return cls.of(conversions.from_dense(token_mask, block, q_offset))
 
     def _repr_png_(self) -> bytes:
-        from sparseflash.patterns.notebook import png
+        from sparseflash.pictures.notebook import png
 
         return png(self)
 
     def _repr_html_(self) -> str:
-        from sparseflash.patterns.notebook import html
+        from sparseflash.pictures.notebook import html
 
         return html(self)
