@@ -1,4 +1,4 @@
-"""Masks of patterns and of their parts, kept for when they are needed again."""
+"""A cache of compiled masks, of patterns and of their parts."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
-    """The mask of a pattern, without its text and without advice; operators find their operands here."""
+    """The mask of a pattern, without its text and without advice; operators compile their operands with it."""
     mask = pattern.compile_on(grid)
     MASKS.spend(mask.nbytes)
     return mask

@@ -9,10 +9,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.comparison import compare_sample
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS
 from sparseflash.patterns.memory import MAX_BYTES, at_most
 from sparseflash.patterns.waste import WastefulPattern, advice
 

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.canonical import canonical
-from sparseflash.patterns.constant import Constant
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.runs import FULL, Runs, frozen
 from sparseflash.patterns.tiles import Words
+from sparseflash.patterns.traced_constant import Constant
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compiled
-from sparseflash.patterns.constant import Constant
-from sparseflash.patterns.evaluating import compile_leaf
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.memory import MAX_BYTES, reserve
 from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
+from sparseflash.patterns.rasterize import compile_leaf
 from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
+from sparseflash.patterns.traced_constant import Constant
 
 Bools: TypeAlias = NDArray[np.bool_]
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.canonical import gather
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS
 from sparseflash.patterns.mask_data import MaskData
-from sparseflash.patterns.refinement import combined
-from sparseflash.patterns.refinement import transposed as transposed_runs
+from sparseflash.patterns.overlay import overlay
+from sparseflash.patterns.overlay import transposed as transposed_runs
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import all_letters, pack, unpack
 
@@ -113,7 +113,7 @@ def combine(a: MaskData, b: MaskData, operation: Callable[[Any, Any], Any]) -> M
         ) from None
     pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
     pairs, pattern_of = np.unique(pair, return_inverse=True)
-    runs, letters_a, letters_b = combined(
+    runs, letters_a, letters_b = overlay(
         gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
     )
     words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])

@@ -26,9 +26,9 @@ from sparseflash.integrations.transformers.sequences import Piece, within
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.ops import MaskArguments
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import MASKS, TABLES
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS, TABLES
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern, PerSample, holds

@@ -40,7 +40,7 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
     """
     try:
         reserve(grid.rows, 160)
-        runs, tiles = evaluate(pattern, grid)
+        runs, tiles = rasterize(pattern, grid)
         stretches = pattern.full_runs(grid)
     except MemoryBoundError as error:
         raise MemoryBoundError(f"{shorten(str(pattern), 200)} over {grid}: {error}") from None
@@ -56,7 +56,7 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
     return union(MaskData.canonical(grid, runs, tiles), filled_mask)
 
 
-def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
+def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
     """Runs of letters, and the tiles that letters from 2 on stand for."""
     alphabet = Alphabet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
