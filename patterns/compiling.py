@@ -8,13 +8,13 @@ from dataclasses import is_dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
+from sparseflash.patterns.advice import WastefulPattern, advice
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.comparison import compare_sample
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.memory import MAX_BYTES, at_most
-from sparseflash.patterns.waste import WastefulPattern, advice
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern

@@ -5,12 +5,12 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass
 
+from sparseflash.patterns.advice import MANY_BLOCKS, SlowScan, faster_form
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.captured import state
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.predicate import Predicate, ask
-from sparseflash.patterns.structure import MANY_BLOCKS, SlowScan, faster_form
 
 
 @dataclass(frozen=True, repr=False)

@@ -102,7 +102,7 @@ JUDGED: dict[tuple[str, str, str], str] = {
      "False  ->  True"): SLOWER,
     ("sparseflash/pictures/notebook.py", "SIZE = 320  # pixels on a side, about", "320  ->  321"): LOOKS,
     ("sparseflash/pictures/notebook.py", "FRAME = 160  # grey", "160  ->  161"): LOOKS,
-    ("patterns/waste.py", "if density > mask.density / 2:",
+    ("patterns/advice.py", "if density > mask.density / 2:",
      "density > mask.density / 2  ->  density >= mask.density / 2"): WORDS,
     ("patterns/traced_constant.py", "id(of)  # makes torch.compile guard the graph with it",
      "id(of)  ->  pass"): "a guard of torch.compile, whose tests are left out here",
