@@ -9,7 +9,7 @@ import numpy as np
 
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.mask_data import MaskData
-from sparseflash.patterns.tiles import TILES_AT_ONCE, all_letters, unpack
+from sparseflash.patterns.tiles import TILES_AT_ONCE, tile_table, unpack
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
@@ -118,7 +118,7 @@ def _depends_on_difference(mask: MaskData) -> bool:
             return False
     diagonals = np.arange(1 - rows, cols)  # of blocks, by column - row
     letters = runs.letter_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
-    words = all_letters(mask.tiles, grid.bq, grid.bk)
+    words = tile_table(mask.tiles, grid.bq, grid.bk)
     below = above = np.empty((0, 0), bool)
     for begin in range(0, letters.size, TILES_AT_ONCE):
         bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)

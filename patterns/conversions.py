@@ -12,7 +12,7 @@ from sparseflash.patterns.grid import Grid, is_int, make_grid
 from sparseflash.patterns.mask_data import MaskData, leading
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
 from sparseflash.patterns.set_operations import full_mask, intersection
-from sparseflash.patterns.tiles import Alphabet, Words, all_letters, no_tiles, pack, unpack, words_per_row
+from sparseflash.patterns.tiles import TileSet, Words, no_tiles, pack, tile_table, unpack, words_per_row
 
 BLOCKS_AT_ONCE = 4096
 
@@ -22,7 +22,7 @@ def to_dense(mask: MaskData) -> NDArray[np.bool_]:
     (bq, bk), (nq, nk) = mask.block, mask.grid_shape
     dense = np.zeros((mask.patterns * nq, bq, nk, bk), bool)
     rows, cols, letters = mask.runs.blocks()
-    words = all_letters(mask.tiles, bq, bk)
+    words = tile_table(mask.tiles, bq, bk)
     for begin in range(0, letters.size, BLOCKS_AT_ONCE):
         some = slice(begin, begin + BLOCKS_AT_ONCE)
         dense[rows[some], :, cols[some], :] = unpack(words[letters[some]], bk)
@@ -43,9 +43,9 @@ def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_of
     padded[: grid.q_len, : grid.kv_len] = token_mask
     blocks = padded.reshape(shape).swapaxes(1, 2)
     rows, cols = np.nonzero(np.any(blocks, axis=(2, 3)))
-    alphabet = Alphabet(grid.bq, grid.bk)
-    letters = alphabet.letters(pack(blocks[rows, cols]))
-    return MaskData.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles())
+    tile_set = TileSet(grid.bq, grid.bk)
+    letters = tile_set.letters(pack(blocks[rows, cols]))
+    return MaskData.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles())
 
 
 def to_scipy(mask: MaskData, pattern: int) -> csr_array:

@@ -21,7 +21,7 @@ from sparseflash.patterns.memory import MemoryBoundError, reserve
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.runs import EMPTY, FULL, Runs, distinct
 from sparseflash.patterns.set_operations import full_mask, intersection, union
-from sparseflash.patterns.tiles import Alphabet, Words, no_tiles, pack
+from sparseflash.patterns.tiles import TileSet, Words, no_tiles, pack
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
@@ -58,18 +58,18 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
 
 def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
     """Runs of letters, and the tiles that letters from 2 on stand for."""
-    alphabet = Alphabet(grid.bq, grid.bk)
+    tile_set = TileSet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
         rows, cols = _existing(pattern, grid, *found)
-        letters = _letters(pattern, grid, rows, cols, alphabet, progress=True)
-        return Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles()
+        letters = _letters(pattern, grid, rows, cols, tile_set, progress=True)
+        return Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles()
     parts = []
     for rows, cols in _scan(pattern, grid):
-        letters = _letters(pattern, grid, rows, cols, alphabet, progress=False)
+        letters = _letters(pattern, grid, rows, cols, tile_set, progress=False)
         parts.append(Runs.from_blocks(grid.shape, rows, cols, letters))
     start, stop, letter = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "letter"))
-    return Runs(grid.shape, start, stop, letter), alphabet.tiles()
+    return Runs(grid.shape, start, stop, letter), tile_set.tiles()
 
 
 def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
@@ -110,7 +110,7 @@ def _evaluated_at_once(grid: Grid) -> int:
 
 
 def _letters(
-    pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet, *, progress: bool
+    pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet, *, progress: bool
 ) -> NDArray[np.int32]:
     """Letters of blocks; of blocks with equal keys, the first is evaluated."""
     kind = _kinds(pattern, grid, rows, cols)
@@ -125,7 +125,7 @@ def _letters(
     steps = range(0, first.size, step)
     for start in track(steps, f"looking at {first.size:,} blocks for {pattern}") if progress else steps:
         chosen = first[start : start + step]
-        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], alphabet)
+        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
     return letters if kind is None else letters[kind]
 
 
@@ -144,11 +144,11 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
     return kinds
 
 
-def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet) -> NDArray[np.int32]:
+def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
     """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
     words = pattern.tiles(grid, rows, cols)
     if words is not None:
-        return alphabet.letters(words)
+        return tile_set.letters(words)
     i = rows[:, None] * grid.bq + np.arange(grid.bq)
     j = cols[:, None] * grid.bk + np.arange(grid.bk)
     q = np.minimum(i, grid.q_len - 1) + grid.q_offset
@@ -157,7 +157,7 @@ def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: A
     q_in, k_in = i < grid.q_len, j < grid.kv_len
     if not (q_in.all() and k_in.all()):
         bits = bits & q_in[:, :, None] & k_in[:, None, :]
-    return alphabet.letters(pack(bits))
+    return tile_set.letters(pack(bits))
 
 
 def _truth(pattern: Pattern, q: Ints, k: Ints, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -15,7 +15,7 @@ from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.overlay import overlay
 from sparseflash.patterns.overlay import transposed as transposed_runs
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
-from sparseflash.patterns.tiles import all_letters, pack, unpack
+from sparseflash.patterns.tiles import pack, tile_table, unpack
 
 
 @MASKS.bounds
@@ -116,7 +116,7 @@ def combine(a: MaskData, b: MaskData, operation: Callable[[Any, Any], Any]) -> M
     runs, letters_a, letters_b = overlay(
         gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
     )
-    words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
+    words = operation(tile_table(a.tiles, *a.block)[letters_a], tile_table(b.tiles, *b.block)[letters_b])
     # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
     runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
     return MaskData.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FULL
-from sparseflash.patterns.tiles import all_letters
+from sparseflash.patterns.tiles import tile_table
 from sparseflash.pictures.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
 
 PARTS = Path(__file__).with_name("page")
@@ -125,7 +125,7 @@ def _patterns(mask: MaskData) -> list[dict[str, Any]]:
     """Figures of each distinct pattern, and whose it is."""
     runs, (nq, nk), (q_len, kv_len) = mask.runs, mask.grid_shape, mask.shape
     owner = runs.row // nq
-    pairs = np.bitwise_count(all_letters(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
+    pairs = np.bitwise_count(tile_table(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
     allowed = np.bincount(owner, pairs[runs.letter] * runs.length, mask.patterns)
     full = np.bincount(owner, runs.length * (runs.letter == FULL), mask.patterns)
     return [

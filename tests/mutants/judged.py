@@ -165,7 +165,7 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/butterfly.py", "end = np.minimum(last, (low + 1) * stride - 1)", "1  ->  2"): SLOWER,
     ("patterns/butterfly.py", "if tokens % self.unit or cells & (cells - 1) or grid.q_offset % tokens:",
      "1  ->  2"): SLOWER + ": one cell a block is no longer known from its place",
-    ("patterns/rasterize.py", "letters = _letters(pattern, grid, rows, cols, alphabet, progress=False)",
+    ("patterns/rasterize.py", "letters = _letters(pattern, grid, rows, cols, tile_set, progress=False)",
      "False  ->  True"): LOOKS,
     (
         "patterns/strided.py",
