@@ -24,10 +24,11 @@ import sparseflash as sf
 from benchmarks.masks import MASKS, Mod, side
 from benchmarks.record import write
 from sparseflash.patterns import Pattern
-from sparseflash.patterns.compiling import compile_pattern, compile_with_advice
+from sparseflash.patterns.advice import WastefulPattern
+from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.interval import _columns
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.patterns.waste import WastefulPattern
 from sparseflash.tables import _lookup
 
 LENGTHS = (1 << 13, 1 << 16, 1 << 20, 1 << 24)

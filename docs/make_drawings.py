@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 import sparseflash as sf
 from docs.svg import EMPTY, FULL, GREY, INK, MASKED, PARTIAL, Drawing
 from sparseflash.kernels.layout import Side
-from sparseflash.patterns.pixels import token_kinds
 from sparseflash.patterns.tiles import unpack
+from sparseflash.pictures.pixels import token_kinds
 
 FOLDER = Path(__file__).parent / "drawings"
 EXAMPLE, TOKENS, BLOCK = "causal() & (local(20) | butterfly(unit=32))", 128, 16

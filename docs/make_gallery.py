@@ -15,8 +15,8 @@ import numpy as np
 
 from docs.gallery_entries import BLOCK, IMAGE, SECTIONS, TOKENS, Entry, entries
 from sparseflash.patterns import BlockMask
-from sparseflash.patterns.pixels import EMPTY_COLOUR, FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR, Pixels, png_bytes
-from sparseflash.patterns.pixels import picture as drawn
+from sparseflash.pictures.pixels import EMPTY_COLOUR, FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR, Pixels, png_bytes
+from sparseflash.pictures.pixels import picture as drawn
 
 PAGE = Path(__file__).parent / "gallery.md"
 PICTURES = Path(__file__).parent / "gallery"

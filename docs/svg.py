@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from html import escape
 
-from sparseflash.patterns.pixels import EMPTY_COLOUR, FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR
+from sparseflash.pictures.pixels import EMPTY_COLOUR, FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR
 
 INK, GREY = "#222222", "#a0a0a0"
 

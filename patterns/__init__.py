@@ -3,6 +3,7 @@
 Imports numpy and scipy only.
 """
 
+from sparseflash.patterns.advice import SlowScan, WastefulPattern
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
@@ -30,8 +31,6 @@ from sparseflash.patterns.presets import (
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.self_check import check
 from sparseflash.patterns.strided import strided
-from sparseflash.patterns.structure import SlowScan
-from sparseflash.patterns.waste import WastefulPattern
 from sparseflash.patterns.where import where
 
 __all__ = [

@@ -7,14 +7,14 @@ from numpy.typing import NDArray
 
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
-from sparseflash.patterns.tiles import Alphabet, Words
+from sparseflash.patterns.tiles import TileSet, Words
 
 
 def canonical(
     grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None
 ) -> tuple[Runs, Words, NDArray[np.int32]]:
     """Runs joined, tiles distinct and numbered as a reader meets them, patterns distinct and numbered likewise."""
-    numbered, distinct = Alphabet(grid.bq, grid.bk).numbered(tiles)
+    numbered, distinct = TileSet(grid.bq, grid.bk).numbered(tiles)
     letters = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
     runs = runs.mapped(letters).merged()
     if pattern_of is None:

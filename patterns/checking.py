@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack, words_per_row
 
 
-def check(mask: BlockMask) -> None:
+def check(mask: MaskData) -> None:
     """Raise ValueError that names the first promise which the mask breaks.
 
     Time and memory are in proportion to runs and tiles.
@@ -25,7 +25,7 @@ def _demand(holds: bool | np.bool_, promise: str) -> None:
         raise ValueError(f"the mask is damaged: {promise}")
 
 
-def _check_arrays(mask: BlockMask) -> None:
+def _check_arrays(mask: MaskData) -> None:
     runs, (bq, bk) = mask.runs, mask.block
     for name, array, dtype, shape in (
         ("start", runs.start, np.int64, (len(runs),)),
@@ -41,7 +41,7 @@ def _check_arrays(mask: BlockMask) -> None:
     _demand(runs.shape == (mask.patterns * mask.grid.rows, mask.grid.cols), f"runs lie in {runs.shape}")
 
 
-def _check_runs(mask: BlockMask) -> None:
+def _check_runs(mask: MaskData) -> None:
     previous_stop, previous_letter = 0, 0
     rows, cols = mask.runs.shape
     for start, stop, letter in zip(
@@ -57,7 +57,7 @@ def _check_runs(mask: BlockMask) -> None:
         previous_stop, previous_letter = stop, letter
 
 
-def _check_tiles(mask: BlockMask) -> None:
+def _check_tiles(mask: MaskData) -> None:
     grid, (bq, bk) = mask.grid, mask.block
     seen = set()
     spare = words_per_row(bk) * 32 - bk
@@ -82,7 +82,7 @@ def _check_tiles(mask: BlockMask) -> None:
             _demand(not unpack(mask.tiles[letters - FIRST_TILE], bk)[inside].any(), f"no bit lies past the last {what}")
 
 
-def _check_numbering(mask: BlockMask) -> None:
+def _check_numbering(mask: MaskData) -> None:
     letters = mask.runs.letter[mask.runs.letter >= FIRST_TILE]
     first = np.unique(letters, return_index=True)[1]
     _demand(first.size == len(mask.tiles), "every tile is used")

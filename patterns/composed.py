@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.grid import Grid, Ints
@@ -24,6 +25,9 @@ class Composed(Pattern):
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return self.expression().allows(q, k)
+
+    def compile_on(self, grid: Grid) -> BlockMask:
+        return self.expression().compile_on(grid)
 
     def at(self, grid: Grid) -> Pattern:
         return self.expression().at(grid)

@@ -8,21 +8,21 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array, issparse
 
-from sparseflash.patterns.block_mask import BlockMask, leading
 from sparseflash.patterns.grid import Grid, is_int, make_grid
+from sparseflash.patterns.mask_data import MaskData, leading
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
-from sparseflash.patterns.set_operations import full_mask
-from sparseflash.patterns.tiles import Alphabet, Words, all_letters, no_tiles, pack, unpack, words_per_row
+from sparseflash.patterns.set_operations import full_mask, intersection
+from sparseflash.patterns.tiles import TileSet, Words, no_tiles, pack, tile_table, unpack, words_per_row
 
 BLOCKS_AT_ONCE = 4096
 
 
-def to_dense(mask: BlockMask) -> NDArray[np.bool_]:
+def to_dense(mask: MaskData) -> NDArray[np.bool_]:
     """See :meth:`BlockMask.to_dense`."""
     (bq, bk), (nq, nk) = mask.block, mask.grid_shape
     dense = np.zeros((mask.patterns * nq, bq, nk, bk), bool)
     rows, cols, letters = mask.runs.blocks()
-    words = all_letters(mask.tiles, bq, bk)
+    words = tile_table(mask.tiles, bq, bk)
     for begin in range(0, letters.size, BLOCKS_AT_ONCE):
         some = slice(begin, begin + BLOCKS_AT_ONCE)
         dense[rows[some], :, cols[some], :] = unpack(words[letters[some]], bk)
@@ -30,7 +30,7 @@ def to_dense(mask: BlockMask) -> NDArray[np.bool_]:
     return dense[mask.pattern_of].reshape(*leading(mask.pattern_of), *mask.shape)
 
 
-def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_offset: int | None) -> BlockMask:
+def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_offset: int | None) -> MaskData:
     """See :meth:`BlockMask.from_dense`."""
     token_mask = np.asarray(token_mask)
     if token_mask.dtype != np.bool_ or token_mask.ndim != 2:
@@ -43,12 +43,12 @@ def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_of
     padded[: grid.q_len, : grid.kv_len] = token_mask
     blocks = padded.reshape(shape).swapaxes(1, 2)
     rows, cols = np.nonzero(np.any(blocks, axis=(2, 3)))
-    alphabet = Alphabet(grid.bq, grid.bk)
-    letters = alphabet.letters(pack(blocks[rows, cols]))
-    return BlockMask.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles())
+    tile_set = TileSet(grid.bq, grid.bk)
+    letters = tile_set.letters(pack(blocks[rows, cols]))
+    return MaskData.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles())
 
 
-def to_scipy(mask: BlockMask, pattern: int) -> csr_array:
+def to_scipy(mask: MaskData, pattern: int) -> csr_array:
     """See :meth:`BlockMask.to_scipy`."""
     if not is_int(pattern) or not 0 <= pattern < mask.patterns:
         raise ValueError(f"to_scipy: pattern must be 0 to {mask.patterns - 1}, got {pattern!r}")
@@ -63,7 +63,7 @@ def from_scipy(
     block: int | tuple[int, int],
     tiles: NDArray[Any] | None,
     q_offset: int | None,
-) -> BlockMask:
+) -> MaskData:
     """See :meth:`BlockMask.from_scipy`."""
     if not issparse(letters) or letters.dtype.kind not in "biu":
         what = f"one of {letters.dtype}" if issparse(letters) else type(letters).__name__
@@ -84,7 +84,7 @@ def from_scipy(
     order = np.argsort(linear, kind="stable")
     linear = linear[order]
     runs = Runs(grid.shape, linear, linear + 1, stored.data[order].astype(np.int32))
-    return BlockMask.canonical(grid, runs, words) & full_mask(grid)  # bits past the lengths are dropped
+    return intersection(MaskData.canonical(grid, runs, words), full_mask(grid))  # bits past the lengths are dropped
 
 
 def _words(tiles: NDArray[Any] | None, grid: Grid) -> Words:

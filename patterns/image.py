@@ -33,6 +33,10 @@ class ImagePattern(Pattern):
     shape: tuple[int, int]
     order: str
 
+    @property
+    def orders_tokens(self) -> bool:
+        return True
+
     @abstractmethod
     def near(self, dy: Coordinates, dx: Coordinates) -> Bools:
         """Truth for displacements key minus query."""

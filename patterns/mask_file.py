@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.atomic_write import atomic_write
-from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import make_grid
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.tiles import words_per_row
@@ -30,7 +30,7 @@ MAX_ROWS = 1 << 20
 ROWS_A_RUN = 16  # further rows for each run that the file holds
 
 
-def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
+def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
     """Write the mask; to a temporary name first, so that the file is whole or not there.
 
     Raises:
@@ -65,7 +65,7 @@ def save(mask: BlockMask, path: str | PathLike[str], expression: str) -> None:
         file.write(content)
 
 
-def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> BlockMask:
+def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> MaskData:
     """The mask, with its expression; memory is in proportion to the bytes of the file.
 
     Raises:
@@ -108,7 +108,7 @@ def _header_size(content: bytes) -> int:
     return int(size)
 
 
-def _checksum(mask: BlockMask, expression: str) -> str:
+def _checksum(mask: MaskData, expression: str) -> str:
     """Of the content and the text."""
     return blake2b(mask.digest + expression.encode(), digest_size=16).hexdigest()
 
@@ -119,7 +119,7 @@ def _metadata(content: bytes) -> dict[str, str]:
     return found
 
 
-def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> BlockMask:
+def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> MaskData:
     if set(arrays) != set(ARRAYS):
         raise ValueError(f"expected the arrays {', '.join(sorted(ARRAYS))}, got {', '.join(sorted(arrays))}")
     for name, dtype in ARRAYS.items():
@@ -146,10 +146,10 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> Block
         if letter.min() < FULL or letter.max() >= FIRST_TILE + len(tiles):
             raise ValueError("a letter has no tile")
     runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
-    mask = BlockMask(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
+    mask = MaskData(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
     if _checksum(mask, metadata["expression"]) != metadata["checksum"]:
         raise ValueError("the checksum does not match")
-    canonical = BlockMask.canonical(grid, runs, mask.tiles, mask.pattern_of)
+    canonical = MaskData.canonical(grid, runs, mask.tiles, mask.pattern_of)
     if canonical != mask:
         raise ValueError("not in canonical form")
     return replace(canonical, expression=metadata["expression"])

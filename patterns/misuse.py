@@ -10,31 +10,13 @@ import numpy as np
 TRUTH = "`and`, `or` and `not` ask for one, and would keep one operand and drop the other: write `&`, `|`, `~`"
 
 
-def instead(value: Any) -> str | None:
-    """What to write for a value that is no pattern; None where no guess is better than another.
-
-    Example:
-        >>> from sparseflash import patterns as P
-        >>> instead(P.local)
-        'local is not called: write local(window)'
-        >>> instead(True)
-        'True is no pattern: write full(), or ~full() for nothing'
-    """
-    from sparseflash.patterns.block_mask import BlockMask
-    from sparseflash.patterns.pattern import Pattern
-
+def instead_of(value: Any) -> str | None:
+    """As :func:`sparseflash.patterns.pattern.instead`, of a value that is neither a class nor a mask."""
     name = getattr(value, "__name__", "the function")
-    if isinstance(value, type):
-        return f"{name} is a class: write {_call(name, value)}" if issubclass(value, Pattern) else None
     if isinstance(value, bool | np.bool_):
         return f"{value} is no pattern: write full(), or ~full() for nothing"
     if isinstance(value, str):
         return f"text is no pattern: write parse({_shortened(value)})"
-    if isinstance(value, BlockMask):
-        return (
-            "a BlockMask is for given lengths, a pattern for any: "
-            "compile the pattern first, pattern.compile(mask.shape, mask.block, mask.q_offset)"
-        )
     if hasattr(value, "__array__") and np.ndim(value):
         return (
             "an array is no pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
@@ -43,7 +25,7 @@ def instead(value: Any) -> str | None:
     if not callable(value):
         return None
     if makes_patterns(value):
-        return f"{name} is not called: write {_call(name, value)}"
+        return f"{name} is not called: write {call_of(name, value)}"
     return f"{'a lambda' if name == '<lambda>' else name} is a function, not a pattern: write where(fn)"
 
 
@@ -53,7 +35,8 @@ def makes_patterns(value: Any) -> bool:
     return module.startswith("sparseflash.patterns.") and not name.startswith("<") and not isinstance(value, type)
 
 
-def _call(name: str, function: Any) -> str:
+def call_of(name: str, function: Any) -> str:
+    """A call of a class or function, with the names of its required arguments."""
     return f"{name}({', '.join(required(function))})"
 
 

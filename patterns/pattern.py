@@ -10,11 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.constant import Constant
+from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
-from sparseflash.patterns.memory import MAX_BYTES
-from sparseflash.patterns.misuse import TRUTH, instead
+from sparseflash.patterns.memory import MAX_BYTES, reserve
+from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
+from sparseflash.patterns.rasterize import compile_leaf
+from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
+from sparseflash.patterns.traced_constant import Constant
 
 Bools: TypeAlias = NDArray[np.bool_]
 
@@ -94,6 +98,15 @@ class Pattern(Constant, ABC):
         """Rows with half-open column intervals whose existing tokens are all allowed; may overlap or reach out."""
         return None
 
+    def compile_on(self, grid: Grid) -> BlockMask:
+        """The pattern on a grid of blocks, from the methods above. :meth:`compile` calls it, and caches the result."""
+        return BlockMask.of(compile_leaf(self.at(grid), grid))
+
+    @property
+    def orders_tokens(self) -> bool:
+        """Whether tokens have to be put in an order of the pattern's own, as those of an image have."""
+        return any(part.orders_tokens for part in parts_of(self))
+
     def compile(
         self,
         seq_len: int | tuple[int, int],
@@ -118,8 +131,6 @@ class Pattern(Constant, ABC):
         Warns:
             WastefulPattern: long sequences of which many blocks are stored for few allowed pairs.
         """
-        from sparseflash.patterns.compiling import compiled
-
         return compiled(self, make_grid(seq_len, block, q_offset), max_bytes)
 
     def __or__(self, other: Pattern) -> Pattern:
@@ -203,6 +214,9 @@ class Or(Binary):
 
     sign, precedence = "|", 1
 
+    def compile_on(self, grid: Grid) -> BlockMask:
+        return compile_pattern(self.left, grid) | compile_pattern(self.right, grid)
+
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_or(self.left.allows(q, k), self.right.allows(q, k))
 
@@ -211,6 +225,9 @@ class And(Binary):
     """Allowed by both."""
 
     sign, precedence = "&", 2
+
+    def compile_on(self, grid: Grid) -> BlockMask:
+        return compile_pattern(self.left, grid) & compile_pattern(self.right, grid)
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_and(self.left.allows(q, k), self.right.allows(q, k))
@@ -221,6 +238,9 @@ class Minus(Binary):
 
     sign, precedence = "-", 3
 
+    def compile_on(self, grid: Grid) -> BlockMask:
+        return compile_pattern(self.left, grid) - compile_pattern(self.right, grid)
+
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_and(self.left.allows(q, k), np.logical_not(self.right.allows(q, k)))
 
@@ -230,6 +250,9 @@ class Not(Pattern):
     """Allowed exactly where the inner pattern is not."""
 
     inner: Pattern
+
+    def compile_on(self, grid: Grid) -> BlockMask:
+        return ~compile_pattern(self.inner, grid)
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return np.logical_not(self.inner.allows(q, k))
@@ -253,6 +276,12 @@ class Stacked(Pattern):
 
     parts: tuple[Pattern, ...]
 
+    axis: ClassVar[int]  # of a mask's [samples, heads]
+
+    def compile_on(self, grid: Grid) -> BlockMask:
+        reserve(len(set(self.parts)) * grid.rows, 160)
+        return BlockMask.of(stacked([compile_pattern(part, grid) for part in self.parts], self.axis))
+
     def at(self, grid: Grid) -> Pattern:
         return type(self)(tuple(p.at(grid) for p in self.parts))
 
@@ -268,7 +297,7 @@ class Stacked(Pattern):
 class PerHead(Stacked):
     """A pattern a head; see :func:`per_head`."""
 
-    name = "per_head"
+    name, axis = "per_head", 1
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         shape = np.broadcast_shapes(np.shape(q), np.shape(k))
@@ -278,7 +307,7 @@ class PerHead(Stacked):
 class PerSample(Stacked):
     """A pattern a sample; see :func:`per_sample`."""
 
-    name = "per_sample"
+    name, axis = "per_sample", 0
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         dims = len(np.broadcast_shapes(np.shape(q), np.shape(k)))
@@ -322,6 +351,27 @@ def per_sample(*patterns: Pattern) -> Pattern:
     return _stacked(PerSample, patterns, (PerSample,))
 
 
+def instead(value: Any) -> str | None:
+    """What to write for a value that is no pattern; None where no guess is better than another.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> instead(P.local)
+        'local is not called: write local(window)'
+        >>> instead(True)
+        'True is no pattern: write full(), or ~full() for nothing'
+    """
+    if isinstance(value, type):
+        name = value.__name__
+        return f"{name} is a class: write {call_of(name, value)}" if issubclass(value, Pattern) else None
+    if isinstance(value, BlockMask):
+        return (
+            "a BlockMask is for given lengths, a pattern for any: "
+            "compile the pattern first, pattern.compile(mask.shape, mask.block, mask.q_offset)"
+        )
+    return instead_of(value)
+
+
 def _refused(sign: str, other: object) -> Pattern:
     """What an operator gives for an operand that is no pattern: words where they help, else Python's own."""
     words = instead(other)
@@ -346,11 +396,14 @@ def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tupl
 
 def holds(pattern: Pattern, kind: type[Pattern]) -> bool:
     """Whether a kind of pattern stands anywhere in an expression."""
-    if isinstance(pattern, kind):
-        return True
+    return isinstance(pattern, kind) or any(holds(part, kind) for part in parts_of(pattern))
+
+
+def parts_of(pattern: Pattern) -> list[Pattern]:
+    """The patterns that an expression is made of; of a leaf, none."""
     inside = (getattr(pattern, f.name) for f in dataclasses.fields(pattern))  # type: ignore[arg-type]
     parts = [p for value in inside for p in (value if isinstance(value, tuple) else (value,))]
-    return any(holds(p, kind) for p in parts if isinstance(p, Pattern))
+    return [p for p in parts if isinstance(p, Pattern)]
 
 
 def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:

@@ -1,4 +1,4 @@
-"""Set operations on block masks: the mask of everything, unions and differences, one mask a head or a sample."""
+"""Set operations on masks: the mask of everything, unions and differences, one mask a head or a sample."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import Any
 
 import numpy as np
 
-from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.canonical import gather
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS
-from sparseflash.patterns.refinement import combined
+from sparseflash.patterns.mask_data import MaskData
+from sparseflash.patterns.overlay import overlay
+from sparseflash.patterns.overlay import transposed as transposed_runs
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
-from sparseflash.patterns.tiles import all_letters, pack
+from sparseflash.patterns.tiles import pack, tile_table, unpack
 
 
 @MASKS.bounds
 @lru_cache(maxsize=64)
-def full_mask(grid: Grid) -> BlockMask:
+def full_mask(grid: Grid) -> MaskData:
     """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
     (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
     q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
@@ -34,12 +35,12 @@ def full_mask(grid: Grid) -> BlockMask:
     letters[-2:] = bottom, corner
     some = starts < stops
     runs = Runs((nq, nk), starts[some], stops[some], letters[some])
-    mask = BlockMask.canonical(grid, runs, pack(bits))
+    mask = MaskData.canonical(grid, runs, pack(bits))
     MASKS.spend(mask.nbytes)
     return mask
 
 
-def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
+def stacked(masks: Sequence[MaskData], axis: int) -> MaskData:
     """One mask for each sample (axis 0) or each head (axis 1).
 
     Raises:
@@ -65,7 +66,7 @@ def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
         np.concatenate(letters).astype(np.int32),
     )
     spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
-    return BlockMask.canonical(
+    return MaskData.canonical(
         base.grid,
         runs,
         np.concatenate([mask.tiles for mask in masks]),
@@ -73,7 +74,30 @@ def stacked(masks: Sequence[BlockMask], axis: int) -> BlockMask:
     )
 
 
-def combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) -> BlockMask:
+def union(a: MaskData, b: MaskData) -> MaskData:
+    """Allowed by either; raises as :func:`combine`."""
+    return combine(a, b, np.bitwise_or)
+
+
+def intersection(a: MaskData, b: MaskData) -> MaskData:
+    """Allowed by both; raises as :func:`combine`."""
+    return combine(a, b, np.bitwise_and)
+
+
+def difference(a: MaskData, b: MaskData) -> MaskData:
+    """Allowed by the first and not by the second; raises as :func:`combine`."""
+    return combine(a, b, lambda of_a, of_b: of_a & ~of_b)
+
+
+def transposed(mask: MaskData) -> MaskData:
+    """Queries and keys exchanged."""
+    tiles = np.ascontiguousarray(unpack(mask.tiles, mask.block[1]).swapaxes(1, 2))
+    g = mask.grid
+    grid = Grid(g.kv_len, g.q_len, g.bk, g.bq, -g.q_offset)
+    return MaskData.canonical(grid, transposed_runs(mask.runs, mask.patterns), pack(tiles), mask.pattern_of)
+
+
+def combine(a: MaskData, b: MaskData, operation: Callable[[Any, Any], Any]) -> MaskData:
     """The mask whose tiles are ``operation(words of a, words of b)``, block by block.
 
     Raises:
@@ -89,10 +113,10 @@ def combine(a: BlockMask, b: BlockMask, operation: Callable[[Any, Any], Any]) ->
         ) from None
     pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
     pairs, pattern_of = np.unique(pair, return_inverse=True)
-    runs, letters_a, letters_b = combined(
+    runs, letters_a, letters_b = overlay(
         gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
     )
-    words = operation(all_letters(a.tiles, *a.block)[letters_a], all_letters(b.tiles, *b.block)[letters_b])
+    words = operation(tile_table(a.tiles, *a.block)[letters_a], tile_table(b.tiles, *b.block)[letters_b])
     # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
     runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
-    return BlockMask.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))
+    return MaskData.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))

@@ -44,26 +44,26 @@ def no_tiles(bq: int, bk: int) -> Words:
     return np.empty((0, bq, words_per_row(bk)), np.uint32)
 
 
-def all_letters(tiles: Words, bq: int, bk: int) -> Words:
-    """One tile a letter, EMPTY and FULL included: ``all_letters(tiles)[letter]`` are the letter's bits."""
+def tile_table(tiles: Words, bq: int, bk: int) -> Words:
+    """The bits of every letter, uint32 [2 + T, BQ, W]: of EMPTY, of FULL, then the tiles; index it with letters."""
     constant = pack(np.stack([np.zeros((bq, bk), bool), np.ones((bq, bk), bool)]))
     return np.concatenate([constant, tiles])
 
 
-class Alphabet:
-    """Hands out letters: one for each distinct tile, in the order in which tiles are first met."""
+class TileSet:
+    """Distinct tiles and their letters, numbered in the order in which tiles are first met."""
 
     def __init__(self, bq: int, bk: int) -> None:
-        empty, full = all_letters(no_tiles(bq, bk), bq, bk)
+        empty, full = tile_table(no_tiles(bq, bk), bq, bk)
         self._letter = {_digest(empty): EMPTY, _digest(full): FULL}
         self._tiles = no_tiles(bq, bk)
 
     def __len__(self) -> int:
-        """Tiles with a letter."""
+        """Number of distinct tiles."""
         return len(self._letter) - FIRST_TILE
 
     def letters(self, words: Words) -> NDArray[np.int32]:
-        """Letters of tiles [n, BQ, W], which are kept when new."""
+        """Letters of tiles [n, BQ, W]; new tiles are added to the set."""
         before = len(self)
         letters, new = self.numbered(words)
         if len(self) > len(self._tiles):
@@ -73,7 +73,7 @@ class Alphabet:
         return letters
 
     def numbered(self, words: Words) -> tuple[NDArray[np.int32], Ints]:
-        """Letters of tiles [n, BQ, W], and which of the tiles are new; they are not kept."""
+        """Letters of tiles [n, BQ, W], and the indices of new ones, which get a letter but are not stored."""
         letters = np.empty(len(words), np.int32)
         new: list[int] = []
         for begin in range(0, len(words), TILES_AT_ONCE):
@@ -92,7 +92,7 @@ class Alphabet:
         return letters, np.array(new, np.int64)
 
     def tiles(self) -> Words:
-        """The kept tiles, uint32 [T, BQ, W], in order of their letters. Ends the collecting."""
+        """The stored tiles, uint32 [T, BQ, W], in order of their letters. Call it once, at the end."""
         self._tiles.resize((len(self), *self._tiles.shape[1:]), refcheck=False)
         return self._tiles
 

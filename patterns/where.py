@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 
+from sparseflash.patterns.advice import MANY_BLOCKS, SlowScan, faster_form
+from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.captured import state
-from sparseflash.patterns.grid import Ints
+from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.predicate import Predicate, ask
 
@@ -25,6 +28,13 @@ class Where(Pattern):
     def allows(self, q: Ints, k: Ints) -> Bools:
         truth: Bools = ask(self.fn, q, k)
         return truth
+
+    def compile_on(self, grid: Grid) -> BlockMask:
+        mask = super().compile_on(grid)
+        if grid.rows * grid.cols >= MANY_BLOCKS:
+            looked = f"{self} was asked about all {grid.rows * grid.cols:,} blocks, O(N^2)"
+            warnings.warn(f"{looked}; {faster_form(mask)}", SlowScan, stacklevel=3)
+        return mask
 
     def __str__(self) -> str:
         if self.registered is not None:

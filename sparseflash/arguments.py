@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 
 from sparseflash.patterns.described import described
-from sparseflash.patterns.misuse import instead
 from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import instead
 from sparseflash.tables import LookupTable
 from sparseflash.transforms import PLAIN_TYPES
 

@@ -24,10 +24,10 @@ from sparseflash.functional import Mask
 from sparseflash.kernels import cpu
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.constant import constant
 from sparseflash.patterns.described import described
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables import LookupTable, lookup
 
 # New queries of one call. A block row has at least as many tokens, so the new ones touch no more than two block rows.

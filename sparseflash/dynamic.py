@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
-from sparseflash.patterns.tiles import Alphabet, pack
+from sparseflash.patterns.tiles import TileSet, pack
 from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, tensor, tile_arrays, unless_fake
 
 LARGEST_INDEX = np.iinfo(np.int32).max
@@ -170,8 +170,8 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     last_row = np.stack([i < bq, i < grid.q_len - (nq - 1) * bq])[:, None]
     last_col = np.stack([j < bk, j < grid.kv_len - (nk - 1) * bk])[:, None]
     bits = bits & last_row & last_col
-    alphabet = Alphabet(bq, bk)
-    letters = alphabet.letters(pack(bits.reshape(-1, bq, bk)))
+    tile_set = TileSet(bq, bk)
+    letters = tile_set.letters(pack(bits.reshape(-1, bq, bk)))
     return Edges(
         shape=(grid.q_len, grid.kv_len),
         block=(bq, bk),
@@ -180,7 +180,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
         nearest=nearest,
         farthest=farthest,
         letters=tensor(letters, device),
-        tiles=Tiles(*(tensor(array, device) for array in tile_arrays(alphabet.tiles()))),
+        tiles=Tiles(*(tensor(array, device) for array in tile_arrays(tile_set.tiles()))),
     )
 
 

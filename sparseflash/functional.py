@@ -26,10 +26,10 @@ from sparseflash.kernels.layout import Score
 from sparseflash.padding import kept, padded_table
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compiling import compiled
-from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables import LookupTable, PackedTable, lookup
 
 Mask: TypeAlias = Pattern | str | BlockMask | LookupTable | None

@@ -23,9 +23,9 @@ from sparseflash.module_checks import (
 )
 from sparseflash.padding import Lengths, Padding, kept
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.constant import constant
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.traced_constant import constant
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
 from sparseflash.shortened import shortened
 from sparseflash.tables import LookupTable, lasting, unless_fake

@@ -21,8 +21,8 @@ from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.named import name_of, named_table
 from sparseflash.packing import Contents
-from sparseflash.patterns.constant import constant
 from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables import LookupTable
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseflash.ordering import ORDERS, Indices, token_order
-from sparseflash.patterns.constant import Constant
+from sparseflash.patterns.traced_constant import Constant
 
 
 @dataclass(frozen=True)

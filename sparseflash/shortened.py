@@ -23,8 +23,8 @@ from torch import Tensor
 
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.keeping import TABLES
-from sparseflash.patterns.refinement import transposed
+from sparseflash.patterns.cache_budget import TABLES
+from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
 from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, lookup, unless_fake
 

@@ -16,10 +16,10 @@ from torch._guards import active_fake_mode
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.packing import Header, pack, unpack
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import TABLES
 from sparseflash.patterns.described import described
 from sparseflash.patterns.intervals import positions
-from sparseflash.patterns.keeping import TABLES
-from sparseflash.patterns.refinement import transposed
+from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.patterns.tiles import Words
 from sparseflash.schedule import cuts, deal, weights

@@ -18,8 +18,8 @@ from PIL import Image
 
 from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask, Pattern
-from sparseflash.patterns.drawing import DPI, TITLE_LINES, figure, heading, panel_size, tick_step, whole_multiple
-from sparseflash.patterns.pixels import (
+from sparseflash.pictures.drawing import DPI, TITLE_LINES, figure, heading, panel_size, tick_step, whole_multiple
+from sparseflash.pictures.pixels import (
     EMPTY_COLOUR,
     FULL_COLOUR,
     LEAST_INK,

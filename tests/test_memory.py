@@ -18,8 +18,9 @@ import torch
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.bench import peak_mb
-from sparseflash.patterns import keeping
-from sparseflash.patterns.compiling import compile_pattern, compile_with_advice
+from sparseflash.patterns import cache_budget
+from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.set_operations import full_mask
 from sparseflash.tables import _lookup
 
@@ -79,8 +80,8 @@ def test_changing_masks_and_lengths_leave_nothing_behind(forgotten: None) -> Non
 
 @pytest.mark.parametrize("most", [1 << 16, 1 << 19])
 def test_caches_hold_no_more_bytes_than_they_may(forgotten: None, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
-    monkeypatch.setattr(keeping.MASKS, "most", most)
-    monkeypatch.setattr(keeping.TABLES, "most", most)
+    monkeypatch.setattr(cache_budget.MASKS, "most", most)
+    monkeypatch.setattr(cache_budget.TABLES, "most", most)
     living: dict[str, list[tuple[weakref.ref[object], int]]] = {"masks": [], "tables": []}
     for number in range(60):
         mask = P.documents([100 + number] * 40).compile((100 + number) * 40, block=16)
@@ -104,8 +105,8 @@ def test_threads_share_the_caches(forgotten: None, monkeypatch: pytest.MonkeyPat
         return [out.detach(), *torch.autograd.grad(out.square().sum(), (q, k, v))]
 
     alone = [grads(number) for number in range(48)]
-    monkeypatch.setattr(keeping.MASKS, "most", 5000)  # so that one thread forgets while another looks
-    monkeypatch.setattr(keeping.TABLES, "most", 20_000)
+    monkeypatch.setattr(cache_budget.MASKS, "most", 5000)  # so that one thread forgets while another looks
+    monkeypatch.setattr(cache_budget.TABLES, "most", 20_000)
     with ThreadPoolExecutor(8) as pool:
         together = list(pool.map(grads, list(range(48)) * 3))
     for found, expected in zip(together, alone * 3, strict=True):

@@ -34,8 +34,10 @@ def test_what_was_judged_is_there(file: str, line: str, what: str) -> None:
 
 
 def test_only_the_named_modules_are_changed() -> None:
-    assert files_of("patterns", ["pixels", "drawing"]) == [ROOT / "patterns/drawing.py", ROOT / "patterns/pixels.py"]
-    assert files_of("patterns") == sorted(set((ROOT / "patterns").glob("*.py")) - {ROOT / "patterns/__init__.py"})
+    folders = ROOT / "patterns", ROOT / "sparseflash/pictures"
+    assert files_of("patterns", ["pixels", "tiles"]) == [folders[0] / "tiles.py", folders[1] / "pixels.py"]
+    every = [path for folder in folders for path in sorted(folder.glob("*.py")) if path.name != "__init__.py"]
+    assert files_of("patterns") == every
     with pytest.raises(ValueError, match=r"no module 'pixel' in patterns: expected some of .*, pixels, "):
         files_of("patterns", ["drawing", "pixel"])
 

@@ -96,8 +96,8 @@ def test_sdist_to_wheel_carries_everything(built: Built) -> None:
             assert behind_link, (folder, kind)
             sources |= behind_link
     assert sources <= packed
-    page = {f"sparseflash/patterns/page/{p.name}" for p in (ROOT / "patterns" / "page").iterdir()}
-    assert "sparseflash/patterns/page/page.html" in page
+    page = {f"sparseflash/pictures/page/{p.name}" for p in (ROOT / "sparseflash" / "pictures" / "page").iterdir()}
+    assert "sparseflash/pictures/page/page.html" in page
     assert page <= packed
     assert "sparseflash/py.typed" in packed
     assert not [n for n in packed if n.startswith(("patterns/", "kernels/", "tests/"))]

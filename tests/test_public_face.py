@@ -31,8 +31,8 @@ CORE = (
     "transforms",
 )
 OUTER = (
-    *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "lra", "models", "pathfinder", "rounds"),
-    "train",
+    *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "lra", "models", "pathfinder"),
+    *("pictures", "rounds", "train"),
 )
 
 
@@ -90,15 +90,38 @@ def imported(path: Path) -> set[str]:
 
 def test_arrows_go_one_way() -> None:
     for path in (ROOT / "patterns").glob("*.py"):
+        # A mask is drawn by packages that patterns do without, so its methods import the pictures when called.
+        ours = ("sparseflash.patterns", *["sparseflash.pictures"] * (path.name == "block_mask.py"))
         for name in imported(path):
             assert not name.startswith("torch"), f"{path}: patterns know nothing of torch"
-            assert not name.startswith("sparseflash") or name.startswith("sparseflash.patterns"), f"{path}: {name}"
+            assert not name.startswith("sparseflash") or name.startswith(ours), f"{path}: {name}"
+    for path in (ROOT / "sparseflash/pictures").glob("*.py"):
+        for name in imported(path):
+            ours = "sparseflash.patterns", "sparseflash.pictures"
+            assert not name.startswith("sparseflash") or name.startswith(ours), f"{path}: {name}"
     for path in (ROOT / "kernels").glob("*.py"):
         for name in imported(path):
             assert not name.startswith("sparseflash") or name.startswith("sparseflash.kernels"), f"{path}: {name}"
     for module in CORE:
         for name in imported(ROOT / "sparseflash" / f"{module}.py"):
             assert not name.startswith(tuple(f"sparseflash.{o}" for o in OUTER)), f"{module}: {name}"
+
+
+def test_patterns_need_numpy_and_scipy_alone() -> None:
+    """What else they use is imported inside of functions: to write a file, to show a bar, to draw."""
+    others = "torch", "triton", "matplotlib", "PIL", "rich", "safetensors", "sparseflash.pictures"
+    for path in (ROOT / "patterns").glob("*.py"):
+        for node in ast.parse(path.read_text()).body:
+            names = (
+                [a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", None) or ""]
+            )
+            for root in {name.partition(".")[0] for name in names} - {""}:
+                assert root in sys.stdlib_module_names | {"numpy", "scipy", "sparseflash"}, f"{path}: {root}"
+    code = f"""import sys; from sparseflash import patterns as P
+mask = (P.causal() & P.local(9)).compile(100); P.BlockMask.from_scipy(mask.to_scipy(), 100, tiles=mask.tiles).to_dense()
+print([name for name in {others} if name in sys.modules])"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "[]\n"
 
 
 def test_importing_the_package_is_light() -> None:

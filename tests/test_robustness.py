@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import coo_array
 
 from sparseflash import patterns as P
-from sparseflash.patterns import refinement
+from sparseflash.patterns import overlay
 from sparseflash.patterns.runs import Runs, distinct
 from tests.strategies import Shape, expressions, per_head, shapes
 
@@ -111,7 +111,7 @@ def test_one_file_may_be_saved_by_many_at_once(tmp_path: Path) -> None:
 def test_matrices_are_refined_in_portions(a: P.Pattern, b: P.Pattern, shape: Shape, at_once: int) -> None:
     first, second = shape.compile(a), shape.compile(b)
     whole = first & second, first - second, first.transposed()
-    with patch.object(refinement, "JUMPS_AT_ONCE", at_once):
+    with patch.object(overlay, "JUMPS_AT_ONCE", at_once):
         assert (first & second, first - second, first.transposed()) == whole
 
 
@@ -124,10 +124,10 @@ matrices = st.tuples(st.integers(1, 6), st.integers(1, 9)).flatmap(
 @given(matrices, st.integers(1, 40))
 def test_letters_of_any_size_are_kept(pair: list[NDArray[np.int32]], at_once: int) -> None:
     a, b = (Runs.from_blocks((each.shape[0], each.shape[1]), *_blocks(each)) for each in pair)
-    with patch.object(refinement, "JUMPS_AT_ONCE", at_once):
-        down = refinement.transposed(a)
-        stacked = refinement.transposed(Runs(a.shape, a.start, a.stop, a.letter), a.shape[0])
-        both, of_a, of_b = refinement.combined(a, b)
+    with patch.object(overlay, "JUMPS_AT_ONCE", at_once):
+        down = overlay.transposed(a)
+        stacked = overlay.transposed(Runs(a.shape, a.start, a.stop, a.letter), a.shape[0])
+        both, of_a, of_b = overlay.overlay(a, b)
     np.testing.assert_array_equal(_matrix(down), pair[0].T)
     np.testing.assert_array_equal(_matrix(stacked), pair[0].reshape(-1, 1))
     at = both.blocks()[:2]

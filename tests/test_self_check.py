@@ -12,9 +12,9 @@ from hypothesis import given
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
+from sparseflash.patterns.comparison import compare_sample
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools
-from sparseflash.patterns.self_check import check_sample
 from tests.strategies import expressions, named_leaves
 
 SMALL: dict[str, Any] = {"lengths": (60, (37, 80)), "blocks": (16, (32, 16)), "offsets": (None, 3)}
@@ -24,7 +24,7 @@ SMALL: dict[str, Any] = {"lengths": (60, (37, 80)), "blocks": (16, (32, 16)), "o
 def test_the_library_keeps_its_promises(pattern: Pattern) -> None:
     P.check(pattern, **SMALL)
     for block in (16, 32, (64, 16), 128):
-        check_sample(pattern, pattern.compile(300, block=block))
+        compare_sample(pattern, pattern.compile(300, block=block))
 
 
 @dataclass(frozen=True, repr=False)

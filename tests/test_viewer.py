@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given
 
 from sparseflash import patterns as P
-from sparseflash.patterns import BlockMask, Pattern, viewer
+from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.runs import Runs
+from sparseflash.pictures import viewer
 from tests.strategies import Shape, expressions, per_head, per_sample, shapes
 
 HOSTILE = "</script><script>document.title='stolen'</script><!-- &amp; \"' @@DATA@@ \u2028 \ud800"

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from sparseflash import patterns as P
-from sparseflash.patterns import BlockMask, Pattern, viewer
-from sparseflash.patterns.pixels import FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR
+from sparseflash.patterns import BlockMask, Pattern
+from sparseflash.pictures import viewer
+from sparseflash.pictures.pixels import FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR
 from tests.test_viewer import HOSTILE, data_of
 
 Open = Callable[..., "Page"]

@@ -8,7 +8,7 @@ import pytest
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
-from sparseflash.patterns.waste import WastefulPattern, advice
+from sparseflash.patterns.advice import WastefulPattern, advice
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from sparseflash import patterns as P
-from sparseflash.patterns import progress, structure
-from sparseflash.patterns.structure import SlowScan, faster_form
+from sparseflash.patterns import advice, progress
+from sparseflash.patterns.advice import SlowScan, faster_form
 
 DOCUMENT = torch.arange(300) // 37
 RANDOM = np.random.default_rng(0).random((64, 64)) < 0.2
@@ -65,7 +65,7 @@ def test_an_error_in_the_predicate_is_the_user_s_own() -> None:
 def test_a_long_scan_says_what_would_make_it_linear(
     fn: Callable[[Any, Any], Any], words: str, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(structure, "TILES_AT_ONCE", at_once)
+    monkeypatch.setattr(advice, "TILES_AT_ONCE", at_once)
     with pytest.warns(SlowScan) as caught:
         P.where(lambda q, k: fn(q, k)).compile(4096, block=16)
     assert words in str(caught[0].message)
@@ -106,7 +106,7 @@ def test_two_blocks_a_side_are_enough_to_see_a_structure() -> None:
     assert "depends on q - k alone" not in faster_form(P.local(3).compile(64, block=(16, 32)))
 
 
-@pytest.mark.filterwarnings("ignore::sparseflash.patterns.structure.SlowScan")
+@pytest.mark.filterwarnings("ignore::sparseflash.patterns.advice.SlowScan")
 def test_a_scan_takes_memory_for_what_is_stored_only() -> None:
     tracemalloc.start()
     mask = P.where(lambda q, k: abs(q - k) < 100).compile(16384, block=64)  # 65,536 blocks, 268 million pairs
@@ -116,7 +116,7 @@ def test_a_scan_takes_memory_for_what_is_stored_only() -> None:
     assert peak < 150e6
 
 
-@pytest.mark.filterwarnings("ignore::sparseflash.patterns.waste.WastefulPattern")
+@pytest.mark.filterwarnings("ignore::sparseflash.patterns.advice.WastefulPattern")
 def test_a_pattern_of_all_blocks_is_compared_in_portions() -> None:
     """Listing the 4 million blocks of strided(16) at once would take 34 MB an array."""
     tracemalloc.start()

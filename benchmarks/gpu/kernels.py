@@ -29,7 +29,7 @@ from benchmarks.gpu.work import PASSES, Pass, Rates, attention_work
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash.bench import peak_mb
-from sparseflash.patterns.waste import WastefulPattern
+from sparseflash.patterns.advice import WastefulPattern
 from sparseflash.rounds import Call, interleaved
 
 Key = tuple[str, Pass]

@@ -22,7 +22,7 @@ from benchmarks.gpu.machine import Machine
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash.bench import peak_mb
-from sparseflash.patterns.waste import WastefulPattern
+from sparseflash.patterns.advice import WastefulPattern
 from sparseflash.rounds import reason, waiting_for
 
 LENGTHS = tuple(1 << n for n in (13, 15, 17, 16, 14, 18, 19, 20))

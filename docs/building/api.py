@@ -6,6 +6,9 @@ from functools import cache
 from importlib import import_module
 from typing import NamedTuple
 
+# Public classes on whose pages the members of a base stand that has no page of its own.
+BASES = {"sparseflash.BlockMask": "sparseflash.patterns.mask_data.MaskData"}
+
 
 class ApiPage(NamedTuple):
     """A page of the reference."""
@@ -125,9 +128,19 @@ def definition(name: str) -> str:
 @cache
 def described() -> set[str]:
     """Names of the reference, and where they are defined: docstrings refer to either."""
-    return names() | {definition(name) for name in names()}
+    return names() | {definition(name) for name in names()} | set(BASES.values())
 
 
 def markdown(page: ApiPage) -> str:
     """The page as mkdocstrings reads it."""
-    return "\n\n".join([f"# {page.title}", page.about, *(f"::: {name}" for name in page.names)]) + "\n"
+    return "\n\n".join([f"# {page.title}", page.about, *map(directive, page.names)]) + "\n"
+
+
+def directive(name: str) -> str:
+    """What mkdocstrings puts the reference of a name in the place of."""
+    if name not in BASES:
+        return f"::: {name}"
+    module, _, base = BASES[name].rpartition(".")
+    inherited = vars(getattr(import_module(module), base))
+    members = sorted({member for member in {*inherited, *inherited["__annotations__"]} if not member.startswith("_")})
+    return f"::: {name}\n    options:\n      inherited_members: [{', '.join(members)}]"

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sparseflash.patterns import BlockMask, Pattern
-from sparseflash.patterns.waste import advice
+from sparseflash.patterns.advice import advice
 from sparseflash.schedule import Balance, balance
 
 BINS = 8

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sparseflash.arguments import checked_scale, under_autocast
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.tiles import all_letters, unpack
+from sparseflash.patterns.tiles import tile_table, unpack
 
 PAIRS_AT_ONCE = 1 << 22
 
@@ -33,7 +33,7 @@ def max_scores(
     scale = checked_scale(scale, q.shape[-1])
     (bq, bk), (nq, nk), dtype = mask.block, mask.grid_shape, torch.promote_types(q.dtype, torch.float32)
     rows, cols, letters = mask.runs.blocks()
-    words = all_letters(mask.tiles, bq, bk)
+    words = tile_table(mask.tiles, bq, bk)
     best = torch.full((*q.shape[:2], nq, bq), -torch.inf, dtype=dtype, device=q.device)
     step = max(1, PAIRS_AT_ONCE // (bq * bk))
     group = q.shape[1] // k.shape[1]

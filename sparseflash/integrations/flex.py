@@ -22,7 +22,7 @@ from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.patterns.tiles import Alphabet, all_letters, pack
+from sparseflash.patterns.tiles import TileSet, pack, tile_table
 from sparseflash.tables import tensor
 
 # Token pairs asked of a mask_mod at once: bounds memory (a predicate may hold several int64 arrays of this size).
@@ -86,14 +86,14 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
         counted = replace(grid, q_offset=0)
         return _moved(_rounded(block_mask, blocks, (samples, heads), theirs, counted), q_offset)
     shape = (samples * heads * grid.rows, grid.cols)
-    letters, alphabet = _evaluated(block_mask, blocks[0], heads, grid)
+    letters, tile_set = _evaluated(block_mask, blocks[0], heads, grid)
     linear = np.concatenate(blocks)
     letters = np.concatenate([letters, np.full(linear.size - letters.size, FULL, np.int32)])
     order = np.argsort(linear, kind="stable")
     linear, letters = linear[order], letters[order]
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
-    mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), alphabet.tiles(), pattern_of)
-    return mask & full_mask(grid)  # blocks at ragged ends reach past the tokens
+    mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), tile_set.tiles(), pattern_of)
+    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends reach past the tokens
 
 
 def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int | None, int | None]) -> tuple[int, int]:
@@ -207,7 +207,7 @@ def _place(linear: int, heads: int, grid: Grid) -> str:
     return f"block ({row}, {col}) of sample {p // heads}, head {p % heads}"
 
 
-def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], Alphabet]:
+def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], TileSet]:
     """Letters of blocks, by asking mask_mod about each of their tokens. Tokens past the lengths answer as the last one.
 
     A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as FlexAttention does.
@@ -221,7 +221,7 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
     q = row[:, None] * grid.bq + np.arange(grid.bq)
     k = col[:, None] * grid.bk + np.arange(grid.bk)
     questions = (p // heads, p % heads, np.minimum(q, grid.q_len - 1), np.minimum(k, grid.kv_len - 1))
-    alphabet = Alphabet(grid.bq, grid.bk)
+    tile_set = TileSet(grid.bq, grid.bk)
     letters = np.full(linear.size, EMPTY, np.int32)
     step = max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
     for start in range(0, linear.size, step):
@@ -230,8 +230,8 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
             answer = ask(*(torch.from_numpy(x[some]).to(device) for x in questions))
         if answer.dtype != torch.bool:
             raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
-        letters[some] = alphabet.letters(pack(answer.cpu().numpy()))
-    return letters, alphabet
+        letters[some] = tile_set.letters(pack(answer.cpu().numpy()))
+    return letters, tile_set
 
 
 def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
@@ -279,7 +279,7 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
     dense[rows, cols] = values
     letters = tensor(dense.reshape(mask.patterns, nq, nk), device)
     pattern_of = tensor(mask.pattern_of, device)
-    bits = tensor(all_letters(mask.tiles, bq, bk).view(np.int32), device)
+    bits = tensor(tile_table(mask.tiles, bq, bk).view(np.int32), device)
 
     if device.type == "cpu":
         # Compiled for a second mask, with another number of tiles, these sizes would become symbols, and Inductor's C++

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseflash.integrations.mask_mods import MaskMod
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints
 from sparseflash.patterns.pattern import Bools
 from sparseflash.patterns.set_operations import stacked
@@ -37,7 +37,7 @@ def scan(mask_mod: MaskMod, samples: int, heads: int, grid: Grid, device: torch.
         stacked([_scanned(mask_mod, sample, head, grid, device) for head in range(heads)], axis=1)
         for sample in range(samples)
     ]
-    return stacked(rows, axis=0)
+    return BlockMask.of(stacked(rows, axis=0))
 
 
 def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask:

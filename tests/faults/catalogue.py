@@ -25,13 +25,13 @@ class Fault:
 TABLE = [
     Fault(
         "the transposed table is off by one line",
-        "patterns.refinement",
+        "patterns.overlay",
         "stop += place[begins + 1]",
         "stop += np.minimum(place[begins + 1] + 1, n)",
     ),
     Fault(
         "the transposed table starts one line late",
-        "patterns.refinement",
+        "patterns.overlay",
         "start += place[begins]\n",
         "start += np.minimum(place[begins] + 1, place[begins + 1] - 1)\n",
     ),

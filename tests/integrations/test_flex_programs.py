@@ -16,7 +16,7 @@ from sparseflash import flex as ours
 from sparseflash import patterns as P
 from sparseflash.flex import converting
 from sparseflash.integrations.flex import from_flex
-from sparseflash.patterns.structure import SlowScan
+from sparseflash.patterns.advice import SlowScan
 from tests.oracle import check, random_case
 
 # Said by FlexAttention once a process when it is not compiled; its plain implementation is what we compare with.
@@ -257,9 +257,9 @@ def test_what_differs_is_refused() -> None:
 
 
 def test_a_long_scan_names_the_structure_that_it_found() -> None:
-    from sparseflash.patterns import structure
+    from sparseflash.patterns import advice
 
-    tokens = 16 * int(structure.MANY_BLOCKS**0.5) + 16
+    tokens = 16 * int(advice.MANY_BLOCKS**0.5) + 16
     with pytest.warns(SlowScan, match=r"sliding_window.*O\(N\^2\).*depends on q - k alone"):
         ours.create_block_mask(sliding_window, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=16)
 

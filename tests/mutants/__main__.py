@@ -50,7 +50,7 @@ DRAWN = {
     "writing": ["test_mask_files", "test_drawing"],
 }
 PARTS: dict[str, tuple[list[str], list[str]]] = {
-    "patterns": (["patterns/*.py"], PATTERNS),
+    "patterns": (["patterns/*.py", "sparseflash/pictures/*.py"], PATTERNS),
     "tables": (
         ["sparseflash/tables.py", "sparseflash/schedule.py", "sparseflash/packing.py"],
         [

@@ -26,9 +26,9 @@ from sparseflash.integrations.transformers.sequences import Piece, within
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.ops import MaskArguments
 from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.cache_budget import MASKS, TABLES
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.keeping import MASKS, TABLES
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern, PerSample, holds
@@ -167,7 +167,8 @@ def compiled(
         pattern = pattern & causal()
     if told.window is not None:
         pattern = pattern & local(told.window - told.causal)
-    return stacked([_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples], axis=0)
+    masks = [_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples]
+    return BlockMask.of(stacked(masks, axis=0))
 
 
 # Batches differ, but their samples are padded to lengths that come again and again.

@@ -19,7 +19,7 @@ from typing import TypeAlias
 import numpy as np
 
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.compiling import compile_pattern
+from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.dilated import Offsets
 from sparseflash.patterns.grid import Grid, Ints

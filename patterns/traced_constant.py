@@ -1,4 +1,4 @@
-"""What a compiled graph depends on as a whole."""
+"""Objects that are constants of a graph of torch.compile, as a whole."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ Result = TypeVar("Result")
 
 
 class Constant:
-    """Base of frozen dataclasses of which graphs of torch.compile hold results, and whose insides they do not see."""
+    """Base of frozen dataclasses into which torch.compile does not trace: a graph holds what is computed from them."""
 
     def evaluated(
         self: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
     ) -> Result:
-        """``function(self, *rest)``; while a graph is traced it is called once, and the result a constant of the graph.
+        """``function(self, *rest)``, called once while a graph is traced; the result is a constant of the graph.
 
-        Of a method torch.compile knows the object itself; as an argument of a function, torch 2.11 refuses it.
+        Must be a method: torch 2.11 rejects the object as an argument of a function that is assumed to be constant.
 
         Raises:
             TypeError: the object was made by the code that is being compiled: torch knows nothing but its class.
@@ -38,6 +38,6 @@ class Constant:
 def constant(
     of: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
 ) -> Result:
-    """``function(of, *rest)``, which in a graph of torch.compile is a constant: a graph for each object."""
+    """``function(of, *rest)``, a constant in a graph of torch.compile; each object has a graph of its own."""
     id(of)  # makes torch.compile guard the graph with it
     return of.evaluated(function, *rest, **named)

@@ -1,13 +1,36 @@
-"""What a scanned mask turned out to be, and how to write it so that it compiles in the size of its answer."""
+"""Advice on patterns whose masks waste blocks, and on predicates that could compile faster."""
 
 from __future__ import annotations
 
+from textwrap import shorten
+from typing import TYPE_CHECKING
+
 import numpy as np
 
-from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.tiles import TILES_AT_ONCE, all_letters, unpack
+from sparseflash.patterns.compile_cache import compile_pattern
+from sparseflash.patterns.mask_data import MaskData
+from sparseflash.patterns.tiles import TILES_AT_ONCE, tile_table, unpack
 
+if TYPE_CHECKING:
+    from sparseflash.patterns.pattern import Pattern
+
+SHORTEST = 8192  # tokens; below, even dense attention is quick
+DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
+EXCESS = 4  # stored tokens for each allowed pair that are worth a word
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
+
+
+class WastefulPattern(UserWarning):
+    """A mask stores many blocks that are nearly empty.
+
+    Example:
+        >>> import warnings
+        >>> from sparseflash import patterns as P
+        >>> with warnings.catch_warnings():
+        ...     warnings.simplefilter("ignore", P.WastefulPattern)  # known, and wanted
+        ...     P.strided(7).compile(8192).density
+        1.0
+    """
 
 
 class SlowScan(UserWarning):
@@ -23,7 +46,35 @@ class SlowScan(UserWarning):
     """
 
 
-def faster_form(mask: BlockMask) -> str:
+def advice(pattern: Pattern, mask: MaskData) -> str | None:
+    """A sentence that names both densities and what would mend them, or None where the blocks are well used.
+
+    Args:
+        pattern: what was compiled.
+        mask: what came of it.
+
+    Example:
+        >>> from sparseflash import patterns as P
+        >>> advice(P.strided(4, unit=128), P.strided(4, unit=128).compile(8192)) is None
+        True
+    """
+    if min(mask.shape) < SHORTEST or mask.density < DENSE_FROM or mask.density < EXCESS * mask.token_density:
+        return None
+    cost = (
+        f"{shorten(str(pattern), 200)} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} "
+        f"tokens for {mask.token_density:.2%} of the pairs, and attention takes time for blocks"
+    )
+    mended = pattern.coarser(max(mask.block))
+    if mended == pattern:
+        return f"{cost}. Patterns whose allowed keys lie together, in stretches of a block or more, cost less"
+    density = compile_pattern(mended, mask.grid).density
+    if density > mask.density / 2:
+        return cost
+    tokens = ", of tokens put in that order (sparseflash.ordering)" if mended.orders_tokens else ""
+    return f"{cost}. {shorten(str(mended), 200)} would store {density:.1%}{tokens}"
+
+
+def faster_form(mask: MaskData) -> str:
     """The structure found in a mask, as advice to whoever wrote it as a predicate.
 
     Args:
@@ -51,7 +102,7 @@ def faster_form(mask: BlockMask) -> str:
     return "; ".join(found) or "no structure was found that would spare looking at every block"
 
 
-def _depends_on_difference(mask: BlockMask) -> bool:
+def _depends_on_difference(mask: MaskData) -> bool:
     """Whether blocks, and inside them pairs, at equal distance from the diagonal are equal, and some are stored."""
     grid = mask.grid
     if grid.bq != grid.bk or not mask.nnz:
@@ -67,7 +118,7 @@ def _depends_on_difference(mask: BlockMask) -> bool:
             return False
     diagonals = np.arange(1 - rows, cols)  # of blocks, by column - row
     letters = runs.letter_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
-    words = all_letters(mask.tiles, grid.bq, grid.bk)
+    words = tile_table(mask.tiles, grid.bq, grid.bk)
     below = above = np.empty((0, 0), bool)
     for begin in range(0, letters.size, TILES_AT_ONCE):
         bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)
@@ -81,7 +132,7 @@ def _depends_on_difference(mask: BlockMask) -> bool:
     return True
 
 
-def _cell(mask: BlockMask) -> int:
+def _cell(mask: MaskData) -> int:
     """Largest power of two such that aligned cells of so many tokens are allowed or not as a whole."""
     grid = mask.grid
     size = min(grid.bq, grid.bk)

@@ -1,4 +1,6 @@
-"""Letters of a pattern's blocks, found by looking at one block of each kind.
+"""A leaf compiled onto a grid, from its full runs and its candidates.
+
+Of the candidates, one block of each kind (equal keys) is evaluated token by token.
 
 A pattern that names its candidates is looked at there, in one go: the memory is in proportion to the answer. Any other
 is scanned a few block rows at a time, so that the memory does not grow with the number of blocks looked at.
@@ -7,16 +9,22 @@ is scanned a few block rows at a time, so that the memory does not grow with the
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from textwrap import shorten
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.grid import Grid, Ints
-from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.mask_data import MaskData
+from sparseflash.patterns.memory import MemoryBoundError, reserve
 from sparseflash.patterns.progress import track
-from sparseflash.patterns.runs import EMPTY, Runs, distinct
-from sparseflash.patterns.tiles import Alphabet, Words, pack
+from sparseflash.patterns.runs import EMPTY, FULL, Runs, distinct
+from sparseflash.patterns.set_operations import full_mask, intersection, union
+from sparseflash.patterns.tiles import TileSet, Words, no_tiles, pack
+
+if TYPE_CHECKING:
+    from sparseflash.patterns.pattern import Pattern
 
 # Token pairs evaluated at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
@@ -24,20 +32,44 @@ PAIRS_AT_ONCE = 1 << 21
 BLOCKS_AT_ONCE = 1 << 17
 
 
-def evaluate(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
+def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
+    """The mask of a pattern that is no operator, as it is on this grid.
+
+    Raises:
+        MemoryBoundError: it would take more memory than it may.
+    """
+    try:
+        reserve(grid.rows, 160)
+        runs, tiles = rasterize(pattern, grid)
+        stretches = pattern.full_runs(grid)
+    except MemoryBoundError as error:
+        raise MemoryBoundError(f"{shorten(str(pattern), 200)} over {grid}: {error}") from None
+    if stretches is None:
+        return MaskData.canonical(grid, runs, tiles)
+    filled = Runs.from_intervals(grid.shape, *stretches, FULL)
+    if not grid.ragged:
+        both = runs.beside(filled)
+        if both is not None:
+            return MaskData.canonical(grid, both, tiles)
+    # The ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
+    filled_mask = intersection(MaskData.canonical(grid, filled, no_tiles(grid.bq, grid.bk)), full_mask(grid))
+    return union(MaskData.canonical(grid, runs, tiles), filled_mask)
+
+
+def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
     """Runs of letters, and the tiles that letters from 2 on stand for."""
-    alphabet = Alphabet(grid.bq, grid.bk)
+    tile_set = TileSet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
         rows, cols = _existing(pattern, grid, *found)
-        letters = _letters(pattern, grid, rows, cols, alphabet, progress=True)
-        return Runs.from_blocks(grid.shape, rows, cols, letters), alphabet.tiles()
+        letters = _letters(pattern, grid, rows, cols, tile_set, progress=True)
+        return Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles()
     parts = []
     for rows, cols in _scan(pattern, grid):
-        letters = _letters(pattern, grid, rows, cols, alphabet, progress=False)
+        letters = _letters(pattern, grid, rows, cols, tile_set, progress=False)
         parts.append(Runs.from_blocks(grid.shape, rows, cols, letters))
     start, stop, letter = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "letter"))
-    return Runs(grid.shape, start, stop, letter), alphabet.tiles()
+    return Runs(grid.shape, start, stop, letter), tile_set.tiles()
 
 
 def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
@@ -78,7 +110,7 @@ def _evaluated_at_once(grid: Grid) -> int:
 
 
 def _letters(
-    pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet, *, progress: bool
+    pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet, *, progress: bool
 ) -> NDArray[np.int32]:
     """Letters of blocks; of blocks with equal keys, the first is evaluated."""
     kind = _kinds(pattern, grid, rows, cols)
@@ -93,7 +125,7 @@ def _letters(
     steps = range(0, first.size, step)
     for start in track(steps, f"looking at {first.size:,} blocks for {pattern}") if progress else steps:
         chosen = first[start : start + step]
-        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], alphabet)
+        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
     return letters if kind is None else letters[kind]
 
 
@@ -112,11 +144,11 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
     return kinds
 
 
-def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: Alphabet) -> NDArray[np.int32]:
+def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
     """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
     words = pattern.tiles(grid, rows, cols)
     if words is not None:
-        return alphabet.letters(words)
+        return tile_set.letters(words)
     i = rows[:, None] * grid.bq + np.arange(grid.bq)
     j = cols[:, None] * grid.bk + np.arange(grid.bk)
     q = np.minimum(i, grid.q_len - 1) + grid.q_offset
@@ -125,7 +157,7 @@ def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, alphabet: A
     q_in, k_in = i < grid.q_len, j < grid.kv_len
     if not (q_in.all() and k_in.all()):
         bits = bits & q_in[:, :, None] & k_in[:, None, :]
-    return alphabet.letters(pack(bits))
+    return tile_set.letters(pack(bits))
 
 
 def _truth(pattern: Pattern, q: Ints, k: Ints, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -15,18 +15,16 @@ import zlib
 from os import PathLike
 from pathlib import Path
 from textwrap import shorten
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.atomic_write import atomic_write
-from sparseflash.patterns.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FULL
-from sparseflash.patterns.tiles import all_letters
-
-if TYPE_CHECKING:
-    from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.tiles import tile_table
+from sparseflash.pictures.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
 
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = ("mask.js", "patches.js", "view.js", "drawing.js", "reading.js", "main.js")
@@ -34,7 +32,7 @@ MAX_UNPACKED = 128 << 20  # bytes of runs and tiles that a browser has to hold
 MAX_PAGE = 16 << 20  # bytes of the file
 
 
-def write(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None) -> None:
+def write(mask: MaskData, path: str | PathLike[str], *, title: str | None = None) -> None:
     """Write the page; to a temporary name first, so that the file is whole or not there.
 
     Raises:
@@ -45,7 +43,7 @@ def write(mask: BlockMask, path: str | PathLike[str], *, title: str | None = Non
         file.write(page(mask, title).encode("utf-8", errors="replace"))
 
 
-def page(mask: BlockMask, title: str | None = None) -> str:
+def page(mask: MaskData, title: str | None = None) -> str:
     """The page's text.
 
     Raises:
@@ -72,7 +70,7 @@ def page(mask: BlockMask, title: str | None = None) -> str:
     return text
 
 
-def content_of(mask: BlockMask, title: str) -> dict[str, Any]:
+def content_of(mask: MaskData, title: str) -> dict[str, Any]:
     """What the page knows of the mask, as plain data.
 
     Raises:
@@ -123,11 +121,11 @@ def _packed(array: NDArray[Any]) -> str:
     return base64.b64encode(zlib.compress(little.tobytes())).decode()
 
 
-def _patterns(mask: BlockMask) -> list[dict[str, Any]]:
+def _patterns(mask: MaskData) -> list[dict[str, Any]]:
     """Figures of each distinct pattern, and whose it is."""
     runs, (nq, nk), (q_len, kv_len) = mask.runs, mask.grid_shape, mask.shape
     owner = runs.row // nq
-    pairs = np.bitwise_count(all_letters(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
+    pairs = np.bitwise_count(tile_table(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
     allowed = np.bincount(owner, pairs[runs.letter] * runs.length, mask.patterns)
     full = np.bincount(owner, runs.length * (runs.letter == FULL), mask.patterns)
     return [
@@ -168,7 +166,7 @@ def _ranges(chosen: NDArray[np.bool_]) -> str:
     return text + (", ..." if len(spans) > 8 else "")
 
 
-def _too_large(mask: BlockMask, why: str) -> ValueError:
+def _too_large(mask: MaskData, why: str) -> ValueError:
     return ValueError(
         f"{mask!r} is too much for a page: {len(mask.runs):,} runs and {len(mask.tiles):,} tiles in {mask.patterns:,} "
         f"patterns; {why}. Write the page of a shorter sequence, of fewer heads, or with larger blocks; or draw it "

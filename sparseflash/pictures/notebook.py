@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from base64 import b64encode
 from html import escape
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from sparseflash.patterns.pixels import Pixels, enlarged, picture, png_bytes
-
-if TYPE_CHECKING:
-    from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.mask_data import MaskData
+from sparseflash.pictures.pixels import Pixels, enlarged, picture, png_bytes
 
 SIZE = 320  # pixels on a side, about
 PANELS = 4
@@ -20,7 +17,7 @@ FRAME = 160  # grey
 MAX_TEXT = 400  # characters of the expression
 
 
-def png(mask: BlockMask) -> bytes:
+def png(mask: MaskData) -> bytes:
     """A small picture of the mask: of each of the first patterns, side by side, when there are several."""
     panels = [_panel(mask, p) for p in range(min(mask.patterns, PANELS))]
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
@@ -28,7 +25,7 @@ def png(mask: BlockMask) -> bytes:
     return png_bytes(np.concatenate(row, axis=1))
 
 
-def html(mask: BlockMask) -> str:
+def html(mask: MaskData) -> str:
     """The mask's figures as a table beside its picture."""
     (q_len, kv_len), (bq, bk), (nq, nk) = mask.shape, mask.block, mask.grid_shape
     samples, heads = mask.pattern_of.shape
@@ -59,7 +56,7 @@ def html(mask: BlockMask) -> str:
     )
 
 
-def _panel(mask: BlockMask, pattern: int) -> Pixels:
+def _panel(mask: MaskData, pattern: int) -> Pixels:
     """One pattern in a thin frame."""
     pixels, _ = picture(mask, pattern, size=(SIZE, SIZE))
     framed = np.pad(enlarged(pixels, SIZE), ((1, 1), (1, 1), (0, 0)), constant_values=FRAME)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sparseflash.patterns.grid import Ints, is_int
+from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
-
-if TYPE_CHECKING:
-    from sparseflash.patterns.block_mask import BlockMask
 
 Pixels: TypeAlias = NDArray[np.uint8]  # RGB [h, w, 3]
 Span: TypeAlias = tuple[int, int]  # half-open
@@ -30,7 +28,7 @@ LEAST_INK = 0.6
 MOST_GROWN = 0.01
 
 
-def checked_window(mask: BlockMask, window: Any) -> Window:
+def checked_window(mask: MaskData, window: Any) -> Window:
     """The window, or all of the mask for None.
 
     Raises:
@@ -54,7 +52,7 @@ def checked_window(mask: BlockMask, window: Any) -> Window:
     return (int(q0), int(q1)), (int(k0), int(k1))
 
 
-def token_kinds(mask: BlockMask, pattern: int, window: Window) -> NDArray[np.uint8]:
+def token_kinds(mask: MaskData, pattern: int, window: Window) -> NDArray[np.uint8]:
     """What each pair of the window is, as an index into PALETTE, uint8 [queries, keys].
 
     0: in an EMPTY block; 1: in a FULL one; 2: allowed, in a PARTIAL one; 3: not allowed, in a PARTIAL one.
@@ -72,7 +70,7 @@ def token_kinds(mask: BlockMask, pattern: int, window: Window) -> NDArray[np.uin
     return pairs[q0 - rows[0] * bq : q1 - rows[0] * bq, k0 - cols[0] * bk : k1 - cols[0] * bk]
 
 
-def block_counts(mask: BlockMask, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> tuple[Ints, Ints]:
+def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> tuple[Ints, Ints]:
     """FULL and PARTIAL blocks in each of [h, w] pixels that share out the given block rows and columns. O(runs)."""
     (height, width), (nq, nk) = size, mask.grid_shape
     runs = mask.runs
@@ -96,7 +94,7 @@ def block_counts(mask: BlockMask, pattern: int, rows: Span, cols: Span, size: tu
     return counts[0], counts[1]
 
 
-def block_pixels(mask: BlockMask, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> Pixels:
+def block_pixels(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> Pixels:
     """The given block rows and columns as [h, w] pixels, at most one a block.
 
     A pixel that stands for many blocks is mixed from the colours of what it holds, paler the less it holds, but
@@ -135,7 +133,7 @@ def shows_tokens(window: Window, size: tuple[int, int]) -> bool:
 
 
 def picture(
-    mask: BlockMask, pattern: int = 0, window: Window | None = None, size: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)
+    mask: MaskData, pattern: int = 0, window: Window | None = None, size: tuple[int, int] = (MAX_PIXELS, MAX_PIXELS)
 ) -> tuple[Pixels, Window]:
     """RGB pixels of a window and the tokens that they cover.
 

@@ -1,7 +1,7 @@
-"""Two matrices of letters laid over each other: the stretches on which both have one letter.
+"""Two matrices of letters laid over each other: stretches in which neither letter changes.
 
-A matrix becomes its jumps, by how much the letter changes at each column; scipy adds two such matrices in one pass, and
-the running sum of what comes out is both letters.
+Each matrix is written as its jumps: by how much the letter changes at each column. scipy adds two such matrices in one
+pass, and a running sum over the result gives both letters.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Index = NDArray[Any]  # int32 where that suffices, else int64
 
 
 class Segments(NamedTuple):
-    """The common refinement of two matrices, without the stretches that both leave EMPTY."""
+    """Stretches of some rows in which neither matrix changes, without those that are EMPTY in both."""
 
-    first: int  # of the rows looked at
-    rows: int  # looked at
+    first: int  # row of these
+    rows: int  # number of rows
     row: Index
     start: Index  # columns [start, stop)
     stop: Index
@@ -73,9 +73,9 @@ def _csr(data: NDArray[Any], indices: Index, indptr: Index, shape: tuple[int, in
 
 
 def segments(a: Jumps, begin_a: Index, b: Jumps, begin_b: Index) -> Iterator[Segments]:
-    """The refinement, some rows at a time: the arrays in between stay small enough to be used again.
+    """The stretches, a few rows at a time: intermediate arrays stay small enough for their memory to be reused.
 
-    ``begin_a`` and ``begin_b`` [rows + 1] say where the changes of each row begin; rows may be left out or put in.
+    ``begin_a`` and ``begin_b`` [rows + 1] say where the jumps of each row begin, so that rows can be skipped or added.
     """
     rows = begin_a.size - 1
     portions = min(rows, -(-(a.col.size + b.col.size) // JUMPS_AT_ONCE)) or 1
@@ -101,7 +101,7 @@ def segments(a: Jumps, begin_a: Index, b: Jumps, begin_b: Index) -> Iterator[Seg
         )
 
 
-def combined(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
+def overlay(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
     """Lay two matrices over each other: runs whose letter numbers a pair, and the pairs' two letters.
 
     Pair p stands for ``(letters_a[p], letters_b[p])``; each distinct pair appears once, (EMPTY, EMPTY) never.

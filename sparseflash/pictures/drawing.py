@@ -6,12 +6,13 @@ from math import ceil, log2
 from os import PathLike
 from pathlib import Path
 from textwrap import wrap
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sparseflash.patterns.atomic_write import atomic_write
-from sparseflash.patterns.pixels import (
+from sparseflash.patterns.mask_data import MaskData
+from sparseflash.pictures.pixels import (
     FULL_COLOUR,
     MASKED_COLOUR,
     MAX_PIXELS,
@@ -22,9 +23,6 @@ from sparseflash.patterns.pixels import (
     shows_tokens,
 )
 
-if TYPE_CHECKING:
-    from sparseflash.patterns.block_mask import BlockMask
-
 SUFFIXES = (".png", ".svg", ".pdf")
 MAX_PANELS, PANELS_PER_LINE = 8, 4
 LARGEST_LINED = 32  # blocks on a side up to which their borders are drawn
@@ -34,7 +32,7 @@ LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26
 TITLE_LINES = 5
 
 
-def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None, window: Window | None = None) -> None:
+def draw(mask: MaskData, path: str | PathLike[str], *, title: str | None = None, window: Window | None = None) -> None:
     """Write the picture with axes, densities and a legend; the first patterns beside each other when there are many.
 
     Raises:
@@ -50,7 +48,7 @@ def draw(mask: BlockMask, path: str | PathLike[str], *, title: str | None = None
         figure(mask, title, window).savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
 
 
-def figure(mask: BlockMask, title: str | None, window: Window) -> Any:
+def figure(mask: MaskData, title: str | None, window: Window) -> Any:
     """The matplotlib figure. Panels stand on whole pixels and are never smaller than their picture.
 
     Were they laid out freely, pixels of the picture would be left out, and single blocks with them.
@@ -109,7 +107,7 @@ def tick_step(span: int, pixels: int) -> int:
     return 1 << max(0, ceil(log2(span / max(2, pixels // 120))))
 
 
-def _scales(axes: Any, mask: BlockMask, window: Window, size: tuple[int, int]) -> None:
+def _scales(axes: Any, mask: MaskData, window: Window, size: tuple[int, int]) -> None:
     """Limits, ticks, labels and, where few blocks are in view, their borders."""
     from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
@@ -130,7 +128,7 @@ def _scales(axes: Any, mask: BlockMask, window: Window, size: tuple[int, int]) -
 
 
 def heading(
-    mask: BlockMask, title: str | None, window: Window, panels: int, picture_size: tuple[int, ...], wide: int
+    mask: MaskData, title: str | None, window: Window, panels: int, picture_size: tuple[int, ...], wide: int
 ) -> list[str]:
     """Lines above the picture: the title, what the mask holds, and what a pixel is."""
     (q0, q1), (k0, k1) = window

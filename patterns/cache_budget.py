@@ -1,4 +1,4 @@
-"""A bound in bytes on what caches keep: `functools.lru_cache` counts results, whatever their size."""
+"""A limit in bytes for caches: `functools.lru_cache` limits the number of results, whatever their size."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ BYTES = 256 << 20  # the mask of 16 million tokens in `causal() & (local(1024) |
 
 
 class Budget:
-    """Bytes that some caches may hold together; past that they forget all, and go on.
+    """Bytes that several caches may hold together. When they would exceed it, all of them are emptied.
 
-    What is counted is what was made since they last forgot, so they never hold more, but for the newest result, which
-    stays whatever its size. Nothing is locked: threads that count at the same time may miss each other's count, never
-    the next.
+    Bytes are counted since the caches were last emptied, so they never exceed the budget, except for the newest result,
+    which is kept whatever its size. Nothing is locked: when threads count at the same moment, a count may be lost, but
+    not the next one.
 
     Args:
         most: bytes.
@@ -40,12 +40,12 @@ class Budget:
         self._caches: list[Callable[[], None]] = []
 
     def bounds(self, cached: _lru_cache_wrapper[Made]) -> _lru_cache_wrapper[Made]:
-        """Decorator over ``lru_cache``: this cache forgets with the others."""
+        """Decorator over ``lru_cache``: this cache is emptied with the others."""
         self._caches.append(cached.cache_clear)
         return cached
 
     def spend(self, size: int) -> None:
-        """Count a result that a cache is about to keep."""
+        """Count the bytes of a result that a cache is about to keep."""
         self._spent += size
         if self._spent > self.most:
             self._spent = size
@@ -54,4 +54,4 @@ class Budget:
 
 
 MASKS = Budget()  # in host memory
-TABLES = Budget()  # in that of their devices
+TABLES = Budget()  # in the memory of their devices
