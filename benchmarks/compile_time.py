@@ -29,7 +29,7 @@ from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.interval import _columns
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.tables import _lookup
+from sparseflash.tables.lookup import _lookup
 
 LENGTHS = (1 << 13, 1 << 16, 1 << 20, 1 << 24)
 RUNS = 5

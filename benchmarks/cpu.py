@@ -29,9 +29,9 @@ from torch.nn.attention.flex_attention import flex_attention
 import sparseflash as sf
 from benchmarks.masks import CPU_MASKS, Mask
 from benchmarks.record import result_path, write
-from sparseflash.bench import peak_mb
 from sparseflash.integrations.flex import to_flex
-from sparseflash.rounds import Call, interleaved
+from sparseflash.tools.bench import peak_mb
+from sparseflash.tools.timing import Call, interleaved
 
 Key = tuple[str, str, str]  # whose call, of which mask, "fwd" or "fwd_bwd"
 

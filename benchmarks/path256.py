@@ -26,7 +26,7 @@ from torch import Tensor
 
 from benchmarks.record import write
 from sparseflash import attention
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.models.config import TOKENS
 from sparseflash.models.pixel_transformer import Layer

@@ -29,7 +29,7 @@ import torch
 from benchmarks.record import package_version, provenance, result_path, write
 from benchmarks.steps.models import ATTENTIONS, WITHOUT, Model, build
 from benchmarks.steps.settings import FULL, SMALL, Setting
-from sparseflash.bench import peak_mb
+from sparseflash.tools.bench import peak_mb
 from sparseflash.train.devices import resolve_device
 
 ROUNDS = 3  # that a model gets even when time is up

@@ -56,7 +56,7 @@ from benchmarks.record import Growing, Row
 from sparseflash.kernels import candidates as candidate_kernels
 from sparseflash.kernels.candidates import GluonLaunch
 from sparseflash.kernels.launch import COMMITTED, Key, family
-from sparseflash.rounds import Call, interleaved
+from sparseflash.tools.timing import Call, interleaved
 
 HEAD_DIMS = (128, 64, 32, 256)
 PASS_OF: dict[str, Pass] = {"forward": "fwd", "gluon": "fwd", "keys": "bwd", "queries": "bwd", "one_pass": "bwd"}

@@ -15,12 +15,13 @@ from sparseflash.patterns.pattern import Pattern
 
 if TYPE_CHECKING:
     from sparseflash import pathfinder, reference, routing
-    from sparseflash.decoding import decode
-    from sparseflash.functional import attention
-    from sparseflash.kv_cache import KVCache
-    from sparseflash.modules import SparseAttention
-    from sparseflash.tables import LookupTable, lookup
-    from sparseflash.transformer_block import SparseTransformerBlock
+    from sparseflash.functional.attention import attention
+    from sparseflash.functional.decode import decode
+    from sparseflash.functional.kv_cache import KVCache
+    from sparseflash.nn.attention import SparseAttention
+    from sparseflash.nn.block import SparseTransformerBlock
+    from sparseflash.tables.lookup import lookup
+    from sparseflash.tables.table import LookupTable
 
 __version__ = "0.1.0.dev0"
 
@@ -44,20 +45,20 @@ __all__ = [
 # Names whose modules import torch, which takes seconds: the command line's help and the worker processes of the image
 # generator do without.
 _LATER = {
-    "KVCache": "kv_cache",
-    "LookupTable": "tables",
-    "SparseAttention": "modules",
-    "SparseTransformerBlock": "transformer_block",
-    "attention": "functional",
-    "decode": "decoding",
-    "lookup": "tables",
+    "KVCache": "functional.kv_cache",
+    "LookupTable": "tables.table",
+    "SparseAttention": "nn.attention",
+    "SparseTransformerBlock": "nn.block",
+    "attention": "functional.attention",
+    "decode": "functional.decode",
+    "lookup": "tables.lookup",
     "pathfinder": "",
     "reference": "",
     "routing": "",
 }
 
 # A program that torch.export saved names its operators; they have to be registered before torch.export.load reads it.
-_WITH_OPERATORS = ("ops", "decoding", "integrations.transformers.operators")
+_WITH_OPERATORS = ("functional.operators", "functional.decode", "integrations.transformers.operators")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from sparseflash.patterns.grid import Grid, make_grid
-from sparseflash.tables import LookupTable
+from sparseflash.tables.table import LookupTable
 
 
 class Selection(NamedTuple):

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 
 import sparseflash as sf
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 
 NAMES = ("out", "lse", "dq", "dk", "dv", "dsinks")
 

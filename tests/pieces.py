@@ -6,11 +6,12 @@ from unittest import mock
 
 import torch
 
-from sparseflash import schedule, tables
 from sparseflash.patterns import BlockMask
+from sparseflash.tables import lookup, splitting
+from sparseflash.tables.table import LookupTable
 
 
-def lookup_in_pieces(mask: BlockMask, device: torch.device | str = "cpu") -> tables.LookupTable:
+def lookup_in_pieces(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask with every line above the mean cut, down to single blocks. Never the cached one."""
-    with mock.patch.multiple(schedule, HEAVY=1, SHORTEST_PIECE=1):
-        return tables._lookup.__wrapped__(mask, torch.device(device))
+    with mock.patch.multiple(splitting, HEAVY=1, SHORTEST_PIECE=1):
+        return lookup._lookup.__wrapped__(mask, torch.device(device))

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 import sparseflash as sf
-from sparseflash import dynamic, tables
 from sparseflash import patterns as P
+from sparseflash.tables import from_indices as dynamic
+from sparseflash.tables import lookup as tables
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no GPU")
 

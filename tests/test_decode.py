@@ -25,7 +25,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.kernels.cpu import native
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import Case, eager, largest_terms, poisoned_memory, random_case, random_features

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sparseflash.folder_lock import NAME, folder_lock
+from sparseflash.utils.folder_lock import NAME, folder_lock
 
 HOLDER = """
 import sys, time
 from pathlib import Path
-from sparseflash.folder_lock import folder_lock
+from sparseflash.utils.folder_lock import folder_lock
 with folder_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

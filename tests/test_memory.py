@@ -17,12 +17,12 @@ import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.bench import peak_mb
 from sparseflash.patterns import cache_budget
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.tables import _lookup
+from sparseflash.tables.lookup import _lookup
+from sparseflash.tools.bench import peak_mb
 
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("SPARSEFLASH_SOAK_CALLS", "300"))

@@ -19,7 +19,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 import sparseflash as sf
 from sparseflash import SparseAttention, SparseTransformerBlock
 from sparseflash import patterns as P
-from sparseflash.modules import alibi_slopes
+from sparseflash.nn.attention import alibi_slopes
 from sparseflash.rotary import Rotary1d, Rotary2d, rotary_table, rotate
 
 WINDOW = "causal() & local(10)"

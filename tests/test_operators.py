@@ -18,9 +18,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from sparseflash.functional.operators import MaskArguments
 from sparseflash.kernels.layout import Score
-from sparseflash.ops import MaskArguments
-from sparseflash.packing import Header, pack, unpack
+from sparseflash.tables.packing import Header, pack, unpack
 from tests.oracle import random_case
 
 PATTERN = P.causal() & P.local(20)

@@ -36,7 +36,7 @@ import torch
 import sparseflash.kernels.cpu  # a folder without __init__.py, through a link in the checkout
 from sparseflash.kernels.cpu import native
 print(native.library().name if native.library() else native.missing())
-print(sparseflash.doctor.examine().backends["cpu"].works)
+print(sparseflash.tools.doctor.examine().backends["cpu"].works)
 q = torch.randn(1, 2, 40, 16)
 print(tuple(sparseflash.attention(q, q, q, sparseflash.parse("causal() & local(9)")).shape))
 try:

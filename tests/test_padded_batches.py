@@ -16,10 +16,11 @@ from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
-from sparseflash import SparseAttention, SparseTransformerBlock, shortened
+from sparseflash import SparseAttention, SparseTransformerBlock
 from sparseflash import patterns as P
-from sparseflash.padding import depends_on_length, padded_table
 from sparseflash.rotary import Rotary1d, Rotary2d
+from sparseflash.tables import shortened
+from sparseflash.tables.padded import depends_on_length, padded_table
 from tests import strategies
 
 WINDOW = "causal() & local(10)"
@@ -251,7 +252,7 @@ def count_tables(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         made.append(weakref.ref(table))
         return table
 
-    monkeypatch.setattr("sparseflash.padding.shortened", counted)
+    monkeypatch.setattr("sparseflash.tables.padded.shortened", counted)
     return made
 
 

@@ -18,21 +18,9 @@ import sparseflash as sf
 from sparseflash import patterns
 
 ROOT = Path(__file__).parent.parent
-CORE = (
-    "decoding",
-    "dynamic",
-    "functional",
-    "kv_cache",
-    "ops",
-    "reference",
-    "routing",
-    "schedule",
-    "tables",
-    "transforms",
-)
+CORE = ("functional", "reference", "routing", "tables", "utils")
 OUTER = (
-    *("bench", "cli", "demo", "distributed", "doctor", "flex", "integrations", "lra", "models", "pathfinder"),
-    *("pictures", "rounds", "train"),
+    *("cli", "distributed", "flex", "integrations", "lra", "models", "nn", "pathfinder", "pictures", "tools", "train"),
 )
 
 

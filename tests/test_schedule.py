@@ -7,8 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflash import patterns as P
-from sparseflash.schedule import HEAVY, SHARES, SHORTEST_PIECE, balance, cuts, deal, makespan, piece_sizes, weights
-from sparseflash.tables import lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.splitting import (
+    HEAVY,
+    SHARES,
+    SHORTEST_PIECE,
+    balance,
+    cuts,
+    deal,
+    makespan,
+    piece_sizes,
+    weights,
+)
 
 
 @st.composite

@@ -21,11 +21,12 @@ from torch.autograd import forward_ad
 import sparseflash as sf
 from sparseflash import flex
 from sparseflash import patterns as P
+from sparseflash.functional.operators import MaskArguments
 from sparseflash.integrations.transformers.masks import describe
 from sparseflash.integrations.transformers.operators import model_attention
 from sparseflash.kernels.layout import Score
-from sparseflash.ops import MaskArguments
 from sparseflash.rotary import Rotary1d
+from sparseflash.tables import lookup as lookup_tables
 from tests.oracle import random_case
 from tests.pages import ROOT
 
@@ -288,7 +289,9 @@ def test_operators_are_registered_with_the_package() -> None:
 
 
 @inside_dynamo
-@pytest.mark.parametrize("imports", ["import torch, sparseflash", "import sparseflash, torch, sparseflash.ops"])
+@pytest.mark.parametrize(
+    "imports", ["import torch, sparseflash", "import sparseflash, torch, sparseflash.functional.operators"]
+)
 def test_another_process_loads_a_program(imports: str, tmp_path: Path) -> None:
     q, file = torch.randn(1, 2, 40, 8), str(tmp_path / "program.pt2")
     out = sf.attention(q, q, q, PATTERN)
@@ -404,7 +407,7 @@ def test_gradients_by_sample_are_those_of_a_loop(seed: int, dim: int | None, mas
 )
 def test_what_a_transform_makes_first_serves_later_calls(make: Callable[..., object]) -> None:
     """Tables are cached; made within a transform, their tensors would belong to its level."""
-    sf.tables._lookup.cache_clear()
+    lookup_tables._lookup.cache_clear()
     pattern = P.local(hash(make) % 50)
     layers = [
         sf.SparseAttention(16, 2, pattern, rotary=Rotary1d()),

@@ -23,7 +23,7 @@ import sparseflash as sf
 from benchmarks.masks import Mask
 from sparseflash.integrations.flex import to_flex
 from sparseflash.patterns import BlockMask, Pattern
-from sparseflash.rounds import reason
+from sparseflash.tools.timing import reason
 
 Attend = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Any]
 

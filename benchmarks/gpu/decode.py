@@ -16,7 +16,7 @@ import sparseflash as sf
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.work import Rates
 from benchmarks.masks import random_mask
-from sparseflash.rounds import Call, interleaved
+from sparseflash.tools.timing import Call, interleaved
 from tests.oracle import Case, check
 
 

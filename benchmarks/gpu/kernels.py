@@ -28,9 +28,9 @@ from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.work import PASSES, Pass, Rates, attention_work
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
-from sparseflash.bench import peak_mb
 from sparseflash.patterns.advice import WastefulPattern
-from sparseflash.rounds import Call, interleaved
+from sparseflash.tools.bench import peak_mb
+from sparseflash.tools.timing import Call, interleaved
 
 Key = tuple[str, Pass]
 Peers = Callable[..., tuple[dict[str, Attend], dict[str, str]]]

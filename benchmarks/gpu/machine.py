@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from sparseflash.rounds import Call, Clock, wall
+from sparseflash.tools.timing import Call, Clock, wall
 
 MOST_SETS = 16
 

@@ -21,9 +21,9 @@ from benchmarks.compile_time import build
 from benchmarks.gpu.machine import Machine
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
-from sparseflash.bench import peak_mb
 from sparseflash.patterns.advice import WastefulPattern
-from sparseflash.rounds import reason, waiting_for
+from sparseflash.tools.bench import peak_mb
+from sparseflash.tools.timing import reason, waiting_for
 
 LENGTHS = tuple(1 << n for n in (13, 15, 17, 16, 14, 18, 19, 20))
 MASKS = ("causal()", "local(1024) | butterfly(unit=128)", "documents(random, 64 to 8192)")

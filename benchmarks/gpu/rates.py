@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.work import Rates
-from sparseflash.rounds import Call, interleaved
+from sparseflash.tools.timing import Call, interleaved
 
 ROUNDS = 256  # exponentials of each element, one after the other
 RUNS = 20

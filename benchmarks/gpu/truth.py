@@ -13,7 +13,7 @@ import torch
 from benchmarks.gpu.contenders import Attend
 from sparseflash.patterns import Pattern
 from sparseflash.patterns.grid import make_grid
-from sparseflash.rounds import reason
+from sparseflash.tools.timing import reason
 from tests.oracle import Case, check
 
 PAIRS = 1 << 22  # that are asked of a pattern at once

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import sparseflash as sf
 from benchmarks.path256 import left_out, sdpa
 from benchmarks.steps.settings import Setting
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.integrations.transformers import register, use_pattern
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.models.pixel_transformer import Layer

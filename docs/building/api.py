@@ -118,7 +118,7 @@ def definition(name: str) -> str:
 
     Example:
         >>> definition("sparseflash.attention")
-        'sparseflash.functional.attention'
+        'sparseflash.functional.attention.attention'
     """
     module, _, attribute = name.rpartition(".")
     value = getattr(import_module(module), attribute)

@@ -469,6 +469,6 @@ def demo(
 
         sparseflash demo --out tour --seed 1
     """
-    from sparseflash.demo import FULL, QUICK, run
+    from sparseflash.tools.demo import FULL, QUICK, run
 
     run(out, seed, QUICK if quick else FULL)

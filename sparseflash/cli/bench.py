@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sparseflash.bench import Case, Comparison, measure
 from sparseflash.cli.show import own_pattern
+from sparseflash.tools.bench import Case, Comparison, measure
 from sparseflash.train.devices import resolve_device
 
 NAMES = {"sparseflash": "sparseflash", "sdpa": "dense SDPA", "flex": "FlexAttention, compiled"}

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sparseflash.doctor import examine
+from sparseflash.tools.doctor import examine
 
 RUNS_WHERE = (
     ("patterns, masks, tables", "any machine"),

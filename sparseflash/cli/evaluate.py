@@ -16,9 +16,6 @@ from sparseflash.cli.files import checked_split, images_of, sequences_of, with_f
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.saying import say
-from sparseflash.foreign import parse_json, read_text
-from sparseflash.imports import explained
-from sparseflash.imports import named as named_imports
 from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
 from sparseflash.pathfinder import Dataset
 from sparseflash.train import (
@@ -36,6 +33,9 @@ from sparseflash.train.baseline import folder_baseline, stage_baseline
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
 from sparseflash.train.data import SYMMETRIES, sets
 from sparseflash.train.devices import resolve_device
+from sparseflash.utils.imports import explained
+from sparseflash.utils.imports import named as named_imports
+from sparseflash.utils.untrusted import parse_json, read_text
 
 TOKENS_AT_ONCE = 1 << 16
 # Pixels of images of which only the lit ones are tokens: about 3 % of Path-X, 1 % of Path-256.

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import NoReturn
 
-from sparseflash.imports import UnknownPatternError
+from sparseflash.utils.imports import UnknownPatternError
 
 
 def import_modules(names: Sequence[str]) -> None:

@@ -14,7 +14,7 @@ from rich.text import Text
 
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.advice import advice
-from sparseflash.schedule import Balance, balance
+from sparseflash.tables.splitting import Balance, balance
 
 BINS = 8
 HEAVIEST = 5

@@ -34,10 +34,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from sparseflash.distributed.exchange import all_ranks_agree
-from sparseflash.foreign import parse_json, read_text
 from sparseflash.patterns.atomic_write import write_text
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
+from sparseflash.utils.untrusted import parse_json, read_text
 
 FORMAT, VERSION, STATE = "sparseflash-distributed-checkpoint", 1, "state.json"
 _FLAT = StateDictOptions(flatten_optimizer_state_dict=True)

@@ -13,17 +13,19 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
-from sparseflash.arguments import check_operands, parsed, under_autocast
 from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
 from sparseflash.distributed.plan import Layout, LocalLayout, Plan, local_mask, plan, send_recv_lists
 from sparseflash.distributed.sharding import Deal, Sharding
-from sparseflash.functional import attention
+from sparseflash.functional.arguments import check_operands, parsed, under_autocast
+from sparseflash.functional.attention import attention
+from sparseflash.functional.transforms import refuse_all
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, lasting, lookup
-from sparseflash.transforms import refuse_all
+from sparseflash.tables.device import lasting
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.table import LookupTable
 
 
 @overload

@@ -15,7 +15,7 @@ from torch.utils._pytree import GetAttrKey, register_pytree_node
 
 from sparseflash.flex.block_mask import FIELDS, BlockMask
 from sparseflash.flex.block_tables import Recipe
-from sparseflash.tables import PackedTable
+from sparseflash.tables.table import PackedTable
 
 
 class _Made:

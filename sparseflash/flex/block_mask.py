@@ -11,7 +11,8 @@ from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.flex.block_tables import Recipe, torch_tables
 from sparseflash.patterns.block_mask import BlockMask as SparseMask
-from sparseflash.tables import PackedTable, lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.table import PackedTable
 
 # What torch's class holds, in the version that is installed: tables, lengths, BLOCK_SIZE, mask_mod.
 FIELDS = tuple(FlexMask.__annotations__)

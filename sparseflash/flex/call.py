@@ -17,12 +17,12 @@ from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from sparseflash.flex.block_mask import BlockMask
 from sparseflash.flex.converting import all_pairs, from_torch
 from sparseflash.flex.max_scores import max_scores
-from sparseflash.functional import BLOCK, Mask, attention
+from sparseflash.functional.attention import BLOCK, Mask, attention
 from sparseflash.patterns.block_mask import BlockMask as SparseMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, PackedTable
+from sparseflash.tables.table import LookupTable, PackedTable
 
 
 @overload

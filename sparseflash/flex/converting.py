@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparseflash.functional import BLOCK
+from sparseflash.functional.attention import BLOCK
 from sparseflash.integrations.flex import from_flex
 from sparseflash.integrations.mask_mods import Recording, equal
 from sparseflash.patterns.block_mask import BlockMask

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseflash.arguments import checked_scale, under_autocast
+from sparseflash.functional.arguments import checked_scale, under_autocast
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.tiles import tile_table, unpack
 

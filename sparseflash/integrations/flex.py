@@ -23,7 +23,7 @@ from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL, Runs
 from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import TileSet, pack, tile_table
-from sparseflash.tables import tensor
+from sparseflash.tables.device import tensor
 
 # Token pairs asked of a mask_mod at once: bounds memory (a predicate may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21

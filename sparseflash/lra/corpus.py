@@ -11,11 +11,11 @@ from typing import Any, Final, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.foreign import check_folder
 from sparseflash.lra import cifar, listops, places
 from sparseflash.lra.documents import Papers, Reviews
 from sparseflash.lra.listops import Grammar
 from sparseflash.lra.listops_files import ListOpsFile
+from sparseflash.utils.untrusted import check_folder
 
 TASKS: Final = ("image", "listops", "retrieval", "text")
 _SETS: Final = ("train", "val", "test")

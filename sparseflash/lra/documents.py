@@ -18,11 +18,11 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.foreign import read_bytes
 from sparseflash.lra.lines import Lines
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import check_inside, open_untrusted
+from sparseflash.utils.untrusted import read_bytes
 
 Bytes = NDArray[np.uint8]
 ANSWERS: Final = ("neg", "pos")

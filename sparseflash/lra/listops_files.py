@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import track
 
-from sparseflash.folder_lock import folder_lock
 from sparseflash.lra.lines import Lines
 from sparseflash.lra.listops import CLOSE, OPERATORS, SPLITS, SYMBOLS, Grammar
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.patterns.atomic_write import new_folder_beside, remove_leftovers, remove_tree
 from sparseflash.patterns.untrusted import open_untrusted
+from sparseflash.utils.folder_lock import folder_lock
 
 HEADER: Final = b"Source\tTarget"
 _TOKEN_ID: Final = {symbol.encode(): number for number, symbol in enumerate(SYMBOLS)}

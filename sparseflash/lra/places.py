@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 from typing import Final
 
-from sparseflash.foreign import archive_in, folders_below
 from sparseflash.lra import cifar
 from sparseflash.patterns.shown import shown
+from sparseflash.utils.untrusted import archive_in, folders_below
 
 FOLDER: Final = {
     "listops": "listops-1000",

@@ -12,10 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save_file
 from torch import Tensor, nn
 
-from sparseflash.foreign import MOST_BYTES, parse_json, read_text
 from sparseflash.patterns.atomic_write import temporary_beside, write_text
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
+from sparseflash.utils.untrusted import MOST_BYTES, parse_json, read_text
 
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"

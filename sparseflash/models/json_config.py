@@ -5,8 +5,8 @@ import json
 from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
-from sparseflash.foreign import of_kinds, parse_json
 from sparseflash.patterns.shown import shown
+from sparseflash.utils.untrusted import of_kinds, parse_json
 
 # A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
 MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}

@@ -6,13 +6,13 @@ from typing import Any, TypeAlias
 
 import torch
 
-from sparseflash.foreign import parse_json
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import CONFIG, load_model, loaded
 from sparseflash.models.pixel_transformer import PixelTransformer
 from sparseflash.models.sequence_config import SequenceTransformerConfig
 from sparseflash.models.sequence_transformer import SequenceTransformer
 from sparseflash.patterns.shown import shown_lines
+from sparseflash.utils.untrusted import parse_json
 
 Model: TypeAlias = PixelTransformer | SequenceTransformer
 ModelConfig: TypeAlias = PixelTransformerConfig | SequenceTransformerConfig

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.functional import attention
+from sparseflash.functional.attention import attention
 from sparseflash.models.pixel_transformer import Layer, PixelTransformer
 
 

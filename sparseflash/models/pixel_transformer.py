@@ -15,7 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparseflash.functional import Mask, attention
+from sparseflash.functional.attention import Mask, attention
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.json_config import LayerShape

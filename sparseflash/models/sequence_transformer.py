@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.models.files import load_model, loaded, save_model
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.models.sequence_config import SequenceTransformerConfig

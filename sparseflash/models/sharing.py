@@ -12,11 +12,11 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed.context import context_parallel_attention
 from sparseflash.distributed.sharding import Sharding, check_ranks
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.tokens import Tokens
 from sparseflash.patterns import BlockMask
-from sparseflash.tables import lasting
+from sparseflash.tables.device import lasting
 
 if TYPE_CHECKING:
     from sparseflash.models.pixel_transformer import Attend

@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparseflash.kernels.layout import Side, Tiles
-from sparseflash.tables import READ_AHEAD, LookupTable
+from sparseflash.tables.device import READ_AHEAD
+from sparseflash.tables.table import LookupTable
 
 WORD = 32
 

@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.token_tables import packed, table_of_pairs
 from sparseflash.ordering import token_order
@@ -22,7 +22,7 @@ from sparseflash.patterns import BlockMask, Pattern, from_blocks
 from sparseflash.patterns.full import Full
 from sparseflash.patterns.image import Neighborhood
 from sparseflash.rotary import rotary_table_2d
-from sparseflash.tables import LookupTable
+from sparseflash.tables.table import LookupTable
 
 
 class Tokens(NamedTuple):

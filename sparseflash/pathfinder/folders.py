@@ -7,10 +7,10 @@ import re
 from pathlib import Path
 from typing import Final
 
-from sparseflash.foreign import archive_in, check_folder, folders_below
 from sparseflash.pathfinder.geometry import LEVELS
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import check_inside
+from sparseflash.utils.untrusted import archive_in, check_folder, folders_below
 
 SIZED: Final = re.compile(r"pathfinder(\d{1,4})")
 HARD: Final = LEVELS["hard"][0]

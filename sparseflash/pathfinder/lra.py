@@ -19,8 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sparseflash.folder_lock import folder_lock
-from sparseflash.foreign import parse_json, read_bytes, read_text
 from sparseflash.pathfinder.distance import resolve, seed_word
 from sparseflash.pathfinder.geometry import Geometry, whole_number
 from sparseflash.pathfinder.images import index_range, prepare
@@ -29,6 +27,8 @@ from sparseflash.pathfinder.render import render
 from sparseflash.pathfinder.scene import DistanceMatch, label_and_margin, make, stream
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.patterns.atomic_write import atomic_write, make_folder, remove_leftovers, write_text
+from sparseflash.utils.folder_lock import folder_lock
+from sparseflash.utils.untrusted import parse_json, read_bytes, read_text
 
 if TYPE_CHECKING:
     from collections.abc import Callable

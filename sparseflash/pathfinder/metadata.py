@@ -16,9 +16,9 @@ from typing import Final
 
 import numpy as np
 
-from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.geometry import Geometry
 from sparseflash.patterns.shown import shown
+from sparseflash.utils.untrusted import read_bytes
 
 _COLUMNS: Final = 4  # the reader needs these
 _MAX_ROWS: Final = 1 << 20  # per file; the release has 1,000, and 200,000 images in all

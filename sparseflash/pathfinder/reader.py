@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
 from sparseflash.pathfinder.geometry import SIZES
 from sparseflash.pathfinder.metadata import first_few, metadata_files, read_rows
@@ -23,6 +22,7 @@ from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import check_inside, open_untrusted
+from sparseflash.utils.untrusted import read_bytes
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"

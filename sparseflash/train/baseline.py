@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Final
 
-from sparseflash.foreign import parse_json, read_text
 from sparseflash.pathfinder import Geometry, marker_distance_baseline
 from sparseflash.pathfinder.folders import level_folder
 from sparseflash.pathfinder.geometry import LRA_SIZES
@@ -12,6 +11,7 @@ from sparseflash.pathfinder.targets import NoPairError
 from sparseflash.train.config import AnyStage, Stage
 from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage
+from sparseflash.utils.untrusted import parse_json, read_text
 
 # Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
 KNOWN: Final = {(32, "hard"): 0.543, (64, "hard"): 0.556, (128, "hard"): 0.526, (256, "hard"): 0.626}

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparseflash.foreign import read_text
 from sparseflash.models import Model, PixelTransformer, PixelTransformerConfig
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors
 from sparseflash.models.key_gate import opened, unset
 from sparseflash.patterns.shown import shown_lines
+from sparseflash.utils.untrusted import read_text
 
 
 def begin_with(model: Model, folder: Path) -> None:

@@ -26,8 +26,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.foreign import of_kinds, parse_json, read_bytes, read_text
-from sparseflash.imports import UnknownPatternError, explained, named
 from sparseflash.models import Model
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors, save_model, write_tensors
 from sparseflash.patterns.atomic_write import (
@@ -41,6 +39,8 @@ from sparseflash.patterns.atomic_write import (
 from sparseflash.patterns.shown import shown, shown_lines
 from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
+from sparseflash.utils.imports import UnknownPatternError, explained, named
+from sparseflash.utils.untrusted import of_kinds, parse_json, read_bytes, read_text
 
 FORMAT = "sparseflash-checkpoint"
 VERSION = 2

@@ -6,13 +6,13 @@ import math
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeAlias
 
-from sparseflash.foreign import of_kinds
-from sparseflash.imports import checked
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
 from sparseflash.pathfinder import SPLITS, Geometry
 from sparseflash.patterns.shown import shown
 from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
+from sparseflash.utils.imports import checked
+from sparseflash.utils.untrusted import of_kinds
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")

@@ -11,13 +11,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Column
 
-from sparseflash.foreign import parse_json
 from sparseflash.patterns.atomic_write import append_to, atomic_write, make_folder
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.untrusted import open_untrusted
 from sparseflash.train.curriculum import CHANCE
 from sparseflash.train.curriculum import Progress as Place
 from sparseflash.train.evaluate import Score
+from sparseflash.utils.untrusted import parse_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

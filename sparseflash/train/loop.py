@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sparseflash.folder_lock import folder_lock
 from sparseflash.models import Model, PixelTransformer, build
 from sparseflash.models.files import check_weights
 from sparseflash.pathfinder.workers import WorkerError
@@ -32,6 +31,7 @@ from sparseflash.train.pictures import attention, mistakes
 from sparseflash.train.processes import Processes
 from sparseflash.train.sequences import SequenceStage
 from sparseflash.train.validation import BEST, Validation, best_checkpoint, check_validation, keep_best
+from sparseflash.utils.folder_lock import folder_lock
 
 # What a run writes into its folder.
 OWN_PATHS = ("checkpoints", BEST, "pictures", "tensorboard", STEPS)

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseflash.foreign import of_kinds
 from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
 from sparseflash.lra.listops import SYMBOLS, majority_share
 from sparseflash.models import ModelConfig, SequenceTransformerConfig
 from sparseflash.pathfinder.splits import SEED
 from sparseflash.train.folder_stage import other_files
+from sparseflash.utils.untrusted import of_kinds
 
 # Symbols, documents and classes of a task's examples.
 SHAPES: Final = {

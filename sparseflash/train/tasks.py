@@ -14,8 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from sparseflash.foreign import of_kinds, read_toml
-from sparseflash.imports import checked, explained
 from sparseflash.lra import TASKS as SEQUENCE_TASKS
 from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
@@ -24,6 +22,8 @@ from sparseflash.patterns.shown import shown_lines
 from sparseflash.train.config import AnyStage, Stage, TrainConfig
 from sparseflash.train.folder_stage import FolderStage
 from sparseflash.train.sequences import SequenceStage, sequence_stage_from
+from sparseflash.utils.imports import checked, explained
+from sparseflash.utils.untrusted import of_kinds, read_toml
 
 TASKS: Final = ("demo", "path32", "path64", "pathx", "path256", "listops", "text", "retrieval", "image")
 FOLDER: Final = Path(__file__).parent / "recipes"

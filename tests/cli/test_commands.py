@@ -13,12 +13,12 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from sparseflash import pathfinder
-from sparseflash.bench import Case, Comparison, Figures
 from sparseflash.cli import app
 from sparseflash.cli.train import begun_at
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.patterns import parse
+from sparseflash.tools.bench import Case, Comparison, Figures
 from sparseflash.train import recipe
 from sparseflash.train.baseline import KNOWN, folder_baseline
 

@@ -11,8 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 from sparseflash.cli import app
-from sparseflash.doctor import CpuKernel, examine
 from sparseflash.kernels.cpu import build, levels, native
+from sparseflash.tools.doctor import CpuKernel, examine
 
 RUN_HERE = [level.name for level in levels.runnable(native.capabilities())]
 Chosen = Callable[[str], CpuKernel]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sparseflash.cli.importing import import_modules, told
-from sparseflash.imports import UnknownPatternError, checked
+from sparseflash.utils.imports import UnknownPatternError, checked
 
 ROOT = Path(__file__).parent.parent.parent
 MINE = """

@@ -17,7 +17,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparseflash import pathfinder
-from sparseflash.foreign import archive_in
 from sparseflash.lra import open_corpus
 from sparseflash.models import PixelTransformerConfig
 from sparseflash.patterns.progress import track
@@ -25,6 +24,7 @@ from sparseflash.patterns.shown import shown, shown_lines
 from sparseflash.train import FolderStage, TrainConfig, load_preset, recipe, train
 from sparseflash.train.logs import Reporter
 from sparseflash.train.preset_text import preset_text
+from sparseflash.utils.untrusted import archive_in
 from tests.cli.test_commands import TINY, invoke
 from tests.lra.test_lra_files import reviews
 from tests.train.test_foreign_runs import forged

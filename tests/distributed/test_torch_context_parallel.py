@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparseflash as sf
-from sparseflash import arguments
+from sparseflash.functional import arguments
 from tests.distributed import foreign
 from tests.distributed.ranks import Ranks
 

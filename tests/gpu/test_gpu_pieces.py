@@ -27,7 +27,7 @@ from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.masks import DENSITIES, GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash import patterns as P
-from sparseflash.rounds import interleaved, wall
+from sparseflash.tools.timing import interleaved, wall
 from tests.strategies import compiled_for
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparseflash import reference
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.models import (
     PixelTransformer,
     PixelTransformerConfig,

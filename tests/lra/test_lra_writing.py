@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sparseflash.folder_lock import folder_lock
 from sparseflash.lra.listops_files import write
+from sparseflash.utils.folder_lock import folder_lock
 from tests.lra.test_lra_listops import SHORT
 
 NAMES = ["basic_test.tsv", "basic_train.tsv", "basic_val.tsv"]

@@ -52,7 +52,7 @@ DRAWN = {
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "patterns": (["patterns/*.py", "sparseflash/pictures/*.py"], PATTERNS),
     "tables": (
-        ["sparseflash/tables.py", "sparseflash/schedule.py", "sparseflash/packing.py"],
+        [f"sparseflash/tables/{name}.py" for name in ("device", "lookup", "table", "splitting", "packing")],
         [
             *("test_schedule", "test_checking", "test_pattern_laws", "test_heavy_lines", "test_operators"),
             *("test_bad_input", "test_dynamic_tables", "test_cuda_graphs", "test_memory", "test_fuzz_findings"),

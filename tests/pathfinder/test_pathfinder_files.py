@@ -15,8 +15,8 @@ import pytest
 import torch
 
 import sparseflash.pathfinder as pf
-from sparseflash.folder_lock import folder_lock
 from sparseflash.pathfinder import lra
+from sparseflash.utils.folder_lock import folder_lock
 
 SMALL = pf.Geometry.curriculum(64, 3)
 HARD = "curv_contour_length_14"

@@ -14,7 +14,7 @@ from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.rotary import rotary_table_2d, rotate
-from sparseflash.tables import LookupTable
+from sparseflash.tables.table import LookupTable
 
 SMALL = PixelTransformerConfig(
     pattern="local(40) | butterfly(unit=16)", block=(16, 16), width=16, heads=2, layers=2, mlp_width=32, dense_classes=3

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.arguments import under_autocast
+from sparseflash.functional.arguments import under_autocast
 from sparseflash.integrations.transformers.masks import describe
 from sparseflash.integrations.transformers.operators import checked, model_attention
 from sparseflash.integrations.transformers.placing import placed

@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseflash import transforms
-from sparseflash.decoding import BLOCK as DECODE_BLOCK
-from sparseflash.decoding import MOST_QUERIES, decode
-from sparseflash.functional import attention
+from sparseflash.functional import transforms
+from sparseflash.functional.attention import attention
+from sparseflash.functional.decode import BLOCK as DECODE_BLOCK
+from sparseflash.functional.decode import MOST_QUERIES, decode
+from sparseflash.functional.operators import MaskArguments
 from sparseflash.integrations.transformers.masks import Description, read
 from sparseflash.integrations.transformers.sequences import Piece, within
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.ops import MaskArguments
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import MASKS, TABLES
 from sparseflash.patterns.causal import causal
@@ -33,7 +33,8 @@ from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern, PerSample, holds
 from sparseflash.patterns.set_operations import stacked
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.table import LookupTable
 
 # Rooms for a growing cache are powers of two from here on: each is compiled once.
 SMALLEST_ROOM = 256

@@ -26,7 +26,9 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import TABLES
 from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
-from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, lookup, unless_fake
+from sparseflash.tables.device import READ_AHEAD, check_not_capturing, lasting, unless_fake
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.table import LookupTable
 
 LARGEST_INDEX = np.iinfo(np.int32).max
 

@@ -14,11 +14,11 @@ from typing import Any, NoReturn
 import torch
 import torch.nn.functional as F
 
+from sparseflash.functional.transforms import PLAIN_TYPES
 from sparseflash.patterns.described import described
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import instead
-from sparseflash.tables import LookupTable
-from sparseflash.transforms import PLAIN_TYPES
+from sparseflash.tables.table import LookupTable
 
 MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

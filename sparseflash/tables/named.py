@@ -11,10 +11,11 @@ from collections.abc import Sequence
 
 import torch
 
-from sparseflash.padding import padded_table
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.padded import padded_table
+from sparseflash.tables.table import LookupTable
 
 # A graph may run as long as the process: what it names stays.
 _names: dict[Pattern, str] = {}

@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 
 import torch
 
-from sparseflash import transforms
-from sparseflash.arguments import (
+from sparseflash.functional import transforms
+from sparseflash.functional.arguments import (
     check_operands,
     check_sinks,
     check_slopes,
@@ -20,7 +20,7 @@ from sparseflash.arguments import (
     refuse_mask,
     under_autocast,
 )
-from sparseflash.functional import Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.kernels import cpu
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
@@ -28,7 +28,8 @@ from sparseflash.patterns.described import described
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
-from sparseflash.tables import LookupTable, lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.table import LookupTable
 
 # New queries of one call. A block row has at least as many tokens, so the new ones touch no more than two block rows.
 MOST_QUERIES = 16

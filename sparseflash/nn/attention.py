@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.functional import AtBlock, Mask, attention
-from sparseflash.module_checks import (
+from sparseflash.functional.attention import AtBlock, Mask, attention
+from sparseflash.nn.checks import (
     Router,
     check_input,
     check_size,
@@ -21,14 +21,15 @@ from sparseflash.module_checks import (
     checked_dropout,
     checked_mask,
 )
-from sparseflash.padding import Lengths, Padding, kept
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
-from sparseflash.shortened import shortened
-from sparseflash.tables import LookupTable, lasting, unless_fake
+from sparseflash.tables.device import lasting, unless_fake
+from sparseflash.tables.padded import Lengths, Padding, kept
+from sparseflash.tables.shortened import shortened
+from sparseflash.tables.table import LookupTable
 
 DENSE = full()
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from sparseflash.kernels.layout import Side
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.tables import READ_AHEAD, LookupTable
+from sparseflash.tables.device import READ_AHEAD
+
+if TYPE_CHECKING:
+    from sparseflash.tables.table import LookupTable
 
 Entries = dict[tuple[int, int, int], int]  # (pattern, line, block on the other side) -> tile, -1 for FULL
 

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple, TypeAlias, overload
 
 import torch
 
-from sparseflash import ops
-from sparseflash.arguments import (
+from sparseflash.functional import operators as ops
+from sparseflash.functional.arguments import (
     canonical_text,
     check_operands,
     check_sinks,
@@ -23,14 +23,15 @@ from sparseflash.arguments import (
     under_autocast,
 )
 from sparseflash.kernels.layout import Score
-from sparseflash.padding import kept, padded_table
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.full import full
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
-from sparseflash.tables import LookupTable, PackedTable, lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tables.padded import kept, padded_table
+from sparseflash.tables.table import LookupTable, PackedTable
 
 Mask: TypeAlias = Pattern | str | BlockMask | LookupTable | None
 

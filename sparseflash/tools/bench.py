@@ -15,10 +15,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from sparseflash.functional import attention
+from sparseflash.functional.attention import attention
 from sparseflash.patterns import BlockMask, Pattern
-from sparseflash.rounds import interleaved, waiting_for
-from sparseflash.tables import lookup
+from sparseflash.tables.lookup import lookup
+from sparseflash.tools.timing import interleaved, waiting_for
 
 Call = Callable[[], torch.Tensor]
 

@@ -20,9 +20,22 @@ from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import TileSet, pack
-from sparseflash.tables import READ_AHEAD, LookupTable, check_not_capturing, lasting, tensor, tile_arrays, unless_fake
+from sparseflash.tables.device import READ_AHEAD, check_not_capturing, lasting, tensor, unless_fake
+from sparseflash.tables.packing import tile_arrays
 
 LARGEST_INDEX = np.iinfo(np.int32).max
+
+
+class Parts(NamedTuple):
+    """The fields of a :class:`LookupTable`, in its order."""
+
+    shape: tuple[int, int]
+    block: tuple[int, int]
+    q_offset: int
+    rows: Side
+    columns: Side
+    tiles: Tiles
+    pattern_of: torch.Tensor
 
 
 def from_indices(
@@ -34,7 +47,7 @@ def from_indices(
     q_offset: int | None,
     q_heads: int | None,
     causal: bool,
-) -> LookupTable:
+) -> Parts:
     """See :meth:`sparseflash.LookupTable.from_indices`."""
     q_heads = _checked(indices, counts, q_heads)
     if torch.compiler.is_compiling():  # lengths may be symbols, a mask belongs to numbers: range() decides
@@ -54,7 +67,7 @@ def from_indices(
 
     rows, by_row = _rows(edges, indices.flatten(0, 1), None if counts is None else counts.flatten(0, 1))
     pattern_of = torch.arange(samples * heads, dtype=torch.int32, device=indices.device).view(samples, heads, 1)
-    return LookupTable(
+    return Parts(
         shape=edges.shape,
         block=edges.block,
         q_offset=edges.q_offset,

@@ -21,8 +21,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import is_int, make_grid
 from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
-from sparseflash.shortened import shortened
-from sparseflash.tables import LookupTable, capturing, lasting
+from sparseflash.tables.device import capturing, lasting
+from sparseflash.tables.shortened import shortened
+from sparseflash.tables.table import LookupTable
 
 Lengths: TypeAlias = Tensor | Sequence[int] | NDArray[Any]
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.patterns.tiles import Words
 
 ALIGNED = 32  # ints: every tensor begins at a multiple of 128 bytes, so that kernels find rows aligned
 
@@ -58,6 +59,13 @@ def pack(header: Header, arrays: Sequence[NDArray[Any]], device: torch.device) -
         buffer[begin:end].reshape(array.shape)[...] = array
     numbers = *header, *(size for shape in shapes for size in (len(shape), *shape))
     return torch.from_numpy(buffer).to(device), tuple(map(_shown, numbers))
+
+
+def tile_arrays(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+    """Bits and seen keys of :class:`Tiles`, from tiles uint32 [T, BQ, W]."""
+    # A kernel may read the words of a tile ahead of knowing that there is none.
+    bits = words if len(words) else np.zeros((1, *words.shape[1:]), np.uint32)
+    return bits.view(np.int32), np.bitwise_or.reduce(bits, axis=1).view(np.int32)
 
 
 # What was found in a buffer, by which layout: backends may keep what they plan beside the tensors of a table.

@@ -9,15 +9,15 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sparseflash.arguments import refuse_mask
-from sparseflash.functional import Mask
+from sparseflash.functional.arguments import refuse_mask
+from sparseflash.functional.attention import Mask
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.misuse import makes_patterns
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables import LookupTable
+from sparseflash.tables.table import LookupTable
 
 Router: TypeAlias = Callable[[Tensor, Tensor], Mask]
 

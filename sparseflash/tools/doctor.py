@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from sparseflash import __version__, parse, reference
-from sparseflash.functional import attention
+from sparseflash.functional.attention import attention
 from sparseflash.kernels.cpu import build, levels, native
 
 PACKAGES = (

@@ -7,9 +7,9 @@ from typing import Literal, overload
 
 import torch
 
-from sparseflash.arguments import DTYPES
-from sparseflash.decoding import decode
-from sparseflash.functional import Mask
+from sparseflash.functional.arguments import DTYPES
+from sparseflash.functional.attention import Mask
+from sparseflash.functional.decode import decode
 from sparseflash.patterns.described import described
 
 

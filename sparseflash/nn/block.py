@@ -10,10 +10,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparseflash.functional import Mask
-from sparseflash.module_checks import Router, check_input, check_size, checked_dropout
-from sparseflash.modules import SparseAttention
-from sparseflash.padding import Lengths, Padding
+from sparseflash.functional.attention import Mask
+from sparseflash.nn.attention import SparseAttention
+from sparseflash.nn.checks import Router, check_input, check_size, checked_dropout
+from sparseflash.tables.padded import Lengths, Padding
 
 
 class SparseTransformerBlock(nn.Module):

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from sparseflash import parse, reference
 from sparseflash.cli.mask_summary import MaskSummary
-from sparseflash.functional import attention
+from sparseflash.functional.attention import attention
 from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import draw as drawn
 from sparseflash.pathfinder import marker_distance_baseline

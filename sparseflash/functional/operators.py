@@ -1,0 +1,285 @@
+"""The operators behind ``attention``: schemas, fakes, backends, the gradient.
+
+A table travels as a list of tensors, a score in the order of :class:`Score`, so that compiled graphs take masks, seeds
+and offsets as run-time arguments. A graph may instead name a pattern, whose table is looked up when it runs.
+
+A plain call, which nothing traces, transforms or watches, goes to the backend without the dispatcher: taking some
+thirty arguments apart and together again, twice, costs more than all else that the host does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+
+from sparseflash.functional import transforms
+from sparseflash.kernels import cpu
+from sparseflash.kernels import sinks as sink_logits
+from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.patterns.traced_constant import constant
+from sparseflash.tables.named import name_of, named_table
+from sparseflash.tables.packing import Contents
+from sparseflash.tables.table import LookupTable
+
+_library = torch.library.Library("sparseflash", "FRAGMENT")
+_MASK = "Tensor[]? table, SymInt[] layout, str pattern"
+_SCORE = "float scale, float? softcap, Tensor? slopes, SymInt q_offset, float dropout, Tensor? seed"
+Tensors = Sequence[torch.Tensor]
+
+
+class MaskArguments(NamedTuple):
+    """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
+
+    # Rows, columns, tiles, pattern_of; or the buffer, or it and its layout; of a named pattern None, or the lengths of
+    # a padded batch.
+    table: Tensors | None
+    layout: Sequence[int]  # the block; of the buffer, its layout unless that is a tensor
+    pattern: str = ""
+
+    @classmethod
+    def of(cls, table: LookupTable) -> MaskArguments:
+        tensors = [*table.rows.tensors(), *table.columns.tensors(), *table.tiles.tensors(), table.pattern_of]
+        return cls(tensors, table.block)
+
+    @classmethod
+    def packed(cls, table: LookupTable) -> MaskArguments:
+        """For compiled graphs: they depend on nothing of the table, which is checked when they run."""
+        return cls.of(table) if table.buffer is None else cls([table.buffer], table.layout)
+
+    @classmethod
+    def named(cls, pattern: Pattern, block: tuple[int, int], lengths: torch.Tensor | None = None) -> MaskArguments:
+        """For compiled graphs: the table is looked up when they run, for the lengths that come."""
+        return cls(None if lengths is None else [lengths], block, constant(pattern, name_of))
+
+
+class _Operands(NamedTuple):
+    """What the kernels take of a table, by the names that it has there."""
+
+    rows: Side
+    columns: Side
+    tiles: Tiles
+    pattern_of: torch.Tensor
+    block: tuple[int, int]
+
+
+def _operands(
+    q: torch.Tensor, k: torch.Tensor, mask: MaskArguments, score: Score
+) -> tuple[_Operands | LookupTable, Score]:
+    tensors = mask.table or ()
+    if mask.pattern:
+        table = named_table(mask.pattern, (q.shape[2], k.shape[2]), mask.layout, q.device, *tensors)
+    elif len(tensors) == 2:  # the buffer, and its layout as a tensor
+        table = LookupTable.unpacked(tensors[0], tensors[1].tolist())
+    elif len(tensors) > 1:
+        bq, bk = mask.layout
+        return _Operands(*Contents.of(tensors), (bq, bk)), score
+    else:
+        (buffer,) = tensors
+        table = LookupTable.unpacked(buffer, mask.layout)
+    table.check_fits(q, k)
+    return table, score._replace(q_offset=table.q_offset)
+
+
+def _forward(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    table: _Operands | LookupTable,
+    score: Score,
+    backend: str,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    if backend == "cpu":
+        with _as_decided():
+            return cpu.forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
+    from sparseflash.kernels.triton.forward import forward
+
+    return forward(q, k, v, table.rows, table.tiles, table.pattern_of, table.block, score, sinks)
+
+
+def _as_decided() -> AbstractContextManager[object]:
+    """On the CPU autocast would change the operands' dtypes, which have been decided."""
+    return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING
+
+
+_NOTHING: AbstractContextManager[object] = nullcontext()
+
+
+def _backward(
+    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor],  # dout, dlse, out, lse
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    table: _Operands | LookupTable,
+    score: Score,
+    backend: str,
+    deterministic: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    dout, dlse, out, lse = results
+    sides = table.rows, table.columns, table.tiles, table.pattern_of, table.block
+    if backend == "cpu":
+        with _as_decided():
+            return cpu.backward(dout, dlse, q, k, v, out, lse, *sides, score)
+    from sparseflash.kernels.triton.backward import backward
+
+    return backward(dout, dlse, q, k, v, out, lse, *sides, score, deterministic)
+
+
+def _attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    table: Tensors | None,
+    layout: Sequence[int],
+    pattern: str,
+    backend: str,
+    deterministic: bool,
+    *score: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
+    return _forward(q, k, v, sinks, *operands, backend)
+
+
+def _attention_backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    table: Tensors | None,
+    layout: Sequence[int],
+    pattern: str,
+    backend: str,
+    deterministic: bool,
+    *score: Any,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
+    return _backward((dout, dlse, out, lse), q, k, v, *operands, backend, deterministic)
+
+
+def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    out = q.new_empty(*q.shape[:-1], v.shape[-1])
+    return out, q.new_empty(q.shape[:-1], dtype=torch.promote_types(q.dtype, torch.float32))
+
+
+def _backward_fake(
+    dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _save(ctx: Any, inputs: Sequence[Any], output: tuple[torch.Tensor, torch.Tensor]) -> None:
+    q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = inputs
+    ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
+    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *(table or ()))
+
+
+def _gradient(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+    q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
+    if dout is None:
+        dout = torch.zeros_like(out)
+    dsinks = None
+    if sinks is not None:
+        dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+    dq, dk, dv = torch.ops.sparseflash.attention_backward(
+        *(dout, dlse, q, k, v, out, lse, table or None, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
+        *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
+    )
+    return dq, dk, dv, dsinks
+
+
+transforms.register(
+    _library,
+    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, bool deterministic, {_SCORE}) "
+    "-> (Tensor out, Tensor lse)",
+    _attention,
+    _attention_fake,
+    transforms.differentiable("attention", 4, _save, _gradient),
+)
+transforms.register(
+    _library,
+    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)",
+    _attention_backward,
+    _backward_fake,
+    transforms.derived("attention_backward", 7),
+)
+
+
+class _Plain(torch.autograd.Function):
+    """A plain call that records its gradient."""
+
+    @classmethod
+    def apply(cls, *arguments: Any) -> Any:
+        # That of Function itself looks for transforms, of which a plain call has none.
+        return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, table: LookupTable,
+        backend: str, deterministic: bool, score: Score,
+    ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        out, lse = _forward(q, k, v, sinks, table, score, backend)
+        ctx.set_materialize_grads(False)
+        if sinks is None and score.slopes is None and score.seed is None:
+            ctx.save_for_backward(q, k, v, out, lse)
+        else:
+            ctx.save_for_backward(q, k, v, out, lse, sinks, score.slopes, score.seed)
+            score = score._replace(slopes=None, seed=None)
+        ctx.call = table, backend, deterministic, score
+        return out, lse
+
+    @staticmethod
+    def backward(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
+        q, k, v, out, lse, *features = ctx.saved_tensors
+        table, backend, deterministic, score = ctx.call
+        if dout is None:
+            dout = torch.zeros_like(out)
+        dsinks = None
+        if features:
+            sinks, slopes, seed = features
+            score = score._replace(slopes=slopes, seed=seed)
+            if sinks is not None:
+                dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
+        # A gradient that is recorded itself is for the operator, which refuses to be differentiated.
+        if torch.is_grad_enabled() or not transforms.plain(q, dout, dlse):
+            mask = MaskArguments.of(table)
+            given = (dout, dlse, q, k, v, out, lse, *mask, backend, deterministic, *score)
+            dq, dk, dv = torch.ops.sparseflash.attention_backward(*given)
+        else:
+            dq, dk, dv = _backward((dout, dlse, out, lse), q, k, v, table, score, backend, deterministic)
+        return dq, dk, dv, dsinks, None, None, None, None
+
+
+def attention(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    sinks: torch.Tensor | None,
+    mask: MaskArguments | LookupTable,
+    backend: str,
+    deterministic: bool,
+    score: Score,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output and lse of attention; differentiable in q, k, v and sinks. Nothing is checked here.
+
+    Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
+    """
+    if isinstance(mask, LookupTable):
+        if transforms.plain(q, k, v, sinks, score.slopes, score.seed, mask.pattern_of):
+            if torch.is_grad_enabled() and (
+                q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
+            ):
+                out, lse = _Plain.apply(q, k, v, sinks, mask, backend, deterministic, score)
+                return out, lse
+            return _forward(q, k, v, sinks, mask, score, backend)
+        mask = MaskArguments.of(mask)
+    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, deterministic, *score)
+    return out, lse
