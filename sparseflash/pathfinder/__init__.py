@@ -1,12 +1,12 @@
 """The Pathfinder task: generator, ground truth, files and baselines.
 
-Two long dashed contours, several short ones and two discs; are the discs on the same contour? Linsley et al. 2018
+Two long dashed contours, several short ones and two discs: are the discs on the same contour? Linsley et al. 2018
 (NeurIPS, *Learning long-range spatial dependencies with horizontal gated recurrent units*) define the task, Tay et al.
 2021 (ICLR, *Long Range Arena*) its sides 32 to 256, 128 being known as Path-X and 256 as Path-256.
 
-The generator follows a specification of the original's distribution that keeps every quirk of it; each is stated where
-it is implemented, in ``strokes`` (kernels), ``tables`` (positions, seeds), ``contours`` (extension), ``targets``,
-``distractors``, ``scene`` (order of draws) and ``render`` (contrast).
+The generator follows a specification of the original's distribution and keeps all of its quirks. Each quirk is
+described where it is implemented: in ``strokes`` (kernels), ``tables`` (positions, seeds), ``contours`` (extension),
+``targets``, ``distractors``, ``scene`` (order of draws) and ``render`` (contrast).
 
     >>> from sparseflash import pathfinder
     >>> images, labels = pathfinder.generate(size=32, count=4, seed=0)

@@ -1,8 +1,8 @@
-"""How much the distance between the two markers gives away, and how to make it say nothing.
+"""What the distance between the two markers reveals about the label, and how to remove that information.
 
-In a positive image the markers are about one contour length apart, in a negative one the spread is wider, so short
-contours can be solved without tracing. Each pair of targets gives two distances of either kind and no rendering is
-needed, so both remedies and the baseline work on positions alone.
+In positive images the markers are about one contour length apart; in negative images their distances vary more. With
+short contours the label can therefore be guessed without tracing. Each pair of targets gives two distances of either
+kind. Matching and baseline use positions alone, so nothing is rendered.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from sparseflash.pathfinder.geometry import Geometry, whole
+from sparseflash.pathfinder.geometry import Geometry, whole_number
 from sparseflash.pathfinder.scene import DistanceMatch, searches, stream
 from sparseflash.pathfinder.strokes import Floats
 
@@ -19,7 +19,7 @@ MATCH_PAIRS = 8192
 _MATCH_BINS = 40
 _RULE_BINS = 24
 
-# Index of the streams used here, far above any image's: images end below 2 ** 32.
+# Stream indices of this module start here, above those of images, which are below 2 ** 32.
 _STREAM = 1 << 40
 
 
@@ -38,8 +38,8 @@ def distances(geometry: Geometry, which: int, pairs: int, seed: int, purpose: in
 def match_table(geometry: Geometry, pairs: int = MATCH_PAIRS) -> DistanceMatch:
     """Acceptance probabilities min(p1, p0) / p_label over bins of equal mass, estimated once from ``pairs`` pairs.
 
-    The estimate is a function of the geometry alone. It is made for each margin by itself, because an image keeps its
-    margin while pairs are redrawn.
+    The estimate depends on the geometry alone. Each margin has an estimate of its own, because an image keeps its
+    margin when its pair is redrawn.
     """
     edges, accept = [], []
     for which in range(len(geometry.paddle_margins)):
@@ -60,11 +60,11 @@ def marker_distance_baseline(
     seed: int = 0,
     match_distance: bool = False,
 ) -> float:
-    """Accuracy of the best rule that looks at nothing but the distance between the two markers.
+    """Accuracy of the best rule that uses only the distance between the two markers.
 
     The rule (the likelier label in each of 24 distance bins) is learned from one set of ``pairs`` pairs and scored on
-    another of the same size. Print it beside any accuracy reached on short contours: at 256 it is about 85, 77 and
-    63 % for contours of 6, 9 and 14 dashes.
+    another of the same size. Report it beside any accuracy on short contours: at 256 it is about 85, 77 and 63 % for
+    contours of 6, 9 and 14 dashes.
 
     Args:
         size: side of an LRA preset: 32, 64, 128 or 256.
@@ -72,14 +72,14 @@ def marker_distance_baseline(
         geometry: replaces ``size`` and ``level``.
         pairs: pairs of targets in each of the two sets; half as many for each of two margins.
         seed: of the two sets.
-        match_distance: judge the images that ``match_distance=True`` generates; about 50 %.
+        match_distance: score images that are generated with ``match_distance=True``; about 50 %.
 
     Returns:
         Expected share of correct answers with balanced labels, 0..1. Its standard error is about
         ``0.35 / sqrt(pairs)``.
 
     Raises:
-        TypeError, ValueError: an argument is of the wrong kind or out of range.
+        TypeError, ValueError: an argument has the wrong type or is out of range.
         RuntimeError: the geometry yields no pairs.
 
     Example:
@@ -89,27 +89,27 @@ def marker_distance_baseline(
         True
     """
     chosen = resolve(size, level, geometry)
-    pairs = whole("pairs", pairs, 100)
+    pairs = whole_number("pairs", pairs, 100)
     seed = seed_word("seed", seed)
     match = match_table(chosen) if match_distance else None
-    learn, score = (_weighted(chosen, pairs, seed, purpose, match) for purpose in (1, 2))
-    inner = _edges(np.concatenate([kind for kind, _ in learn]), _RULE_BINS)
-    says_one = _mass(*learn[1], inner) > _mass(*learn[0], inner)
-    right = [_mass(*kind, inner) for kind in score]
-    return float((right[1][says_one].sum() + right[0][~says_one].sum()) / 2)
+    train, test = (_weighted(chosen, pairs, seed, purpose, match) for purpose in (1, 2))
+    inner = _edges(np.concatenate([kind for kind, _ in train]), _RULE_BINS)
+    predicts_one = _mass(*train[1], inner) > _mass(*train[0], inner)
+    right = [_mass(*kind, inner) for kind in test]
+    return float((right[1][predicts_one].sum() + right[0][~predicts_one].sum()) / 2)
 
 
 def resolve(size: int, level: str, geometry: Geometry | None) -> Geometry:
-    """The geometry that three arguments of the public functions name.
+    """The geometry that the arguments of a public function select.
 
     Raises:
-        TypeError: ``geometry`` is no Geometry, ``size`` no whole number, ``level`` no string.
+        TypeError: ``geometry`` is not a Geometry, ``size`` not a whole number, or ``level`` not a string.
         ValueError: unknown size or level, or ``size`` and ``geometry`` contradict each other.
     """
     if geometry is None:
         if not isinstance(level, str):
             raise TypeError(f"level must be a string, got {level!r}")
-        return Geometry.lra(whole("size", size, 1), level)
+        return Geometry.lra(whole_number("size", size, 1), level)
     if not isinstance(geometry, Geometry):
         raise TypeError(f"geometry must be a pathfinder.Geometry, got {geometry!r}")
     if size not in (256, geometry.size):
@@ -119,7 +119,7 @@ def resolve(size: int, level: str, geometry: Geometry | None) -> Geometry:
 
 def seed_word(name: str, value: object) -> int:
     """``value`` as one 32-bit word of a seed sequence."""
-    result = whole(name, value, 0)
+    result = whole_number(name, value, 0)
     if result >= 1 << 32:
         raise ValueError(f"{name} must be below 2**32, got {value!r}")
     return result
@@ -131,15 +131,17 @@ Weighted = tuple[Floats, Floats]
 def _weighted(
     geometry: Geometry, pairs: int, seed: int, purpose: int, match: DistanceMatch | None
 ) -> tuple[Weighted, Weighted]:
-    """Distances and weights of negatives and positives; every margin and label weighs the same in all."""
+    """Distances and weights of negatives and positives; every margin and label has the same total weight."""
     margins = len(geometry.paddle_margins)
     parts: tuple[list[Weighted], list[Weighted]] = ([], [])
     for which in range(margins):
         for label, kind in enumerate(distances(geometry, which, -(-pairs // margins), seed, purpose)):
             weight = np.ones(len(kind)) if match is None else match.probability(which, label, kind)
             parts[label].append((kind, weight / weight.sum()))
-    none, one = ((np.concatenate([d for d, _ in part]), np.concatenate([w for _, w in part])) for part in parts)
-    return none, one
+    negatives, positives = (
+        (np.concatenate([d for d, _ in part]), np.concatenate([w for _, w in part])) for part in parts
+    )
+    return negatives, positives
 
 
 def _edges(values: Floats, bins: int) -> Floats:

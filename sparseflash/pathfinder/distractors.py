@@ -1,10 +1,10 @@
-"""The short contours, placed one after another on whatever room the targets left.
+"""The short contours, placed one after another in the space that the targets left.
 
-For each distractor up to five tries, identical and independent because a failed try undoes everything; so they run
-as lanes over copies of the same maps and the first that succeeds counts (on a roomy canvas one goes ahead alone, since
-it nearly always succeeds). One try: an angle of 360, failing if it is not viable; a tail uniform over the available
+Each distractor has up to five tries. A failed try changes nothing, so tries are independent and identical: they run as
+lanes over copies of the same maps, and the first success counts. (On a large canvas one try runs alone first, since it
+nearly always succeeds.) One try: one of 360 angles, a failure if it is not viable; a tail uniform over the available
 pixels; ``length - 1`` extensions; then the pending footprint is committed too, so a finished distractor is fully in M.
-A distractor whose tries all fail is left out: fewer than asked for is normal at 32 and 64.
+A distractor whose tries all fail is omitted: at 32 and 64 fewer distractors than requested are normal.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from sparseflash.pathfinder.tables import BLOCKED, Tables
 
 TRIES = 5
 """max_distractor_contour_retrial 4, plus the first."""
-LEAST_FREE = 0.01
-"""A try fails when less of the canvas is unblocked than this."""
+MIN_FREE = 0.01
+"""A try fails if a smaller share of the canvas is unblocked."""
 
-# From this side on the canvas is mostly empty. A tail drawn from all pixels and tested is exactly uniform over the
-# available ones, and there cheaper than finding them all.
-_ROOMY = 100
+# Canvases of at least this side are mostly empty. A tail drawn from all pixels and kept if it is available is uniform
+# over the available ones, and there cheaper than listing them.
+_LARGE = 100
 _GUESSES = 64
 _GUESS_ROUNDS = 8
 
@@ -37,16 +37,18 @@ class DistractorSearch:
     def place(self, maps: Bytes, count: int, length: int, rng: np.random.Generator) -> list[tuple[Ints, Ints]]:
         """Up to ``count`` distractors on ``maps`` (changed in place): their pixels [length, 2] and states [length]."""
         placed: list[tuple[Ints, Ints]] = []
-        groups = (1, TRIES - 1) if self.tables.size >= _ROOMY else (TRIES,)
+        groups = (1, TRIES - 1) if self.tables.size >= _LARGE else (TRIES,)
         for _ in range(count):
             for tries in groups:
-                found = self._one(maps, tries, length, rng)
-                if found is not None:
-                    placed.append(found)
+                distractor = self._first_success(maps, tries, length, rng)
+                if distractor is not None:
+                    placed.append(distractor)
                     break
         return placed
 
-    def _one(self, maps: Bytes, tries: int, length: int, rng: np.random.Generator) -> tuple[Ints, Ints] | None:
+    def _first_success(
+        self, maps: Bytes, tries: int, length: int, rng: np.random.Generator
+    ) -> tuple[Ints, Ints] | None:
         tables, lanes = self.tables, self.lanes
         contours = self._seeds(maps, tries, rng)
         if contours is None:
@@ -68,13 +70,13 @@ class DistractorSearch:
         return tables.pixel(pixels[:, lane] - lane * lanes.span), states[:, lane].copy()
 
     def _seeds(self, maps: Bytes, tries: int, rng: np.random.Generator) -> Contours | None:
-        """One seed for every try that gets one, lanes ascending."""
+        """The seeds of all tries that find one, lanes ascending."""
         tables, side = self.tables, self.tables.stride
         inner = slice(tables.border, tables.border + tables.size)
-        # Probes outside the canvas are ignored, whatever commits left there.
+        # Probes outside the canvas are ignored, whatever commits wrote there.
         free = np.ones((side, side), bool)
         free[inner, inner] = tables.canvas(maps)[0] < BLOCKED
-        if np.count_nonzero(free[inner, inner]) < LEAST_FREE * tables.size**2:
+        if np.count_nonzero(free[inner, inner]) < MIN_FREE * tables.size**2:
             return None
         lanes: list[int] = []
         tails: list[Ints] = []
@@ -97,12 +99,12 @@ class DistractorSearch:
         return contours
 
     def _tail(self, free: Bools, degree: int, rng: np.random.Generator) -> Ints | None:
-        """A pixel drawn uniformly from those with no probe on a blocked pixel; None where there is none.
+        """A pixel drawn uniformly from those with no probe on a blocked pixel; None if there is none.
 
         ``free`` is bool [stride, stride] and true outside the canvas, where probes are ignored.
         """
         tables = self.tables
-        if tables.size >= _ROOMY:
+        if tables.size >= _LARGE:
             flat, probes = free.ravel(), tables.probes_flat[degree]
             for _ in range(_GUESS_ROUNDS):
                 tails = rng.integers(tables.size, size=(_GUESSES, 2))

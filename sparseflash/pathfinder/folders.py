@@ -1,4 +1,4 @@
-"""Where the images are in a folder of the Long Range Arena release, unpacked whole or in part."""
+"""Finds the images in a folder of the Long Range Arena release, unpacked completely or in part."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
     """The folder with ``imgs`` and ``metadata`` that `read` opens for the same arguments.
 
     Raises:
-        FileNotFoundError, ValueError: as `read` raises, where there is none.
+        FileNotFoundError, ValueError: as `read`, if there is no such folder.
     """
     given = path = Path(path)
     check_folder(path)
@@ -38,10 +38,10 @@ def level_folder(path: str | os.PathLike[str], level: str | None = None, size: i
         raise ValueError(f"{path} is not pathfinder{size}")
     folder = path / (name or HARD)
     if not (folder / "metadata").is_dir():
-        there = _levels(path)
-        named = f"; say which level is meant: {' or '.join(map(_level_name, there))}" if there else ""
+        levels = _levels(path)
+        named = f"; say which level is meant: {' or '.join(map(_level_name, levels))}" if levels else ""
         raise ValueError(
-            f"{path}: no {folder.name} with metadata here; there is {shown(', '.join(there)) or 'nothing'}{named}"
+            f"{path}: no {folder.name} with metadata here; there is {shown(', '.join(levels)) or 'nothing'}{named}"
         )
     check_inside(folder / "metadata", given)
     return folder.resolve()
@@ -52,7 +52,7 @@ def _levels(path: Path) -> list[str]:
 
 
 def _level_name(folder: str) -> str:
-    """What a user calls a level folder."""
+    """The level of a folder, or else the folder's own name."""
     return next((level for level, (name, _) in LEVELS.items() if name == folder), shown(folder))
 
 

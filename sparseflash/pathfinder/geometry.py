@@ -22,14 +22,14 @@ LEVELS: Final[dict[str, tuple[str, int]]] = {
 
 LRA_SIZES: Final = (32, 64, 128, 256)
 SIZES: Final = range(28, 2049)
-"""What `Geometry.sized` makes: a smaller canvas has no room for the dashes, a larger one takes a minute an image."""
+"""Sides of `Geometry.sized`: a smaller canvas has no room for the dashes, a larger one takes a minute per image."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Geometry:
-    """Everything that fixes the distribution of images; hashable, so tables and random streams are keyed by it.
+    """All parameters of the distribution of images. Hashable; tables and random streams are keyed by it.
 
-    Use :meth:`lra` for the published tasks and :meth:`curriculum` for the 256 dash geometry on smaller canvases;
+    Use :meth:`lra` for the published tasks and :meth:`curriculum` for the dashes of the 256 task on smaller canvases.
     ``dataclasses.replace`` changes single fields.
 
     Attributes:
@@ -39,7 +39,7 @@ class Geometry:
         paddle_length: length L of a dash.
         paddle_margins: choices of the clearance m around a dash; each image draws one uniformly.
         paddle_thickness: width w of a dash; ``w * antialias`` must be whole.
-        continuity: c; a contour bends by at most 90 / c degrees a dash.
+        continuity: c; a contour bends by at most 90 / c degrees per dash.
         marker_radius: radius of the two discs.
         snake_contrast: brightness of distractors; the brightness of targets is this times ``paddle_contrast``.
         paddle_contrast: the second factor of the targets' brightness.
@@ -78,15 +78,15 @@ class Geometry:
             object.__setattr__(self, name, value)
 
         for name, (least, most) in _WHOLE.items():
-            store(name, whole(name, getattr(self, name), least, most))
+            store(name, whole_number(name, getattr(self, name), least, most))
         for name, limit in _POSITIVE.items():
             store(name, _positive(name, getattr(self, name), limit))
         margins: Any = self.paddle_margins
         if isinstance(margins, (str, bytes)) or not hasattr(margins, "__iter__"):
             raise TypeError(f"paddle_margins must be a tuple of whole numbers, got {margins!r}")
-        if len(margins) > _MOST_MARGINS:
-            raise ValueError(f"paddle_margins must be at most {_MOST_MARGINS}, got {len(margins)}")
-        store("paddle_margins", tuple(whole("paddle_margins", m, 1, _MOST_MARGIN) for m in margins))
+        if len(margins) > _MAX_MARGINS:
+            raise ValueError(f"paddle_margins must be at most {_MAX_MARGINS}, got {len(margins)}")
+        store("paddle_margins", tuple(whole_number("paddle_margins", m, 1, _MAX_MARGIN) for m in margins))
         if not self.paddle_margins:
             raise ValueError("paddle_margins must name at least one margin, got ()")
         if not math.isclose(self.line_width, self.paddle_thickness * self.antialias) or self.line_width < 1:
@@ -95,8 +95,8 @@ class Geometry:
                 f"got {self.paddle_thickness} * {self.antialias}"
             )
         self._check_drawing()
-        # Below this a probe of the first seed could leave the canvas while another still lies in the seed square, and
-        # the rectangle of `tables.py` would no longer be the set of available tails.
+        # With less, one probe of the first seed could be off the canvas while another is in the seed square, and the
+        # rectangle of `tables.py` would not be the set of available tails.
         least = math.ceil((self.paddle_length + 2 * max(self.paddle_margins) + math.ceil(self.paddle_thickness)) / 2)
         if self.seed_distance < least:
             raise ValueError(f"seed_distance must be at least {least} for this dash, got {self.seed_distance}")
@@ -109,12 +109,12 @@ class Geometry:
             raise ValueError(f"padding {self.padding} leaves nothing of a canvas of side {self.size}")
 
     def _check_drawing(self) -> None:
-        """Raise ValueError where drawing a dash in all directions would take gigabytes or minutes."""
+        """Raise ValueError if drawing a dash in all directions would take gigabytes or minutes."""
         margin = max(self.paddle_margins)
         reach = self.paddle_length + margin
         side = 2 * (reach + math.ceil(self.paddle_thickness)) * self.antialias + 1
         cells = (360 + math.ceil(2 * math.pi * reach)) * side**2
-        if cells > _MOST_CELLS or cells * (margin * self.antialias) ** 2 > _MOST_WORK:
+        if cells > _MAX_CELLS or cells * (margin * self.antialias) ** 2 > _MAX_WORK:
             raise ValueError(
                 f"a dash of paddle_length {self.paddle_length}, paddle_thickness {self.paddle_thickness}, margin "
                 f"{margin} and antialias {self.antialias} is too large: {cells:,} cells in all directions"
@@ -134,8 +134,8 @@ class Geometry:
     def lra(cls, size: int = 256, level: str = "hard") -> Geometry:
         """The published geometry for ``size`` in 32, 64, 128, 256 and ``level`` easy, intermediate or hard.
 
-        The antialias factor is 2: the LRA lists name 4 and then 2, and the last one wins. The distractor count is
-        recomputed for each level as budget // distractor length.
+        The antialias factor is 2: the LRA parameter lists set 4 and then 2, and the last value applies. The number of
+        distractors depends on the level: budget // distractor length.
 
         Raises:
             ValueError: unknown size or level.
@@ -153,21 +153,21 @@ class Geometry:
     def curriculum(cls, size: int, length: int, base: int = 256) -> Geometry:
         """Dashes of the ``base`` task on a canvas of side ``size`` with contours of ``length`` dashes.
 
-        Local features (dash, gap, bend, disc) carry over to the task; canvas and length grow. For base 256 measured
-        rows exist for 64/3, 64/4, 96/4, 96/6, 128/6, 128/9, 160/9, 160/14, 192/9, 192/14 and 256/6, 9, 14. Other
-        combinations get ``seed_distance = min(the task's, (size - 16) // 4)`` and as many distractor dashes a pixel as
-        the task has (base 256: about one in 1,800). Pairs stay cheap while ``size >= 12 * length + 16`` at base 256.
+        Local features (dash, gap, bend, disc) are those of the task; canvas and length grow. For base 256 there are
+        measured values for 64/3, 64/4, 96/4, 96/6, 128/6, 128/9, 160/9, 160/14, 192/9, 192/14 and 256/6, 9, 14. Other
+        combinations get ``seed_distance = min(the task's, (size - 16) // 4)`` and the task's number of distractor
+        dashes per pixel (base 256: about one in 1,800). At base 256 pairs are cheap while ``size >= 12 * length + 16``.
 
         Raises:
             TypeError: not whole numbers.
             ValueError: a canvas with no room for a first seed (below 44 at base 256), ``length`` below 2, or a base
-                that is no LRA size.
+                that is not an LRA size.
 
         Example:
             >>> Geometry.curriculum(96, 6).seed_distance
             14
         """
-        size, length = whole("size", size, 16), whole("length", length, 2)
+        size, length = whole_number("size", size, 16), whole_number("length", length, 2)
         if base not in LRA_SIZES:
             raise ValueError(f"LRA sizes are 32, 64, 128 and 256, got base {base!r}")
         row, budget = _LRA[base]
@@ -185,8 +185,8 @@ class Geometry:
     def sized(cls, size: int, level: str = "hard") -> Geometry:
         """The task of a level on a canvas of any side from 28 to 2,048.
 
-        The published geometry where there is one. Elsewhere the dashes of the largest published task that is not
-        larger (below 32: of the smallest) on that canvas, with as many distractor dashes a pixel.
+        The published geometry, if there is one. Otherwise the dashes of the largest published task whose side is at
+        most ``size`` (below 32: of the smallest task), with the same number of distractor dashes per pixel.
 
         Raises:
             TypeError: ``size`` is not a whole number.
@@ -197,7 +197,7 @@ class Geometry:
             >>> geometry.size, geometry.paddle_length == Geometry.lra(32).paddle_length
             (48, True)
         """
-        size = whole("size", size, 1)
+        size = whole_number("size", size, 1)
         if size not in SIZES:
             raise ValueError(f"size must be {SIZES[0]} to {SIZES[-1]:,}; got {size!r}")
         if size in LRA_SIZES or level not in LEVELS:
@@ -215,7 +215,7 @@ class Geometry:
         return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:8], "little")
 
 
-def whole(name: str, value: object, least: int, most: int | None = None) -> int:
+def whole_number(name: str, value: object, least: int, most: int | None = None) -> int:
     """``value`` as an int of at least ``least``; TypeError or ValueError naming the argument otherwise."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be a whole number, got {value!r}")
@@ -237,7 +237,7 @@ def _positive(name: str, value: object, most: float) -> float:
     return number
 
 
-# A geometry comes from others too, in presets and runs: least and most of each number.
+# Presets and runs of unknown origin hold geometries too, so every number has limits: (minimum, maximum).
 _WHOLE: Final = {
     "size": (16, SIZES[-1]),
     "padding": (1, SIZES[-1]),
@@ -255,11 +255,11 @@ _POSITIVE: Final = {
     "snake_contrast": 1e6,
     "paddle_contrast": 1e6,
 }
-_MOST_MARGINS: Final = 8
-_MOST_MARGIN: Final = 64
-# Cells of the drawings of a dash, and steps of their dilation; the published ones have 0.7 and 25 million.
-_MOST_CELLS: Final = 1 << 24
-_MOST_WORK: Final = 1 << 32
+_MAX_MARGINS: Final = 8
+_MAX_MARGIN: Final = 64
+# Limits for the drawings of a dash: cells, and steps of the dilation. The published tasks need 0.7 and 25 million.
+_MAX_CELLS: Final = 1 << 24
+_MAX_WORK: Final = 1 << 32
 
 
 def _row(
@@ -293,7 +293,7 @@ _LRA: Final = {
     256: (_row(22, 27, 5, (3,), 2.0, 1.8, 5.0, (1.0, 1.0)), 30),
 }
 
-# (size, length) -> (seed_distance, num_distractors); rows with more than 120 attempts a pair are left out.
+# (size, length) -> (seed_distance, num_distractors); rows with more than 120 attempts per pair are omitted.
 _CURRICULUM: Final = {
     (64, 3): (12, 2),
     (64, 4): (10, 2),

@@ -1,10 +1,10 @@
-"""Writing images in the folder layout of the Long Range Arena release.
+"""Writes images in the folder layout of the Long Range Arena release.
 
 ``pathfinder{H}/{level}/imgs/{batch}/sample_{i}.png`` (8-bit grey, i from 0 in each batch) and
 ``pathfinder{H}/{level}/metadata/{batch}.npy`` (see ``metadata``).
 
-Files get their names by renaming, images before their batch's metadata, so whatever bears a final name is whole. A
-``generator.json`` beside them says what made the folder, so that a second run can only finish the same work.
+Files are written under a temporary name and renamed, images before the metadata of their batch, so a file under its
+final name is complete. ``generator.json`` records the arguments, so that another run can only continue the same set.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from sparseflash.folder_lock import folder_lock
 from sparseflash.foreign import parse_json, read_bytes, read_text
 from sparseflash.pathfinder.distance import resolve, seed_word
-from sparseflash.pathfinder.geometry import Geometry, whole
+from sparseflash.pathfinder.geometry import Geometry, whole_number
 from sparseflash.pathfinder.images import index_range, prepare
 from sparseflash.pathfinder.metadata import metadata_row
 from sparseflash.pathfinder.render import render
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from rich.progress import Task
 
 BATCH = 1000
-"""Images in a batch folder."""
-_TASK = 25
+"""Images per batch folder."""
+_TASK = 25  # images
 _IDENTITY = "generator.json"
 
 
@@ -47,8 +47,8 @@ class WriteReport:
 
     Attributes:
         folder: the level folder.
-        written: images drawn now.
-        kept: images of unfinished batches that were there already.
+        written: images that this call wrote.
+        kept: images of incomplete batches that existed already.
         skipped: numbers of the batches that were complete already.
     """
 
@@ -73,29 +73,29 @@ def write(
 ) -> WriteReport:
     """Write images ``start`` .. ``start + count - 1`` of a seed below ``out`` in the LRA layout.
 
-    Complete batches of 1,000 are skipped and reported, incomplete ones are finished, so an interrupted run, or one with
-    a larger ``count``, goes on where the last one stopped.
+    Complete batches of 1,000 are skipped and reported, incomplete ones are completed. An interrupted run, or one with a
+    larger ``count``, therefore continues where the last one stopped.
 
     Args:
-        out: folder that gets (or has) a ``pathfinder{H}``.
+        out: folder that contains ``pathfinder{H}``, or will.
         size: as for ``generate``.
         count: number of images, at least one.
         seed: as for ``generate``.
         level: as for ``generate``.
         workers: as for ``generate``; the processes write the images too.
         start: as for ``generate``.
-        geometry: as for ``generate``; its level folder is named by the contour length.
+        geometry: as for ``generate``; the level folder is named after the contour length.
         match_distance: as for ``generate``.
-        progress: draw a bar with the rate in images a second on stderr.
+        progress: show a progress bar with images per second on stderr.
 
     Returns:
         A :class:`WriteReport`.
 
     Raises:
         TypeError, ValueError: a bad argument, or a folder that holds other images (another seed, start or geometry,
-            or not written by this function); nothing has been written then.
+            or not written by this function). Nothing is written in this case.
         RuntimeError: a worker died, or the geometry yields no pairs of contours.
-        OSError: the disk refused.
+        OSError: writing failed.
 
     Example:
         >>> import tempfile
@@ -106,7 +106,7 @@ def write(
         3
     """
     chosen = resolve(size, level, geometry)
-    indices, seed, workers = index_range(start, count, 1), seed_word("seed", seed), whole("workers", workers, 1)
+    indices, seed, workers = index_range(start, count, 1), seed_word("seed", seed), whole_number("workers", workers, 1)
     root = Path(out)
     if root.exists() and not root.is_dir():
         raise ValueError(f"out must be a folder, but {str(out)!r} is a file")
@@ -136,7 +136,7 @@ def _write(
     write_text(folder / _IDENTITY, identity, root)
     batches = [(b, indices[b * BATCH : (b + 1) * BATCH]) for b in range(-(-len(indices) // BATCH))]
     missing = {b: _missing(folder, b, len(part)) for b, part in batches}
-    skipped = tuple(b for b, _ in batches if not missing[b] and _rows(folder, b) >= len(dict(batches)[b]))
+    skipped = tuple(b for b, _ in batches if not missing[b] and _metadata_rows(folder, b) >= len(dict(batches)[b]))
     todo = [(b, part) for b, part in batches if b not in skipped]
     written = sum(len(missing[b]) for b, _ in todo)
     kept = sum(len(part) for _, part in todo) - written
@@ -145,17 +145,17 @@ def _write(
     tasks = [
         (b, parts[b].start, missing[b][at : at + _TASK]) for b, _ in todo for at in range(0, len(missing[b]), _TASK)
     ]
-    left = Counter(b for b, _, _ in tasks)
+    remaining = Counter(b for b, _, _ in tasks)
     for b, part in todo:
         remove_leftovers(make_folder(folder / "imgs" / str(b), root))
-        if not left[b]:
+        if not remaining[b]:
             _write_metadata(folder, chosen, seed, b, part)
-    with _bar(progress, written) as advance:
+    with _progress_bar(progress, written) as advance:
         work = partial(_draw, chosen, seed, match, folder)
         for (b, _, names), _ in zip(tasks, run_tasks(work, tasks, workers), strict=True):
             advance(len(names))
-            left[b] -= 1
-            if not left[b]:
+            remaining[b] -= 1
+            if not remaining[b]:
                 _write_metadata(folder, chosen, seed, b, parts[b])
     return WriteReport(folder, written, kept, skipped)
 
@@ -175,7 +175,7 @@ def _draw(
 def _write_metadata(folder: Path, geometry: Geometry, seed: int, batch: int, indices: range) -> None:
     rows = []
     for i, index in enumerate(indices):
-        # Label and margin are the first draws of an image's stream, so images already there need not be drawn again.
+        # Label and margin are the first draws of an image's stream, so existing images need not be drawn again.
         label, which = label_and_margin(geometry, stream(geometry, seed, index))
         rows.append(metadata_row(geometry, batch, i, label, geometry.paddle_margins[which]) + "\n")
     write_text(folder / "metadata" / f"{batch}.npy", "".join(rows), inside=folder)
@@ -185,27 +185,27 @@ def _refuse_foreign(folder: Path, identity: str) -> None:
     if not any((folder / name).exists() for name in ("imgs", "metadata", _IDENTITY)):
         return
     try:
-        found = parse_json(read_text(folder / _IDENTITY, inside=folder))
+        existing = parse_json(read_text(folder / _IDENTITY, inside=folder))
     except FileNotFoundError:
         raise ValueError(f"{folder} holds images that this generator did not make; choose another folder") from None
     except ValueError:
         raise ValueError(f"{folder / _IDENTITY} is not readable; choose another folder") from None
-    wanted = json.loads(identity)
-    if not isinstance(found, dict) or found != wanted:
-        differing = [key for key in wanted if not isinstance(found, dict) or found.get(key) != wanted[key]]
+    expected = json.loads(identity)
+    if not isinstance(existing, dict) or existing != expected:
+        differing = [key for key in expected if not isinstance(existing, dict) or existing.get(key) != expected[key]]
         raise ValueError(f"{folder} holds images of another {' and '.join(differing)}; choose another folder")
 
 
 def _missing(folder: Path, batch: int, count: int) -> list[int]:
     try:
         with os.scandir(folder / "imgs" / str(batch)) as entries:
-            there = {entry.name for entry in entries if entry.stat().st_size}
+            present = {entry.name for entry in entries if entry.stat().st_size}
     except FileNotFoundError:
-        there = set()
-    return [i for i in range(count) if f"sample_{i}.png" not in there]
+        present = set()
+    return [i for i in range(count) if f"sample_{i}.png" not in present]
 
 
-def _rows(folder: Path, batch: int) -> int:
+def _metadata_rows(folder: Path, batch: int) -> int:
     try:
         return read_bytes(folder / "metadata" / f"{batch}.npy", inside=folder).count(b"\n")
     except FileNotFoundError:
@@ -213,7 +213,7 @@ def _rows(folder: Path, batch: int) -> int:
 
 
 @contextmanager
-def _bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
+def _progress_bar(show: bool, total: int) -> Iterator[Callable[[int], None]]:
     if not show:
         yield lambda done: None
         return

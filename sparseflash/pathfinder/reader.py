@@ -1,4 +1,4 @@
-"""Reading the Long Range Arena layout: the release itself, and what ``write`` makes."""
+"""Reads the Long Range Arena layout: the release itself, and what ``write`` makes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from sparseflash.foreign import read_bytes
 from sparseflash.pathfinder.folders import HARD, SIZED, level_folder
 from sparseflash.pathfinder.geometry import SIZES
-from sparseflash.pathfinder.metadata import metadata_files, read_rows, some
+from sparseflash.pathfinder.metadata import first_few, metadata_files, read_rows
 from sparseflash.pathfinder.strokes import Bytes, Ints
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.shown import shown
@@ -26,9 +26,9 @@ from sparseflash.patterns.untrusted import check_inside, open_untrusted
 
 _PNG: Final = b"\x89PNG\r\n\x1a\n"
 _END: Final = b"\0\0\0\0IEND\xaeB\x60\x82"
-_MOST: Final = SIZES[-1]
-_MOST_IMAGES: Final = 1 << 20  # the release has 200,000 of a level
-_MOST_SUBFOLDERS: Final = 1 << 16  # and 200 folders of them
+_MAX_SIDE: Final = SIZES[-1]
+_MAX_IMAGES: Final = 1 << 20  # the release has 200,000 per level
+_MAX_SUBFOLDERS: Final = 1 << 16  # the release has 200 per level
 _MODES: Final = ("1", "L", "LA", "P", "RGB", "RGBA")
 
 
@@ -42,7 +42,7 @@ class Splits(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Dataset:
-    """Images on disk, decoded when asked for: ``len``, and ``dataset[i] -> (uint8 [H, H], label)``.
+    """Images on disk, decoded on access: ``len``, and ``dataset[i] -> (uint8 [H, H], label)``.
 
     Attributes:
         folder: the level folder.
@@ -66,23 +66,23 @@ class Dataset:
 
         Raises:
             IndexError: out of range.
-            FileNotFoundError, ValueError: the file is gone, truncated, or not a PNG of the right size; it is named.
+            FileNotFoundError, ValueError: the file is missing, truncated, or not a PNG of the right size.
         """
         return self._decode(self.files[index]), int(self.labels[index])
 
     def digest(self) -> str:
-        """SHA-256 of the files' names, labels and sizes in bytes, in order: equal for copies on other machines.
+        """SHA-256 of the names, labels and sizes in bytes of all files, in order. Equal for copies on other machines.
 
         Raises:
-            FileNotFoundError: a file is gone.
+            FileNotFoundError: a file is missing.
         """
         sizes = _file_sizes(self.folder, {str(PurePosixPath(name).parent) for name in self.files})
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for name, label in zip(self.files, self.labels.tolist(), strict=True):
             if name not in sizes:
                 raise FileNotFoundError(f"no file {shown(self.folder / name)}")
-            found.update(f"{name} {label} {sizes[name]}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{name} {label} {sizes[name]}\n".encode())
+        return digest.hexdigest()
 
     def subset(self, indices: Sequence[int] | Ints | slice) -> Dataset:
         """The images of ``indices``, in their order."""
@@ -94,10 +94,10 @@ class Dataset:
         """Train, validation and test parts, about 80, 10 and 10 %.
 
         Args:
-            name: ``"s4"``, the split of the S4 line of work: ``torch.randperm`` with seed 42, cut as train, val, test
-                with int(0.1 n) images in each of the last two; defined for the hard level only. ``"contiguous"``: the
-                first 80 %, the next 10 %, the rest. (The split of TensorFlow Datasets follows that builder's own
-                hashed order and cannot be had from the files; "contiguous" is not it.)
+            name: ``"s4"``, the split of S4 and its successors: ``torch.randperm`` with seed 42, cut into train, val and
+                test, with int(0.1 n) images in each of the last two; defined for the hard level only.
+                ``"contiguous"``: the first 80 %, the next 10 %, the rest. (The split of TensorFlow Datasets follows the
+                hashed order of its builder, which the files do not contain. "contiguous" is a different split.)
 
         Raises:
             ValueError: unknown name, or s4 on another level.
@@ -130,7 +130,7 @@ class Dataset:
             raise ValueError(f"{shown(path)}: a truncated PNG")
         try:
             with Image.open(io.BytesIO(data), formats=["PNG"]) as picture:
-                # A second header may announce another picture than the first one did.
+                # A second header may contradict the first one, which was checked.
                 if picture.size != (self.size, self.size) or picture.mode not in _MODES:
                     raise ValueError(f"{picture.size} pixels of mode {picture.mode}")
                 return np.asarray(picture.convert("L"))
@@ -149,24 +149,24 @@ def read(
 ) -> Dataset:
     """Open a Pathfinder folder in the layout of the Long Range Arena release (Tay et al. 2021).
 
-    ``path`` may be the unpacked archive, its inner ``lra_release``, a ``pathfinder{H}`` or a level folder. Where the
-    archive holds two copies of a size the inner one is read; copies are never merged. Metadata may be plain text (the
+    ``path`` may be the unpacked archive, its inner ``lra_release``, a ``pathfinder{H}`` or a level folder. If the
+    archive holds two copies of a size, the inner one is read; copies are never merged. Metadata may be plain text (the
     release) or NumPy arrays (the original generator); nothing is ever unpickled. Zero-length images (the release has
-    one) are dropped, with a warning that names them, before any split.
+    one) are dropped before any split, with a warning that names them.
 
     Args:
         path: an existing folder.
-        level: easy, intermediate, hard or the name of a level folder; hard by default, or the level that ``path`` is.
-        size: which ``pathfinder{H}``, needed where there are several.
-        verify: look at the start and the end of every image now; otherwise damage shows when an image is read.
+        level: easy, intermediate, hard or the name of a level folder. Default: the level of ``path``, else hard.
+        size: which ``pathfinder{H}``; required if there are several.
+        verify: check the start and the end of every image now; otherwise damage is found when an image is read.
 
     Returns:
         A :class:`Dataset`.
 
     Raises:
-        FileNotFoundError: no such folder, or images are missing; the first is named and they are counted.
-        ValueError: no data, an archive that is not unpacked, damaged metadata or images (the first is named, they are
-            counted), sides that are not ``size``, names that lead out of the folder, or an ambiguous ``size``.
+        FileNotFoundError: no such folder, or missing images; the message names the first ones and counts all.
+        ValueError: no data, a packed archive, damaged metadata or images (the message names the first ones and counts
+            all), images of another size, names that lead out of the folder, or an ambiguous ``size``.
 
     Example:
         >>> import tempfile
@@ -181,16 +181,16 @@ def read(
     rows: list[tuple[str, str, int]] = []
     for file in metadata_files(folder):
         rows += read_rows(file, inside=folder)
-        if len(rows) > _MOST_IMAGES:
-            raise ValueError(f"{folder}: the metadata files name more than {_MOST_IMAGES:,} images")
+        if len(rows) > _MAX_IMAGES:
+            raise ValueError(f"{folder}: the metadata files name more than {_MAX_IMAGES:,} images")
     if not rows:
         raise ValueError(f"{folder}: the metadata files name no images")
     sizes = _file_sizes(folder, {sub for sub, _, _ in rows})
     names = [f"{sub}/{name}" for sub, name, _ in rows]
-    _complain(FileNotFoundError, folder, [name for name in names if name not in sizes], "missing", len(names))
+    _raise_if_any(FileNotFoundError, folder, [name for name in names if name not in sizes], "missing", len(names))
     dropped = tuple(name for name in names if not sizes[name])
     if dropped:
-        warnings.warn(f"{folder}: dropped {len(dropped)} empty image(s): {some(dropped)}", stacklevel=2)
+        warnings.warn(f"{folder}: dropped {len(dropped)} empty image(s): {first_few(dropped)}", stacklevel=2)
     kept = [(name, label) for name, (_, _, label) in zip(names, rows, strict=True) if sizes[name]]
     if not kept:
         raise ValueError(f"{folder}: all {len(names)} images are empty")
@@ -198,9 +198,9 @@ def read(
     if size not in (None, side):
         raise ValueError(f"{folder} holds images of {side} pixels a side, not of size={size}")
     if verify:
-        looked_at = track(range(len(kept)), f"checking {folder.name}")
-        damaged = [kept[i][0] for i in looked_at if _damaged(folder / kept[i][0], side)]
-        _complain(ValueError, folder, damaged, f"damaged, truncated or not {side} pixels square", len(names))
+        indices = track(range(len(kept)), f"checking {folder.name}")
+        damaged = [kept[i][0] for i in indices if _damaged(folder / kept[i][0], side)]
+        _raise_if_any(ValueError, folder, damaged, f"damaged, truncated or not {side} pixels square", len(names))
     return Dataset(
         folder, side, tuple(name for name, _ in kept), np.array([label for _, label in kept], np.int64), dropped
     )
@@ -223,13 +223,13 @@ def to_floats(images: Bytes, *, center: bool = False) -> NDArray[np.float32]:
 
 
 def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
-    """The regular files in some subfolders and their sizes.
+    """Path and size of the regular files in the subfolders.
 
     Raises:
         ValueError: too many subfolders, or a link that leads out of the folder.
     """
-    if len(subfolders) > _MOST_SUBFOLDERS:
-        raise ValueError(f"{folder}: images in {len(subfolders):,} subfolders, more than {_MOST_SUBFOLDERS:,}")
+    if len(subfolders) > _MAX_SUBFOLDERS:
+        raise ValueError(f"{folder}: images in {len(subfolders):,} subfolders, more than {_MAX_SUBFOLDERS:,}")
     sizes: dict[str, int] = {}
     for sub in sorted(subfolders):
         place = folder / sub
@@ -246,12 +246,12 @@ def _file_sizes(folder: Path, subfolders: set[str]) -> dict[str, int]:
 
 
 def _side(folder: Path, first: str) -> int:
-    """H, from the name of the folder above, or else from the first image."""
+    """H, from the name of the parent folder, or else from the first image."""
     match = SIZED.fullmatch(folder.parent.name)
     with open_untrusted(folder / first, inside=folder) as (file, _):
         head = file.read(33)
     side = int(match[1]) if match else int.from_bytes(head[16:20], "big")
-    problem = None if 1 <= side <= _MOST else f"a side of {side} pixels, more than {_MOST}"
+    problem = None if 1 <= side <= _MAX_SIDE else f"a side of {side} pixels, more than {_MAX_SIDE}"
     problem = problem or (None if match else _header_problem(head, side))
     if problem:
         raise ValueError(f"{shown(folder / first)}: {problem}")
@@ -267,13 +267,13 @@ def _header_problem(head: bytes, side: int) -> str | None:
 
 
 def _damaged(path: Path, side: int) -> bool:
-    with open_untrusted(path) as (file, size):  # that it lies in the folder was seen when files were listed
+    with open_untrusted(path) as (file, size):  # _file_sizes has checked that it is inside the folder
         if _header_problem(file.read(33), side):
             return True
         file.seek(-min(12, size), os.SEEK_END)
         return file.read() != _END
 
 
-def _complain(kind: type[Exception], folder: Path, names: Sequence[str], what: str, total: int) -> None:
+def _raise_if_any(kind: type[Exception], folder: Path, names: Sequence[str], what: str, total: int) -> None:
     if names:
-        raise kind(f"{folder}: {len(names)} of {total} images {what}: {some(names)}")
+        raise kind(f"{folder}: {len(names)} of {total} images {what}: {first_few(names)}")

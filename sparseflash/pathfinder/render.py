@@ -1,4 +1,4 @@
-"""Pixels from ground truth: the image, the strokes of each contour, and dense targets for a tracing loss.
+"""Renders ground truth: the image, the strokes of each contour, and dense targets for a tracing loss.
 
 Contrast multiplies the 8-bit stroke after reduction: targets get ``snake_contrast * paddle_contrast``. Quirk:
 distractors get ``snake_contrast`` alone, so at 32 they are brighter than the targets (2 against 1.5). Everything,
@@ -46,7 +46,7 @@ def render(truth: Truth) -> Bytes:
 
 
 def contour_strokes(truth: Truth) -> Bytes:
-    """Each contour's own strokes before contrast, uint8 [contours, H, H], targets first."""
+    """The strokes of each contour before contrast, uint8 [contours, H, H], targets first."""
     tables = tables_for(truth.geometry, truth.margin)
     return np.stack([_plane(tables, contour) for contour in truth.contours])
 
@@ -59,8 +59,8 @@ def curve_targets(truth: Truth) -> NDArray[np.int8]:
 
     Returns:
         int8 [H, H]: 0, 1 or 2 on the strokes of a curve, and -1 where the image is black or a marker covers a pixel
-        that no stroke touches. Where strokes meet, the brighter one decides, and the earlier contour of equals.
-        A model trained on this has seen more than labels; report it apart.
+        that no stroke touches. Where strokes overlap, the brighter one decides, or the earlier contour if they are
+        equally bright. A model trained on these targets has seen more than labels: report its results separately.
 
     Example:
         >>> from sparseflash import pathfinder

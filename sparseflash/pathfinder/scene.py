@@ -1,7 +1,7 @@
-"""One image's ground truth, from its random stream: what is drawn where, before any pixel is lit.
+"""The ground truth of an image from its random stream: what is drawn where, before any pixel is rendered.
 
 Order of draws: label, margin, the pair of targets (repeated without limit; label and margin stay), distractors, origin
-contour. With label 1 the discs sit on both ends of the origin contour, with label 0 on one end of each target.
+contour. With label 1 the discs are on both ends of the origin contour, with label 0 on one end of each target.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ class Truth:
     """Everything about one image.
 
     Attributes:
-        geometry: what it was drawn from.
+        geometry: the distribution it was drawn from.
         label: 1 if both markers are on the ends of one target, else 0.
         margin: this image's paddle margin m.
-        attempts: attempts at a pair of targets, the dead ones included (and those of rejected pairs when the marker
+        attempts: attempts at a pair of targets, including dead ones (and those of rejected pairs if the marker
             distance is matched).
         origin: 0 or 1, the target whose origin tip carries a marker.
         targets: the two long contours.
-        distractors: the short ones that found room.
+        distractors: the short contours that fit.
     """
 
     geometry: Geometry
@@ -81,25 +81,25 @@ class Truth:
 
     @property
     def markers_on(self) -> tuple[int, ...]:
-        """For each of ``contours``, how many markers sit on its ends: 0, 1 or 2."""
+        """For each of ``contours``, how many markers are on its ends: 0, 1 or 2."""
         targets = (2 * (1 - self.origin), 2 * self.origin) if self.label else (1, 1)
         return targets + (0,) * len(self.distractors)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class DistanceMatch:
-    """Acceptance probabilities that make the marker distance say nothing about the label.
+    """Acceptance probabilities that make the marker distance independent of the label.
 
     Attributes:
-        edges: for each margin of the geometry the inner bin edges, float64 [bins - 1], pixels.
-        accept: for each margin float64 [2, bins], the probability of keeping a pair of either label.
+        edges: for each margin of the geometry, the inner bin edges, float64 [bins - 1], pixels.
+        accept: for each margin, the probability of keeping a pair of either label, float64 [2, bins].
     """
 
     edges: tuple[Floats, ...]
     accept: tuple[Floats, ...]
 
     def probability(self, which: int, label: int, distance: float | Floats) -> Floats:
-        """Of keeping a pair with margin number ``which``, ``label`` and marker distance(s) ``distance``."""
+        """Probability of keeping a pair with margin number ``which``, ``label`` and marker distance(s) ``distance``."""
         result: Floats = self.accept[which][label][np.searchsorted(self.edges[which], distance)]
         return result
 
@@ -107,7 +107,7 @@ class DistanceMatch:
 def stream(geometry: Geometry, seed: int, index: int, *extra: int) -> np.random.Generator:
     """The random stream of image ``index``: SeedSequence((seed, size, length, index)) for an LRA preset.
 
-    Two words that identify the geometry follow where it is no LRA preset, so that no two tasks share a stream.
+    Any other geometry adds two words that identify it, so that no two tasks share a stream.
     """
     words = (seed, geometry.size, geometry.contour_length, index, *geometry.stream_words(), *extra)
     return np.random.default_rng(np.random.SeedSequence(words))
@@ -126,11 +126,11 @@ def searches(geometry: Geometry, margin: int) -> tuple[PairSearch, DistractorSea
 
 
 def make(geometry: Geometry, seed: int, index: int, match: DistanceMatch | None = None) -> Truth:
-    """Ground truth of image ``index``; a function of its arguments alone."""
+    """Ground truth of image ``index``; depends on the arguments alone."""
     rng = stream(geometry, seed, index)
     label, which = label_and_margin(geometry, rng)
     margin = geometry.paddle_margins[which]
-    pairs, short = searches(geometry, margin)
+    pairs, distractor_search = searches(geometry, margin)
     attempts = 0
     origin: int | None = None
     while True:
@@ -145,17 +145,17 @@ def make(geometry: Geometry, seed: int, index: int, match: DistanceMatch | None 
         if rng.random() < match.probability(which, label, math.dist(tail, end)):
             break
     tables = pairs.tables
-    distractors = short.place(pair.maps, geometry.num_distractors, geometry.distractor_length, rng)
+    distractors = distractor_search.place(pair.maps, geometry.num_distractors, geometry.distractor_length, rng)
     if origin is None:
         origin = int(rng.integers(2))
-    one, two = (_contour(tables, pair.pixels[k], pair.states[k]) for k in range(2))
+    first, second = (_contour(tables, pair.pixels[k], pair.states[k]) for k in range(2))
     return Truth(
         geometry=geometry,
         label=label,
         margin=margin,
         attempts=attempts,
         origin=origin,
-        targets=(one, two),
+        targets=(first, second),
         distractors=tuple(_contour(tables, pixels, states) for pixels, states in distractors),
     )
 

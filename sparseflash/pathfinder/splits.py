@@ -1,7 +1,7 @@
 """Fixed sets of generated images: a set is a range of indices of seed 0, for every geometry.
 
-The sizes are those of the Long Range Arena's hard level (200,000 images) under the 80-10-10 split. Image i is a
-function of (seed, geometry, i), so a set needs no files and is the same on every machine.
+The sizes are those of the hard level of the Long Range Arena (200,000 images) with the 80-10-10 split. Image i depends
+on (seed, geometry, i) alone, so a set needs no files and is the same on every machine.
 """
 
 from typing import Final
@@ -13,5 +13,5 @@ SPLITS: Final[dict[str, range]] = {
     "test": range(180_000, 200_000),
 }
 FRESH: Final = 200_000
-"""Images from this index on, of any seed, are in no set."""
+"""No set contains images from this index on, of any seed."""
 END: Final = 1 << 32

@@ -1,4 +1,4 @@
-"""What one dash and one disc look like: supersampled drawings reduced by 8-bit Lanczos-3.
+"""Drawings of one dash and of one disc: supersampled, then reduced by 8-bit Lanczos-3.
 
 The specification, as implemented here (K = L + ceil(w) + m, A = antialias, o = centre cell of a square of side
 2KA + 1): a dash at angle t is the line from o to ``shift(o, t, L * A)`` of width ``round(w * A)``, drawn as Pillow's
@@ -32,7 +32,7 @@ def flip(theta: float) -> float:
 
 @lru_cache(maxsize=256)
 def _lanczos(n: int, k: int) -> Floats:
-    """[k, n] whole-number coefficients that reduce n cells to k."""
+    """Integer coefficients that reduce n cells to k, float64 [k, n]."""
     factor = n / k
     matrix = np.zeros((k, n))
     for i in range(k):
@@ -110,9 +110,9 @@ def marker(
     """A disc of ``radius`` on the pixel (y, x): the uint8 patch and the canvas position (top, left) of its corner.
 
     Cells (i, j) of the ``antialias`` times larger canvas with (i - y A)^2 + (j - x A)^2 <= (radius A)^2 are 255, then
-    reduced. Quirk: the disc's centre thus lies a quarter of a pixel up and left of the pixel's centre (at A = 2). Only
-    a crop of half width ceil(radius) + 6 is reduced, cut where the canvas ends: Lanczos reaches 3 pixels, so this
-    equals the reduction of the whole canvas (``full=True``) bit for bit.
+    reduced. Quirk: the centre of the disc is therefore a quarter of a pixel up and left of the pixel's centre (at
+    A = 2). Only a crop of half width ceil(radius) + 6, clipped to the canvas, is reduced. Lanczos reaches 3 pixels, so
+    this equals the reduction of the whole canvas (``full=True``) bit for bit.
     """
     half = size if full else math.ceil(radius) + 6
     top, left = max(y - half, 0), max(x - half, 0)

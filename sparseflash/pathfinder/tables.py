@@ -1,4 +1,4 @@
-"""Everything about a dash that does not depend on where it lies, tabled once per dash geometry and canvas side.
+"""Tables of everything about a dash that does not depend on its position, one set per dash geometry and canvas side.
 
 A *state* is a direction of travel: first the candidate offsets of one extension (pixels of a ring of radius r = L + m
 around the pivot), then the 360 whole degrees of a seed dash. For every state the tables hold the two kernels as lists
@@ -6,7 +6,7 @@ of cells (flat offsets into a padded map and values) and the float displacement 
 
 Quirk: ``shift(p, t, d) = ceil(p + d * (sin t, cos t))`` is formed in float64 *before* the ceil, so at axis-aligned
 angles a displacement of 1e-16 lifts a small coordinate by one pixel and is absorbed by a large one. Only the float
-displacements can be tabled; the addition and the ceil happen at run time.
+displacements can be tabulated; the addition and the ceil happen at run time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sparseflash.pathfinder.geometry import Geometry
 from sparseflash.pathfinder.strokes import Bools, Bytes, Floats, Ints, dilate, flip, kernels
 
 BLOCKED = 77
-"""A pixel is blocked where the 8-bit occupancy reaches this (0.3 of 1 in floats)."""
+"""A pixel is blocked if the 8-bit occupancy reaches this (0.3 of 1 in floats)."""
 COLLISION = 459
-"""A footprint collides where occupancy plus footprint reach this (1.8 of 1 in floats)."""
+"""A footprint collides if occupancy plus footprint reach this (1.8 of 1 in floats)."""
 DEGREES = range(-180, 180)
 
 Number = TypeVar("Number", bound=np.integer[Any])
@@ -40,7 +40,7 @@ def shift(position: Ints, displacement: Floats) -> Ints:
 class Cells:
     """Ragged lists of cells, one per state: flat offsets int64 [states, n] and values uint8 [states, n].
 
-    Short rows are filled up with copies of one of their own cells, which no maximum and no test can notice.
+    Short rows are padded with copies of one of their own cells, which changes no maximum and no collision test.
     """
 
     offsets: Ints
@@ -52,8 +52,8 @@ class Tables:
     """Tables of one (dash geometry, margin, canvas); C candidates, S = C + 360 states, K kernel half width.
 
     Maps are flat uint8 arrays of ``stride * stride`` cells: the canvas with ``border`` cells around it, so that windows
-    need no clipping. Outside the canvas the occupancy is 0 (probes out there see nothing) and its dilation is 255
-    (candidates out there get no weight).
+    need no clipping. Outside the canvas the occupancy is 0 (probes there find nothing) and its dilation is 255
+    (candidates there have no weight).
 
     Attributes:
         size, border, stride: canvas side H, width of the border, side of a map.
@@ -68,7 +68,7 @@ class Tables:
         step: displacement of one period, float64 [S, 2].
         head, back: displacements from a seed's tail to its head and from there to its pivot, float64 [360, 2].
         strokes, footprints: uint8 [S, 2K+1, 2K+1], drawn with the centre on the state's pixel.
-        hit: footprint cells that can collide, with the least occupancy that does.
+        hit: footprint cells that can collide, with the lowest occupancy that does.
         mark: what a commit writes: the non-zero footprint cells in M, then in D those of the footprint dilated by the
             disc of radius m.
         probes: for each degree the offsets (dy, dx) tested for a seed; ``probes_flat`` int64 [360, n] likewise.
@@ -123,10 +123,10 @@ class Tables:
 
 
 def tables_for(geometry: Geometry, margin: int) -> Tables:
-    """The tables of ``geometry`` at one of its margins, built in about 0.2 s and cached.
+    """The tables of ``geometry`` at one of its margins. Building them takes about 0.2 s; they are cached.
 
     Raises:
-        ValueError: no angle lets a first target start, so no image exists.
+        ValueError: a first target can start at no angle, so no image exists.
     """
     return _tables(
         geometry.size,
@@ -152,7 +152,7 @@ def ring_offsets(radius: int) -> Ints:
 
 
 def bend_weights(travel: Floats, onward: Floats, continuity: float) -> Floats:
-    """cos^2 of the stretched bend from each direction of travel to each candidate, float64 [S, C]."""
+    """cos^2 of the bend, scaled by continuity, from each direction of travel to each candidate, float64 [S, C]."""
     delta = np.abs(onward[None, :] - travel[:, None])
     delta = np.minimum(delta, 2 * math.pi - delta)
     result: Floats = np.cos(np.minimum(continuity * delta, math.pi / 2)) ** 2
@@ -190,7 +190,7 @@ def _cells(stack: Bytes, stride: int, least: int) -> Cells:
         y, x = np.nonzero(square >= least)
         offsets.append((y - half) * stride + (x - half))
         values.append(square[y, x])
-    return Cells(_filled(offsets), _filled(values))
+    return Cells(_padded_rows(offsets), _padded_rows(values))
 
 
 def _joined(first: Cells, second: Cells, shift_by: int) -> Cells:
@@ -200,7 +200,7 @@ def _joined(first: Cells, second: Cells, shift_by: int) -> Cells:
     )
 
 
-def _filled(rows: list[NDArray[Number]]) -> NDArray[Number]:
+def _padded_rows(rows: list[NDArray[Number]]) -> NDArray[Number]:
     width = max(len(row) for row in rows)
     return np.stack([np.pad(row, (0, width - len(row)), mode="edge") for row in rows])
 
@@ -226,10 +226,10 @@ def _tables(
     ring = ring_offsets(radius)
     onward = np.arctan2(ring[:, 0], ring[:, 1])
     angles = np.concatenate((onward, degrees))
-    # A later dash is drawn from its far end backwards, a seed from its tail forwards.
-    drawn = np.concatenate(([flip(float(theta)) for theta in onward], degrees))
+    # Later dashes are drawn backwards from their far end, seeds forwards from their tail.
+    drawn_angles = np.concatenate(([flip(float(theta)) for theta in onward], degrees))
     strokes, footprints = kernels(
-        drawn, length=length, line_width=line_width, margin=margin, half=half, antialias=antialias
+        drawn_angles, length=length, line_width=line_width, margin=margin, half=half, antialias=antialias
     )
     spread = dilate(np.pad(footprints, ((0, 0), (margin, margin), (margin, margin))), margin)
 
@@ -276,7 +276,7 @@ def _tables(
         hit=Cells(hit.offsets, (COLLISION - hit.values.astype(np.int64)).astype(np.uint8)),
         mark=_joined(_cells(footprints, stride, 1), _cells(spread, stride, 1), stride * stride),
         probes=probes,
-        probes_flat=_filled([offsets[:, 0] * stride + offsets[:, 1] for offsets in probes]),
+        probes_flat=_padded_rows([offsets[:, 0] * stride + offsets[:, 1] for offsets in probes]),
         viable=viable,
         first_low=low,
         first_high=high,
@@ -287,5 +287,5 @@ def _tables(
 
 
 def _directions(angles: Floats) -> Floats:
-    # math.sin and numpy's vectorised sine may differ in the last bit, and the quirk of `shift` lives in that bit.
+    # math.sin and numpy's vectorised sine may differ in the last bit, and the quirk of `shift` depends on that bit.
     return np.array([(math.sin(theta), math.cos(theta)) for theta in angles])

@@ -1,13 +1,14 @@
 """The two target contours: attempts until one pair is complete.
 
-One attempt of the specification: fresh maps; seed C1; seed C2; for k = 1 .. N-1 extend C1, then C2; any failure
-restarts. Attempts run as lanes, in rounds of growing size, because one in 8 (256) to one in 4,000 (64) survives.
+One attempt of the specification: fresh maps; seed C1; seed C2; for k = 1 .. N-1 extend C1, then C2; any failure ends
+the attempt. Attempts run as lanes, in rounds of growing size: one in 8 (at 256) to one in 4,000 (at 64) succeeds.
 
 * Seed C1: an angle of 360, failing if it is not viable; the tail uniform over the rectangle in which all probes keep
-  2s from the border. Dead angles are skipped, not drawn: with v angles of 360 that can start, the number of dead
-  attempts before each live one is geometric, which is the same distribution at a twelfth of the work (at 32).
+  2s from the border. Attempts at angles that cannot start are not run, only counted: if v of 360 angles can start,
+  the number of dead attempts before each live one is geometric. The distribution is the same, at a twelfth of the work
+  (at 32).
 * Seed C2: any angle, the tail at distance s from C1's in a direction of whole degrees, rounded half to even. Quirk:
-  no collision test whatever, not even against C1.
+  no collision test at all, not even against C1.
 * Quirk: at the end C2's last footprint is committed and C1's never is.
 """
 
@@ -23,13 +24,13 @@ from sparseflash.pathfinder.tables import Tables
 
 
 class NoPairError(RuntimeError, ValueError):
-    """A geometry whose pairs of contours are practically impossible."""
+    """The geometry practically never yields a pair of contours."""
 
 
 MAX_ATTEMPTS = 20_000_000
-"""Attempts after which a geometry is given up as practically impossible; the hardest LRA preset needs 4,000."""
+"""Failed attempts after which a geometry counts as impossible; the hardest LRA preset needs 4,000 per pair."""
 
-_ROUND_BYTES = 1 << 23
+_ROUND_BYTES = 1 << 23  # of the maps of all lanes
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -42,7 +43,7 @@ class Pairs:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Pair:
-    """One complete pair, the attempts it took, and the maps it leaves for the distractors."""
+    """One complete pair, the number of attempts, and the maps for the distractors."""
 
     pixels: Ints  # [2, N, 2]
     states: Ints  # [2, N]
@@ -51,12 +52,12 @@ class Pair:
 
 
 class PairSearch:
-    """Draws pairs; owns the maps of its lanes, so one search serves many images without allocating."""
+    """Draws pairs. Owns the maps of its lanes, so that many images need one allocation."""
 
     def __init__(self, tables: Tables, seed_distance: int, length: int) -> None:
         self.tables, self.seed_distance, self.length = tables, seed_distance, length
-        self.most = 1 << int(np.clip(np.log2(_ROUND_BYTES / tables.blank.size), 4, 9))
-        self.lanes = Lanes.empty(tables, self.most)
+        self.max_lanes = 1 << int(np.clip(np.log2(_ROUND_BYTES / tables.blank.size), 4, 9))
+        self.lanes = Lanes.empty(tables, self.max_lanes)
         self.start_share = len(tables.first) / len(tables.viable)
 
     def one(self, rng: np.random.Generator) -> Pair:
@@ -65,7 +66,7 @@ class PairSearch:
         Raises:
             RuntimeError: ``MAX_ATTEMPTS`` attempts failed.
         """
-        tried, count = 0, max(8, self.most // 16)
+        tried, count = 0, max(8, self.max_lanes // 16)
         while True:
             winners, pixels, states = self._round(count, rng)
             if len(winners):
@@ -75,11 +76,11 @@ class PairSearch:
                 last = pixels[1, -1, lane : lane + 1]
                 self.lanes.commit(last, states[1, -1, lane : lane + 1])
                 dead = rng.negative_binomial(tried, self.start_share) if self.start_share < 1 else 0
-                found = self.tables.pixel(pixels[:, :, lane] - lane * self.lanes.span)
-                return Pair(found, states[:, :, lane].copy(), tried + int(dead), self.lanes.maps(lane))
+                canvas_pixels = self.tables.pixel(pixels[:, :, lane] - lane * self.lanes.span)
+                return Pair(canvas_pixels, states[:, :, lane].copy(), tried + int(dead), self.lanes.maps(lane))
             tried += count
             self._give_up(tried)
-            count = min(2 * count, self.most)
+            count = min(2 * count, self.max_lanes)
 
     def many(self, count: int, rng: np.random.Generator) -> Pairs:
         """``count`` independent pairs, for statistics of positions; all survivors of a round are used."""
@@ -87,8 +88,8 @@ class PairSearch:
         kept_states: list[Ints] = []
         found = idle = 0
         while found < count:
-            winners, pixels, states = self._round(self.most, rng)
-            idle = 0 if len(winners) else idle + self.most
+            winners, pixels, states = self._round(self.max_lanes, rng)
+            idle = 0 if len(winners) else idle + self.max_lanes
             self._give_up(idle)
             cells = pixels[:, :, winners] - winners * self.lanes.span
             kept_pixels.append(self.tables.pixel(np.moveaxis(cells, -1, 0)))
@@ -104,7 +105,7 @@ class PairSearch:
             )
 
     def _round(self, count: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-        """``count`` attempts at once: lanes that completed, ascending; cells and states int64 [2, N, count]."""
+        """``count`` attempts at once: the lanes that completed, ascending; cells and states int64 [2, N, count]."""
         lanes, length = self.lanes, self.length
         lanes.reset(count, self.tables.blank)
         pixels = np.zeros((2, length, count), np.int64)
@@ -127,8 +128,8 @@ class PairSearch:
         lane = np.arange(count)
         degree = tables.first[rng.integers(len(tables.first), size=count)]
         tail = rng.integers(tables.first_low[degree], tables.first_high[degree])
-        # Geometry keeps 2s beyond a dash's reach, so this head and pivot are always on the canvas and the redraw that
-        # the specification grants an off-canvas seed cannot happen here.
+        # Geometry keeps 2s beyond a dash's reach, so this head and pivot are always on the canvas. The redraw that the
+        # specification allows for an off-canvas seed cannot happen here.
         one, inside = seed_contours(tables, lane, tail, degree)
         assert len(inside) == count
 
@@ -147,7 +148,7 @@ class PairSearch:
 
 
 def _joined(parts: list[Contours]) -> Contours:
-    """Parts with distinct lanes as one, lanes ascending."""
+    """Concatenate parts with distinct lanes, lanes ascending."""
     if len(parts) == 1:
         return parts[0]
     whole = Contours(

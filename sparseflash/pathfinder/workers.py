@@ -1,4 +1,4 @@
-"""Ordered work in processes that start afresh (``spawn``), run one thread each, and are replaced when they die."""
+"""Ordered tasks in worker processes, which are spawned, run one thread each, and are replaced if they die."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-_DEATHS: Final = 3  # in a row, without a result between them, before it is given up
+_DEATHS: Final = 3  # in a row without a result in between; then the work is abandoned
 
 
 class WorkerError(RuntimeError):
-    """Worker processes died again and again, without a result in between."""
+    """Worker processes died repeatedly, without a result in between."""
 
 
 class Workers(Generic[Task, Result]):
     """Calls of one function in other processes; results come in the order of the calls.
 
-    When a worker dies (killed for memory, say), all are started anew and what was not finished is done again, so the
-    function must give the same result when it is called again. Workers end when this process does, however it ends.
+    If a worker dies (killed for lack of memory, for example), all workers are restarted and unfinished tasks run again,
+    so the function must return the same result for the same task. Workers end when this process ends, however it ends.
 
     Args:
         function: picklable, of one argument.
-        count: how many processes.
+        count: number of processes.
 
     Example:
         >>> import math
@@ -49,13 +49,13 @@ class Workers(Generic[Task, Result]):
         self._function, self._count = function, count
         self._waiting: deque[tuple[Task, Future[Result]]] = deque()
         self._deaths = 0
-        self._pool = self._started()
+        self._pool = self._start_pool()
 
     def submit(self, task: Task) -> None:
-        """Hand out a task.
+        """Give a task to the workers.
 
         Raises:
-            WorkerError: they die again and again.
+            WorkerError: the workers die repeatedly.
         """
         while True:
             try:
@@ -68,7 +68,7 @@ class Workers(Generic[Task, Result]):
         """The result of the oldest task that has not been taken.
 
         Raises:
-            WorkerError: they die again and again.
+            WorkerError: the workers die repeatedly.
         """
         while True:
             try:
@@ -81,25 +81,25 @@ class Workers(Generic[Task, Result]):
                 return result
 
     def drop(self) -> None:
-        """Forget the tasks that have been handed out."""
+        """Forget the submitted tasks."""
         for _, future in self._waiting:
             future.cancel()
         self._waiting.clear()
 
     def close(self) -> None:
-        """End the processes; running tasks finish, waiting ones do not begin."""
+        """End the processes; running tasks finish, waiting tasks do not start."""
         self._pool.shutdown(wait=True, cancel_futures=True)
 
-    def _started(self) -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(self._count, get_context("spawn"), initializer=_begin)
+    def _start_pool(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._count, get_context("spawn"), initializer=_init_worker)
 
     def _call(self, task: Task) -> Future[Result]:
-        # Processes start as tasks arrive and inherit the environment of that moment.
+        # Processes start when tasks arrive and inherit the environment of that moment.
         with _one_thread():
             return self._pool.submit(self._function, task)
 
     def _replace(self, error: BrokenProcessPool) -> None:
-        """New processes in the place of broken ones, and the unfinished tasks handed out again."""
+        """Replace broken processes by new ones and submit the unfinished tasks again."""
         while True:
             self._deaths += 1
             if self._deaths >= _DEATHS:
@@ -110,7 +110,7 @@ class Workers(Generic[Task, Result]):
                 ) from error
             warnings.warn("a worker process died before it finished; its work is done again", stacklevel=3)
             self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = self._started()
+            self._pool = self._start_pool()
             try:
                 again = [(task, future if _has_result(future) else self._call(task)) for task, future in self._waiting]
             except BrokenProcessPool as later:
@@ -121,13 +121,13 @@ class Workers(Generic[Task, Result]):
 
 
 def run_tasks(function: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """``map(function, tasks)`` in order, by ``workers`` processes; in this process when one would do.
+    """``map(function, tasks)`` in order, by ``workers`` processes; in this process if one is enough.
 
-    At most two tasks a worker are in flight, so results do not pile up. When the caller stops early, or presses Ctrl-C,
-    waiting tasks are dropped, running ones finish, and the processes end. A worker that dies is replaced.
+    At most two tasks per worker are in flight, so results do not pile up. If the caller stops early, or on Ctrl-C,
+    waiting tasks are dropped, running tasks finish, and the processes end. A worker that dies is replaced.
 
     Raises:
-        WorkerError: they die again and again.
+        WorkerError: the workers die repeatedly.
     """
     workers = min(workers, len(tasks))
     if workers <= 1:
@@ -154,14 +154,14 @@ def _has_result(future: Future[Result]) -> bool:
         return False
 
 
-def _begin() -> None:
-    # Ctrl-C reaches the whole process group; the parent alone decides what happens then.
+def _init_worker() -> None:
+    # Ctrl-C reaches the whole process group; only the parent reacts to it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
-    # A parent that was killed tells its workers nothing, and each of them keeps the queue open on which all wait.
+def _exit_with_parent() -> None:
+    # A killed parent cannot notify its workers, and each of them keeps open the queue on which all wait.
     parent = parent_process()
     assert parent is not None
     connection.wait([parent.sentinel])

@@ -206,7 +206,7 @@ def test_subfolders_and_images_of_metadata_are_bounded(level: Path, monkeypatch:
     _metadata(level, (f"imgs/0 sample_{number % 3}.png 0 1" for number in range(60)))
     for number in range(1, 4):
         (level / "metadata" / f"{number}.npy").write_bytes((level / "metadata" / "0.npy").read_bytes())
-    monkeypatch.setattr("sparseflash.pathfinder.reader._MOST_IMAGES", 200)
+    monkeypatch.setattr("sparseflash.pathfinder.reader._MAX_IMAGES", 200)
     with pytest.raises(ValueError, match="the metadata files name more than 200 images"):
         pathfinder.read(level)
 
