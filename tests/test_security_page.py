@@ -18,7 +18,7 @@ from sparseflash.train import config, logs, sequences
 PAGE = (Path(__file__).parent.parent / "SECURITY.md").read_text()
 ROWS = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE))
 MB = 1 << 20
-WHOLE, MODEL, TREE = geometry._WHOLE, json_config.MOST, listops._MOST
+WHOLE, MODEL, TREE = geometry._WHOLE, json_config.MOST, listops._LIMITS
 BOUNDS: dict[str, list[Any]] = {
     "JSON": [f"{foreign.MOST_BYTES // MB} MB"],
     "presets": [f"{foreign.MOST_TOML // MB} MB", f"{foreign.MOST_PARTS} parts"],
@@ -30,7 +30,7 @@ BOUNDS: dict[str, list[Any]] = {
                 sequences.MOST_TOKENS],
     "geometries": [WHOLE["size"][1], WHOLE["num_distractors"][1], WHOLE["contour_length"][1],
                    WHOLE["paddle_length"][1], geometry._MAX_MARGINS, WHOLE["antialias"][1], geometry._MAX_CELLS],
-    "grammars": [TREE["max_depth"], TREE["max_args"], TREE["min_length"], TREE["max_length"], listops._SYMBOLS],
+    "grammars": [TREE["max_depth"], TREE["max_args"], TREE["min_length"], TREE["max_length"], listops._BUDGET],
     "logs": [f"{logs.MOST_BYTES >> 30} GB", logs.MOST_LINES, logs.MOST_LINE],
     "image metadata": [metadata._MAX_ROWS, reader._MAX_IMAGES, reader._MAX_SUBFOLDERS, metadata._MAX_NAME],
     "PNG": [f"{foreign.MOST_BYTES // MB} MB", reader._MAX_SIDE],

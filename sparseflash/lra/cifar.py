@@ -1,12 +1,12 @@
 """Image: CIFAR-10 in grey, pixel by pixel (Krizhevsky 2009, https://www.cs.toronto.edu/~kriz/cifar.html).
 
 The *binary* version, folder ``cifar-10-batches-bin``: ``data_batch_1.bin`` to ``data_batch_5.bin`` and
-``test_batch.bin``, each 10,000 records of 3,073 bytes, which are the label and 32 x 32 pixels in red, green and blue,
-plane by plane. The Python version is pickles, and loading a pickle runs what is in it: it is refused.
+``test_batch.bin``. Each has 10,000 records of 3,073 bytes: the label, then the red, green and blue planes of 32 x 32
+pixels. The Python version consists of pickles. Loading a pickle runs the code in it, so that version is refused.
 
-Grey is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, rounded half up. The first nine tenths of the training
-images are for training and the rest for validation, as in the Arena; there in the order of TensorFlow Datasets, here of
-the files.
+Grey is the luma of ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, rounded half up. As in the Arena, the first nine tenths
+of the training images are for training and the rest for validation; here in the order of the files, there in that of
+TensorFlow Datasets.
 """
 
 import hashlib
@@ -23,23 +23,23 @@ PIXELS: Final = SIDE * SIDE
 RECORD: Final = 1 + 3 * PIXELS
 CLASSES: Final = 10
 MOST_RECORDS: Final = 1 << 14
-"""Of a file; the published ones have 10,000."""
+"""Per file; the published files have 10,000."""
 TRAIN: Final = tuple(f"data_batch_{number}.bin" for number in range(1, 6))
 TEST: Final = ("test_batch.bin",)
 
 
 class Images:
-    """The images of some files in order: ``images[i] -> (uint8 [1024] in rows, label)``.
+    """The images of several files, in order: ``images[i] -> (uint8 [1024], row-major, label)``.
 
     Args:
-        folder: with the files.
-        names: of the files.
+        folder: contains the files.
+        names: file names.
         inside: a folder that links may not lead out of.
 
     Raises:
-        FileNotFoundError: a file is not there.
-        ValueError: a file that is not made of whole records, has more than `MOST_RECORDS` of them, holds a label above
-            9, is no regular file or lies outside of ``inside``.
+        FileNotFoundError: a file is missing.
+        ValueError: a file does not consist of whole records, has more than `MOST_RECORDS` of them, holds a label above
+            9, is not a regular file, or is outside ``inside``.
     """
 
     def __init__(self, folder: Path, names: tuple[str, ...], inside: Path | None = None) -> None:
@@ -65,7 +65,7 @@ class Images:
         return len(self._records)
 
     def digest(self) -> str:
-        """SHA-256 of the records, all of which were looked at when the files were opened."""
+        """SHA-256 of the records, which were checked when the files were opened."""
         return hashlib.sha256(self._records.data).hexdigest()
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:

@@ -1,4 +1,4 @@
-"""A task's examples behind one index: the training ones first, then those for validation, then those for the test."""
+"""The examples of a task under one index: first the training set, then the validation set, then the test set."""
 
 import hashlib
 import warnings
@@ -19,7 +19,7 @@ from sparseflash.lra.listops_files import ListOpsFile
 
 TASKS: Final = ("image", "listops", "retrieval", "text")
 _SETS: Final = ("train", "val", "test")
-# What was published, by task; a folder that has less is read with a warning.
+# Published numbers of examples; a folder with other numbers is read with a warning.
 _PUBLISHED: Final = {
     "listops": {"train": 96_000, "val": 2_000, "test": 2_000},
     "text": {"train": 25_000, "test": 25_000},
@@ -29,14 +29,14 @@ _PUBLISHED: Final = {
 
 
 class Example(NamedTuple):
-    """What is to be read, and the answer."""
+    """The documents to read, and the answer."""
 
-    documents: tuple[NDArray[np.uint8], ...]  # uint8 [N] each: one, or two for retrieval
+    documents: tuple[NDArray[np.uint8], ...]  # uint8 [N] each: one document, or two for retrieval
     label: int
 
 
 class Stored(Protocol):
-    """Examples by index."""
+    """Examples of a file or folder, by index."""
 
     def __len__(self) -> int: ...
 
@@ -46,7 +46,7 @@ class Stored(Protocol):
 
 
 class Corpus(Protocol):
-    """The examples of a task; ``splits`` says which indices are which set."""
+    """The examples of a task; ``splits`` gives the indices of each set."""
 
     @property
     def splits(self) -> dict[str, range]:
@@ -54,14 +54,14 @@ class Corpus(Protocol):
 
     @property
     def digest(self) -> str:
-        """Of all files, each line of which has been checked; empty where examples are drawn."""
+        """SHA-256 of all files, after every line was checked; empty if examples are generated."""
 
     def __getitem__(self, index: int) -> Example: ...
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """ListOps trees that are drawn when asked for."""
+    """ListOps trees, generated on access."""
 
     grammar: Grammar
     seed: int
@@ -82,7 +82,7 @@ class Drawn:
 
 
 class Files:
-    """Sets from files, one after the other."""
+    """Sets from files, in one range of indices."""
 
     def __init__(self, parts: Mapping[str, tuple[Stored, Sequence[int]]]) -> None:
         self._parts = parts
@@ -92,21 +92,21 @@ class Files:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all files and of which examples are in which set; looks at every line.
+        """SHA-256 of all files and of the ranges of the sets; checks every line.
 
         Raises:
             ValueError: a damaged line.
         """
-        found = hashlib.sha256(str(self.splits).encode())
+        digest = hashlib.sha256(str(self.splits).encode())
         for stored in dict.fromkeys(stored for stored, _ in self._parts.values()):
-            found.update(stored.digest().encode())
-        return found.hexdigest()
+            digest.update(stored.digest().encode())
+        return digest.hexdigest()
 
     def __getitem__(self, index: int) -> Example:
-        for name, place in self.splits.items():
-            if index in place:
+        for name, split in self.splits.items():
+            if index in split:
                 stored, indices = self._parts[name]
-                documents, label = stored[indices[index - place.start]]
+                documents, label = stored[indices[index - split.start]]
                 return Example(documents if isinstance(documents, tuple) else (documents,), label)
         raise IndexError(f"example {index} of {self.splits}")
 
@@ -114,21 +114,21 @@ class Files:
 def open_corpus(
     task: str, folder: str | Path = "", grammar: Grammar | None = None, seed: int = 0, *, verify: bool = True
 ) -> Corpus:
-    """The examples of a task. Files that have changed since they were opened are read anew.
+    """The examples of a task. Files that changed since they were opened are read again.
 
     Args:
         task: one of `TASKS`.
-        folder: where its files lie: ``listops-1000`` or ``tsv_data`` of the release, ``aclImdb``, or
-            ``cifar-10-batches-bin``; the folder above will do too. Empty for ListOps that is drawn.
-        grammar: of drawn ListOps.
-        seed: of drawn ListOps.
-        verify: look at every line now, which takes seconds where the files are large; otherwise damage shows when an
+        folder: the folder of its files: ``listops-1000`` or ``tsv_data`` of the release, ``aclImdb``, or
+            ``cifar-10-batches-bin``; or the parent of that folder. Empty for generated ListOps.
+        grammar: of generated ListOps.
+        seed: of generated ListOps.
+        verify: check every line now, which takes seconds if the files are large; otherwise damage is found when an
             example is read.
 
     Raises:
-        FileNotFoundError: there is no folder, or a file of it is missing; the message says what to do.
-        ValueError: an unknown task, no folder where one is needed, an archive, files of another kind, links that lead
-            out of the folder, more than the bounds of `Lines`, `Reviews` and `cifar.Images` allow, or a bad line.
+        FileNotFoundError: the folder or one of its files is missing; the message says what to do.
+        ValueError: an unknown task, no folder for a task that needs one, an archive, files of another format, links
+            that lead out of the folder, files beyond the limits of `Lines`, `Reviews` or `cifar.Images`, or a bad line.
 
     Example:
         >>> corpus = open_corpus("listops", grammar=Grammar(max_depth=3, min_length=8, max_length=30))
@@ -144,36 +144,36 @@ def open_corpus(
     check_folder(Path(folder))
     inside = places.inner(task, Path(folder))
     try:
-        files = _opened(task, inside, Path(folder), places.stamp(task, inside))
+        files = _open_files(task, inside, Path(folder), places.stamp(task, inside))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{error}{places.hint(task, inside)}") from None
     if verify:
-        _ = files.digest  # looks at every line
+        _ = files.digest  # checks every line
     return files
 
 
 @lru_cache(maxsize=8)
-def _opened(task: str, folder: Path, named: Path, stamp: object) -> Files:
+def _open_files(task: str, folder: Path, root: Path, stamp: object) -> Files:
     if task == "image":
-        whole, test = cifar.Images(folder, cifar.TRAIN, named), cifar.Images(folder, cifar.TEST, named)
-        cut = len(whole) * 9 // 10
+        published, test = cifar.Images(folder, cifar.TRAIN, root), cifar.Images(folder, cifar.TEST, root)
+        cut = len(published) * 9 // 10
         parts: dict[str, tuple[Stored, range]] = {
-            "train": (whole, range(cut)),
-            "val": (whole, range(cut, len(whole))),
+            "train": (published, range(cut)),
+            "val": (published, range(cut, len(published))),
             "test": (test, range(len(test))),
         }
     else:
-        files = {name: _file(task, folder, named, name) for name in _SETS if (task, name) != ("text", "val")}
+        files = {name: _open_file(task, folder, root, name) for name in _SETS if (task, name) != ("text", "val")}
         parts = {name: (file, range(len(file))) for name, file in files.items()}
-    found = {name: len(indices) for name, (_, indices) in parts.items()}
-    if found != _PUBLISHED[task]:
-        warnings.warn(f"{folder} has {found} examples, not the published {_PUBLISHED[task]}", stacklevel=3)
+    sizes = {name: len(indices) for name, (_, indices) in parts.items()}
+    if sizes != _PUBLISHED[task]:
+        warnings.warn(f"{folder} has {sizes} examples, not the published {_PUBLISHED[task]}", stacklevel=3)
     return Files(parts)
 
 
-def _file(task: str, folder: Path, named: Path, split: str) -> Stored:
+def _open_file(task: str, folder: Path, root: Path, split: str) -> Stored:
     if task == "listops":
-        return ListOpsFile(folder / f"basic_{split}.tsv", named)
+        return ListOpsFile(folder / f"basic_{split}.tsv", root)
     if task == "retrieval":
-        return Papers(folder / f"new_aan_pairs.{'eval' if split == 'val' else split}.tsv", named)
-    return Reviews(folder / split, named)
+        return Papers(folder / f"new_aan_pairs.{'eval' if split == 'val' else split}.tsv", root)
+    return Reviews(folder / split, root)

@@ -1,13 +1,13 @@
 """Text and Retrieval: documents as bytes.
 
-**Text** is IMDb (Maas et al. 2011): is a review favourable? The release does not hold it; the Arena takes it from
-TensorFlow Datasets, and both are the folder ``aclImdb`` of https://ai.stanford.edu/~amaas/data/sentiment/:
+**Text** is IMDb (Maas et al. 2011): is a review favourable? It is not in the release. The Arena takes it from
+TensorFlow Datasets, which holds the folder ``aclImdb`` of https://ai.stanford.edu/~amaas/data/sentiment/:
 ``{train,test}/{neg,pos}/*.txt``, 12,500 files in each. There is no validation set; the Arena used the test set as one.
 
-**Retrieval** is AAN (Radev et al. 2013) as the release has it in ``tsv_data``: ``new_aan_pairs.{train,eval,test}.tsv``
-without a header, a line being label (``0.0`` or ``1.0``), two paper numbers and two texts: does one cite the other? The
-texts stand in the file as Python wrote them (``b'...'`` and backslash escapes) and are taken as they stand, without
-quotes meaning anything: so the Arena's own reader and that of S4 take them.
+**Retrieval** is AAN (Radev et al. 2013): does one paper cite the other? The release has it in ``tsv_data``, as
+``new_aan_pairs.{train,eval,test}.tsv`` without a header. A line holds the label (``0.0`` or ``1.0``), two paper numbers
+and two texts. The texts are in the file as Python printed them (``b'...'`` and backslash escapes). They are used as
+they are, and quotes have no meaning, as in the Arena's own reader and in that of S4.
 """
 
 import hashlib
@@ -37,9 +37,9 @@ class Reviews:
         inside: a folder that links may not lead out of.
 
     Raises:
-        FileNotFoundError: no ``neg`` or ``pos`` in it.
-        ValueError: one of them holds no review, or more than a million; when one is read or all are checked, a file
-            that is empty, no regular file, of more than 16 MB or outside of ``inside``.
+        FileNotFoundError: it has no ``neg`` or ``pos``.
+        ValueError: one of them holds no review, or more than a million. When a review is read or all are checked: its
+            file is empty, not a regular file, larger than 16 MB, or outside ``inside``.
     """
 
     def __init__(self, folder: Path, inside: Path | None = None) -> None:
@@ -48,16 +48,16 @@ class Reviews:
         for answer, name in enumerate(ANSWERS):
             if not (folder / name).is_dir():
                 raise FileNotFoundError(f"{folder} is no part of aclImdb: it has no folder {name}")
-            # Names are NUMBER_RATING.txt: in the order of numbers, which no file system keeps by itself.
             if inside is not None:
                 check_inside(folder / name, inside)
-            found = list(islice((folder / name).glob("*.txt"), MOST_REVIEWS + 1))
-            if not found:
+            files = list(islice((folder / name).glob("*.txt"), MOST_REVIEWS + 1))
+            if not files:
                 raise ValueError(f"{folder / name} holds no review: *.txt")
-            if len(found) > MOST_REVIEWS:
+            if len(files) > MOST_REVIEWS:
                 raise ValueError(f"{folder / name} holds more than {MOST_REVIEWS:,} reviews")
-            found.sort(key=lambda path: (len(path.stem.split("_")[0]), path.name))
-            self._files += [(path, answer) for path in found]
+            # Names are NUMBER_RATING.txt. Sort by number: file systems list files in any order.
+            files.sort(key=lambda path: (len(path.stem.split("_")[0]), path.name))
+            self._files += [(path, answer) for path in files]
 
     def __len__(self) -> int:
         return len(self._files)
@@ -70,16 +70,16 @@ class Reviews:
         return np.frombuffer(text, np.uint8), answer
 
     def digest(self) -> str:
-        """SHA-256 of names, answers and sizes, none of which is 0."""
-        found = hashlib.sha256()
+        """SHA-256 of names, answers and sizes; checks that no file is empty."""
+        digest = hashlib.sha256()
         for index in track(range(len(self)), f"checking {self._files[0][0].parent.parent.name}"):
             path, answer = self._files[index]
             with open_untrusted(path, self._inside) as (_, size):
                 pass
             if not size:
                 raise ValueError(f"{shown(path)} is empty")
-            found.update(f"{path.name} {answer} {size}\n".encode())
-        return found.hexdigest()
+            digest.update(f"{path.name} {answer} {size}\n".encode())
+        return digest.hexdigest()
 
 
 class Papers:
@@ -87,7 +87,7 @@ class Papers:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: what `Lines` refuses; when one is read or all are checked, a line that is no pair.
+        ValueError: as `Lines`. When a line is read or all are checked: it is not a pair.
     """
 
     def __init__(self, path: Path, inside: Path | None = None) -> None:
@@ -101,11 +101,11 @@ class Papers:
         return (np.frombuffer(first, np.uint8), np.frombuffer(second, np.uint8)), int(label[:1])
 
     def digest(self) -> str:
-        """SHA-256 of the file, once every line was found to be a pair."""
+        """SHA-256 of the file; checks that every line is a pair."""
         return self._lines.digest(self._fields)
 
     def _fields(self, index: int, line: bytes) -> tuple[bytes, bytes, bytes]:
-        """Label and texts of a line."""
+        """The label and the texts of a line."""
         fields, where = line.split(b"\t"), self._lines.where(index)
         if len(fields) == 3:
             raise ValueError(

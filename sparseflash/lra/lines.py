@@ -1,4 +1,4 @@
-"""The lines of a text file too large for memory, by number: one pass finds where they begin."""
+"""The lines of a text file too large for memory, by number. One pass finds where each line begins."""
 
 import hashlib
 from collections.abc import Callable
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 from sparseflash.patterns.progress import track
 from sparseflash.patterns.untrusted import open_untrusted
 
-# Bounds on files of others: the release's largest file has 147,086 lines.
+# Limits for files of unknown origin. The largest file of the release has 147,086 lines.
 MOST_LINES = 1 << 22
 MOST_LINE = 16 << 20
 _CHUNK = 1 << 20
 
 
 class Lines:
-    """``lines[i]`` is line i as bytes, without its end. Blank lines at the end of the file do not count.
+    """``lines[i]`` is line i as bytes, without its line ending. Blank lines at the end of the file do not count.
 
     Args:
         path: the file.
@@ -26,7 +26,7 @@ class Lines:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no lines, more than `MOST_LINES`, one of more than `MOST_LINE` bytes, or no regular file.
+        ValueError: no lines, more than `MOST_LINES`, a line of more than `MOST_LINE` bytes, or not a regular file.
     """
 
     def __init__(self, path: Path, header: int = 0, inside: Path | None = None) -> None:
@@ -47,28 +47,28 @@ class Lines:
             return file.read(end - start).rstrip(b"\r\n")
 
     def digest(self, check: Callable[[int, bytes], object]) -> str:
-        """SHA-256 of the file, every line of which is given to ``check`` with its number the first time."""
+        """SHA-256 of the file. The first call passes the number and the bytes of every line to ``check``."""
         if self._digest:
             return self._digest
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         with open_untrusted(self.path, self._inside) as (file, _):
             for _ in range(self.header):
-                found.update(file.readline(MOST_LINE))
+                digest.update(file.readline(MOST_LINE))
             for index in track(range(len(self)), f"checking {self.path.name}"):
                 line = file.readline(MOST_LINE)
-                found.update(line)
+                digest.update(line)
                 check(index, line.rstrip(b"\r\n"))
-        self._digest = found.hexdigest()
+        self._digest = digest.hexdigest()
         return self._digest
 
     def where(self, index: int) -> str:
-        """The file and the number of a line, from 1, as editors count."""
+        """The file and the number of a line, counted from 1 as in editors."""
         return f"{self.path}, line {index + self.header + 1}"
 
 
 def _starts(path: Path, inside: Path | None) -> NDArray[np.int64]:
-    """Where each line begins, and the end of the last that is not blank."""
-    found, end, lines, last = [np.zeros(1, np.int64)], 0, 1, 0
+    """Where each line begins, and where the last line that is not blank ends, int64 [lines + 1]."""
+    parts, end, lines, last = [np.zeros(1, np.int64)], 0, 1, 0
     with open_untrusted(path, inside) as (file, size):
         for begin in track(range(0, size, _CHUNK), f"reading {path.name}"):
             chunk = file.read(_CHUNK)
@@ -80,8 +80,8 @@ def _starts(path: Path, inside: Path | None) -> NDArray[np.int64]:
             last, lines = int(stops[-2]), lines + len(ends)
             if lines > MOST_LINES:
                 raise ValueError(f"{path} has more than {MOST_LINES:,} lines")
-            found.append(ends)
+            parts.append(ends)
             if filled := len(chunk.rstrip(b"\r\n")):
                 end = begin + filled
-    starts = np.concatenate(found)
+    starts = np.concatenate(parts)
     return np.append(starts[starts < end], end)

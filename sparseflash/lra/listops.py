@@ -5,14 +5,14 @@ The task is that of Nangia and Bowman 2018, *ListOps: A Diagnostic Dataset for L
 
 - a node is an operator with probability 1/4, else a digit; at the largest depth, the root being at depth 1, always a
   digit;
-- an operator has 2 to ``max_args`` arguments, all numbers alike likely;
+- an operator has 2 to ``max_args`` arguments, all numbers equally likely;
 - the length counts digits, operators and closing brackets, and trees are drawn until it lies *between* the two bounds,
-  neither of them reached: 501 to 1,999;
+  both exclusive: 501 to 1,999;
 - the median of an even number of digits is rounded down.
 
-The original draws 100,000 distinct trees without a seed and splits them in the order of a hash set. Here tree i is a
-function of (seed, i), so that a set is a range of indices. Two equal trees of more than 500 symbols are not to be
-feared; among short ones there are some.
+The original draws 100,000 distinct trees without a seed and splits them in the order of a hash set. Here tree i depends
+on (seed, i) alone, so a set is a range of indices. Trees of more than 500 symbols practically never repeat; short trees
+sometimes do.
 """
 
 import random
@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 OPERATORS: Final = ("[MIN", "[MAX", "[MED", "[SM")
 SYMBOLS: Final = (*map(str, range(10)), *OPERATORS, "]")
-"""What a token's number means."""
+"""The symbol of each token id."""
 CLOSE: Final = len(SYMBOLS) - 1
 SPLITS: Final[dict[str, range]] = {
     "train": range(0, 96_000),
@@ -35,14 +35,15 @@ SPLITS: Final[dict[str, range]] = {
     "test": range(98_000, 100_000),
 }
 FRESH: Final = 100_000
-"""Trees from this index on are in no set."""
+"""No set contains trees from this index on."""
 
 _OPERATOR_SHARE = 0.25
-# A config comes from others too: trees of 10,000 symbols are five times the Arena's longest.
-_MOST: Final = {"max_depth": 100, "max_args": 1000, "min_length": 10_000, "max_length": 20_000}
-_SYMBOLS = 10_000_000  # drawn for one tree, in seconds; one in a hundred is right in the Arena's distribution
-# Of an operator's values; `median_low` and `median_high` are the two in the middle.
-_VALUE_OF: Final[tuple[Callable[[list[int]], int], ...]] = (
+# Limits for configs of unknown origin: trees of 10,000 symbols are five times the Arena's longest.
+_LIMITS: Final = {"max_depth": 100, "max_args": 1000, "min_length": 10_000, "max_length": 20_000}
+# Symbols drawn for one tree before the search ends, in seconds. In the Arena's distribution one tree in a hundred fits.
+_BUDGET = 10_000_000
+# The value of each operator; `median_low` and `median_high` are the two values in the middle.
+_EVALUATE: Final[tuple[Callable[[list[int]], int], ...]] = (
     min,
     max,
     lambda values: (statistics.median_low(values) + statistics.median_high(values)) // 2,
@@ -55,7 +56,7 @@ class _TooLongError(Exception):
 
 
 def _longest(depth: int, arguments: int, enough: int) -> int:
-    """Symbols of the longest tree, or a number above ``enough``."""
+    """Number of symbols of the longest tree, or a number above ``enough``."""
     longest = 1
     for _ in range(depth - 1):
         longest = 2 + arguments * longest
@@ -75,7 +76,7 @@ class Grammar:
         max_length: trees are shorter than this.
 
     Raises:
-        ValueError: bounds that no tree, or none worth drawing, can meet.
+        ValueError: a number out of range, or bounds that no tree can meet.
 
     Example:
         >>> tokens, answer = Grammar(max_depth=3, max_args=4, min_length=8, max_length=16).draw(seed=0, index=5)
@@ -90,8 +91,8 @@ class Grammar:
 
     def __post_init__(self) -> None:
         for name, least in (("max_depth", 2), ("max_args", 2), ("min_length", 0), ("max_length", 0)):
-            if type(getattr(self, name)) is not int or not least <= getattr(self, name) <= _MOST[name]:
-                raise ValueError(f"{name} must be in {least}..{_MOST[name]:,}; got {getattr(self, name)!r}")
+            if type(getattr(self, name)) is not int or not least <= getattr(self, name) <= _LIMITS[name]:
+                raise ValueError(f"{name} must be in {least}..{_LIMITS[name]:,}; got {getattr(self, name)!r}")
         if self.max_length < self.min_length + 2 or self.max_length < 5:
             raise ValueError(
                 f"max_length must be at least 5 and 2 more than min_length, for neither is reached; got "
@@ -105,15 +106,15 @@ class Grammar:
             )
 
     def draw(self, seed: int, index: int) -> tuple[NDArray[np.uint8], int]:
-        """Tree ``index`` of a seed: its symbols, as numbers of `SYMBOLS`, and its value.
+        """Tree ``index`` of a seed: its symbols, as indices into `SYMBOLS`, and its value.
 
         Raises:
-            ValueError: trees of ten million symbols in a row were too short or too long.
+            ValueError: all trees among ten million symbols were too short or too long.
         """
-        # Python promises that random() gives the same numbers from the same seed in every version.
+        # Python guarantees that random() returns the same numbers for the same seed in every version.
         uniform = random.Random(f"listops {seed} {index}").random
         drawn = 0
-        while drawn < _SYMBOLS:
+        while drawn < _BUDGET:
             symbols: list[int] = []
             try:
                 value = self._grow(1, symbols, uniform)
@@ -124,7 +125,7 @@ class Grammar:
             if len(symbols) > self.min_length:
                 return np.array(symbols, np.uint8), value
         raise ValueError(
-            f"no tree among {_SYMBOLS:,} symbols is longer than {self.min_length} and shorter than {self.max_length}: "
+            f"no tree among {_BUDGET:,} symbols is longer than {self.min_length} and shorter than {self.max_length}: "
             f"let bounds lie further apart, or nearer to what the depth and the arguments give"
         )
 
@@ -141,11 +142,11 @@ class Grammar:
         symbols.append(CLOSE)
         if len(symbols) >= self.max_length:
             raise _TooLongError
-        return _VALUE_OF[operator](values)
+        return _EVALUATE[operator](values)
 
 
 LISTOPS: Final = Grammar()
-"""The Long Range Arena's."""
+"""The distribution of the Long Range Arena."""
 
 
 def majority_share(grammar: Grammar, trees: int = 1000) -> float:

@@ -1,9 +1,9 @@
 """ListOps as the release has it: ``basic_train.tsv``, ``basic_val.tsv``, ``basic_test.tsv``.
 
-A header ``Source<TAB>Target``, then a tree and its value a line. A tree is written with the parentheses of its binary
-form, each argument closing one, ``( ( ( [MAX 2 ) 9 ) ] )``: they say nothing that the brackets do not, the Arena's
-tokenizer drops them, and so does the reader here. Lines end in CR LF, as Python's csv module writes them; the reader
-takes either end.
+A header ``Source<TAB>Target``, then one tree and its value per line. A tree is written with the parentheses of its
+binary form, in which each argument closes one: ``( ( ( [MAX 2 ) 9 ) ] )``. They add nothing to the brackets; the
+Arena's tokenizer drops them, and so does this reader. Lines end in CR LF, as Python's csv module writes them; the
+reader also accepts LF.
 """
 
 import os
@@ -25,8 +25,8 @@ from sparseflash.patterns.atomic_write import new_folder_beside, remove_leftover
 from sparseflash.patterns.untrusted import open_untrusted
 
 HEADER: Final = b"Source\tTarget"
-_NUMBER_OF: Final = {symbol.encode(): number for number, symbol in enumerate(SYMBOLS)}
-_TASK = 50
+_TOKEN_ID: Final = {symbol.encode(): number for number, symbol in enumerate(SYMBOLS)}
+_TASK = 50  # trees
 
 
 class ListOpsFile:
@@ -34,8 +34,8 @@ class ListOpsFile:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: another header, or what `Lines` refuses; when a line is read or all are checked, one that is no tree
-            and value.
+        ValueError: another header, or as `Lines`. When a line is read or all are checked: it is not a tree and its
+            value.
     """
 
     def __init__(self, path: Path, inside: Path | None = None) -> None:
@@ -49,19 +49,19 @@ class ListOpsFile:
         return len(self._lines)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.uint8], int]:
-        return self._parsed(index, self._lines[index])
+        return self._parse(index, self._lines[index])
 
     def digest(self) -> str:
-        """SHA-256 of the file, once every line was found to be a tree and its value."""
-        return self._lines.digest(self._parsed)
+        """SHA-256 of the file; checks that every line is a tree and its value."""
+        return self._lines.digest(self._parse)
 
-    def _parsed(self, index: int, line: bytes) -> tuple[NDArray[np.uint8], int]:
+    def _parse(self, index: int, line: bytes) -> tuple[NDArray[np.uint8], int]:
         source, _, target = line.partition(b"\t")
-        if target not in _NUMBER_OF or _NUMBER_OF[target] > 9:
+        if target not in _TOKEN_ID or _TOKEN_ID[target] > 9:
             raise ValueError(f"{self._lines.where(index)}: the target must be a digit; got {target[:20]!r}")
         symbols = source.translate(None, b"()").split()
         try:
-            tree = np.array([_NUMBER_OF[symbol] for symbol in symbols], np.uint8)
+            tree = np.array([_TOKEN_ID[symbol] for symbol in symbols], np.uint8)
         except KeyError as error:
             raise ValueError(f"{self._lines.where(index)}: {error} is no symbol of ListOps") from None
         opened, closed = source.count(b"["), source.count(b"]")
@@ -71,14 +71,14 @@ class ListOpsFile:
 
 
 def written(symbols: Iterable[int]) -> str:
-    """A tree as the release writes it.
+    """A tree in the format of the release.
 
     Example:
         >>> written([11, 2, 9, 14])
         '( ( ( [MAX 2 ) 9 ) ] )'
     """
     words: list[str] = []
-    opened: list[tuple[int, int]] = []  # where each open operator stands, and its arguments so far
+    opened: list[tuple[int, int]] = []  # index in words of each open operator, and its arguments so far
     for symbol in symbols:
         if 10 <= symbol < CLOSE:
             opened.append((len(words), 0))
@@ -98,28 +98,28 @@ def written(symbols: Iterable[int]) -> str:
 
 
 def write(out: Path, grammar: Grammar, train: int = 96_000, seed: int = 0, workers: int = 1) -> dict[str, int]:
-    """Write the three files into a new folder, which gets its name when they are whole, or into one that is there.
+    """Write the three files into a folder. A new folder gets its name when all files are complete.
 
-    Files that are there already are refused, and so is a second process that writes to the same place.
+    Existing files are refused, and so is a second process that writes to the same folder.
 
     Args:
-        out: folder, made if need be.
+        out: folder, created if missing.
         grammar: the distribution.
-        train: trees in the training file, at most 96,000; the others get a 48th of it each, at least one.
-        seed: trees are those of `Grammar.draw`, in the ranges of `SPLITS`.
-        workers: processes.
+        train: trees in the training file, at most 96,000; each other file gets a 48th of this, at least one.
+        seed: of `Grammar.draw`; the indices are those of `SPLITS`.
+        workers: number of processes.
 
     Returns:
-        How many trees each file has.
+        Number of trees in each file.
 
     Raises:
         ValueError: a number of trees that is not in 1 to 96,000, or another process writes into the folder.
-        FileExistsError: a file is there already.
+        FileExistsError: a file exists already.
     """
     if not 1 <= train <= len(SPLITS["train"]):
         raise ValueError(f"the training file has 1 to {len(SPLITS['train']):,} trees; got {train!r}")
     counts = {"train": train, "val": max(1, train // 48), "test": max(1, train // 48)}
-    out = out.resolve()  # the folder that the user names may be a link
+    out = out.resolve()  # the named folder may be a link
     names = {split: f"basic_{split}.tsv" for split in counts}
     out.parent.mkdir(parents=True, exist_ok=True)
     with folder_lock(out, beside=True):
@@ -138,14 +138,14 @@ def write(out: Path, grammar: Grammar, train: int = 96_000, seed: int = 0, worke
                     console = Console(stderr=True)
                     for row in track(rows, names[split], total=len(parts), console=console, transient=True):
                         file.write(row)
-            _put(temporary, out)
+            _move_into_place(temporary, out)
         finally:
             remove_tree(temporary)
     return counts
 
 
-def _put(temporary: Path, out: Path) -> None:
-    """Give a folder its name; where one that is not empty has it already, its files are put there one by one."""
+def _move_into_place(temporary: Path, out: Path) -> None:
+    """Rename a folder to ``out``; if ``out`` is a folder with files already, move the files into it one by one."""
     try:
         os.rename(temporary, out)
     except OSError:

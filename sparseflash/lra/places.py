@@ -1,4 +1,4 @@
-"""Where the files of a task lie, and what to do where they do not."""
+"""Finds the files of a task, and says what to do if they are missing."""
 
 import os
 from pathlib import Path
@@ -20,8 +20,8 @@ _LAYOUT: Final = {
     "retrieval": "new_aan_pairs.train.tsv, new_aan_pairs.eval.tsv and new_aan_pairs.test.tsv",
     "image": "data_batch_1.bin to data_batch_5.bin and test_batch.bin",
 }
-# What changes when files do: of reviews, which are read anew each time, the folders that list them.
-_LOOKED_AT: Final = {
+# Paths whose size and time change if the files change. Reviews are read on every access: their folders are enough.
+_STAMPED: Final = {
     "listops": [f"basic_{split}.tsv" for split in ("train", "val", "test")],
     "text": [f"{split}/{answer}" for split in ("train", "test") for answer in ("neg", "pos")],
     "retrieval": [f"new_aan_pairs.{split}.tsv" for split in ("train", "eval", "test")],
@@ -30,28 +30,28 @@ _LOOKED_AT: Final = {
 
 
 def inner(task: str, folder: Path) -> Path:
-    """The folder with the files, where the one above was named."""
-    # The release's archive holds a folder lra_release in another; the inner one is the complete one.
+    """The folder with the files: inside ``folder``, or ``folder`` itself."""
+    # The archive of the release holds one folder lra_release inside another; the inner one is complete.
     nested = folder / "lra_release" / "lra_release", folder / "lra_release", folder
     return next((place / FOLDER[task] for place in nested if (place / FOLDER[task]).is_dir()), folder)
 
 
 def stamp(task: str, folder: Path) -> tuple[tuple[int, int] | None, ...]:
-    """What is different once the files were changed: their sizes and times."""
-    found: list[tuple[int, int] | None] = []
-    for name in _LOOKED_AT[task]:
+    """Sizes and times of the files, which change if the files change; None for a missing file."""
+    stamps: list[tuple[int, int] | None] = []
+    for name in _STAMPED[task]:
         try:
             status = os.stat(folder / name)
         except OSError:
-            found.append(None)
+            stamps.append(None)
         else:
-            found.append((status.st_size, status.st_mtime_ns))
-    return tuple(found)
+            stamps.append((status.st_size, status.st_mtime_ns))
+    return tuple(stamps)
 
 
 def hint(task: str, folder: Path) -> str:
-    """What to do about a folder without the files of a task: the end of a message."""
-    first = _LOOKED_AT[task][0]
+    """What to do about a folder that lacks the files of a task: the end of an error message."""
+    first = _STAMPED[task][0]
     deeper = next(folders_below(folder, lambda place: (place / first).exists()), None)
     if deeper is not None:
         return f"; there is {shown(deeper)}: name that folder"
