@@ -45,9 +45,10 @@ from benchmarks.gpu.gates import (
     launch_of,
     spelled,
 )
-from benchmarks.gpu.kernels import operands, passes
+from benchmarks.gpu.kernels import passes
 from benchmarks.gpu.launch_file import written
 from benchmarks.gpu.machine import Machine, gpu
+from benchmarks.gpu.operands import operands
 from benchmarks.gpu.rows import COMMON, Setting, random_name
 from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.work import Pass

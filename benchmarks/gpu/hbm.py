@@ -109,7 +109,7 @@ def _shares(kernels: Any, found: dict[str, Any]) -> None:
 def once(setting: Setting, machine: Machine) -> None:
     """A forward and a backward pass that a profiler watches, after one that it does not."""
     from benchmarks.gpu.contenders import ours
-    from benchmarks.gpu.kernels import operands
+    from benchmarks.gpu.operands import operands
 
     q, k, v, dout = operands(setting, machine)[0]
     mask = GPU_MASKS[setting.mask].pattern(setting.seq_len).compile(setting.seq_len, block=setting.block)

@@ -23,6 +23,7 @@ from benchmarks.gpu import decode, hbm, rates
 from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import Attend, ours, peers, prepare_torch
 from benchmarks.gpu.machine import Machine
+from benchmarks.gpu.operands import Operands, operands
 from benchmarks.gpu.rows import Setting, every
 from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.work import PASSES, Pass, Rates, attention_work
@@ -53,28 +54,6 @@ class Protocol:
     seconds: float = 6.0
     rows: int = 24
     peers: Peers = peers
-
-
-Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
-
-
-def operands(setting: Setting, machine: Machine) -> list[Operands]:
-    """Sets of q, k, v and dout, normally distributed."""
-    batch, heads, kv_heads = setting.shape
-    dtype = getattr(torch, setting.dtype)
-    generator = torch.Generator(machine.device).manual_seed(0)
-
-    def draw(heads: int) -> torch.Tensor:
-        shape = batch, heads, setting.seq_len, setting.head_dim
-        return torch.randn(shape, generator=generator, device=machine.device, dtype=dtype)
-
-    def one() -> Operands:
-        q, k, v = (draw(h).requires_grad_() for h in (heads, kv_heads, kv_heads))
-        return q, k, v, draw(heads)
-
-    drawn = [one()]
-    nbytes = sum(x.nbytes for x in drawn[0][:3])
-    return drawn + [one() for _ in range(machine.sets(nbytes) - 1)]
 
 
 def measure(

@@ -16,13 +16,9 @@ from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.flex.block_mask import BlockMask
 from sparseflash.flex.converting import all_pairs, from_torch
-from sparseflash.flex.max_scores import max_scores
-from sparseflash.functional.attention import BLOCK, Mask, attention
-from sparseflash.patterns.block_mask import BlockMask as SparseMask
-from sparseflash.patterns.full import full
-from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables.table import LookupTable, PackedTable
+from sparseflash.flex.max_scores import largest_scores
+from sparseflash.functional.attention import Mask, attention
+from sparseflash.tables.table import PackedTable
 
 
 @overload
@@ -182,25 +178,3 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
             from sparseflash.integrations.untraced import all_pairs as every
         return every(query.shape[2], key.shape[2])
     return block_mask
-
-
-def largest_scores(
-    query: Tensor, key: Tensor, mask: Mask | PackedTable, block_mask: Mask | FlexMask, *rest: Any
-) -> Tensor:
-    return max_scores(query, key, _host_mask(mask, block_mask, query, key), *rest)
-
-
-def _host_mask(mask: Mask | PackedTable, block_mask: Mask | FlexMask, query: Tensor, key: Tensor) -> SparseMask:
-    """The mask whose blocks can be listed on the host."""
-    if isinstance(block_mask, BlockMask) and block_mask.recorded is not None:
-        return block_mask.recorded
-    if isinstance(mask, SparseMask):
-        return mask
-    if isinstance(mask, LookupTable | PackedTable):
-        raise NotImplementedError(
-            "the largest scores are not found over a table, whose blocks lie on the device: give flex_attention the "
-            "mask that it was made of, or ask for AuxRequest(lse=True) alone"
-        )
-    pattern = parse(mask) if isinstance(mask, str) else mask
-    lengths = int(query.shape[2]), int(key.shape[2])
-    return pattern.compile(lengths, block=BLOCK) if isinstance(pattern, Pattern) else full().compile(lengths)

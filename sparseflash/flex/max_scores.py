@@ -9,21 +9,29 @@ Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens at o
 from __future__ import annotations
 
 from itertools import product
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
+from sparseflash.flex.block_mask import BlockMask
 from sparseflash.functional.arguments import checked_scale, under_autocast
-from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.functional.attention import BLOCK, Mask
+from sparseflash.patterns.block_mask import BlockMask as SparseBlockMask
+from sparseflash.patterns.full import full
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.tiles import tile_table, unpack
+from sparseflash.tables.table import LookupTable, PackedTable
 
 PAIRS_AT_ONCE = 1 << 22
 
 
 def max_scores(
-    q: Tensor, k: Tensor, mask: BlockMask, scale: float | None, softcap: float | None, slopes: Tensor | None
+    q: Tensor, k: Tensor, mask: SparseBlockMask, scale: float | None, softcap: float | None, slopes: Tensor | None
 ) -> Tensor:
     """The largest of a query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
 
@@ -57,3 +65,25 @@ def max_scores(
                 largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
                 best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")
     return best.flatten(2)[..., : q.shape[2]]
+
+
+def largest_scores(
+    query: Tensor, key: Tensor, mask: Mask | PackedTable, block_mask: Mask | FlexMask, *rest: Any
+) -> Tensor:
+    return max_scores(query, key, _host_mask(mask, block_mask, query, key), *rest)
+
+
+def _host_mask(mask: Mask | PackedTable, block_mask: Mask | FlexMask, query: Tensor, key: Tensor) -> SparseBlockMask:
+    """The mask whose blocks can be listed on the host."""
+    if isinstance(block_mask, BlockMask) and block_mask.recorded is not None:
+        return block_mask.recorded
+    if isinstance(mask, SparseBlockMask):
+        return mask
+    if isinstance(mask, LookupTable | PackedTable):
+        raise NotImplementedError(
+            "the largest scores are not found over a table, whose blocks lie on the device: give flex_attention the "
+            "mask that it was made of, or ask for AuxRequest(lse=True) alone"
+        )
+    pattern = parse(mask) if isinstance(mask, str) else mask
+    lengths = int(query.shape[2]), int(key.shape[2])
+    return pattern.compile(lengths, block=BLOCK) if isinstance(pattern, Pattern) else full().compile(lengths)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 
 from sparseflash.flex.block_mask import BlockMask as FlexBlockMask
-from sparseflash.flex.call import largest_scores as _largest_scores
 from sparseflash.flex.converting import all_pairs as _all_pairs
 from sparseflash.flex.converting import from_torch
-from sparseflash.flex.creating import make
+from sparseflash.flex.making import make
+from sparseflash.flex.max_scores import largest_scores as _largest_scores
 from sparseflash.patterns.block_mask import BlockMask
 
 _REASON = (
