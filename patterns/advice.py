@@ -47,11 +47,11 @@ class SlowScan(UserWarning):
 
 
 def advice(pattern: Pattern, mask: MaskData) -> str | None:
-    """A sentence that names both densities and what would mend them, or None where the blocks are well used.
+    """A sentence with both densities and the pattern to use instead; None if the blocks are well used.
 
     Args:
-        pattern: what was compiled.
-        mask: what came of it.
+        pattern: the pattern.
+        mask: its compiled mask.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -75,10 +75,10 @@ def advice(pattern: Pattern, mask: MaskData) -> str | None:
 
 
 def faster_form(mask: MaskData) -> str:
-    """The structure found in a mask, as advice to whoever wrote it as a predicate.
+    """The structure of a mask that was given as a predicate, as advice on a faster form.
 
     Args:
-        mask: what a scan gave; without heads.
+        mask: the result of a scan, without heads.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -103,7 +103,7 @@ def faster_form(mask: MaskData) -> str:
 
 
 def _depends_on_difference(mask: MaskData) -> bool:
-    """Whether blocks, and inside them pairs, at equal distance from the diagonal are equal, and some are stored."""
+    """Whether the mask is constant along diagonals, in blocks and in tokens, and not empty."""
     grid = mask.grid
     if grid.bq != grid.bk or not mask.nnz:
         return False
@@ -124,7 +124,7 @@ def _depends_on_difference(mask: MaskData) -> bool:
         bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)
         if (bits[:, 1:, 1:] != bits[:, :-1, :-1]).any():
             return False
-        # What a block holds above its diagonal goes on below the diagonal of the next one.
+        # The part of a block above its diagonal continues below the diagonal of the next block.
         below = np.concatenate([below[-1:], bits[:, :0:-1, 0]]) if below.size else bits[:, :0:-1, 0]
         above = np.concatenate([above[-1:], bits[:, 0, 1:]]) if above.size else bits[:, 0, 1:]
         if (above[:-1] != below[1:]).any():
@@ -133,7 +133,7 @@ def _depends_on_difference(mask: MaskData) -> bool:
 
 
 def _cell(mask: MaskData) -> int:
-    """Largest power of two such that aligned cells of so many tokens are allowed or not as a whole."""
+    """The largest power of two such that aligned cells of that many tokens are allowed entirely or not at all."""
     grid = mask.grid
     size = min(grid.bq, grid.bk)
     if grid.q_offset % size or grid.ragged:

@@ -1,4 +1,4 @@
-"""The one form in which equal masks have equal bytes."""
+"""The canonical form, in which equal masks have equal bytes."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sparseflash.patterns.tiles import TileSet, Words
 def canonical(
     grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None
 ) -> tuple[Runs, Words, NDArray[np.int32]]:
-    """Runs joined, tiles distinct and numbered as a reader meets them, patterns distinct and numbered likewise."""
+    """Joined runs, distinct tiles in order of first use, and distinct patterns in order of first use."""
     numbered, distinct = TileSet(grid.bq, grid.bk).numbered(tiles)
     letters = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
     runs = runs.mapped(letters).merged()
     if pattern_of is None:
         pattern_of = np.zeros((1, 1), np.int32)
     runs, pattern_of = _distinct_patterns(runs, pattern_of, grid.rows)
-    # Tiles are numbered in the order in which a reader meets them, row by row.
+    # Number tiles by first use, row by row.
     met = np.full(int(letters.max()) + 1, len(runs), np.int64)
     met[runs.letter[::-1]] = np.arange(len(runs))[::-1]
     met[:FIRST_TILE] = [-2, -1]
@@ -57,7 +57,7 @@ def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> 
 
 
 def gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:
-    """The matrices of some patterns, one below the other; each has so many rows."""
+    """The matrices of the given patterns, one below the other; each has ``rows`` rows."""
     if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):
         return runs
     return runs.select_rows((patterns[:, None] * rows + np.arange(rows)).ravel())

@@ -58,7 +58,7 @@ def _of(value: Any, depth: int) -> Hashable:
 
 
 def _captured(fn: FunctionType) -> list[Any]:
-    """Values of closure cells, defaults and the global variables that a function's code names; None for empty cells."""
+    """Values of a function's closure cells (None for empty ones), of its defaults and of the globals that it uses."""
     found: list[Any] = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
     for cell in fn.__closure__ or ():
         try:

@@ -1,4 +1,4 @@
-"""An independent, slow check of what a compiled mask promises, written from the promises and not from the compiler."""
+"""A slow check of the invariants of a compiled mask, written independently of the compiler."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sparseflash.patterns.tiles import unpack, words_per_row
 
 
 def check(mask: MaskData) -> None:
-    """Raise ValueError that names the first promise which the mask breaks.
+    """Raise ValueError with the first invariant that the mask violates.
 
     Time and memory are in proportion to runs and tiles.
     """
@@ -69,7 +69,7 @@ def _check_tiles(mask: MaskData) -> None:
         content = words.tobytes()
         _demand(content not in seen, f"tile {number} stands there once")
         seen.add(content)
-    # Where the last block row or column is cut short, no bit may lie outside: a FULL block would.
+    # In a ragged last block row or column no bit may lie past the lengths, so no block there can be FULL.
     q_left, k_left = grid.q_len - (grid.rows - 1) * bq, grid.kv_len - (grid.cols - 1) * bk
     rows, cols = mask.runs.row % grid.rows, mask.runs.stop - mask.runs.row * grid.cols
     for ragged, last, inside, what in (

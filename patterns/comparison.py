@@ -1,4 +1,4 @@
-"""A compiled mask beside what ``allows`` says, and the method to blame where they differ."""
+"""Comparison of a compiled mask with ``allows``, which names the faulty method where they differ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLE = 4096  # pairs that compiling looks at under SPARSEFLASH_DEBUG=1
 
 
 def compare(pattern: Pattern, mask: MaskData) -> None:
-    """Compare every pair of a compiled mask with what ``allows`` says.
+    """Compare every pair of a compiled mask with ``allows``.
 
     Raises:
         ValueError: the first pair that differs.
@@ -32,7 +32,7 @@ def compare(pattern: Pattern, mask: MaskData) -> None:
 
 
 def compare_sample(pattern: Pattern, mask: MaskData) -> None:
-    """Compare some thousand pairs of a compiled mask with what ``allows`` says.
+    """Compare a few thousand pairs of a compiled mask with ``allows``.
 
     Raises:
         ValueError: the first pair that differs.
@@ -40,7 +40,7 @@ def compare_sample(pattern: Pattern, mask: MaskData) -> None:
     grid = mask.grid
     draw = np.random.default_rng(0)
     i = draw.integers(0, grid.q_len, SAMPLE)
-    # Half of the keys are anywhere, half near the query.
+    # Half of the keys are drawn anywhere, half near the query.
     away = (draw.standard_normal(SAMPLE) * draw.choice([1, 30, 1000], SAMPLE)).round().astype(np.int64)
     near = np.clip(i + grid.q_offset + away, 0, grid.kv_len - 1)
     j = np.where(np.arange(SAMPLE) % 2, draw.integers(0, grid.kv_len, SAMPLE), near)
@@ -55,7 +55,7 @@ def _truth(pattern: Pattern, q: Ints, k: Ints) -> Bools:
 
 
 def _seen(mask: MaskData, i: Ints, j: Ints) -> Bools:
-    """What the mask says of pairs [n]: [n], or [heads, n], or [samples, heads or 1, n], as ``allows`` does."""
+    """Truth of pairs [n] in the mask: [n], [heads, n] or [samples, heads or 1, n], as ``allows`` gives it."""
     (bq, bk), (rows, cols) = mask.block, mask.grid_shape
     found = []
     for p in range(mask.patterns):
@@ -78,7 +78,7 @@ def _refuse(pattern: Pattern, grid: Grid, i: int, j: int, allowed: bool) -> None
 
 
 def _blamed(pattern: Pattern, grid: Grid, row: int, col: int, allowed: bool) -> str:
-    """The method that seems to be wrong about a block."""
+    """The method that is probably wrong about a block."""
     block = f"block row {row}, block column {col}"
     stretches = pattern.full_runs(grid)
     if stretches is not None:

@@ -1,4 +1,4 @@
-"""What :meth:`Pattern.compile` does once the grid is known: bound the memory, cache, check, advise."""
+"""The steps of :meth:`Pattern.compile` once the grid is known: limit the memory, cache, check, advise."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def compiled(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
-    """As :meth:`Pattern.compile`, on a grid that is there."""
+    """As :meth:`Pattern.compile`, for a given grid."""
     if not is_dataclass(pattern) or type(pattern).__hash__ is None:
         raise TypeError(f"{type(pattern).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
     return compile_with_advice(pattern, grid, max_bytes)
@@ -30,7 +30,7 @@ def compiled(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockM
 @MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
-    """The mask of a pattern, which remembers its text; a warning the first time where its blocks are poorly used.
+    """The mask of a pattern with its text; warns the first time if its blocks are poorly used.
 
     Raises:
         ValueError: compiling would take more than ``max_bytes``, or a pattern that cannot have these lengths.

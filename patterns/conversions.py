@@ -1,4 +1,4 @@
-"""Block masks from and to arrays: dense token masks, and scipy matrices of letters."""
+"""Masks from and to arrays: dense token masks, and scipy matrices of letters."""
 
 from __future__ import annotations
 

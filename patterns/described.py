@@ -1,4 +1,4 @@
-"""What a user gave, as error messages quote it."""
+"""Arguments of users, as error messages quote them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class _Quoting(reprlib.Repr):
-    """A repr of bounded length that tells of arrays and tensors what they are, not what is in them."""
+    """A repr of bounded length that gives the kind, dtype and shape of arrays and tensors instead of their content."""
 
     def repr1(self, x: Any, level: int) -> str:
         # A type as torch.Tensor has these two as descriptors.

@@ -14,7 +14,7 @@ Index = TypeVar("Index", bound=np.signedinteger[Any])
 
 
 def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
-    """Linear bounds of what column intervals ``[starts, stops)`` cover together: sorted, disjoint, each in one row."""
+    """Linear bounds of the union of column intervals ``[starts, stops)``: sorted, disjoint, each within one row."""
     starts, stops = np.maximum(starts, 0), np.minimum(stops, shape[1])
     keep = np.flatnonzero((starts < stops) & (rows >= 0) & (rows < shape[0]))
     line = rows[keep] * shape[1]
@@ -26,7 +26,7 @@ def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tupl
         begin, end = begin[by_begin], end[by_begin]
     reach = np.maximum.accumulate(end)
     joined = np.flatnonzero(begin[1:] <= reach[:-1]) + 1
-    # The end of one row and the beginning of the next are the same place, and do not touch.
+    # The end of a row and the beginning of the next one are the same position, but they do not touch.
     joined = joined[(begin[joined] < reach[joined - 1]) | (begin[joined] % shape[1] != 0)]
     if not joined.size:
         return begin, end
@@ -37,7 +37,7 @@ def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tupl
 
 
 def split(linear: Ints, width: int) -> tuple[Ints, Ints]:
-    """Rows and columns of linear positions; numpy divides by one number far faster than its divmod."""
+    """Rows and columns of linear positions. Division by a scalar is far faster in numpy than divmod."""
     rows: Ints = linear // width
     return rows, linear - rows * width
 

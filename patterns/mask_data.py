@@ -21,9 +21,9 @@ from sparseflash.patterns.traced_constant import Constant
 class MaskData(Constant):
     """Runs of blocks on a grid, the tiles of the partial ones, and the figures that follow from them. Immutable.
 
-    Set operations, conversions, files, checks and pictures take and return this; users have a
-    :class:`~sparseflash.BlockMask`, which adds what they do with it. Data that allow the same pairs compare and hash
-    equal, for they are canonical: no empty or full tile stored, none twice, blocks sorted.
+    Set operations, conversions, files, checks and pictures take and return this; a user's mask is a
+    :class:`~sparseflash.BlockMask`, which adds the methods. Data that allow the same pairs compare and hash
+    equal, because they are canonical: no empty or full tile is stored, no tile twice, and blocks are sorted.
 
     Shape legend: P distinct patterns (heads or samples with the same pattern share it), nQ x nK blocks, T tiles.
     """
@@ -36,7 +36,7 @@ class MaskData(Constant):
 
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> Self:
-        """Bring letters, tiles and patterns into the one form in which equal masks have equal bytes."""
+        """Bring letters, tiles and patterns into the canonical form, in which equal masks have equal bytes."""
         runs, kept, pattern_of = canonical(grid, runs, tiles, pattern_of)
         for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
             frozen(array)  # masks are cached and shared
@@ -151,7 +151,7 @@ class MaskData(Constant):
 
 
 def leading(pattern_of: NDArray[np.int32]) -> tuple[int, ...]:
-    """The shape that goes before [q_len, kv_len]: nothing, [H] or [B, H]."""
+    """The leading shape before [q_len, kv_len]: (), (H,) or (B, H)."""
     samples, heads = pattern_of.shape
     if samples == 1:
         return () if heads == 1 else (heads,)

@@ -1,4 +1,4 @@
-"""A bound on the memory that compiling takes, checked before it is taken."""
+"""A limit on the memory of compiling, checked before the memory is allocated."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _most: ContextVar[int | None] = ContextVar("sparseflash_compile_bytes", default=
 
 
 class MemoryBoundError(ValueError):
-    """Compiling would take more memory than it may."""
+    """Compiling would exceed the limit on its memory."""
 
 
 @contextmanager
 def at_most(max_bytes: int) -> Iterator[None]:
-    """Inside the block, :func:`reserve` refuses what would take more than ``max_bytes``.
+    """Inside the block, :func:`reserve` refuses allocations of more than ``max_bytes``.
 
     Example:
         >>> with at_most(1 << 20):
@@ -33,7 +33,7 @@ def at_most(max_bytes: int) -> Iterator[None]:
 
 
 def reserve(entries: int, bytes_each: int) -> None:
-    """Say how many entries are about to be listed, and what each takes while the mask is compiled.
+    """Announce how many entries are about to be allocated, and how many bytes each takes while compiling.
 
     Raises:
         MemoryBoundError: more than there may be. Nothing is checked outside of :func:`at_most`.

@@ -1,4 +1,4 @@
-"""What stands where a pattern should, and the line to write instead."""
+"""Values given in the place of a pattern, and the line to write instead."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TRUTH = "`and`, `or` and `not` ask for one, and would keep one operand and drop 
 
 
 def instead_of(value: Any) -> str | None:
-    """As :func:`sparseflash.patterns.pattern.instead`, of a value that is neither a class nor a mask."""
+    """As :func:`sparseflash.patterns.pattern.instead`, for a value that is neither a class nor a mask."""
     name = getattr(value, "__name__", "the function")
     if isinstance(value, bool | np.bool_):
         return f"{value} is no pattern: write full(), or ~full() for nothing"
@@ -30,7 +30,7 @@ def instead_of(value: Any) -> str | None:
 
 
 def makes_patterns(value: Any) -> bool:
-    """Whether it is one of the library's own functions that make patterns."""
+    """Whether a value is one of the library's own functions that make patterns."""
     module, name = getattr(value, "__module__", None) or "", getattr(value, "__name__", "")
     return module.startswith("sparseflash.patterns.") and not name.startswith("<") and not isinstance(value, type)
 
@@ -41,7 +41,7 @@ def call_of(name: str, function: Any) -> str:
 
 
 def required(function: Any) -> list[str]:
-    """Names of the arguments without which a function cannot be called; those of ``*patterns`` as ``...``."""
+    """Names of the required arguments of a function, with ``...`` for ``*patterns``."""
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError):

@@ -373,7 +373,7 @@ def instead(value: Any) -> str | None:
 
 
 def _refused(sign: str, other: object) -> Pattern:
-    """What an operator gives for an operand that is no pattern: words where they help, else Python's own."""
+    """The result of an operator for an operand that is no pattern: an error with advice, or else Python's own."""
     words = instead(other)
     if words is not None:
         raise TypeError(f"{sign} joins patterns; {words}")
@@ -395,12 +395,12 @@ def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tupl
 
 
 def holds(pattern: Pattern, kind: type[Pattern]) -> bool:
-    """Whether a kind of pattern stands anywhere in an expression."""
+    """Whether an expression contains a pattern of this kind."""
     return isinstance(pattern, kind) or any(holds(part, kind) for part in parts_of(pattern))
 
 
 def parts_of(pattern: Pattern) -> list[Pattern]:
-    """The patterns that an expression is made of; of a leaf, none."""
+    """The operands of an expression; none for a leaf."""
     inside = (getattr(pattern, f.name) for f in dataclasses.fields(pattern))  # type: ignore[arg-type]
     parts = [p for value in inside for p in (value if isinstance(value, tuple) else (value,))]
     return [p for p in parts if isinstance(p, Pattern)]

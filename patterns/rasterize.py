@@ -1,9 +1,8 @@
 """A leaf compiled onto a grid, from its full runs and its candidates.
 
-Of the candidates, one block of each kind (equal keys) is evaluated token by token.
-
-A pattern that names its candidates is looked at there, in one go: the memory is in proportion to the answer. Any other
-is scanned a few block rows at a time, so that the memory does not grow with the number of blocks looked at.
+Of candidates with equal keys, one is evaluated token by token. All candidates are held in memory at once, in proportion
+to the result. A pattern without candidates is scanned a few block rows at a time, so that memory does not grow with the
+number of blocks evaluated.
 """
 
 from __future__ import annotations
@@ -33,10 +32,10 @@ BLOCKS_AT_ONCE = 1 << 17
 
 
 def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
-    """The mask of a pattern that is no operator, as it is on this grid.
+    """The mask of a pattern that is not an operator.
 
     Raises:
-        MemoryBoundError: it would take more memory than it may.
+        MemoryBoundError: compiling would exceed the limit on its memory.
     """
     try:
         reserve(grid.rows, 160)
@@ -51,13 +50,13 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
         both = runs.beside(filled)
         if both is not None:
             return MaskData.canonical(grid, both, tiles)
-    # The ragged last blocks of a full run are PARTIAL; the intersection puts their edge tiles in.
+    # In full runs, ragged last blocks are PARTIAL; the intersection with the full mask inserts their tiles.
     filled_mask = intersection(MaskData.canonical(grid, filled, no_tiles(grid.bq, grid.bk)), full_mask(grid))
     return union(MaskData.canonical(grid, runs, tiles), filled_mask)
 
 
 def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
-    """Runs of letters, and the tiles that letters from 2 on stand for."""
+    """Runs of letters, and the tiles of letters from 2 on."""
     tile_set = TileSet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
@@ -73,7 +72,7 @@ def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
 
 
 def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
-    """Candidates sorted, each once, without those outside the grid: a superset may reach out."""
+    """Sorted distinct candidates inside the grid; a superset may reach out of it."""
     rows, cols = _ints(pattern, "candidates", rows), _ints(pattern, "candidates", cols)
     if rows.ndim != 1 or rows.shape != cols.shape:
         raise ValueError(
@@ -93,7 +92,7 @@ def _ints(pattern: Pattern, method: str, values: Any) -> Ints:
 
 
 def _scan(pattern: Pattern, grid: Grid) -> Iterator[tuple[Ints, Ints]]:
-    """Every block, some rows at a time."""
+    """Every block, a few rows at a time."""
     zero = np.zeros(1, np.int64)
     keyed = pattern.keys(grid, zero, zero) is not None
     at_once = BLOCKS_AT_ONCE if keyed else _evaluated_at_once(grid)
@@ -112,7 +111,7 @@ def _evaluated_at_once(grid: Grid) -> int:
 def _letters(
     pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet, *, progress: bool
 ) -> NDArray[np.int32]:
-    """Letters of blocks; of blocks with equal keys, the first is evaluated."""
+    """Letters of blocks; of blocks with equal keys, only the first is evaluated."""
     kind = _kinds(pattern, grid, rows, cols)
     if kind is None:
         first = np.arange(rows.size)
@@ -145,7 +144,7 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
 
 
 def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
-    """Letters of blocks, evaluated token by token. Tokens past the lengths are never asked about."""
+    """Letters of blocks, evaluated token by token; ``allows`` never gets positions past the lengths."""
     words = pattern.tiles(grid, rows, cols)
     if words is not None:
         return tile_set.letters(words)

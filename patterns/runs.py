@@ -24,7 +24,7 @@ AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
 
 def frozen(array: AnyArray) -> AnyArray:
-    """The array itself, from now on read-only, together with what it is a view of."""
+    """The array itself, made read-only together with the arrays that it is a view of."""
     whole: Any = array
     while isinstance(whole, np.ndarray):
         whole.flags.writeable = False
@@ -78,7 +78,7 @@ class Runs:
         return frozen(self.stop - self.start)
 
     def beside(self, other: Runs) -> Runs | None:
-        """This matrix and another one in one, or None where both store a block."""
+        """The blocks of this matrix and of another one; None if some block is stored in both."""
         start = np.concatenate([self.start, other.start])
         order = np.argsort(start, kind="stable")
         start, stop = start[order], np.concatenate([self.stop, other.stop])[order]
@@ -87,7 +87,7 @@ class Runs:
         return Runs(self.shape, start, stop, np.concatenate([self.letter, other.letter])[order])
 
     def letter_at(self, linear: Ints) -> NDArray[np.int32]:
-        """Letters at linear positions; sorted positions are looked up fastest."""
+        """Letters at linear positions; lookup is fastest for sorted positions."""
         if not len(self):
             return np.zeros(linear.shape, np.int32)
         index = np.searchsorted(self.start, linear, side="right") - 1
@@ -128,7 +128,7 @@ class Runs:
 
 
 def distinct(values: Ints) -> tuple[Ints, Ints]:
-    """Sorted distinct values and each value's index among them; no sorting where they lie close together."""
+    """Sorted distinct values, and each value's index among them; values in a narrow range are counted, not sorted."""
     low = int(values.min(initial=0))
     spread = int(values.max(initial=0)) - low + 1
     if spread > max(4 * values.size, 1 << 16):

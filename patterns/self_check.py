@@ -1,4 +1,4 @@
-"""Looking whether a pattern's methods keep their promises: what it compiles to, against what ``allows`` says."""
+"""A check that a pattern's methods keep their promises: its compiled masks must agree with ``allows``."""
 
 from __future__ import annotations
 

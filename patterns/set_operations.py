@@ -1,4 +1,4 @@
-"""Set operations on masks: the mask of everything, unions and differences, one mask a head or a sample."""
+"""Set operations on masks: the full mask, unions and differences, and stacks of one mask per head or sample."""
 
 from __future__ import annotations
 
@@ -117,6 +117,6 @@ def combine(a: MaskData, b: MaskData, operation: Callable[[Any, Any], Any]) -> M
         gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
     )
     words = operation(tile_table(a.tiles, *a.block)[letters_a], tile_table(b.tiles, *b.block)[letters_b])
-    # Pair p becomes letter p + 2 here; canonical form turns those that are empty or full into letters 0 and 1.
+    # Pair p becomes letter p + 2 here; the canonical form turns empty and full tiles into letters 0 and 1.
     runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
     return MaskData.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))

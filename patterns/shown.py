@@ -1,10 +1,10 @@
-"""Text that somebody else wrote, for a terminal: what would move the cursor or turn the text around is spelled out."""
+"""Untrusted text for a terminal: characters that would move the cursor or reverse the text are escaped."""
 
 from __future__ import annotations
 
 import re
 
-# Control characters, marks of direction, separators of lines, and halves of characters, as undecodable names have them.
+# Control characters, marks of direction, line separators, and surrogates, as in names of files that cannot be decoded.
 UNSEEN = "\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff"
 _LINE = re.compile(f"[{UNSEEN}]")
 _LINES = re.compile(f"(?![\\n\\t])[{UNSEEN}]")
@@ -21,7 +21,7 @@ def shown(text: object) -> str:
 
 
 def shown_lines(text: object) -> str:
-    """The same for text of several lines, such as a message: ends of lines and tabs stay."""
+    """The same for text of several lines, such as a message; line breaks and tabs are kept."""
     return _LINES.sub(_spelled, str(text))
 
 

@@ -67,7 +67,7 @@ class TileSet:
         before = len(self)
         letters, new = self.numbered(words)
         if len(self) > len(self._tiles):
-            # Grown in place and beyond need: tiles can be most of the memory, and come in many small portions.
+            # Grown in place, with room to spare: tiles can be most of the memory and arrive in many small portions.
             self._tiles.resize((max(len(self), len(self._tiles) * 3 // 2), *self._tiles.shape[1:]), refcheck=False)
         self._tiles[before : len(self)] = words[new]
         return letters
@@ -98,7 +98,7 @@ class TileSet:
 
 
 def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
-    """Which of the rows [n, m] to keep, in order, so that each distinct one is kept, and where each row is among them.
+    """Indices of the first of each distinct row [n, m], in order, and the place of every row among them.
 
     Rows are compared by a weighted sum, and by content wherever the sums agree; in the unheard-of case of differing
     rows with one sum all rows are kept.

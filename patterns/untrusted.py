@@ -1,4 +1,4 @@
-"""Reading files that nobody vouches for: regular files only, and never more of them than is asked for."""
+"""Reading untrusted files: regular files only, and never more bytes than asked for."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def read_untrusted(path: Path, most: int, inside: Path | None = None) -> bytes:
 
 
 def check_inside(path: Path, folder: Path) -> None:
-    """Raise ValueError where a path leads out of a folder, by ``..`` or through a link."""
+    """Raise ValueError if a path leads out of a folder, by ``..`` or through a link."""
     try:
         real, root = path.resolve(), folder.resolve()
     except (OSError, RuntimeError):  # which of them depends on Python's version

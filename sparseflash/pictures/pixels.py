@@ -152,7 +152,7 @@ def picture(
 
 
 def enlarged(pixels: Pixels, size: int) -> Pixels:
-    """Each pixel repeated, so that the longer side comes close to ``size``."""
+    """The picture with pixels repeated, so that its longer side is about ``size``."""
     times = max(1, round(size / max(pixels.shape[:2])))
     larger: Pixels = pixels.repeat(times, axis=0).repeat(times, axis=1)
     return larger
