@@ -257,6 +257,38 @@ def hero_drawing() -> str:
     return drawing.text()
 
 
+ROOMS = (
+    ("programs", ("cli", "tools"), FULL),
+    ("the main job", ("train", "models", "pathfinder", "lra"), FULL),
+    ("for others", ("flex", "integrations", "distributed", "nn", "pictures"), FULL),
+    ("the operation", ("functional", "reference", "routing"), PARTIAL),
+    ("tables", ("tables",), PARTIAL),
+    ("masks and kernels", ("patterns", "kernels"), PARTIAL),
+)
+
+
+def architecture_drawing() -> str:
+    """The rooms in rows; a row imports from those below it."""
+    left, wide, high, gap = 150, 104, 34, 20
+    widest = max(len(rooms) for _, rooms, _ in ROOMS)
+    width = left + widest * (wide + 10) + 10
+    drawing = Drawing(width, 20 + len(ROOMS) * (high + gap), "Rooms of sparseflash; imports point down")
+    for row, (title, rooms, fill) in enumerate(ROOMS):
+        y = 10 + row * (high + gap)
+        drawing.words(10, y + high / 2, title, GREY)
+        step = (width - left - 10) / len(rooms)
+        for at, room in enumerate(rooms):
+            x = left + at * step
+            drawing.box(x, y, step - 10, high, fill, line=None)
+            drawing.words(x + (step - 10) / 2, y + high / 2, room, EMPTY if fill == FULL else INK, "middle")
+        if row + 1 < len(ROOMS):
+            middle, top = left + (width - left - 20) / 2, y + high
+            drawing.line(middle, top + 3, middle, top + gap - 3)
+            for side in (-4, 4):
+                drawing.line(middle + side, top + gap - 8, middle, top + gap - 3)
+    return drawing.text()
+
+
 DRAWINGS: dict[str, Callable[[], str]] = {
     "hero.svg": hero_drawing,
     "logo.svg": lambda: logo_drawing("#ffffff", None),
@@ -267,6 +299,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "columns.svg": columns_drawing,
     "shared.svg": shared_drawing,
     "pieces.svg": pieces_drawing,
+    "rooms.svg": architecture_drawing,
     "walk.svg": walk_drawing,
 }
 
