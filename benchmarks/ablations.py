@@ -22,7 +22,7 @@ from benchmarks.record import write
 from sparseflash.train import TrainConfig, evaluate, held_out, load_preset, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.devices import resolve_device
-from sparseflash.train.masked import pretrain
+from sparseflash.train.pretrain import pretrain
 
 # What an arm changes in the model, beside nothing.
 CHANGES: dict[str, dict[str, Any]] = {

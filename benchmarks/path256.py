@@ -32,8 +32,9 @@ from sparseflash.models.config import TOKENS
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.train import Stage, TrainConfig, evaluate, held_out, load_preset, recipe, train
 from sparseflash.train.baseline import stage_baseline
+from sparseflash.train.batch import Batch
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint
-from sparseflash.train.data import Batch, draw
+from sparseflash.train.data import draw
 from sparseflash.train.devices import resolve_device
 from sparseflash.train.losses import loss_of
 

@@ -18,10 +18,7 @@ from typing import Any, Final
 from sparseflash.lra import Grammar
 from sparseflash.models import PixelTransformerConfig, SequenceTransformerConfig
 from sparseflash.pathfinder import Geometry
-from sparseflash.train import TrainConfig
-from sparseflash.train.config import Stage
-from sparseflash.train.folder_stage import FolderStage
-from sparseflash.train.sequences import SequenceStage
+from sparseflash.train import FolderStage, SequenceStage, Stage, TrainConfig
 from sparseflash.train.tasks import PRESETS, load_preset
 
 PAGE = Path(__file__).parent / "presets.md"

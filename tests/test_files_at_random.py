@@ -19,8 +19,9 @@ from sparseflash import patterns as P
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.patterns import BlockMask
 from sparseflash.train.checkpoint import STATE, _digest, load_checkpoint, save_checkpoint
-from sparseflash.train.config import Stage, TrainConfig
+from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
+from sparseflash.train.image_stage import Stage
 from tests.refusing import or_refused
 
 # One folder serves all examples of a law: each begins by writing the file anew.

@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from sparseflash.cli.errors import block_size, plain_errors
-from sparseflash.cli.help import Command, Group, grouped
+from sparseflash.cli.help import Command, Group
+from sparseflash.cli.options import Device, Imports, Json, takes
 from sparseflash.cli.resuming import ResumingCommand
+from sparseflash.cli.train_options import TrainOptions
 
 app = typer.Typer(
     name="sparseflash",
@@ -19,40 +21,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, on stdout.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1 ...  Default: a GPU if there is one.")]
-Imports = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--import",
-        metavar="MODULE",
-        help="Your own code that registers patterns: a module or a .py file. Can be repeated.",
-    ),
-]
-
-TRAIN = {
-    "Recipe": "--preset --list-presets --print-config",
-    "Data": "--folder --level --split --draw --workers --seed",
-    "Model": "--pattern --import --layers --width --heads --order --block --tokens --key-gate --init",
-    "Optimisation": "--batch --accumulate --lr --schedule-steps --ema --dense-weight --first-stage --precision "
-    "--save-memory",
-    "Run": "--out --resume --steps --minutes --device --save-every --keep --pictures",
-    "Validation": "--eval-every --eval-examples --patience",
-    "Several processes": "--context-parallel",
-}
-
 
 def main() -> None:
     """Run the command line."""
     app()
-
-
-def _list_presets(wanted: bool) -> None:
-    if wanted:
-        from sparseflash.cli.presets import show
-
-        show()
-        raise typer.Exit
 
 
 def _version(wanted: bool) -> None:
@@ -149,120 +121,10 @@ def bench(
     )  # fmt: skip
 
 
-@app.command(cls=grouped(TRAIN, ResumingCommand))
+@app.command(cls=ResumingCommand)
 @plain_errors
-def train(
-    task: Annotated[
-        str,
-        typer.Argument(metavar="TASK", help="path32, path64, pathx, path256, listops, text, retrieval, image or demo."),
-    ],
-    preset: Annotated[
-        str | None, typer.Option(metavar="NAME", help="A preset such as path256-lit, or a .toml file.")
-    ] = None,
-    pattern: Annotated[
-        str | None,
-        typer.Option(help="Attention pattern, in quotes; may use {shape} and {order}. Default: the preset's."),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Stop after this many steps in total. Default: the schedule's.")
-    ] = None,
-    minutes: Annotated[float | None, typer.Option(help="Save and stop after this many minutes.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder. Default: runs/PRESET.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="[auto]",
-            help="Resume from the latest checkpoint in the run folder; with auto: start if there is none.",
-        ),
-    ] = None,
-    device: Device = None,
-    batch: Annotated[
-        int | None, typer.Option(help="Examples per forward pass. Default: the preset's for the device.")
-    ] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Forward passes per step.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    schedule_steps: Annotated[
-        int | None, typer.Option(help="Steps of the last stage, over which the learning rate decays.")
-    ] = None,
-    draw: Annotated[
-        str | None,
-        typer.Option(
-            "--draw", "--data", help="fixed: epochs over the training set; fresh: an endless stream of examples."
-        ),
-    ] = None,
-    folder: Annotated[
-        Path | None,
-        typer.Option(
-            help="The files to train on: the Long Range Arena release, or the files of text, retrieval, image or "
-            "listops. Default: images and listops are generated. With --resume: where the run's files are now."
-        ),
-    ] = None,
-    level: Annotated[
-        str | None,
-        typer.Option(help="For images in --folder: easy, intermediate or hard. Default: hard, or the folder's level."),
-    ] = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="For images in --folder: s4 (hard only) or contiguous. Default: s4 if it is defined."),
-    ] = None,
-    eval_every: Annotated[
-        int | None,
-        typer.Option(help="Steps between evaluations on the validation part; the best checkpoint is kept in OUT/best."),
-    ] = None,
-    eval_examples: Annotated[int | None, typer.Option(help="Number of validation examples. Default: 1000.")] = None,
-    patience: Annotated[int | None, typer.Option(help="Stop after this many evaluations without improvement.")] = None,
-    ema: Annotated[float | None, typer.Option(help="Decay of the moving average of the weights; 0: none.")] = None,
-    dense_weight: Annotated[float | None, typer.Option(help="Weight of the dense loss; 0: labels only.")] = None,
-    init: Annotated[
-        Path | None,
-        typer.Option(
-            help="Start from the weights of this run, checkpoint or saved model, of the same shape or with fewer "
-            "layers; copies fill the layers that --layers adds."
-        ),
-    ] = None,
-    first_stage: Annotated[
-        str | None,
-        typer.Option(metavar="N", help="Start at this stage, from 1; last: the task itself, without a curriculum."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights and images.")] = None,
-    layers: Annotated[int | None, typer.Option(help="Layers of the model.")] = None,
-    width: Annotated[int | None, typer.Option(help="Width of the model.")] = None,
-    heads: Annotated[int | None, typer.Option(help="Attention heads.")] = None,
-    order: Annotated[str | None, typer.Option(help="Token order: raster, tile, morton or hilbert.")] = None,
-    block: Annotated[str | None, typer.Option(help="Block size in tokens: 128, or 128x64.")] = None,
-    tokens: Annotated[str | None, typer.Option(help="Which pixels are tokens: all, lit_tiles or lit_pixels.")] = None,
-    key_gate: Annotated[
-        bool | None,
-        typer.Option(
-            help="Learn how much keys of each grey value are seen. Default: with --tokens all, where the preset has "
-            "lit pixels; weights of lit pixels then begin by leaving the dark ones out.",
-        ),
-    ] = None,
-    precision: Annotated[str | None, typer.Option(help="fp32 or bf16. Default: the preset's; fp32 on a CPU.")] = None,
-    save_memory: Annotated[
-        bool | None,
-        typer.Option("--save-memory", help="Recompute activations in the backward pass.", show_default=False),
-    ] = None,
-    context_parallel: Annotated[
-        int, typer.Option(help="Processes that share the tokens of each image, under torchrun; see below.")
-    ] = 1,
-    workers: Annotated[
-        int | None, typer.Option(help="Processes that generate images ahead. Default: 0 on a CPU.")
-    ] = None,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    keep: Annotated[int, typer.Option(help="Number of checkpoints to keep.")] = 3,
-    pictures: Annotated[
-        bool, typer.Option("--pictures", help="Draw mistakes and attention at the end of each stage.")
-    ] = False,
-    imports: Imports = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the complete recipe as a preset and exit; nothing is written.")
-    ] = False,
-    list_presets: Annotated[
-        bool,
-        typer.Option("--list-presets", callback=_list_presets, is_eager=True, help="List the presets and exit."),
-    ] = False,
-) -> None:
+@takes(TrainOptions)
+def train(options: TrainOptions) -> None:
     """Train a transformer over pixels or bytes, one token each, with attention through a pattern.
 
     Pathfinder images are generated on the fly, and contours grow as the model learns; with --folder the images are
@@ -300,37 +162,7 @@ def train(
     """
     from sparseflash.cli.train import run
 
-    options = {
-        "pattern": pattern,
-        "batch": batch,
-        "accumulate": accumulate,
-        "lr": lr,
-        "schedule_steps": schedule_steps,
-        "dense_weight": dense_weight,
-        "init": None if init is None else str(init),
-        "seed": seed,
-        "layers": layers,
-        "width": width,
-        "heads": heads,
-        "order": order,
-        "tokens": tokens,
-        "key_gate": key_gate,
-        "data": draw,
-        "level": level,
-        "split": split,
-        "eval_every": eval_every,
-        "eval_examples": eval_examples,
-        "patience": patience,
-        "ema": ema,
-        "block": block,
-        "precision": precision,
-        "activation_checkpointing": save_memory,
-        "imports": tuple(imports) if imports else None,
-    }
-    run(
-        task, preset, out, steps, minutes, resume, device, folder, first_stage, options, context_parallel,
-        workers, save_every, keep, pictures, print_config,
-    )  # fmt: skip
+    run(options)
 
 
 @app.command(cls=Command)

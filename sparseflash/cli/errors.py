@@ -78,7 +78,8 @@ def options(command: Callable[..., Any]) -> dict[str, str]:
             if isinstance(info, ArgumentInfo):
                 found[name] = str(info.metavar or name.upper())
             elif isinstance(info, OptionInfo):
-                long = [option for option in info.param_decls or () if option.startswith("--")]
+                # Inside of Annotated, Typer takes the first name for a default.
+                long = [str(option) for option in (info.default, *(info.param_decls or ())) if str(option)[:2] == "--"]
                 found[name] = long[0] if long else "--" + name.replace("_", "-")
     return found
 

@@ -12,26 +12,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 
-from sparseflash.cli.files import checked_split, images_of, sequences_of, with_files
+from sparseflash.cli.files import checked_split, image_files, images_of, reading, with_files
 from sparseflash.cli.importing import import_modules, told
 from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.saying import say
-from sparseflash.models import ModelConfig, PixelTransformer, PixelTransformerConfig, from_pretrained
+from sparseflash.models import ModelConfig, PixelTransformer, from_pretrained
 from sparseflash.pathfinder import Dataset
-from sparseflash.train import (
-    AnyStage,
-    FolderStage,
-    Score,
-    SequenceStage,
-    TrainConfig,
-    evaluate,
-    held_out,
-    recipe,
-    stored_images,
-)
+from sparseflash.train import AnyStage, Score, TrainConfig, evaluate, held_out, recipe, stored_images
 from sparseflash.train.baseline import folder_baseline, stage_baseline
+from sparseflash.train.batch import SYMMETRIES
 from sparseflash.train.checkpoint import STATE, load_checkpoint, resolve
-from sparseflash.train.data import SYMMETRIES, sets
 from sparseflash.train.devices import resolve_device
 from sparseflash.utils.imports import explained
 from sparseflash.utils.imports import named as named_imports
@@ -136,22 +126,22 @@ def run(
     except ValueError as error:
         again = f"sparseflash evaluate {shlex.quote(str(checkpoint))}"
         raise told(_with_imports(error, folder), imports, again) from None
-    of_images = isinstance(model, PixelTransformer)
-    if tokens is not None and not of_images:
+    over_pixels = model if isinstance(model, PixelTransformer) else None
+    if tokens is not None and over_pixels is None:
         raise ValueError("--tokens is for models over pixels; this one is over symbols")
-    if views != 1 and not of_images:
+    if views != 1 and over_pixels is None:
         raise ValueError("--views is for models over pixels; symbols cannot be mirrored")
     gate = None
-    if tokens == "all" and key_gate and isinstance(model, PixelTransformer) and model.config.tokens != "all":
-        model = model.over_all_pixels()
+    if tokens == "all" and key_gate and over_pixels is not None and over_pixels.config.tokens != "all":
+        model = over_pixels = over_pixels.over_all_pixels()
         gate = f"key gate: lit pixels do not see those up to grey {model.config.lit_above}; --no-key-gate: they do"
     if not 1 <= views <= SYMMETRIES:
         raise ValueError(f"--views must be 1 to {SYMMETRIES}; got {views}")
-    if data is not None and of_images:
+    if data is not None and over_pixels is not None:
         if task is not None or stage is not None:
             raise ValueError("--task and --stage name a fixed set; leave them out with --folder")
         trained = load_checkpoint(folder) if (folder / STATE).is_file() else None  # verifies
-        its_stage = None if trained is None else trained.config.stages[trained.progress.stage]
+        its_stage = None if trained is None else image_files(trained.progress.current(trained.config))
         dataset, split = images_of(data, level, size, split, its_stage)
         found = _folder(dataset, limit, batch)
     else:
@@ -159,12 +149,12 @@ def run(
             raise ValueError("--level and --size are for images in --folder; name a fixed set by --task and --stage")
         split = checked_split("test" if split is None else split, ("test", "val"))
         found = _fixed(checkpoint, folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
-    if isinstance(model, PixelTransformer):
+    if over_pixels is not None:
         # A size that the pattern or the order cannot take shows before any image is read.
-        model.masks((found.size, found.size))
+        over_pixels.masks((found.size, found.size))
     tokens = found.tokens if tokens is None else tokens
     masks = [] if as_json else [*mask_lines(model.config, found.size, tokens), *([gate] if gate else [])]
-    rule = "marker-distance baseline" if of_images else "most frequent answer"
+    rule = "most frequent answer" if over_pixels is None else "marker-distance baseline"
 
     columns = (TextColumn("evaluating"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty()) as progress:
@@ -211,17 +201,12 @@ def _fixed(
 ) -> _Set:
     config, stage = _stage(named, folder, task, number, data)
     stage.check(model)
-    known = sets(stage)
-    count = limit or len(known.get(split, ()))
-    if isinstance(stage, SequenceStage):
-        at_once, size, tokens = TOKENS_AT_ONCE // stage.length, stage.length, None
-    else:
-        size, tokens = stage.size, tokens or stage.tokens
-        assert isinstance(model, PixelTransformerConfig)
-        few = (tokens or model.tokens) == "lit_pixels"
-        at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // size**2
+    count = limit or len(stage.splits.get(split, ()))
+    tokens = tokens or stage.tokens
+    few = (tokens or model.tokens) == "lit_pixels"
+    at_once = (PIXELS_AT_ONCE if few else TOKENS_AT_ONCE) // stage.tokens_each
     examples = held_out(stage, count, split, batch or max(1, at_once), workers)
-    return _Set(f"{config.task}: {stage}", size, count, examples, stage_baseline(stage), tokens)
+    return _Set(f"{config.task}: {stage}", stage.size, count, examples, stage_baseline(stage), tokens)
 
 
 def _stage(
@@ -242,13 +227,13 @@ def _stage(
         config, reached = found.config, found.progress.stage + 1
     elif task is None:
         raise ValueError(f"{folder} holds weights alone: name the --task they are for, or images by --folder")
-    of_files = task is not None and reached is not None and isinstance(config.stages[reached - 1], FolderStage)
+    of_files = task is not None and reached is not None and image_files(config.stages[reached - 1]) is not None
     if task is not None and (reached is None or task != config.task or of_files):
         config, reached = recipe(task), None
     chosen = number or reached or len(config.stages)
     if chosen > len(config.stages):
         raise ValueError(f"--stage must be at most {len(config.stages)}, the stages of {config.task}; got {chosen}")
     stage = config.stages[chosen - 1]
-    if isinstance(stage, SequenceStage) and data is not None:
-        return config, sequences_of(stage, data)
+    if data is not None:
+        return config, reading(stage, data)
     return with_files(config, None, named), stage.noted()

@@ -1,14 +1,13 @@
 """The files that a run was begun with, which may lie elsewhere by now."""
 
 import warnings
-from dataclasses import replace
 from pathlib import Path
 
 from sparseflash import pathfinder
 from sparseflash.pathfinder import Dataset
 from sparseflash.pathfinder.geometry import LEVELS
 from sparseflash.patterns.untrusted import check_inside
-from sparseflash.train import AnyStage, FolderStage, SequenceStage, Stage, TrainConfig
+from sparseflash.train import AnyStage, FolderStage, TrainConfig
 
 
 def with_files(config: TrainConfig, folder: Path | None, run: Path) -> TrainConfig:
@@ -62,7 +61,7 @@ def check_preset(config: TrainConfig, preset: Path, files: bool, weights: bool) 
 
 def folders_of(config: TrainConfig) -> list[str]:
     """The folders that a recipe reads its examples from."""
-    return [stage.folder for stage in config.stages if not isinstance(stage, Stage) and stage.folder]
+    return [stage.folder for stage in config.stages if stage.folder]
 
 
 def outside_of(config: TrainConfig, run: Path) -> str | None:
@@ -78,8 +77,13 @@ def _inside(place: Path, folder: Path) -> bool:
     return True
 
 
+def image_files(stage: AnyStage) -> FolderStage | None:
+    """The stage, if its examples are images in files; None of any other."""
+    return stage if isinstance(stage, FolderStage) else None
+
+
 def images_of(
-    folder: Path, level: str | None, size: int | None, split: str | None, trained: AnyStage | None
+    folder: Path, level: str | None, size: int | None, split: str | None, trained: FolderStage | None
 ) -> tuple[Dataset, str]:
     """The images of ``--folder`` that a model is to be scored on, and the name of their split.
 
@@ -90,12 +94,12 @@ def images_of(
         level: as given.
         size: as given.
         split: as given.
-        trained: the stage that the model was trained in, if known.
+        trained: the stage that the model was trained in, if it is known and is of files.
 
     Raises:
         FileNotFoundError, ValueError: as `sparseflash.pathfinder.read` raises, or an unknown split.
     """
-    if not isinstance(trained, FolderStage) or not _same(trained, folder, level, size):
+    if trained is None or not _same(trained, folder, level, size):
         chosen = checked_split(split or "all", ("all", "s4", "contiguous"))
         images = pathfinder.read(folder, level, size=size)
         return (images if chosen == "all" else images.split(chosen).test), chosen
@@ -127,9 +131,9 @@ def _same(trained: FolderStage, folder: Path, level: str | None, size: int | Non
     return (len(images), images.digest()) == (trained.examples, trained.digest)
 
 
-def sequences_of(stage: SequenceStage, folder: Path) -> SequenceStage:
+def reading(stage: AnyStage, folder: Path) -> AnyStage:
     """A stage with the files of ``--folder``; a warning says if the model was trained on others."""
-    found = replace(stage, folder=str(folder.resolve()), grammar=None, examples=0, digest="").noted()
+    found = stage.reading(folder)
     if stage.digest and found.digest != stage.digest:
         warnings.warn(
             f"{folder} does not hold the files that the model was trained on: {found.examples:,} examples, "

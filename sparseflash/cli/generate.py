@@ -21,14 +21,13 @@ def run(
         geometry = pathfinder.Geometry.sized(size, level)
     else:
         assert task is not None
-        from sparseflash.models import PixelTransformerConfig
         from sparseflash.train.tasks import recipe
 
         if task == "listops":
             _trees(out, count, seed, start, workers)
             return
         config = recipe(task)
-        if not isinstance(config.model, PixelTransformerConfig):
+        if config.model.symbols:
             raise ValueError(f"--task must be listops, or a task over pixels; got {task!r}")
         stage = config.pixel_stages[-1]
         geometry, match_distance = stage.geometry, stage.match_distance

@@ -4,7 +4,8 @@ import torch
 
 from sparseflash.cli.mask_summary import MaskSummary
 from sparseflash.models import ModelConfig, PixelTransformerConfig
-from sparseflash.models.tokens import Canvas, compiled
+from sparseflash.models.auto import pixel_config
+from sparseflash.models.tokens import Canvas
 
 _FROM_IMAGES = {"lit_tiles": "over the tiles that hold a lit pixel", "lit_pixels": "over the lit pixels"}
 
@@ -28,23 +29,13 @@ def mask_lines(config: ModelConfig, size: int, tokens: str | None = None) -> lis
         >>> print(*mask_lines(recipe("demo").model, 24))
         mask: local(112): 576 x 576 tokens in blocks of 64 x 64, density 48.148%
     """
-    shape = size, size
-    patterns = config.patterns(shape) if isinstance(config, PixelTransformerConfig) else config.patterns()
-    told: dict[str, str] = {}
-    for layer, pattern in enumerate(patterns):
-        text = str(pattern)
-        if text in told:
-            continue
-        if isinstance(config, PixelTransformerConfig):
-            which = config.tokens if tokens is None else tokens
-            if which != "all":
-                _try(config, shape, which)
-                told[text] = f"{text}, {_FROM_IMAGES[which]}: a table for each batch"
-                continue
-            mask = compiled(config, shape)[layer]
-        else:
-            mask = pattern.compile(size, block=config.block)
-        told[text] = MaskSummary.of(pattern, mask, compile_seconds=0.0).line
+    patterns, which = config.patterns_at(size), config.tokens if tokens is None else tokens
+    if which == "all":
+        masks = dict(zip(patterns, config.masks_at(size), strict=True))
+        told = {str(pattern): MaskSummary.of(pattern, masks[pattern], compile_seconds=0.0).line for pattern in masks}
+    else:
+        _try(pixel_config(config, "tokens are chosen among pixels alone"), (size, size), which)
+        told = {str(pattern): f"{pattern}, {_FROM_IMAGES[which]}: a table for each batch" for pattern in patterns}
     if len(told) == 1:
         return [f"mask: {line}" for line in told.values()]
     numbers = {text: [n for n, pattern in enumerate(patterns, 1) if str(pattern) == text] for text in told}

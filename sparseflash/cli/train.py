@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import typer
 
 from sparseflash.cli.errors import block_size
@@ -15,113 +16,133 @@ from sparseflash.cli.masks import mask_lines
 from sparseflash.cli.resuming import AUTO, LATEST, check_resume
 from sparseflash.cli.saying import say
 from sparseflash.cli.show import own_pattern
+from sparseflash.cli.train_options import TrainOptions
+from sparseflash.models import PixelTransformerConfig, SequenceTransformerConfig
 from sparseflash.pathfinder.geometry import LEVELS
-from sparseflash.train import TASKS, SequenceStage, TrainConfig, TrainResult, recipe, train
+from sparseflash.train import TASKS, TrainConfig, TrainResult, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import checkpoints, latest_checkpoint
 from sparseflash.train.config import DATA
 from sparseflash.train.devices import resolve_device
 from sparseflash.train.preset_text import preset_text
-from sparseflash.train.processes import Processes
+from sparseflash.train.process_groups import Processes
 from sparseflash.train.tasks import load_preset
 from sparseflash.train.validation import BEST
 
+# Options of a recipe that `recipe` takes beside the fields of configs.
+_OF_FILES = ("level", "split")
 
-def run(
-    task: str,
-    preset: str | None,
-    out: Path | None,
-    steps: int | None,
-    minutes: float | None,
-    resume: str | None,
-    device_name: str | None,
-    folder: Path | None,
-    first_stage: str | None,
-    options: dict[str, Any],
-    context_parallel: int,
-    workers: int | None,
-    save_every: int,
-    keep: int,
-    pictures: bool,
-    print_config: bool = False,
-) -> None:
+
+def run(options: TrainOptions) -> None:
     """Train, and say where the checkpoint is and how to go on."""
-    if task not in TASKS:
-        raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {task!r}")
-    out = Path("runs") / (task if preset is None else Path(preset).stem) if out is None else out
-    if workers is not None and workers < 0:
-        raise ValueError(f"--workers must be at least 0; got {workers}")
-    device = resolve_device(device_name)
-    options = {name: value for name, value in options.items() if value is not None}
-    imports = options.get("imports", ())
-    import_modules(imports)
-    if "{" not in options.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
-        options["pattern"] = str(own_pattern(options["pattern"], imports))
-    if "block" in options:
-        size = block_size(options["block"])
-        options["block"] = (size, size) if isinstance(size, int) else size
-    check_resume(resume)
-    if options.get("data", DATA[0]) not in DATA:
-        raise ValueError(f"--draw must be {' or '.join(DATA)}; got {options['data']!r}. Files are named by --folder")
-    going_on = resume == LATEST or (resume == AUTO and bool(checkpoints(out)))
-    if going_on:
-        again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
-        try:
-            checkpoint = latest_checkpoint(out)
-        except ValueError as error:
-            raise told(error, imports, again) from None
-        config, begins = checkpoint.config, checkpoint.progress.stage
-        changes = {name: options.pop(name) for name in config.changeable if name in options}
-        _refuse_changes(task, {name: value for name, value in options.items() if name != "imports"}, config, out)
-        config = replace(config, **changes)
-        _stage_option(first_stage, config, out)
-        if folder is not None or not print_config:  # what is printed is not read
-            config = with_files(config, folder, out)
-    else:
-        again = f"sparseflash train {task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
-        try:
-            config = recipe(task, preset=preset, device=device.type, folder=folder, **options)
-        except ValueError as error:
-            raise told(error, imports, again) from None
-        if preset is not None and Path(preset).suffix == ".toml":
-            check_preset(config, Path(preset), files=folder is None, weights="init" not in options)
-        config = begun_at(first_stage, config)
-        begins = config.first_stage
-    if print_config:
-        summary = f"the recipe of {out}" if going_on else load_preset(task if preset is None else preset).summary
+    if options.task not in TASKS:
+        raise ValueError(f"TASK must be one of {', '.join(TASKS)}; got {options.task!r}")
+    out = options.out or Path("runs") / (options.task if options.preset is None else Path(options.preset).stem)
+    if options.workers is not None and options.workers < 0:
+        raise ValueError(f"--workers must be at least 0; got {options.workers}")
+    device = resolve_device(options.device)
+    changes = recipe_changes(options)
+    check_resume(options.resume)
+    if changes.get("data", DATA[0]) not in DATA:
+        raise ValueError(f"--draw must be {' or '.join(DATA)}; got {changes['data']!r}. Files are named by --folder")
+    going_on = options.resume == LATEST or (options.resume == AUTO and bool(checkpoints(out)))
+    config, begins = _resumed(options, out, changes) if going_on else _begun(options, device, changes)
+    if options.print_config:
+        preset = options.task if options.preset is None else options.preset
+        summary = f"the recipe of {out}" if going_on else load_preset(preset).summary
         typer.echo(preset_text(config, summary), nl=False)
         return
+    workers = options.workers
     if workers is None:
         workers = 0 if device.type == "cpu" else min(8, max(1, (os.cpu_count() or 1) - 1))
 
-    first = Processes.here(context_parallel).first
+    first = Processes.here(options.context_parallel).first
     if first:
         say(describe(config, device.type, begins), err=True)
         stage = config.stages[begins]
-        size, which = (stage.length, None) if isinstance(stage, SequenceStage) else (stage.size, stage.tokens)
-        for line in mask_lines(config.model, size, which):
+        for line in mask_lines(config.model, stage.size, stage.tokens):
             say(line, err=True)
     result = train(
         config,
         out,
-        steps=steps,
-        minutes=minutes,
+        steps=options.steps,
+        minutes=options.minutes,
         resume=going_on,
         device=device,
-        context_parallel=context_parallel,
+        context_parallel=options.context_parallel,
         workers=workers,
-        save_every=save_every,
-        keep=keep,
-        pictures=pictures,
+        save_every=options.save_every,
+        keep=options.keep,
+        pictures=options.pictures,
     )
-    if not first:
-        return
-    again = f"sparseflash train {task} --out {shlex.quote(str(out))} --resume"
+    if first:
+        _say_result(options, out, config, result)
+
+
+def recipe_changes(options: TrainOptions) -> dict[str, Any]:
+    """The options that change a recipe and were given, as `sparseflash.train.recipe` takes them."""
+    configs = TrainConfig, PixelTransformerConfig, SequenceTransformerConfig
+    names = {field.name for config in configs for field in fields(config)} | set(_OF_FILES)
+    names -= {"task", "first_stage", "imports"}
+    changes = {name: value for name, value in vars(options).items() if name in names and value is not None}
+    imports = tuple(options.imports or ())
+    import_modules(imports)
+    if imports:
+        changes["imports"] = imports
+    if "{" not in changes.get("pattern", "{"):  # {shape} and {order} are the model's to fill in
+        changes["pattern"] = str(own_pattern(changes["pattern"], imports))
+    if options.init is not None:
+        changes["init"] = str(options.init)
+    if options.block is not None:
+        size = block_size(options.block)
+        changes["block"] = (size, size) if isinstance(size, int) else size
+    return changes
+
+
+def _resumed(options: TrainOptions, out: Path, changes: dict[str, Any]) -> tuple[TrainConfig, int]:
+    """The recipe of the run that goes on, and the number of the stage that it stands in."""
+    try:
+        checkpoint = latest_checkpoint(out)
+    except ValueError as error:
+        again = f"sparseflash train {options.task} --out {shlex.quote(str(out))} --resume"
+        raise told(error, changes.get("imports", ()), again) from None
+    config = checkpoint.config
+    changeable = {name: changes.pop(name) for name in config.changeable if name in changes}
+    fixed = {name: value for name, value in changes.items() if name != "imports"}
+    _refuse_changes(options.task, fixed, config, out)
+    config = replace(config, **changeable)
+    _stage_option(options.first_stage, config, out)
+    if options.folder is not None or not options.print_config:  # what is printed is not read
+        config = with_files(config, options.folder, out)
+    return config, checkpoint.progress.stage
+
+
+def _begun(options: TrainOptions, device: torch.device, changes: dict[str, Any]) -> tuple[TrainConfig, int]:
+    """The recipe of a new run, and the number of the stage that it begins with."""
+    preset = options.preset
+    try:
+        config = recipe(options.task, preset=preset, device=device.type, folder=options.folder, **changes)
+    except ValueError as error:
+        again = f"sparseflash train {options.task}" + ("" if preset is None else f" --preset {shlex.quote(preset)}")
+        raise told(error, changes.get("imports", ()), again) from None
+    if preset is not None and Path(preset).suffix == ".toml":
+        check_preset(config, Path(preset), files=options.folder is None, weights="init" not in changes)
+    config = begun_at(options.first_stage, config)
+    return config, config.first_stage
+
+
+def _say_result(options: TrainOptions, out: Path, config: TrainConfig, result: TrainResult) -> None:
+    """Say where the checkpoint is and how to go on.
+
+    Raises:
+        Exit: with 130, after an interrupt.
+    """
+    again = f"sparseflash train {options.task} --out {shlex.quote(str(out))} --resume"
     again += "".join(f" --import {shlex.quote(name)}" for name in config.imports)
     if (elsewhere := outside_of(config, out)) is not None:
         again += f" --folder {shlex.quote(elsewhere)}"
     if processes := os.environ.get("LOCAL_WORLD_SIZE"):  # torchrun sets it
-        again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {context_parallel}"
+        again = f"torchrun --nproc-per-node {processes} -m {again} --context-parallel {options.context_parallel}"
     if config.eval_every:
         say(_best(out, result))
     stage = config.stages[result.progress.stage]
@@ -153,12 +174,9 @@ def describe(config: TrainConfig, device: str, number: int | None = None) -> str
     """
     number = config.first_stage if number is None else number
     stage, last = config.stages[number], config.stages[-1]
-    which, examples = "", "examples"
-    if not isinstance(stage, SequenceStage):
-        kinds = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}
-        which, examples = kinds[stage.tokens or config.pixel_model.tokens], "images"
-    if not stage.drawn:
-        examples += f" from files ({stage})"
+    kinds = {"all": "", "lit_tiles": ", those of lit tiles,", "lit_pixels": ", the lit ones,"}
+    which = kinds[stage.tokens or config.model.tokens]
+    examples = stage.noun if stage.drawn else f"{stage.noun} from files ({stage})"
     place = ""
     if stage.tokens_each != last.tokens_each:
         place = f", stage {number + 1} of {len(config.stages)} ({last.tokens_each:,} tokens in the last)"

@@ -1,8 +1,8 @@
 """Models whose attention is a pattern."""
 
+from sparseflash.models.attention_maps import looks
+from sparseflash.models.auto import Model, ModelConfig, build, config_from, from_pretrained
 from sparseflash.models.config import PixelTransformerConfig
-from sparseflash.models.kinds import Model, ModelConfig, build, config_from, from_pretrained
-from sparseflash.models.looking import looks
 from sparseflash.models.pixel_transformer import PixelOutput, PixelTransformer
 from sparseflash.models.sequence_config import SequenceTransformerConfig
 from sparseflash.models.sequence_transformer import SequenceOutput, SequenceTransformer

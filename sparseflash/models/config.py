@@ -5,10 +5,15 @@ A config names no image size. Patterns of images do (``neighborhood((64, 64), 12
 """
 
 import dataclasses
+from functools import lru_cache
+from typing import ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from sparseflash.models.json_config import MOST, JsonConfig
 from sparseflash.ordering import ORDERS
-from sparseflash.patterns import Pattern, parse
+from sparseflash.patterns import BlockMask, Pattern, from_blocks, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 UNITS = ("pixel", "tile")
@@ -73,6 +78,10 @@ class PixelTransformerConfig(JsonConfig):
     lit_above: int = 31
     readout_reach: int = 0
     key_gate: bool = False
+
+    # An example is one image, and no vocabulary lists its pixels.
+    symbols: ClassVar[int] = 0
+    documents: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
@@ -166,6 +175,35 @@ class PixelTransformerConfig(JsonConfig):
         texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
         parsed = {text: parse(_filled(text, self.grid(shape), order)) for text in set(texts)}
         return tuple(parsed[text] for text in texts)
+
+    def masks(self, shape: tuple[int, int]) -> tuple[BlockMask, ...]:
+        """The compiled mask of each layer over all pixels of an image; layers with equal patterns share one."""
+        return _masks(self, shape)
+
+    def patterns_at(self, size: int) -> tuple[Pattern, ...]:
+        """The parsed pattern of each layer for square images of this side."""
+        return self.patterns((size, size))
+
+    def masks_at(self, size: int) -> tuple[BlockMask, ...]:
+        """The compiled mask of each layer over all pixels of square images of this side."""
+        return self.masks((size, size))
+
+
+@lru_cache(maxsize=64)
+def _masks(config: PixelTransformerConfig, shape: tuple[int, int]) -> tuple[BlockMask, ...]:
+    patterns = config.patterns(shape)
+    if config.unit == "tile":
+        over_tiles = {pattern: seen_cells(pattern, config.grid(shape)) for pattern in set(patterns)}
+        found = {pattern: from_blocks(cells, unit=config.tile_tokens) for pattern, cells in over_tiles.items()}
+    else:
+        found = {pattern: pattern for pattern in set(patterns)}
+    masks = {pattern: found[pattern].compile(shape[0] * shape[1], block=config.block) for pattern in found}
+    return tuple(masks[pattern] for pattern in patterns)
+
+
+def seen_cells(pattern: Pattern, grid: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which of so many tiles see which, bool [G, G]."""
+    return pattern.compile(grid[0] * grid[1], block=64).to_dense()
 
 
 def _filled(text: str, shape: tuple[int, int], order: str) -> str:

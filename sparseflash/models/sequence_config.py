@@ -1,9 +1,10 @@
 """What a sequence transformer is made of, as data: round-trips through JSON, with the pattern expressions in it."""
 
 import dataclasses
+from typing import ClassVar
 
 from sparseflash.models.json_config import MOST, JsonConfig
-from sparseflash.patterns import Pattern, parse
+from sparseflash.patterns import BlockMask, Pattern, parse
 from sparseflash.patterns.grid import BLOCK_SIZES
 
 READOUTS = ("mean", "first")
@@ -49,6 +50,11 @@ class SequenceTransformerConfig(JsonConfig):
     classes: int = 2
     rotary_base: float = 10_000.0
 
+    # Every symbol is a token, and neither dense losses nor key gates are of symbols.
+    tokens: ClassVar[str] = "all"
+    dense_classes: ClassVar[int] = 0
+    key_gate: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
         if isinstance(self.pattern, list):
             object.__setattr__(self, "pattern", tuple(self.pattern))
@@ -86,3 +92,12 @@ class SequenceTransformerConfig(JsonConfig):
         texts = (self.pattern,) * self.layers if isinstance(self.pattern, str) else self.pattern
         parsed = {text: parse(text) for text in set(texts)}
         return tuple(parsed[text] for text in texts)
+
+    def patterns_at(self, size: int) -> tuple[Pattern, ...]:
+        """The parsed pattern of each layer, whatever the number of tokens."""
+        return self.patterns()
+
+    def masks_at(self, size: int) -> tuple[BlockMask, ...]:
+        """The compiled mask of each layer for documents of so many tokens."""
+        masks = {pattern: pattern.compile(size, block=self.block) for pattern in set(self.patterns())}
+        return tuple(masks[pattern] for pattern in self.patterns())

@@ -6,19 +6,17 @@ that a block may see at most.
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseflash.functional.attention import Mask
-from sparseflash.models.config import PixelTransformerConfig
+from sparseflash.models.config import PixelTransformerConfig, seen_cells
 from sparseflash.models.token_tables import packed, table_of_pairs
 from sparseflash.ordering import token_order
-from sparseflash.patterns import BlockMask, Pattern, from_blocks
+from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.full import Full
 from sparseflash.patterns.image import Neighborhood
 from sparseflash.rotary import rotary_table_2d
@@ -148,7 +146,7 @@ class Canvas:
     def _near(self, pattern: Pattern) -> Tensor:
         """Tiles that each tile may see, int64 [G, K]; -1 where there are fewer than K."""
         if pattern not in self._neighbours:
-            allowed = _cells(pattern, self._config.grid(self._shape))
+            allowed = seen_cells(pattern, self._config.grid(self._shape))
             count = allowed.sum(1)
             rows, cols = allowed.nonzero()
             near = np.full((len(allowed), count.max(initial=1)), -1, np.int64)
@@ -189,19 +187,6 @@ def _reach(pattern: Pattern, order: str) -> tuple[int, int]:
     raise ValueError(f'lit pixels see what a neighborhood(..., {order!r}) or full() reaches; got "{pattern}"')
 
 
-@lru_cache(maxsize=64)
 def compiled(config: PixelTransformerConfig, shape: tuple[int, int]) -> tuple[BlockMask, ...]:
     """The mask of each layer over all pixels of an image; layers with equal patterns share one."""
-    patterns = config.patterns(shape)
-    if config.unit == "tile":
-        over_tiles = {pattern: _cells(pattern, config.grid(shape)) for pattern in set(patterns)}
-        found = {pattern: from_blocks(cells, unit=config.tile_tokens) for pattern, cells in over_tiles.items()}
-    else:
-        found = {pattern: pattern for pattern in set(patterns)}
-    masks = {pattern: found[pattern].compile(shape[0] * shape[1], block=config.block) for pattern in found}
-    return tuple(masks[pattern] for pattern in patterns)
-
-
-def _cells(pattern: Pattern, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which of so many tiles see which, bool [G, G]."""
-    return pattern.compile(grid[0] * grid[1], block=64).to_dense()
+    return config.masks(shape)

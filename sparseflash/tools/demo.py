@@ -17,7 +17,7 @@ from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import draw as drawn
 from sparseflash.pathfinder import marker_distance_baseline
 from sparseflash.patterns.atomic_write import remove_tree, write_text
-from sparseflash.train import evaluate, held_out, pictures, recipe, train
+from sparseflash.train import evaluate, figures, held_out, recipe, train
 
 PATTERN = "local(512) | butterfly(unit=256)"
 GOAL = 0.85
@@ -200,7 +200,7 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Si
     baseline = marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance)
     score = evaluate(result.model, held_out(stage, size.fresh))
     assert isinstance(result.model, PixelTransformer)
-    pictures.draw_answers(result.model, stage, picture)
+    figures.draw_answers(result.model, stage, picture)
     verdict = f"Goal {GOAL:.0%}: " + ("[green]reached[/green]" if score.accuracy >= GOAL else "[red]missed[/red]") + "."
     if seen < every:
         verdict = f"A quick run: {seen:,} images instead of {every:,}, too few to learn the task."
@@ -230,8 +230,8 @@ def _answers(console: Console, out: Path, seed: int, count: int) -> None:
             chances.append(float(model(image).logits.softmax(-1)[0, 1]))
         seconds.append(time.perf_counter() - started)
     right = sum((chance > 0.5) == bool(label) for chance, label in zip(chances, labels, strict=True))
-    pictures.save(pictures.answers(torch.from_numpy(images), torch.from_numpy(labels), chances), out / "path256.png")
-    pictures.save(pictures.attention(model, stage), out / "attention-65536.png")
+    figures.save(figures.answers(torch.from_numpy(images), torch.from_numpy(labels), chances), out / "path256.png")
+    figures.save(figures.attention(model, stage), out / "attention-65536.png")
     console.print(
         f"{right} of {count} fresh images answered right, {min(seconds):.1f} s an image on {torch.get_num_threads()} "
         f"threads. (These weights learned with the lit pixels alone as tokens: docs/path256.md.)"

@@ -1,12 +1,14 @@
 """Training on Pathfinder images, drawn on the fly or from files, and on the other tasks of the Long Range Arena."""
 
-from sparseflash.train.config import AnyStage, Stage, TrainConfig
+from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
 from sparseflash.train.data import Stream
 from sparseflash.train.evaluate import Score, evaluate, held_out, stored_images
 from sparseflash.train.folder_stage import FolderStage
+from sparseflash.train.image_stage import Stage
 from sparseflash.train.loop import TrainResult, train
 from sparseflash.train.sequences import SequenceStage
+from sparseflash.train.stage import AnyStage
 from sparseflash.train.tasks import PRESETS, TASKS, Preset, load_preset, recipe
 
 __all__ = [

@@ -8,9 +8,7 @@ from sparseflash.pathfinder import Geometry, marker_distance_baseline
 from sparseflash.pathfinder.folders import level_folder
 from sparseflash.pathfinder.geometry import LRA_SIZES
 from sparseflash.pathfinder.targets import NoPairError
-from sparseflash.train.config import AnyStage, Stage
-from sparseflash.train.folder_stage import FolderStage
-from sparseflash.train.sequences import SequenceStage
+from sparseflash.train.stage import AnyStage
 from sparseflash.utils.untrusted import parse_json, read_text
 
 # Measured once by `marker_distance_baseline`, on 3,000, 200, 1,000 and 4,000 pairs: at 64 and 128 pairs are rare.
@@ -35,19 +33,32 @@ def folder_baseline(folder: Path) -> float | None:
         size, level = re.fullmatch(r"pathfinder(\d+)", folder.parent.name), _LEVEL_OF.get(folder.name)
         return KNOWN.get((int(size[1]), level)) if size and level else None
     try:
-        return stage_baseline(Stage(geometry, match_distance))
+        return geometry_baseline(geometry, match_distance)
     except NoPairError:  # the file says what it likes
         return None
 
 
-def _of_files(stage: FolderStage) -> float:
-    found = folder_baseline(level_folder(stage.folder, stage.level, stage.size))
+def files_baseline(folder: str, level: str, size: int) -> float:
+    """The marker-distance baseline of images in files; of images whose distribution is not known, that of guessing.
+
+    Args:
+        folder: as `sparseflash.pathfinder.read` takes it.
+        level: name of the level folder.
+        size: side of the images.
+    """
+    found = folder_baseline(level_folder(folder, level, size))
     if found is not None:
         return found
-    level = _LEVEL_OF.get(stage.level)
-    if level is None or stage.size not in LRA_SIZES:
-        return 0.5  # its rule is guessing
-    return stage_baseline(Stage(Geometry.lra(stage.size, level)))
+    known = _LEVEL_OF.get(level)
+    return 0.5 if known is None or size not in LRA_SIZES else geometry_baseline(Geometry.lra(size, known))
+
+
+def geometry_baseline(geometry: Geometry, match_distance: bool = False) -> float:
+    """The marker-distance baseline of drawn images: as is known of a published task, or measured now."""
+    for (size, level), baseline in KNOWN.items():
+        if geometry == Geometry.lra(size, level) and not match_distance:
+            return baseline
+    return marker_distance_baseline(geometry=geometry, match_distance=match_distance, pairs=1000)
 
 
 def stage_baseline(stage: AnyStage) -> float:
@@ -55,13 +66,4 @@ def stage_baseline(stage: AnyStage) -> float:
 
     The rule is the distance of the markers, or for sequences always to give the most frequent answer.
     """
-    if stage.baseline is not None:
-        return stage.baseline
-    if isinstance(stage, SequenceStage):
-        return stage.majority()
-    if isinstance(stage, FolderStage):
-        return _of_files(stage)
-    for (size, level), baseline in KNOWN.items():
-        if stage.geometry == Geometry.lra(size, level) and not stage.match_distance:
-            return baseline
-    return marker_distance_baseline(geometry=stage.geometry, match_distance=stage.match_distance, pairs=1000)
+    return stage.known_baseline() if stage.baseline is None else stage.baseline

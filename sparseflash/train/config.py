@@ -4,13 +4,16 @@ import dataclasses
 import json
 import math
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeAlias
+from typing import Any, Self, cast
 
 from sparseflash.models import ModelConfig, PixelTransformerConfig, config_from
-from sparseflash.pathfinder import SPLITS, Geometry
+from sparseflash.models.auto import pixel_config
+from sparseflash.pathfinder import Geometry
 from sparseflash.patterns.shown import shown
-from sparseflash.train.folder_stage import DISTANCE, FolderStage, check_pixels, check_tokens
-from sparseflash.train.sequences import SequenceStage, sequence_stage_from
+from sparseflash.train.folder_stage import FolderStage
+from sparseflash.train.image_stage import Stage
+from sparseflash.train.sequences import sequence_stage_from
+from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked
 from sparseflash.utils.untrusted import of_kinds
 
@@ -29,67 +32,14 @@ _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (s
 
 
 @dataclasses.dataclass(frozen=True)
-class Stage:
-    """One stage of a curriculum: which images, and how the model reads them.
-
-    Attributes:
-        geometry: the distribution of the images.
-        match_distance: draw images so that the distance of the two markers does not predict the label, see
-            `sparseflash.pathfinder`.
-        tokens: which pixels are tokens in this stage; None for what the model's config says.
-        baseline: accuracy of the best rule that uses only the distance of the two markers, if known.
-    """
-
-    geometry: Geometry
-    match_distance: bool = False
-    tokens: str | None = None
-    baseline: float | None = None
-
-    drawn: ClassVar[bool] = True
-    rule: ClassVar[str] = DISTANCE
-    splits: ClassVar[dict[str, range]] = SPLITS
-
-    def __str__(self) -> str:
-        return f"{self.geometry.size} px, {self.geometry.contour_length} dashes"
-
-    def __post_init__(self) -> None:
-        check_tokens(self.tokens)
-
-    @property
-    def size(self) -> int:
-        """Side of the images."""
-        return self.geometry.size
-
-    @property
-    def tokens_each(self) -> int:
-        """Tokens of an example, if all pixels are."""
-        return self.size**2
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """What a model is told beside the images."""
-        return {"tokens": self.tokens}
-
-    def check(self, model: ModelConfig) -> None:
-        """Raise ValueError unless this model can read these images."""
-        check_pixels(model, self.size, self.tokens)
-
-    def noted(self) -> Self:
-        """The same stage: no files are behind it."""
-        return self
-
-
-AnyStage: TypeAlias = Stage | FolderStage | SequenceStage
-
-
-@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A recipe: model, data and optimisation.
 
     Attributes:
         task: name of the task, for people.
         model: shape of the model.
-        stages: the stages of the curriculum, in order; one stage is enough.
+        stages: the stages of the curriculum, in order, each a `Stage`, a `FolderStage` or a `SequenceStage`; one stage
+            is enough.
         schedule_steps: optimizer steps of the last stage over which the learning rate falls. Training may stop earlier
             and resume; after these steps the learning rate stays at its floor.
         promote_at: running accuracy (over about 1,000 images) at which the next stage begins.
@@ -215,17 +165,13 @@ class TrainConfig:
             )
 
     def _check_data(self) -> None:
-        dense_classes = self.model.dense_classes if isinstance(self.model, PixelTransformerConfig) else 0
-        if bool(self.dense_weight) != bool(dense_classes):
+        if bool(self.dense_weight) != bool(self.model.dense_classes):
             raise ValueError(
                 f"a dense loss needs a dense head and the reverse; got dense_weight={self.dense_weight!r} and "
-                f"dense_classes={dense_classes!r}"
+                f"dense_classes={self.model.dense_classes!r}"
             )
         for stage in self.stages:
-            if isinstance(stage, SequenceStage) and self.augment:
-                raise ValueError("augment mirrors images; sequences have no such symmetry")
-            if isinstance(stage, FolderStage) and self.dense_weight:
-                raise ValueError("a dense loss needs the curves of images that are drawn; of files use dense_weight=0")
+            stage.check_recipe(augment=self.augment, dense=self.dense_weight > 0)
             if self.data == "fresh" and not stage.drawn:
                 raise ValueError('data "fresh" has no end, and files do; use "fixed"')
 
@@ -236,15 +182,13 @@ class TrainConfig:
         Raises:
             ValueError: the task is over symbols.
         """
-        if not isinstance(self.model, PixelTransformerConfig):
-            raise ValueError(f"the task {self.task} is over symbols, not over pixels")
-        return self.model
+        return pixel_config(self.model, f"the task {self.task} is over symbols, not over pixels")
 
     @property
     def pixel_stages(self) -> tuple[Stage, ...]:
         """The stages of a task over pixels whose images are drawn; raises as `pixel_model` does."""
         assert self.pixel_model
-        return tuple(stage for stage in self.stages if isinstance(stage, Stage))
+        return tuple(cast(Stage, stage) for stage in self.stages if stage.drawn)
 
     @property
     def chance(self) -> float:
@@ -256,6 +200,11 @@ class TrainConfig:
         """Fields that may be others when a run goes on: they do not decide its numbers."""
         # A best score is of so many examples; before the first one the number may still change.
         return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
+
+    def drawn_from(self, part: int, stage: int) -> int:
+        """The number of the stage that the images of a part come from: this one, or for review the one before."""
+        review = self.review and part % self.review == self.review - 1
+        return stage - 1 if review and stage else stage
 
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:
         """Linear warm-up, the peak, and once the last stage has begun a cosine from `lr` to `final_lr * lr`.
@@ -309,14 +258,14 @@ class TrainConfig:
         """
         where, stages = str(Path(folder).resolve()), list[AnyStage]()
         for stage in self.stages:
-            if isinstance(stage, Stage) or stage.drawn:
+            if stage.drawn:
                 raise ValueError(f"the examples of this run are drawn, it has no folder; got {str(folder)!r}")
             if not stage.digest and stage.folder != where:
                 raise ValueError(
                     f"this run did not note which files it was begun with, so those in {where} cannot be compared with "
                     f"them; it goes on with the files in {stage.folder} alone"
                 )
-            stages.append(dataclasses.replace(stage, folder=where))
+            stages.append(stage.moved(where))
         return dataclasses.replace(self, stages=tuple(stages))
 
 

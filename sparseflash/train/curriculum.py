@@ -5,7 +5,8 @@ Contours grow by about a dash a stage: from labels alone a jump, or all lengths 
 
 from dataclasses import dataclass, replace
 
-from sparseflash.train.config import AnyStage, TrainConfig
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.stage import AnyStage
 
 # The running accuracy is a mean over about so many images; a stage gives way no sooner.
 IMAGES = 1_000
@@ -40,6 +41,34 @@ class Progress:
     best_step: int = 0
     waited: int = 0
 
+    @classmethod
+    def begun(cls, config: TrainConfig, stage: int, step: int = 0) -> "Progress":
+        """A place at the beginning of a stage, where a model can but guess."""
+        return cls(stage, step, accuracy=config.chance)
+
+    def current(self, config: TrainConfig) -> AnyStage:
+        """The stage itself."""
+        return config.stages[self.stage]
+
+    def last_stage_since(self, config: TrainConfig) -> int | None:
+        """The step at which the last stage began; None before that."""
+        return self.since if self.stage == len(config.stages) - 1 else None
+
+    def last_step(self, config: TrainConfig, steps: int | None) -> int | None:
+        """The step at which training ends, as far as it is known: after ``steps``, or with the schedule."""
+        if steps is not None:
+            return steps
+        since = self.last_stage_since(config)
+        return None if since is None else since + config.schedule_steps
+
+    def counted(self, config: TrainConfig, step: int, accuracies: list[float], images: int) -> "Progress":
+        """The place after the parts of a step; reviews of the stage before do not count."""
+        place = self
+        for number, accuracy in enumerate(accuracies, start=step * config.accumulate):
+            if config.drawn_from(number, place.stage) == place.stage:
+                place = place.after(accuracy, images)
+        return place
+
     def after(self, accuracy: float, images: int) -> "Progress":
         """The place once so many more images of this stage were answered so well."""
         share = min(1.0, images / IMAGES)
@@ -65,25 +94,4 @@ class Progress:
         done = self.images >= IMAGES and self.accuracy >= config.promote_at
         if not done or self.stage + 1 == len(config.stages):
             return self
-        return replace(begun(config, self.stage + 1, step), evaluated=self.evaluated)
-
-
-def begun(config: TrainConfig, stage: int, step: int = 0) -> Progress:
-    """A place at the beginning of a stage, where a model can but guess."""
-    return Progress(stage, step, accuracy=config.chance)
-
-
-def drawn_from(config: TrainConfig, part: int, stage: int) -> int:
-    """The number of the stage that the images of a part come from: this one, or for review the one before."""
-    review = config.review and part % config.review == config.review - 1
-    return stage - 1 if review and stage else stage
-
-
-def last_stage_since(config: TrainConfig, progress: Progress) -> int | None:
-    """The step at which the last stage began; None before that."""
-    return progress.since if progress.stage == len(config.stages) - 1 else None
-
-
-def current(config: TrainConfig, progress: Progress) -> AnyStage:
-    """The stage itself."""
-    return config.stages[progress.stage]
+        return replace(Progress.begun(config, self.stage + 1, step), evaluated=self.evaluated)

@@ -7,36 +7,15 @@ neither on the number of workers nor on when it was stopped and resumed.
 from collections import deque
 from collections.abc import Callable
 from functools import lru_cache
-from typing import NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sparseflash import pathfinder
 from sparseflash.pathfinder import splits
 from sparseflash.pathfinder.workers import Workers
-from sparseflash.train.config import AnyStage, TrainConfig
-from sparseflash.train.curriculum import drawn_from
-from sparseflash.train.folder_stage import FolderStage
-from sparseflash.train.sequences import SequenceStage
-
-SYMMETRIES = 8
-Pixel = TypeVar("Pixel", bound=np.generic)
-
-
-class Batch(NamedTuple):
-    """Examples and what is to be learned about them: B images of H x H pixels, or documents of at most N tokens."""
-
-    inputs: Tensor  # uint8 [B, H, H]; int16 [B, N] or [B, 2, N] for sequences, -1 behind the end
-    labels: Tensor  # int64 [B]
-    targets: Tensor | None  # int64 [B, H, H]: markers on the curve of each pixel, -1 where there is none
-
-    def to(self, device: torch.device) -> "Batch":
-        """The batch on a device."""
-        targets = None if self.targets is None else self.targets.to(device, non_blocking=True)
-        return Batch(self.inputs.to(device), self.labels.to(device), targets)
+from sparseflash.train.batch import SYMMETRIES, Batch
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.stage import AnyStage
 
 
 def draw(
@@ -61,31 +40,7 @@ def draw(
         >>> draw(Stage(Geometry.lra(32)), seed=0, indices=range(7, 9), dense=True).targets.shape
         torch.Size([2, 32, 32])
     """
-    if isinstance(stage, SequenceStage):
-        return Batch(*stage.draw(seed, indices), None)
-    targets = None
-    if isinstance(stage, FolderStage):
-        images, labels = stage.draw(indices)
-    else:
-        images, labels, truths = pathfinder.draw(stage.geometry, seed, indices, stage.match_distance)
-        targets = np.stack([pathfinder.curve_targets(truth) for truth in truths]) if dense else None
-    if symmetries is not None:
-        images = turned(images, symmetries)
-        targets = None if targets is None else turned(targets, symmetries)
-    return Batch(
-        torch.from_numpy(images),
-        torch.from_numpy(labels),
-        None if targets is None else torch.from_numpy(targets).long(),
-    )
-
-
-def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pixel]:
-    """Square images [B, H, H], each mirrored and transposed as its number in 0 to 7 says."""
-    result = np.empty_like(images)
-    for image, number, place in zip(images, symmetries.tolist(), result, strict=True):
-        seen = image[:: -1 if number & 1 else 1, :: -1 if number & 2 else 1]
-        place[:] = seen.T if number & 4 else seen
-    return result
+    return stage.batch(seed, indices, dense, symmetries)
 
 
 Draw = tuple[AnyStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
@@ -156,9 +111,9 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
     """The arguments of `draw` for a part, one of its batches."""
     first = (part * streams + stream) * config.batch
     order = np.arange(first, first + config.batch)
-    source = config.stages[drawn_from(config, part, stage)]
+    source = config.stages[config.drawn_from(part, stage)]
     # Training examples come first, so that a place among them is an index.
-    count = len(sets(source)["train"])
+    count = len(source.splits["train"])
     if config.data == "fixed":
         indices, seed = _of_rounds(_shuffled, config.seed, order, count), splits.SEED
     else:
@@ -167,11 +122,6 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
             raise ValueError(f"part {part} would need images past index 2**32; use another seed")
     symmetries = _of_rounds(_symmetries, config.seed, order, count) if config.augment else None
     return source, seed, indices, config.dense_weight > 0, symmetries
-
-
-def sets(stage: AnyStage) -> dict[str, range]:
-    """The sets of a stage, each a range of indices; the training one begins at 0."""
-    return stage.splits
 
 
 def _of_rounds(

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from sparseflash.pathfinder import Dataset, splits
 from sparseflash.pathfinder.workers import run_tasks
-from sparseflash.train.config import AnyStage
-from sparseflash.train.data import SYMMETRIES, draw, sets, turned
+from sparseflash.train.batch import SYMMETRIES, turned
+from sparseflash.train.data import draw
+from sparseflash.train.stage import AnyStage
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ def held_out(
     Raises:
         ValueError: an unknown split, or a count that is not in 1 to its size.
     """
-    known = sets(stage)
+    known = stage.splits
     if split not in known:
         raise ValueError(f"split must be one of {', '.join(known)}; got {split!r}")
     indices = known[split]

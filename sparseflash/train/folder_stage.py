@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 
 from sparseflash import pathfinder
 from sparseflash.models import ModelConfig, PixelTransformerConfig
+from sparseflash.models.auto import pixel_config
 from sparseflash.models.config import TOKENS
+from sparseflash.models.sharing import check_shared
 from sparseflash.pathfinder import Dataset, Splits
 from sparseflash.pathfinder.folders import HARD, level_folder
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES, SIZES
 from sparseflash.pathfinder.metadata import metadata_files
 from sparseflash.patterns.shown import shown
+from sparseflash.train.baseline import files_baseline
+from sparseflash.train.batch import Batch
+from sparseflash.train.stage import AnyStage
 
 DISTANCE = "the distance between the discs alone"
 
@@ -51,6 +56,9 @@ class FolderStage:
     examples: int = 0
     digest: str = ""
 
+    length: ClassVar[None] = None
+    noun: ClassVar[str] = "images"
+    figures: ClassVar[tuple[str, ...]] = ("mistakes",)  # where the discs are is not in files
     drawn: ClassVar[bool] = False
     baseline: ClassVar[None] = None
 
@@ -90,9 +98,22 @@ class FolderStage:
         """The sets, each a range of indices; opens the folder."""
         return _ranges(self._parts())
 
+    def known_baseline(self) -> float:
+        """Accuracy by the distance of the markers, or of guessing where the images' distribution is not known."""
+        return files_baseline(self.folder, self.level, self.size)
+
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these images."""
         check_pixels(model, self.size, self.tokens)
+
+    def check_recipe(self, augment: bool, dense: bool) -> None:
+        """Raise ValueError where a dense loss needs curves, which are not in files."""
+        if dense:
+            raise ValueError("a dense loss needs the curves of images that are drawn; of files use dense_weight=0")
+
+    def check_shared(self, model: ModelConfig, ranks: int) -> None:
+        """Raise ValueError unless so many ranks can share the tokens of an image."""
+        check_shared(check_pixels(model, self.size, self.tokens), self.size, self.tokens, ranks)
 
     def noted(self) -> Self:
         """The same stage with the number and the digest of its files, every one of which is looked at.
@@ -108,6 +129,34 @@ class FolderStage:
         if not found.splits["train"]:
             raise ValueError(f"{data.folder} has {len(data)} images, too few to split into training and test parts")
         return found
+
+    def moved(self, folder: str) -> Self:
+        """The same stage, its files being in another folder now; nothing is read."""
+        return replace(self, folder=folder)
+
+    def reading(self, folder: Path) -> Self:
+        """The same stage with whatever files are in a folder, noted; raises as `noted` does."""
+        return replace(self, folder=str(folder.resolve()), examples=0, digest="").noted()
+
+    def of_files(
+        self, stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
+    ) -> tuple[AnyStage, ...]:
+        """Images of files are one stage, the task itself, in the place of the curriculum."""
+        return (stage_of_files(folder, self.size, level, split, self.tokens),)
+
+    def batch(
+        self,
+        seed: int,
+        indices: NDArray[np.int64] | range,
+        dense: bool = False,
+        symmetries: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Images of indices in `splits`, without ground truth; files have no seed."""
+        return Batch.of_images(*self.draw(indices), symmetries=symmetries)
+
+    def sample(self, count: int, seed: int, length: int | None = None) -> Batch:
+        """The first images: of a stage of files there are no others."""
+        return self.batch(seed, range(count))
 
     def draw(self, indices: NDArray[np.int64] | range) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """Images uint8 [B, H, H] and labels int64 [B] of indices in `splits`."""
@@ -134,13 +183,31 @@ def check_tokens(tokens: str | None) -> None:
         raise ValueError(f"a stage's tokens must be one of {', '.join(TOKENS)}; got {tokens!r}")
 
 
-def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> None:
-    """Raise ValueError unless a model can read images of this size with these tokens."""
-    if not isinstance(model, PixelTransformerConfig):
-        raise ValueError("images need a model over pixels; this one is over symbols")
+def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> PixelTransformerConfig:
+    """The config of a model that can read images of this size with these tokens; raise ValueError for any other."""
+    pixels = pixel_config(model, "images need a model over pixels; this one is over symbols")
     if tokens is not None:
-        replace(model, tokens=tokens)
-    model.grid((size, size))
+        replace(pixels, tokens=tokens)
+    pixels.grid((size, size))
+    return pixels
+
+
+def stage_of_files(folder: Path, size: int, level: str | None, split: str | None, tokens: str | None) -> FolderStage:
+    """The stage of images in a folder, the user having said no more than he must.
+
+    Args:
+        folder: absolute.
+        size: side of the images.
+        level: by default hard, or what the folder is.
+        split: by default s4 where the level is hard, else contiguous.
+        tokens: which pixels are tokens.
+    """
+    if level is None:
+        level = folder.name if folder.name.startswith("curv_") else "hard"
+    name = LEVELS[level][0] if level in LEVELS else level
+    if split is None:
+        split = "s4" if name == LEVELS["hard"][0] else "contiguous"
+    return FolderStage(str(folder), size, level, split, tokens)
 
 
 def other_files(folder: str, noted: int, found: int) -> str:

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed import summed
-from sparseflash.train.config import AnyStage, TrainConfig
-from sparseflash.train.data import Batch
+from sparseflash.train.batch import Batch
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.stage import AnyStage
 
 
 def loss_of(

@@ -3,17 +3,21 @@
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Final, Self
+from pathlib import Path
+from typing import Any, ClassVar, Final, Self, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sparseflash.lra import LISTOPS, TASKS, Corpus, Grammar, open_corpus
 from sparseflash.lra.listops import SYMBOLS, majority_share
-from sparseflash.models import ModelConfig, SequenceTransformerConfig
+from sparseflash.models import ModelConfig
 from sparseflash.pathfinder.splits import SEED
+from sparseflash.train.batch import Batch
 from sparseflash.train.folder_stage import other_files
+from sparseflash.train.stage import AnyStage
 from sparseflash.utils.untrusted import of_kinds
 
 # Symbols, documents and classes of a task's examples.
@@ -59,8 +63,11 @@ class SequenceStage:
     examples: int = 0
     digest: str = ""
 
-    rule: ClassVar[str] = "the most frequent answer"
+    tokens: ClassVar[None] = None
     options: ClassVar[dict[str, Any]] = {}
+    noun: ClassVar[str] = "examples"
+    figures: ClassVar[tuple[str, ...]] = ()
+    rule: ClassVar[str] = "the most frequent answer"
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -84,6 +91,11 @@ class SequenceStage:
     def drawn(self) -> bool:
         """Whether examples are drawn, not read from files."""
         return self.task == "listops" and not self.folder
+
+    @property
+    def size(self) -> int:
+        """Most tokens of a document."""
+        return self.length
 
     @property
     def tokens_each(self) -> int:
@@ -110,6 +122,28 @@ class SequenceStage:
             raise ValueError(other_files(self.folder, self.examples, examples))
         return replace(self, examples=examples, digest=digest)
 
+    def moved(self, folder: str) -> Self:
+        """The same stage, its files being in another folder now; nothing is read."""
+        return replace(self, folder=folder)
+
+    def reading(self, folder: Path) -> Self:
+        """The same stage with whatever files are in a folder, noted; raises as `noted` does."""
+        return replace(self, folder=str(folder.resolve()), grammar=None, examples=0, digest="").noted()
+
+    def of_files(
+        self, stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
+    ) -> tuple[AnyStage, ...]:
+        """All stages of the recipe, of examples in files.
+
+        Raises:
+            ValueError: a level or a split, which are of images.
+        """
+        if level is not None or split is not None:
+            raise ValueError(f"level and split are of Pathfinder images; the files of {self.task} are split already")
+        # The stages of a sequence task are all of that task.
+        own = cast(tuple[SequenceStage, ...], stages)
+        return tuple(replace(stage, folder=str(folder), grammar=None) for stage in own)
+
     def _corpus(self, seed: int = SEED) -> Corpus:
         if self.drawn or not self.digest:
             return open_corpus(self.task, self.folder, self.grammar, seed)
@@ -123,13 +157,42 @@ class SequenceStage:
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these examples."""
         symbols, documents, classes = SHAPES[self.task]
-        if not isinstance(model, SequenceTransformerConfig):
+        if not model.symbols:
             raise ValueError(f"the task {self.task} needs a model over symbols; this one is over pixels")
         if (model.symbols, model.documents, model.classes) != (symbols, documents, classes):
             raise ValueError(
                 f"the task {self.task} has {symbols} symbols, {documents} documents an example and {classes} classes; "
                 f"the model has {model.symbols}, {model.documents} and {model.classes}"
             )
+
+    def check_recipe(self, augment: bool, dense: bool) -> None:
+        """Raise ValueError where images would be mirrored. A model over symbols has no dense head."""
+        if augment:
+            raise ValueError("augment mirrors images; sequences have no such symmetry")
+
+    def check_shared(self, model: ModelConfig, ranks: int) -> None:
+        """Refuse: ranks share the tokens of images alone."""
+        raise ValueError(
+            f"ranks share the tokens of images, not of the sequences of {self.task}; leave context_parallel at 1"
+        )
+
+    def batch(
+        self,
+        seed: int,
+        indices: NDArray[np.int64] | range,
+        dense: bool = False,
+        symmetries: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """What `draw` gives, as a batch: sequences have neither symmetries nor ground truth for a dense loss."""
+        return Batch(*self.draw(seed, indices), None)
+
+    def sample(self, count: int, seed: int, length: int | None = None) -> Batch:
+        """Random symbols of full length, drawn by torch: they cost what real ones of that length cost."""
+        symbols, documents, classes = SHAPES[self.task]
+        each = self.length if length is None else length
+        tokens = torch.randint(symbols, (count, documents, each), dtype=torch.int16)
+        labels = torch.randint(classes, (count,))
+        return Batch(tokens if documents > 1 else tokens[:, 0], labels, None)
 
     def draw(self, seed: int, indices: Iterable[int]) -> tuple[Tensor, Tensor]:
         """Examples: int16 [B, N], or [B, 2, N] of pairs, with -1 behind the end, and their labels int64 [B]."""
@@ -139,6 +202,10 @@ class SequenceStage:
         tokens = padded(documents, self.length)
         labels = torch.tensor([example.label for example in examples])
         return (tokens.view(len(examples), 2, -1) if SHAPES[self.task][1] == 2 else tokens), labels
+
+    def known_baseline(self) -> float:
+        """Share of the most frequent answer, see `majority`."""
+        return self.majority()
 
     def majority(self) -> float:
         """Share of the most frequent answer among a thousand drawn trees; chance, where files were not counted."""

@@ -19,9 +19,10 @@ from sparseflash.models import PixelTransformerConfig, config_from
 from sparseflash.pathfinder import Geometry
 from sparseflash.pathfinder.geometry import LEVELS, LRA_SIZES
 from sparseflash.patterns.shown import shown_lines
-from sparseflash.train.config import AnyStage, Stage, TrainConfig
-from sparseflash.train.folder_stage import FolderStage
-from sparseflash.train.sequences import SequenceStage, sequence_stage_from
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.image_stage import Stage
+from sparseflash.train.sequences import sequence_stage_from
+from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked, explained
 from sparseflash.utils.untrusted import of_kinds, read_toml
 
@@ -166,32 +167,14 @@ def recipe(
     in_model = {field.name for field in dataclasses.fields(config.model)}
     if foreign := sorted((given.keys() & _PIXELS) - in_model):
         raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is no task over pixels")
-    if pattern is not None and isinstance(config.model, PixelTransformerConfig) and config.model.tokens == "all":
+    if pattern is not None and "unit" in in_model and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
-    if given.get("tokens") == "all" and getattr(config.model, "tokens", "") == "lit_pixels":
+    if given.get("tokens") == "all" and config.model.tokens == "lit_pixels":
         given.setdefault("key_gate", True)  # what dark pixels need to be left out
     if folder is not None:
         given.setdefault("data", "fixed")
-        given["stages"] = _from_files(config.stages, Path(folder), level, split)
+        given["stages"] = config.stages[-1].of_files(config.stages, Path(folder).resolve(), level, split)
     elif level is not None or split is not None:
         raise ValueError("level and split are of images in files: name their folder too")
     model = replace(config.model, **{name: value for name, value in given.items() if name in in_model})
     return replace(config, model=model, **{name: value for name, value in given.items() if name not in in_model})
-
-
-def _from_files(
-    stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
-) -> tuple[AnyStage, ...]:
-    where, last = folder.resolve(), stages[-1]
-    if isinstance(last, SequenceStage):
-        if level is not None or split is not None:
-            raise ValueError(f"level and split are of Pathfinder images; the files of {last.task} are split already")
-        return tuple(
-            replace(stage, folder=str(where), grammar=None) for stage in stages if isinstance(stage, SequenceStage)
-        )
-    if level is None:
-        level = where.name if where.name.startswith("curv_") else "hard"
-    name = LEVELS[level][0] if level in LEVELS else level
-    if split is None:
-        split = "s4" if name == LEVELS["hard"][0] else "contiguous"
-    return (FolderStage(str(where), last.size, level, split, last.tokens),)

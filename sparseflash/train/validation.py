@@ -17,10 +17,11 @@ from sparseflash.pathfinder.splits import SEED
 from sparseflash.pathfinder.workers import run_tasks
 from sparseflash.patterns.atomic_write import make_folder, new_folder_beside, remove_tree
 from sparseflash.train.checkpoint import checkpoints, flush_to_disk, is_whole, remove, remove_nameless
-from sparseflash.train.config import AnyStage, TrainConfig
-from sparseflash.train.data import draw, sets
+from sparseflash.train.config import TrainConfig
+from sparseflash.train.data import draw
 from sparseflash.train.evaluate import Score, evaluate
-from sparseflash.train.processes import Processes
+from sparseflash.train.process_groups import Processes
+from sparseflash.train.stage import AnyStage
 
 BEST = "best"
 
@@ -49,12 +50,12 @@ class Validation:
             self._stage = stage
         right = count = 0
         if self._batches:
-            here = evaluate(model, self._batches, self._device, tokens=stage.options.get("tokens"))
+            here = evaluate(model, self._batches, self._device, tokens=stage.tokens)
             right, count = here.right, here.count
         return Score(self._processes.total(right, self._device), self._processes.total(count, self._device))
 
     def _drawn(self, stage: AnyStage) -> list[tuple[Tensor, Tensor]]:
-        indices, size = sets(stage)["val"][: self._config.eval_examples], self._config.batch
+        indices, size = stage.splits["val"][: self._config.eval_examples], self._config.batch
         parts = [indices[start : start + size] for start in range(0, len(indices), size)]
         mine = parts[self._processes.rank :: self._processes.world]
         drawn = run_tasks(partial(draw, stage, SEED), mine, max(1, self._workers))
@@ -64,7 +65,7 @@ class Validation:
 def check_validation(config: TrainConfig, wanted: str) -> None:
     """Raise ValueError where a stage has no validation examples, which ``wanted`` asks for."""
     for stage in config.stages:
-        if not sets(stage).get("val"):
+        if not stage.splits.get("val"):
             raise ValueError(f"there are no validation examples of {stage}: leave {wanted} out")
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from sparseflash.cli import app
-from sparseflash.cli.app import TRAIN
 from sparseflash.cli.errors import in_options, options, words
-from sparseflash.train import PRESETS, TASKS, load_preset
+from sparseflash.cli.train_options import GROUPS, TrainOptions
+from sparseflash.models import PixelTransformerConfig, SequenceTransformerConfig
+from sparseflash.train import PRESETS, TASKS, TrainConfig, load_preset, recipe, train
 
+CONFIGS = TrainConfig, PixelTransformerConfig, SequenceTransformerConfig
 COMMANDS: dict[str, Any] = get_command(app).commands  # type: ignore[attr-defined]
 
 
@@ -45,13 +49,32 @@ def test_help_shows_examples(command: str) -> None:
 
 
 def test_every_option_of_train_is_in_a_group() -> None:
-    grouped = [option for names in TRAIN.values() for option in names.split()]
-    assert len(set(grouped)) == len(grouped)
-    there = {param.opts[0] for param in COMMANDS["train"].params if param.opts[0].startswith("--")}
-    assert there == set(grouped), "name new options in a group of TRAIN"
+    params = [param for param in COMMANDS["train"].params if param.opts[0].startswith("--")]
+    assert {param.rich_help_panel for param in params} == set(GROUPS)
     text = shown("train", "--help")
-    places = [text.index(f"─ {title} ─") for title in TRAIN]
+    places = [text.index(f"─ {title} ─") for title in GROUPS]
     assert places == sorted(places)
+
+
+# Fields of a recipe that presets alone set, so that a new field is either an option of train or named here.
+OF_PRESETS = {
+    *("task", "model", "stages", "promote_at", "review", "augment", "final_lr", "warmup", "weight_decay", "clip"),
+    *("unit", "tile", "tied", "mlp_width", "classes", "dense_classes", "wavelengths", "grey_levels", "lit_above"),
+    *("readout_reach", "symbols", "documents", "readout", "rotary_base"),
+}
+# What is typed as text or as a path is taken apart by the command; the rest has the type of the field that it sets.
+TYPED = {"first_stage": str, "init": Path, "block": str, "pattern": str, "imports": list[str]}
+
+
+def test_options_of_train_are_fields_of_the_recipe() -> None:
+    types = {field.name: get_type_hints(config)[field.name] for config in CONFIGS for field in fields(config)}
+    given = get_type_hints(TrainOptions)
+    of_recipe = given.keys() & types.keys() - {"task"}
+    assert types.keys() - of_recipe == OF_PRESETS
+    for name in sorted(of_recipe):
+        assert given[name] == TYPED.get(name, types[name]) | None, name
+    beside = {name for function in (train, recipe) for name in inspect.signature(function).parameters}
+    assert given.keys() - of_recipe - {"list_presets", "print_config"} <= beside
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -102,6 +125,8 @@ def test_presets_are_listed_by_task() -> None:
         ("a stage's tokens must be one of all", "a stage's tokens must be one of all"),
         ("two heads see 'save_every'", "two heads see 'save_every'"),
         ("activation_checkpointing must be bool", "--save-memory must be bool"),
+        ("data must be one of fixed, fresh", "--draw must be one of fixed, fresh"),
+        ("imports must be names", "--import must be names"),
         ("task must be one of demo", "TASK must be one of demo"),
     ],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from sparseflash.lra import Grammar
 from sparseflash.models import SequenceTransformer, SequenceTransformerConfig
 from sparseflash.train import SequenceStage, Stream, TrainConfig, TrainResult, evaluate, held_out, recipe, train
 from sparseflash.train.baseline import stage_baseline
-from sparseflash.train.examples import model_and_batch
+from sparseflash.train.sample_batch import model_and_batch
 from tests.cli.test_commands import invoke, refused
 from tests.lra.test_lra_files import images, papers, reviews
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparseflash.models import Model, ModelConfig, PixelTransformerConfig, SequenceTransformerConfig, build
 from sparseflash.models.files import WEIGHTS, write_tensors
-from sparseflash.train.beginning import begin_with, source
+from sparseflash.train.warm_start import begin_with, source
 from tests.cli.test_commands import invoke, refused
 from tests.train.test_training import SMALL, run, weights
 

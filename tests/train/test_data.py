@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from sparseflash import pathfinder
 from sparseflash.pathfinder import SPLITS, Geometry, splits
 from sparseflash.train import Stage, Stream, TrainConfig, held_out, recipe
-from sparseflash.train.data import draw, planned, turned
+from sparseflash.train.batch import turned
+from sparseflash.train.data import draw, planned
 
 EASY = recipe("demo").pixel_stages[0].geometry
 CONFIG = replace(

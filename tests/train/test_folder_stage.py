@@ -24,8 +24,9 @@ from sparseflash.train import (
     train,
 )
 from sparseflash.train.baseline import KNOWN, stage_baseline
+from sparseflash.train.batch import turned
 from sparseflash.train.checkpoint import load_checkpoint
-from sparseflash.train.data import draw, planned, sets, turned
+from sparseflash.train.data import draw, planned
 from tests.train.test_training import quiet
 
 COUNT = 30
@@ -73,9 +74,9 @@ def test_the_sets_are_those_of_the_split(release: Path, split: str) -> None:
     stage = noted(FolderStage(str(release), 32, split=split))
     with pytest.warns(UserWarning, match="dropped 1"):
         parts = pathfinder.read(release, size=32).split(split)
-    assert {name: len(indices) for name, indices in sets(stage).items()} == {"train": 24, "val": 3, "test": 3}
+    assert {name: len(indices) for name, indices in stage.splits.items()} == {"train": 24, "val": 3, "test": 3}
     for name, part in parts._asdict().items():
-        batch = draw(stage, 0, sets(stage)[name])
+        batch = draw(stage, 0, stage.splits[name])
         assert (batch.inputs.numpy() == np.stack([part[i][0] for i in range(len(part))])).all()
         assert batch.labels.tolist() == part.labels.tolist()
     images, labels = next(held_out(stage, split="val"))

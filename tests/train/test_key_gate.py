@@ -14,7 +14,7 @@ from sparseflash.models.files import WEIGHTS, write_tensors
 from sparseflash.models.key_gate import GAIN, KeyGate, opened
 from sparseflash.pathfinder import generate
 from sparseflash.train import load_preset, recipe
-from sparseflash.train.beginning import begin_with
+from sparseflash.train.warm_start import begin_with
 from tests.cli.test_commands import invoke, refused
 
 COMMITTED = Path(__file__).parent.parent.parent / "benchmarks" / "weights"
@@ -119,10 +119,10 @@ def test_every_gate_learns_and_none_decays() -> None:
     for gate in gates(model):
         assert gate.grad is not None
         assert gate.grad.abs().sum(0).min() > 0
-    from sparseflash.train.loop import _optimizer
+    from sparseflash.train.run import adamw
 
     config = recipe("path256", preset="path256-last", tokens="all", weight_decay=0.5)
-    decayed, kept = _optimizer(model, config).param_groups
+    decayed, kept = adamw(model, config).param_groups
     learned = {id(gate) for gate in gates(model)}
     assert not learned & {id(p) for p in decayed["params"]}
     assert learned <= {id(p) for p in kept["params"]}

@@ -10,7 +10,7 @@ import torch
 from benchmarks import ablations
 from sparseflash.models import PixelTransformer
 from sparseflash.train import recipe, train
-from sparseflash.train.masked import GREY, MaskedPixels, hidden_pixels, pretrain
+from sparseflash.train.pretrain import GREY, MaskedPixels, hidden_pixels, pretrain
 
 CONFIG = recipe("demo", dense_weight=0.0, layers=2, width=16, batch=4, lr=1e-2, warmup=2)
 

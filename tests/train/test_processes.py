@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from sparseflash.train.processes import Processes
+from sparseflash.train.process_groups import Processes
 
 TINY = ["--batch", "2", "--layers", "1", "--width", "16", "--heads", "1"]
 

@@ -14,8 +14,8 @@ from sparseflash.models import PixelTransformer
 from sparseflash.tools import demo
 from sparseflash.train import recipe, train
 from sparseflash.train.checkpoint import load_checkpoint
+from sparseflash.train.figures import draw_answers
 from sparseflash.train.logs import Reporter
-from sparseflash.train.pictures import draw_answers
 from sparseflash.train.validation import keep_best
 from sparseflash.utils.folder_lock import folder_lock
 from tests.limits import little_memory

@@ -17,9 +17,11 @@ import torch
 
 from sparseflash.models import PixelTransformer, PixelTransformerConfig
 from sparseflash.models.pixel_transformer import PixelOutput
-from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, loop, recipe, train
+from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
+from sparseflash.train import run as running
+from sparseflash.train.batch import Batch
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from sparseflash.train.data import Batch, Stream
+from sparseflash.train.data import Stream
 from sparseflash.train.interrupt import Interrupt
 
 EASY = recipe("demo").pixel_stages[0].geometry
@@ -241,14 +243,14 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_it_had_not_come(tmp_path: Path
 
 def test_a_signal_is_noted_where_its_exception_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """C code that asks whether an attribute is there clears whatever exception was raised meanwhile."""
-    make = loop._optimizer
+    make = running.adamw
 
     def clears(model: torch.nn.Module, config: TrainConfig) -> torch.optim.AdamW:
         with contextlib.suppress(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
         return make(model, config)
 
-    monkeypatch.setattr(loop, "_optimizer", clears)
+    monkeypatch.setattr(running, "adamw", clears)
     stopped = run(tmp_path, 3)
     assert (stopped.interrupted, stopped.step) == (True, 1)
     assert load_checkpoint(tmp_path).step == 1

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
 
 from sparseflash.models import PixelTransformer
-from sparseflash.models.looking import looks
+from sparseflash.models.attention_maps import looks
 from sparseflash.patterns.atomic_write import atomic_write
-from sparseflash.train.config import Stage
 from sparseflash.train.evaluate import held_out
 from sparseflash.train.folder_stage import FolderStage
+from sparseflash.train.image_stage import Stage
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from matplotlib.figure import Figure
 
 COLUMNS = 8
@@ -97,6 +99,10 @@ def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
         axes.set_ylim(bottom + 0.5, top - 0.5)
         axes.set_title(f"layer {number + 1}", fontsize=8)
     return figure
+
+
+FIGURES: Final[dict[str, Callable[[Any, Any], Figure]]] = {"mistakes": mistakes, "attention": attention}
+"""What can be drawn of a model and a stage, by the names in a stage's ``figures``."""
 
 
 def _part(weights: Tensor) -> tuple[int, int, int, int]:

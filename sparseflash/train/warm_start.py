@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sparseflash.models import Model, PixelTransformer, PixelTransformerConfig
+from sparseflash.models import Model, PixelTransformerConfig
 from sparseflash.models.files import CONFIG, WEIGHTS, read_tensors
 from sparseflash.models.key_gate import opened, unset
 from sparseflash.patterns.shown import shown_lines
@@ -38,7 +38,7 @@ def begin_with(model: Model, folder: Path) -> None:
 
 def _gated(model: Model, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
     """The weights with key gates where the model has them."""
-    wanted = isinstance(model, PixelTransformer) and model.config.key_gate
+    wanted = model.config.key_gate
     if any(".key_gate." in name for name in weights):
         if not wanted:
             raise ValueError(f"the weights in {folder} have a key gate and the model has none; add --key-gate")

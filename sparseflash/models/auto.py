@@ -23,6 +23,17 @@ def build(config: ModelConfig) -> Model:
     return PixelTransformer(config) if isinstance(config, PixelTransformerConfig) else SequenceTransformer(config)
 
 
+def pixel_config(config: ModelConfig, otherwise: str) -> PixelTransformerConfig:
+    """The config of a model over pixels.
+
+    Raises:
+        ValueError: with the message ``otherwise``, of a model over symbols.
+    """
+    if not isinstance(config, PixelTransformerConfig):
+        raise ValueError(otherwise)
+    return config
+
+
 def config_from(fields: Mapping[str, Any]) -> ModelConfig:
     """The config with these fields: of a sequence transformer if it says how many symbols there are.
 

@@ -8,10 +8,7 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from sparseflash.models.config import PixelTransformerConfig
-from sparseflash.models.sharing import check_shared
 from sparseflash.train.config import TrainConfig
-from sparseflash.train.sequences import SequenceStage
 
 
 @dataclass(frozen=True)
@@ -84,12 +81,7 @@ class Processes:
             )
         if self.context > 1:
             for stage in config.stages[config.first_stage :]:
-                if isinstance(stage, SequenceStage) or not isinstance(config.model, PixelTransformerConfig):
-                    raise ValueError(
-                        f"ranks share the tokens of images, not of the sequences of {config.task}; "
-                        f"leave context_parallel at 1"
-                    )
-                check_shared(config.model, stage.size, stage.tokens, self.context)
+                stage.check_shared(config.model, self.context)
 
     def join(self, device: torch.device) -> tuple[torch.device, DeviceMesh | None, bool]:
         """Start the process group, unless there is one.
