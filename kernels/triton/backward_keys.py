@@ -24,7 +24,7 @@ from sparseflash.kernels.triton.common import (
 )
 from sparseflash.kernels.triton.score import bend, factor, head_key, kept, retained, row_keys, scored
 from sparseflash.kernels.triton.types import Bits, Blocks, Keys, Rows, Saved, Score, Sizes
-from sparseflash.kernels.triton.walk import first_queries, load_step, next_queries
+from sparseflash.kernels.triton.walk import block_of, first_query_bits, load_step, next_query_bits
 
 
 @triton.jit
@@ -37,16 +37,19 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BQ // BM
     f = factor(score.c, score.cap, score.slope)
-    step = first_queries(blocks, bits, key, PARTIAL, sizes)
+    block = block_of(blocks, 0, SPLIT)
+    if PARTIAL:
+        ahead = first_query_bits(blocks, bits, key, sizes)
     for i in range(0, blocks.count * SPLIT):
-        first = step.block * sizes.BQ + (i % SPLIT) * BM
+        first = block * sizes.BQ + (i % SPLIT) * BM
+        block = block_of(blocks, i + 1, SPLIT)
         rows = first + tl.arange(0, BM)
         keep = None
         words = None
         if PARTIAL:
             keep = rows < saved.count
-            words = step.words
-        step = next_queries(step, i, blocks, bits, key, PARTIAL, sizes)
+            words = ahead.words
+            ahead = next_query_bits(ahead, i, blocks, bits, key, sizes)
         q = load_step(q_rows, first, keep, sizes.UNIT, BM, sizes.D, sizes.DP)
         dout = load_step(dout_rows, first, keep, sizes.UNIT, BM, sizes.DV, sizes.DVP)
         norm = tl.load(saved.norm + rows)

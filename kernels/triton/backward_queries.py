@@ -22,7 +22,7 @@ from sparseflash.kernels.triton.common import (
 from sparseflash.kernels.triton.score import bend, factor, head_key, kept, retained, row_keys, scored
 from sparseflash.kernels.triton.tiles import seen_by
 from sparseflash.kernels.triton.types import Bits, Blocks, Queries, Rows, Score, Sizes
-from sparseflash.kernels.triton.walk import first_keys, load_step, next_keys
+from sparseflash.kernels.triton.walk import block_of, first_key_bits, load_step, next_key_bits
 
 
 @triton.jit
@@ -32,14 +32,17 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
     f = factor(score.c, score.cap, score.slope)
-    step = first_keys(blocks, bits, query, PARTIAL, sizes)
+    block = block_of(blocks, 0, SPLIT)
+    if PARTIAL:
+        ahead = first_key_bits(blocks, bits, query, sizes)
     for i in range(0, blocks.count * SPLIT):
-        first = step.block * sizes.BK + (i % SPLIT) * BN
+        first = block * sizes.BK + (i % SPLIT) * BN
+        block = block_of(blocks, i + 1, SPLIT)
         keep = None
         if PARTIAL:
-            keep = step.seen
-            visible = seen_by(step.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
-        step = next_keys(step, i, blocks, bits, query, PARTIAL, sizes)
+            keep = ahead.seen
+            visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
+            ahead = next_key_bits(ahead, i, blocks, bits, query, sizes)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         product = tl.dot(queries.q, tl.trans(k), input_precision="ieee")

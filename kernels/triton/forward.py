@@ -39,7 +39,7 @@ from sparseflash.kernels.triton.merge import merge_outputs, partial_results, pat
 from sparseflash.kernels.triton.score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
 from sparseflash.kernels.triton.tiles import ordered, seen_by
 from sparseflash.kernels.triton.types import Bits, Blocks, Rows, Score, Sizes, Softmax
-from sparseflash.kernels.triton.walk import first_keys, load_step, next_keys
+from sparseflash.kernels.triton.walk import block_of, first_key_bits, load_step, next_key_bits
 
 
 @triton.jit
@@ -68,15 +68,18 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.co
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
-    step = first_keys(blocks, bits, query, PARTIAL, sizes)
+    block = block_of(blocks, 0, SPLIT)
+    if PARTIAL:
+        ahead = first_key_bits(blocks, bits, query, sizes)
     for i in range(0, blocks.count * SPLIT):
-        first = step.block * sizes.BK + (i % SPLIT) * BN
+        first = block * sizes.BK + (i % SPLIT) * BN
+        block = block_of(blocks, i + 1, SPLIT)
         keep = None
         visible = None
         if PARTIAL:
-            keep = step.seen
-            visible = seen_by(step.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
-        step = next_keys(step, i, blocks, bits, query, PARTIAL, sizes)
+            keep = ahead.seen
+            visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
+            ahead = next_key_bits(ahead, i, blocks, bits, query, sizes)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         products = tl.dot(q, tl.trans(k), input_precision="ieee")

@@ -52,20 +52,18 @@ class Bits(NamedTuple):
     seen: Any  # pointer to which keys any query of a tile sees; None where a pass does not ask
 
 
-class KeyStep(NamedTuple):
-    """What addresses the loads of a step over keys, read one iteration ahead. Of a FULL block only `block` is used."""
+class KeyBits(NamedTuple):
+    """Tile bits of a step over the keys of PARTIAL blocks, read one iteration ahead."""
 
-    block: Any
-    next_tile: Any  # tile of the step after this one
-    words: Any  # tile bits of this step
+    tile: Any  # of the step after this one
     seen: Any  # [BN]: keys that any query of the tile sees
+    words: Any
 
 
-class QueryStep(NamedTuple):
+class QueryBits(NamedTuple):
     """Likewise of a step over queries."""
 
-    block: Any
-    next_tile: Any
+    tile: Any
     words: Any
 
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from sparseflash.kernels.triton.common import load_rows, load_seen, load_words_t
 from sparseflash.kernels.triton.tiles import load_bits
-from sparseflash.kernels.triton.types import KeyStep, QueryStep
+from sparseflash.kernels.triton.types import KeyBits, QueryBits
 
 
 @triton.jit
@@ -26,77 +26,60 @@ def load_step(rows, first, keep, UNIT: tl.constexpr, STEP: tl.constexpr, D: tl.c
 
 
 @triton.jit
-def first_keys(blocks, bits, query, PARTIAL: tl.constexpr, sizes):
-    """The first step over the keys of a row's blocks; `query` is the first one of the program within its block."""
+def block_of(blocks, i, SPLIT: tl.constexpr):
+    """The block of step i, where a block takes SPLIT steps; 0 past the last one."""
+    at = i // SPLIT
+    return tl.load(blocks.index + at, mask=at < blocks.count, other=0)
+
+
+@triton.jit
+def first_key_bits(blocks, bits, query, sizes):
+    """The bits of the first step over the keys of a row's PARTIAL blocks.
+
+    `query` is the first one of the program within its block.
+    """
     SPLIT: tl.constexpr = sizes.BK // sizes.BN
+    tile = tl.load(blocks.tile, mask=blocks.count > 0, other=0)
     there = blocks.count > 0
-    block = tl.load(blocks.index, mask=there, other=0)
-    if PARTIAL:
-        tile = tl.load(blocks.tile, mask=there, other=0)
-        seen, words = _bits_of_keys(bits, tile, query, 0, there, sizes)
-        tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
-        return KeyStep(block, tile, words, seen)
-    else:
-        return KeyStep(block, block, block, block)
+    seen = load_seen(bits.seen, tile, 0, there, (sizes.BK + 31) // 32, sizes.BN)
+    words = load_bits(bits.words, tile, query, 0, there, sizes.FRAGMENTS, sizes.BQ, sizes.BK, sizes.BM, sizes.BN)
+    tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
+    return KeyBits(tile, seen, words)
 
 
 @triton.jit
-def next_keys(step, i, blocks, bits, query, PARTIAL: tl.constexpr, sizes):
-    """The step over keys that follows step i."""
+def next_key_bits(ahead, i, blocks, bits, query, sizes):
+    """The bits of the step that follows step i."""
     SPLIT: tl.constexpr = sizes.BK // sizes.BN
-    following = (i + 1) // SPLIT
-    there = following < blocks.count
-    block = tl.load(blocks.index + following, mask=there, other=0)
-    if PARTIAL:
-        key = ((i + 1) % SPLIT) * sizes.BN
-        seen, words = _bits_of_keys(bits, step.next_tile, query, key, there, sizes)
-        following = (i + 2) // SPLIT
-        tile = tl.load(blocks.tile + following, mask=following < blocks.count, other=0)
-        return KeyStep(block, tile, words, seen)
-    else:
-        return KeyStep(block, block, block, block)
+    key = ((i + 1) % SPLIT) * sizes.BN
+    there = (i + 1) // SPLIT < blocks.count
+    seen = load_seen(bits.seen, ahead.tile, key, there, (sizes.BK + 31) // 32, sizes.BN)
+    words = load_bits(
+        bits.words, ahead.tile, query, key, there, sizes.FRAGMENTS, sizes.BQ, sizes.BK, sizes.BM, sizes.BN
+    )
+    after = (i + 2) // SPLIT
+    tile = tl.load(blocks.tile + after, mask=after < blocks.count, other=0)
+    return KeyBits(tile, seen, words)
 
 
 @triton.jit
-def _bits_of_keys(bits, tile, query, key, there, sizes):
-    W: tl.constexpr = (sizes.BK + 31) // 32
-    seen = load_seen(bits.seen, tile, key, there, W, sizes.BN)
-    words = load_bits(bits.words, tile, query, key, there, sizes.FRAGMENTS, sizes.BQ, sizes.BK, sizes.BM, sizes.BN)
-    return seen, words
-
-
-@triton.jit
-def first_queries(blocks, bits, key, PARTIAL: tl.constexpr, sizes):
-    """The first step over the queries of a column's blocks; `key` is the first one of the program within its block."""
+def first_query_bits(blocks, bits, key, sizes):
+    """The bits of the first step over the queries of a column's PARTIAL blocks; `key` as `query` above."""
     SPLIT: tl.constexpr = sizes.BQ // sizes.BM
+    tile = tl.load(blocks.tile, mask=blocks.count > 0, other=0)
     there = blocks.count > 0
-    block = tl.load(blocks.index, mask=there, other=0)
-    if PARTIAL:
-        tile = tl.load(blocks.tile, mask=there, other=0)
-        words = _bits_of_queries(bits, tile, 0, key, there, sizes)
-        tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
-        return QueryStep(block, tile, words)
-    else:
-        return QueryStep(block, block, block)
+    words = load_words_t(bits.words, tile, 0, key, there, sizes.BQ, (sizes.BK + 31) // 32, sizes.BM, sizes.BN)
+    tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
+    return QueryBits(tile, words)
 
 
 @triton.jit
-def next_queries(step, i, blocks, bits, key, PARTIAL: tl.constexpr, sizes):
-    """The step over queries that follows step i."""
+def next_query_bits(ahead, i, blocks, bits, key, sizes):
+    """The bits of the step that follows step i."""
     SPLIT: tl.constexpr = sizes.BQ // sizes.BM
-    following = (i + 1) // SPLIT
-    there = following < blocks.count
-    block = tl.load(blocks.index + following, mask=there, other=0)
-    if PARTIAL:
-        words = _bits_of_queries(bits, step.next_tile, ((i + 1) % SPLIT) * sizes.BM, key, there, sizes)
-        following = (i + 2) // SPLIT
-        tile = tl.load(blocks.tile + following, mask=following < blocks.count, other=0)
-        return QueryStep(block, tile, words)
-    else:
-        return QueryStep(block, block, block)
-
-
-@triton.jit
-def _bits_of_queries(bits, tile, query, key, there, sizes):
-    W: tl.constexpr = (sizes.BK + 31) // 32
-    return load_words_t(bits.words, tile, query, key, there, sizes.BQ, W, sizes.BM, sizes.BN)
+    query = ((i + 1) % SPLIT) * sizes.BM
+    there = (i + 1) // SPLIT < blocks.count
+    words = load_words_t(bits.words, ahead.tile, query, key, there, sizes.BQ, (sizes.BK + 31) // 32, sizes.BM, sizes.BN)
+    after = (i + 2) // SPLIT
+    tile = tl.load(blocks.tile + after, mask=after < blocks.count, other=0)
+    return QueryBits(tile, words)

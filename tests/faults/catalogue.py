@@ -214,14 +214,14 @@ TRITON = [
     Fault(
         "a dropped mask in dQ",
         "kernels.triton.backward_queries",
-        "visible = seen_by(step.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)",
-        "visible = seen_by(step.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN) | (dq.shape[0] > 0)",
+        "visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)",
+        "visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN) | (dq.shape[0] > 0)",
     ),
     Fault(
         "a wrong offset within a block",
         "kernels.triton.forward",
-        "first = step.block * sizes.BK + (i % SPLIT) * BN",
-        "first = step.block * sizes.BK",
+        "first = block * sizes.BK + (i % SPLIT) * BN",
+        "first = block * sizes.BK",
     ),
     Fault(
         "a wrong offset of positions", "kernels.triton.backward_keys", "position = first - q_offset", "position = first"
@@ -282,7 +282,7 @@ TRITON = [
         "total = tl.where(dead, 1.0, total)",
         "total = total",
     ),
-    Fault("unseen keys are read", "kernels.triton.forward", "keep = step.seen", "keep = None"),
+    Fault("unseen keys are read", "kernels.triton.forward", "keep = ahead.seen", "keep = None"),
     Fault(
         "a tile's word of the step before",
         "kernels.triton.common",
