@@ -84,7 +84,7 @@ sanitize: .venv/ready
 DEATHS ?= 50
 BY ?= KILL INT TERM FULL READONLY TWO
 kills: .venv/ready
-	unshare -Urm $(BIN)/python -m tests.train.killing --deaths $(DEATHS) --by $(BY)
+	unshare -Urm $(BIN)/python -m tests.train.crash --deaths $(DEATHS) --by $(BY)
 
 # A package that the vulnerability service does not know is a failure too: unseen is not clean.
 .venv-release/ready: constraints-release.txt

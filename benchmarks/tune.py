@@ -26,8 +26,8 @@ from unittest import mock
 
 import torch
 
-from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
 from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.correctness import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.gates import (
     CANDIDATES,
     DTYPES,
@@ -49,8 +49,8 @@ from benchmarks.gpu.kernels import passes
 from benchmarks.gpu.launch_file import written
 from benchmarks.gpu.machine import Machine, gpu
 from benchmarks.gpu.operands import operands
-from benchmarks.gpu.rows import COMMON, Setting, random_name
-from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
+from benchmarks.gpu.parallel import Alone, nobody_else, processes, turns
+from benchmarks.gpu.settings import COMMON, Setting, random_name
 from benchmarks.gpu.work import Pass
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing, Row

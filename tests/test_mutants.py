@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.mutants.__main__ import files_of
-from tests.mutants.judged import JUDGED
-from tests.mutants.mutating import count, mutant
-from tests.mutants.reaching import Reach
+from tests.mutants.allowed import JUDGED
+from tests.mutants.coverage_map import Reach
+from tests.mutants.operators import count, mutant
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,7 +56,7 @@ def test_the_tests_that_meet_a_line_the_quickest_first(tmp_path: Path) -> None:
 COUNTED = """
 from pathlib import Path
 import pytest
-from tests.mutants.reaching import Met, Only, Reach
+from tests.mutants.coverage_map import Met, Only, Reach
 here = Path.cwd()
 met = Met([here / "halves.py"])
 assert pytest.main(["-q", "-p", "no:cacheprovider", "test_halves.py"], [met]) == 0

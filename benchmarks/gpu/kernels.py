@@ -19,13 +19,13 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu import decode, hbm, rates
-from benchmarks.gpu.abreast import Alone, nobody_else, processes, turns
+from benchmarks.gpu import decode, profile, rates
 from benchmarks.gpu.contenders import Attend, ours, peers, prepare_torch
+from benchmarks.gpu.correctness import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.operands import Operands, operands
-from benchmarks.gpu.rows import Setting, every
-from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
+from benchmarks.gpu.parallel import Alone, nobody_else, processes, turns
+from benchmarks.gpu.settings import Setting, every
 from benchmarks.gpu.work import PASSES, Pass, Rates, attention_work
 from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
@@ -176,7 +176,7 @@ def asked(settings: Iterator[Setting]) -> Iterator[dict[str, Any]]:
     yield from listed[:BEFORE_DECODING]
     yield from decode.asked()
     yield from listed[BEFORE_DECODING:BEFORE_TRAFFIC]
-    yield from hbm.asked()
+    yield from profile.asked()
     yield from listed[BEFORE_TRAFFIC:]
 
 
@@ -222,7 +222,7 @@ def run(
         if asked["kind"] == "decode":
             return decode.measure(decode.Decode(**plain), machine, rates.rates(card))
         if asked["kind"] == "traffic":
-            return hbm.measure(Setting(**plain), left)
+            return profile.measure(Setting(**plain), left)
         found = measure(Setting(**plain), machine, rates.rates(card), protocol)
         say(summary(found))
         return found

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.correctness import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.machine import Machine, gpu
-from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
 

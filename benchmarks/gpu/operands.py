@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from benchmarks.gpu.machine import Machine
-from benchmarks.gpu.rows import Setting
+from benchmarks.gpu.settings import Setting
 
 Operands = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]  # q, k, v and dout
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu import check, curves, targets
+from benchmarks.gpu import check, plots, targets
 from benchmarks.gpu.gates import gain, spelled
 from benchmarks.gpu.work import PASSES, io_elements
 from benchmarks.tables import Columns, Row, table
@@ -96,9 +96,9 @@ def _kernels(rows: list[Row], path: Path) -> str:
         parts.append(f"### Decoding, one query a sample\n\n{table(DECODE, decoded)}")
     if moved := [row for row in rows if row["kind"] == "traffic" and "bytes_fwd" in row]:
         parts.append(f"### Bytes between memory and chip\n\n{table(TRAFFIC, [_traffic(r, rows) for r in moved])}")
-    if found := curves.curves(rows):
+    if found := plots.curves(rows):
         picture = f"results/{path.parent.name}/{picture_of(path, 'curves').name}"
-        parts.append(f"### Cost curves\n\n{curves.table(found)}\n\n![time and bytes of one head]({picture})")
+        parts.append(f"### Cost curves\n\n{plots.table(found)}\n\n![time and bytes of one head]({picture})")
     if notes := _notes(rows):
         parts.append("### Without figures\n\n" + "\n".join(f"- {note}" for note in notes))
     return "\n\n".join(parts)
@@ -139,8 +139,8 @@ def _rates(row: Row) -> str:
 
 
 def _traffic(row: Row, rows: list[Row]) -> Row:
-    heads, density = curves._heads(row, rows), curves._density(row, rows)
-    model = io_elements(row["seq_len"], row["head_dim"], density, curves.ON_CHIP) * curves.ITEMSIZE * heads
+    heads, density = plots._heads(row, rows), plots._density(row, rows)
+    model = io_elements(row["seq_len"], row["head_dim"], density, plots.ON_CHIP) * plots.ITEMSIZE * heads
     units = "; ".join(
         f"{kernel.removesuffix('_kernel')}: {', '.join(f'{name} {value:.0f}' for name, value in shares.items())}"
         for kernel, shares in row.get("shares", {}).items()
@@ -172,5 +172,5 @@ def draw(result: dict[str, Any], path: Path) -> None:
     """The cost curves of a result file that has any."""
     if result["part"] != "kernels":
         return
-    if found := curves.curves(result["rows"]):
-        curves.draw(found, picture_of(path, "curves"))
+    if found := plots.curves(result["rows"]):
+        plots.draw(found, picture_of(path, "curves"))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.gpu.rows import random_name
+from benchmarks.gpu.settings import random_name
 
 Row = dict[str, Any]
 DENSE = ("full()", "causal()")

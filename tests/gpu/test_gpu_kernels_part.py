@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from benchmarks import report
-from benchmarks.gpu import decode, hbm, kernels
+from benchmarks.gpu import decode, kernels, profile
 from benchmarks.gpu.contenders import Attend, _sdpa
 from benchmarks.gpu.machine import cpu
-from benchmarks.gpu.rows import Setting
+from benchmarks.gpu.settings import Setting
 from benchmarks.masks import Mask
 from sparseflash.patterns import Pattern
 
@@ -41,7 +41,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Little to decode, and a profiler that is not there."""
     row = decode.Decode(512, 0.5, 2, 4, 2, 16, "float32").asked()
     monkeypatch.setattr(decode, "asked", lambda: iter([row]))
-    monkeypatch.setattr(hbm, "asked", lambda: iter([{**SETTINGS[0].asked(), "kind": "traffic"}]))
+    monkeypatch.setattr(profile, "asked", lambda: iter([{**SETTINGS[0].asked(), "kind": "traffic"}]))
     monkeypatch.setattr("shutil.which", lambda name: None)
 
 
@@ -160,7 +160,7 @@ def test_a_device_that_is_gone_ends_the_process(tmp_path: Path, monkeypatch: pyt
 
 
 def settings_of_the_issue() -> Iterator[Setting]:
-    from benchmarks.gpu.rows import BLOCKS, GROUPS, HEAD_DIMS, LENGTHS, random_name
+    from benchmarks.gpu.settings import BLOCKS, GROUPS, HEAD_DIMS, LENGTHS, random_name
     from benchmarks.masks import DENSITIES, GPU_MASKS
 
     for block in BLOCKS:
@@ -173,7 +173,7 @@ def settings_of_the_issue() -> Iterator[Setting]:
 
 
 def test_every_setting_that_is_asked_for_has_a_row_and_the_targets_come_first() -> None:
-    from benchmarks.gpu.rows import every
+    from benchmarks.gpu.settings import every
     from benchmarks.gpu.targets import TARGETS
 
     listed = list(every())

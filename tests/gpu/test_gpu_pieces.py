@@ -17,13 +17,13 @@ from hypothesis import find, given, settings
 
 import sparseflash as sf
 from benchmarks import report
-from benchmarks.gpu import check, contenders, curves, hbm, long, page, peers, small, targets
+from benchmarks.gpu import check, contenders, long, page, peers, plots, profile, small, targets
 from benchmarks.gpu import work as work_of
-from benchmarks.gpu.abreast import processes
 from benchmarks.gpu.contenders import ours
+from benchmarks.gpu.correctness import disagreement, drawn_rows, rows_of
 from benchmarks.gpu.machine import Machine, cpu
-from benchmarks.gpu.rows import COMMON, Setting, random_name
-from benchmarks.gpu.truth import disagreement, drawn_rows, rows_of
+from benchmarks.gpu.parallel import processes
+from benchmarks.gpu.settings import COMMON, Setting, random_name
 from benchmarks.masks import DENSITIES, GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash import patterns as P
@@ -87,11 +87,17 @@ def test_a_digest_of_the_kernels_leaves_out_what_no_gpu_runs(tmp_path: Path) -> 
 
     (tmp_path / "forward.py").write_text("a")
     first = source(folder=tmp_path)
-    (tmp_path / "cpu_plan.py").write_text("b")
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "plan.py").write_text("b")
     assert source(folder=tmp_path) == first
     (tmp_path / "launch.py").write_text("c")
-    assert source(folder=tmp_path) != first
-    assert source(("cpu*.py", "launch.py"), tmp_path) == first
+    second = source(folder=tmp_path)
+    assert second != first
+    (tmp_path / "triton").mkdir()
+    (tmp_path / "triton" / "walk.py").write_text("d")
+    assert source(folder=tmp_path) not in (first, second)
+    (tmp_path / "triton" / "walk.py").unlink()
+    assert source(("cpu/*.py", "launch.py"), tmp_path) == first
 
 
 def test_operands_pass_the_cache() -> None:
@@ -270,13 +276,13 @@ a line of the program
 
 
 def test_a_profile_is_read() -> None:
-    found = hbm.read(PROFILE)
+    found = profile.read(PROFILE)
     assert found == {"bytes_fwd": 1024.0, "bytes_bwd": 3010.0, "shares": {"forward_kernel": {"issue": 61.5}}}
-    assert hbm.read("==ERROR== no counters") == {}
+    assert profile.read("==ERROR== no counters") == {}
 
 
 def test_what_is_profiled_runs() -> None:
-    hbm.once(Setting("causal()", 256, 16, 32, dtype="float32", heads=1, batch=1), cpu())
+    profile.once(Setting("causal()", 256, 16, 32, dtype="float32", heads=1, batch=1), cpu())
 
 
 def made_up(rate: float) -> list[dict[str, Any]]:
@@ -335,7 +341,7 @@ def test_curves_are_fitted_and_drawn(tmp_path: Path) -> None:
     head |= {"threads": 1, "torch": "2", "triton": "3", "numpy": "2"}
     result = head | {"rows": made_up(500.0)}
     path.write_text(json.dumps(result))
-    by_density, _, traffic, by_length, memory = curves.curves(result["rows"])
+    by_density, _, traffic, by_length, memory = plots.curves(result["rows"])
     assert memory.exponents()["peak_bwd_mb"] == pytest.approx(1.0)
     assert by_density.x == sorted(by_density.x)
     assert by_density.exponents()["ours_fwd_ms"] == pytest.approx(1.0, abs=0.01), "time goes with the pairs"

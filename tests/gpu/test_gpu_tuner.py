@@ -15,11 +15,11 @@ import torch
 
 from benchmarks import tune
 from benchmarks.gpu import contenders, gates
-from benchmarks.gpu.abreast import turns
 from benchmarks.gpu.contenders import Attend
 from benchmarks.gpu.gates import GATED_SOURCE, STEPS, asked, candidates, fitting
 from benchmarks.gpu.machine import cpu
-from benchmarks.gpu.rows import Setting
+from benchmarks.gpu.parallel import turns
+from benchmarks.gpu.settings import Setting
 from benchmarks.record import RESULTS, Growing
 from sparseflash.kernels import candidates as candidate_kernels
 from sparseflash.kernels.candidates import GluonLaunch

@@ -1,9 +1,9 @@
 """Change the source of a part of the library in small ways, and count the changes that the suite notices.
 
 ``python -m tests.mutants patterns [--every n] [--only NAME ...]`` (or ``tables``, ``cpu``) takes every n-th mutant of a
-shuffled list, of all modules or of those named, runs the tests that meet its line (:mod:`tests.mutants.reaching`), the
-quickest first, in a forked process, and prints those that survive. Nothing on disk is changed.
-Survivors that were judged to be no faults (:mod:`tests.mutants.judged`) do not count.
+shuffled list, of all modules or of those named, runs the tests that meet its line
+(:mod:`tests.mutants.coverage_map`), the quickest first, in a forked process, and prints those that survive. Nothing on
+disk is changed. Survivors that were judged to be no faults (:mod:`tests.mutants.allowed`) do not count.
 Before that the tests must pass without a change, which also shows what lines they meet.
 """
 
@@ -28,9 +28,9 @@ from rich.console import Console
 from rich.progress import track
 
 from tests.faults.finding import Found
-from tests.mutants.judged import JUDGED
-from tests.mutants.mutating import count, mutant
-from tests.mutants.reaching import Met, Only, Reach
+from tests.mutants.allowed import JUDGED
+from tests.mutants.coverage_map import Met, Only, Reach
+from tests.mutants.operators import count, mutant
 
 ROOT = Path(__file__).parent.parent.parent
 SECONDS = 300  # of processor time: a mutant that takes longer does not end

@@ -1,7 +1,7 @@
 """Training that ends at random moments again and again, and what is left of it each time.
 
-python -m tests.train.killing --deaths 50                            # SIGKILL
-python -m tests.train.killing --deaths 50 --by KILL INT TERM FULL READONLY TWO
+python -m tests.train.crash --deaths 50                            # SIGKILL
+python -m tests.train.crash --deaths 50 --by KILL INT TERM FULL READONLY TWO
 
 Each life is a fork of this process, so a death costs a second. By signals half of the lives end while a checkpoint is
 written or an old one removed, a quarter anywhere in their first steps, a quarter while they start. FULL leaves a random

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.gpu.rows import COMMON
+from benchmarks.gpu.settings import COMMON
 from benchmarks.gpu.work import exponent, io_elements
 from sparseflash.kernels.launch import SHARED_MEMORY
 

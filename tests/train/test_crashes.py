@@ -14,7 +14,7 @@ import torch
 from sparseflash.pathfinder.workers import WorkerError
 from sparseflash.train import Stream, train
 from sparseflash.train.checkpoint import load_checkpoint
-from tests.train.killing import CONFIG
+from tests.train.crash import CONFIG
 
 ROOT = Path(__file__).parent.parent.parent
 DEATHS = 3
@@ -37,7 +37,7 @@ def told(own_disk: str) -> str:
         *([] if own_disk else ["unshare", "-Urm"]),
         sys.executable,
         "-m",
-        "tests.train.killing",
+        "tests.train.crash",
         "--deaths",
         str(DEATHS),
         "--by",

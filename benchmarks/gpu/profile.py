@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.machine import Machine, gpu
-from benchmarks.gpu.rows import COMMON, Setting, random_name
+from benchmarks.gpu.settings import COMMON, Setting, random_name
 from benchmarks.masks import DENSITIES, GPU_MASKS
 from benchmarks.record import ROOT
 
@@ -55,7 +55,7 @@ def measure(setting: Setting, seconds: float) -> dict[str, Any]:
     for metrics in ({**BYTES, **SHARES}, BYTES):  # names of metrics differ between cards: the bytes' are the oldest
         command = [
             tool, "--clock-control", "none", "--profile-from-start", "off", "--csv", "--print-units", "base",
-            "--metrics", ",".join(metrics), sys.executable, "-m", "benchmarks.gpu.hbm", json.dumps(given),
+            "--metrics", ",".join(metrics), sys.executable, "-m", "benchmarks.gpu.profile", json.dumps(given),
         ]  # fmt: skip
         try:
             done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=max(seconds, 60))
