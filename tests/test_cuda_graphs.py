@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from unittest.mock import patch
 
 import pytest
@@ -11,6 +13,7 @@ import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from sparseflash.tables import device
 from sparseflash.tables import from_indices as dynamic
 from sparseflash.tables import lookup as tables
 
@@ -53,10 +56,17 @@ def test_what_cannot_be_captured_says_so() -> None:
         sf.attention(q, q, q, P.local(17))
 
 
+@contextmanager
+def captured_calls() -> Iterator[None]:
+    """Calls are as if they were being recorded."""
+    with patch.object(tables, "capturing", return_value=True), patch.object(device, "capturing", return_value=True):
+        yield
+
+
 def test_no_table_is_copied_during_a_capture() -> None:
     dynamic._edges_of.cache_clear()  # any test may have drawn this one
     mask = P.local(3).compile(79, block=16)
-    with patch.object(tables, "capturing", return_value=True), patch.object(tables, "_captured", set()):
+    with captured_calls(), patch.object(tables, "_captured", set()):
         with pytest.raises(RuntimeError, match="not on the device yet"):
             sf.lookup(mask)
         with pytest.raises(RuntimeError, match="not on the device yet"):
@@ -72,7 +82,7 @@ def test_a_captured_table_outlives_the_cache() -> None:
         mask = P.local(3).compile(77, block=16)
         plain = kept(mask)
         assert not tables._captured
-        with patch.object(tables, "capturing", return_value=True):
+        with captured_calls():
             captured = kept(mask)
         tables._lookup.cache_clear()
         gc.collect()
@@ -85,7 +95,7 @@ def test_a_captured_table_outlives_the_cache() -> None:
 def test_no_table_is_copied_while_capturing() -> None:
     dynamic._edges_of.cache_clear()
     mask = P.local(3).compile(78, block=16)
-    with patch.object(tables, "capturing", return_value=True), pytest.raises(RuntimeError, match="run the call once"):
+    with captured_calls(), pytest.raises(RuntimeError, match="run the call once"):
         sf.lookup(mask)
-    with patch.object(tables, "capturing", return_value=True), pytest.raises(RuntimeError, match="run the call once"):
+    with captured_calls(), pytest.raises(RuntimeError, match="run the call once"):
         sf.LookupTable.from_indices(torch.zeros(1, 1, 5, 1, dtype=torch.int32), shape=79, block=16)

@@ -28,7 +28,7 @@ def modules() -> list[str]:
     """Every module of the package by its import name; the kernels that need Triton only where it is there."""
     names = [m.name for m in pkgutil.walk_packages(sf.__path__, "sparseflash.") if not m.name.endswith("__main__")]
     names += [f"sparseflash.kernels.{p.stem}" for p in sorted((ROOT / "kernels").glob("*.py"))]
-    return sorted(set(names))
+    return sorted({*names} - {"sparseflash.ops"})  # which warns
 
 
 @pytest.mark.parametrize("module", [sf, patterns])
@@ -76,6 +76,14 @@ def imported(path: Path) -> set[str]:
     return names
 
 
+def test_the_former_address_of_the_operators_works_and_warns() -> None:
+    code = "import warnings; warnings.simplefilter('error'); import sparseflash.ops"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "DeprecationWarning: sparseflash.ops is now sparseflash.functional.operators" in done.stderr
+    code = "import sparseflash.ops, torch; torch.ops.sparseflash.attention.default"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
 def test_arrows_go_one_way() -> None:
     for path in (ROOT / "patterns").glob("*.py"):
         # A mask is drawn by packages that patterns do without, so its methods import the pictures when called.
@@ -87,12 +95,15 @@ def test_arrows_go_one_way() -> None:
         for name in imported(path):
             ours = "sparseflash.patterns", "sparseflash.pictures"
             assert not name.startswith("sparseflash") or name.startswith(ours), f"{path}: {name}"
-    for path in (ROOT / "kernels").glob("*.py"):
+    for path in (path for room in ("", "triton", "candidates") for path in (ROOT / "kernels" / room).glob("*.py")):
         for name in imported(path):
             assert not name.startswith("sparseflash") or name.startswith("sparseflash.kernels"), f"{path}: {name}"
-    for module in CORE:
-        for name in imported(ROOT / "sparseflash" / f"{module}.py"):
-            assert not name.startswith(tuple(f"sparseflash.{o}" for o in OUTER)), f"{module}: {name}"
+    for room in CORE:
+        files = [*(ROOT / "sparseflash" / room).glob("*.py"), *(ROOT / "sparseflash").glob(f"{room}.py")]
+        assert files, room
+        for path in files:
+            for name in imported(path):
+                assert not name.startswith(tuple(f"sparseflash.{o}" for o in OUTER)), f"{path}: {name}"
 
 
 def test_patterns_need_numpy_and_scipy_alone() -> None:
