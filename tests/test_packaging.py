@@ -30,7 +30,7 @@ sys.modules["transformers"] = sys.modules["peft"] = None  # as if they were not 
 import sparseflash
 print(sparseflash.__file__)
 for module in pkgutil.walk_packages(sparseflash.__path__, "sparseflash."):
-    if not module.name.endswith("__main__"):
+    if not module.name.endswith(("__main__", ".ops")):  # the latter warns
         importlib.import_module(module.name)
 import torch
 import sparseflash.kernels.cpu  # a folder without __init__.py, through a link in the checkout

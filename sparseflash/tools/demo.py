@@ -23,7 +23,7 @@ PATTERN = "local(512) | butterfly(unit=256)"
 GOAL = 0.85
 MARK = ".sparseflash-demo"
 FRESH = 1_000_003  # a seed that no set of images has
-WEIGHTS = Path(__file__).parent / "weights" / "path256"
+WEIGHTS = Path(__file__).parents[1] / "weights" / "path256"
 
 
 @dataclass(frozen=True)
