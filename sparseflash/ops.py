@@ -2,12 +2,14 @@
 
 import warnings
 
-from sparseflash.functional.operators import attention
-
-__all__ = ["attention"]
+from sparseflash.functional import operators
 
 warnings.warn(
     "sparseflash.ops is now sparseflash.functional.operators: import that, or torch before sparseflash",
     DeprecationWarning,
     stacklevel=2,
 )
+
+
+def __getattr__(name: str) -> object:
+    return getattr(operators, name)
