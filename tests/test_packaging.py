@@ -35,6 +35,8 @@ for module in pkgutil.walk_packages(sparseflash.__path__, "sparseflash."):
 import torch
 import sparseflash.kernels.cpu  # a folder without __init__.py, through a link in the checkout
 from sparseflash.kernels.cpu import native
+from sparseflash.kernels.launch import COMMITTED  # a file beside the module
+assert COMMITTED.usual
 print(native.library().name if native.library() else native.missing())
 print(sparseflash.tools.doctor.examine().backends["cpu"].works)
 q = torch.randn(1, 2, 40, 16)

@@ -128,7 +128,10 @@ def backward(
     score: Score,
     deterministic: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Gradients (dq, dk, dv) of `forward.forward` without sinks, contiguous, in the dtypes of q, k and v."""
+    """Gradients (dq, dk, dv) of `forward.forward` without sinks, contiguous, in the dtypes of q, k and v.
+
+    Bitwise equal in every run; ``deterministic`` matters to candidates alone.
+    """
     if candidates.backward is not None:
         given = candidates.backward(
             *(dout, dlse, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score, deterministic)

@@ -47,7 +47,7 @@ DRAWN = {
     "pixels": ["test_drawing", "test_viewer"],
     "notebook": ["test_drawing", "test_viewer"],
     "viewer": ["test_viewer", "test_viewer_in_a_browser"],
-    "writing": ["test_mask_files", "test_drawing"],
+    "atomic_write": ["test_mask_files", "test_drawing"],
 }
 PARTS: dict[str, tuple[list[str], list[str]]] = {
     "patterns": (["patterns/*.py", "sparseflash/pictures/*.py"], PATTERNS),
