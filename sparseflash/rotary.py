@@ -167,7 +167,7 @@ def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         >>> torch.allclose(turned.norm(dim=-1), q.norm(dim=-1), rtol=1e-4)
         True
     """
-    # Heads split off a projection lie apart: on CPUs elementwise operations then go row by row, up to six times as long.
+    # Heads split off a projection lie apart: on CPUs elementwise operations then go row by row, up to six times slower.
     # Half-precision vectors are promoted by cos and sin, so only the result is rounded.
     real, imaginary = vectors.contiguous().chunk(2, dim=-1)
     return torch.cat([real * cos - imaginary * sin, real * sin + imaginary * cos], dim=-1).to(vectors.dtype)
