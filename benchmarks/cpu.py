@@ -152,10 +152,6 @@ def measure_memory(setting: Setting, masks: dict[str, Mask]) -> list[dict[str, A
     return rows
 
 
-def _show(what: str) -> None:
-    print(f"\r{what:<79}", end="", flush=True)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="timed runs of each call; fewer past 20,000 tokens")
