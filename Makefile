@@ -2,16 +2,18 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
+.PHONY: help demo test test-all lint types interpreted gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
-	@echo "make test   every check: ruff, mypy --strict, pytest"
-	@echo "make lint | types | tests   one of the checks"
+	@echo "make test   ruff, mypy --strict, and the first tier of the tests, within 8 minutes on 2 cores"
+	@echo "make test-all   every test: what .ci/run runs"
+	@echo "make lint | types | interpreted   one of the checks; the laws on the Triton kernels in Triton's interpreter"
 	@echo "make gallery  docs/gallery.md, its pictures, the drawings of the tables and the front page, and the tables of docs/presets.md"
 	@echo "make docs   the documentation site in build/site, every warning an error"
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
 	@echo "make fuzz MINUTES=n [TARGET=a,b]  the laws on new and wider cases, n minutes a target"
-	@echo "make coverage | mutants [EVERY=n]  what the tests of patterns, tables and the CPU backend leave untried"
+	@echo "make coverage  what the tests of patterns, tables and the CPU backend leave untried"
+	@echo "make mutants OF=patterns [EVERY=n]  small changes there that its tests do not notice, by cosmic-ray"
 	@echo "make sanitize [PROBLEMS=n]  the compiled CPU kernel under AddressSanitizer and UBSan"
 	@echo "make kills  50 runs killed, interrupted, out of disk, two at once: what the suite does with four, in some minutes"
 	@echo "make release  wheels and sdist, after a look for known faults (audit), with a list of what it was tested with (sbom)"
@@ -26,7 +28,20 @@ help:
 demo: .venv/ready
 	$(BIN)/sparseflash demo
 
-test: lint types tests
+# Both tiers begin with the laws, which notice most of what goes wrong.
+test: lint types
+	$(BIN)/python -m pytest -n 2 -m "not alone and not tier2"
+	$(INTERPRETER) $(BIN)/python -m pytest -n 2 -m "interpreted and not tier2" tests/laws
+
+test-all: lint types
+	$(BIN)/python -m pytest -n 2 -m "not alone"
+	$(BIN)/python -m pytest -m alone
+	$(MAKE) interpreted
+
+# Triton decides when it is imported whether it interprets, so this takes processes of its own.
+INTERPRETER := TRITON_INTERPRET=1 SPARSEFLASH_TEST_BACKEND=triton CUDA_VISIBLE_DEVICES=
+interpreted: .venv/ready
+	$(INTERPRETER) $(BIN)/python -m pytest -n 2 -m interpreted tests/laws
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -34,10 +49,6 @@ lint: .venv/ready
 
 types: .venv/ready
 	$(BIN)/mypy
-
-tests: .venv/ready
-	$(BIN)/python -m pytest -n 2 -m "not alone"
-	$(BIN)/python -m pytest -m alone
 
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
@@ -62,18 +73,23 @@ MINUTES ?= 1
 fuzz: .venv/ready
 	PYTHONPATH=. $(BIN)/python -m tests.fuzz --minutes $(MINUTES) $(if $(TARGET),--target $(TARGET))
 
-# What the tests of patterns, tables and the CPU backend leave untried, and which small changes there they do not notice.
-EVERY ?= 1
-COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsing mask_files conversions robustness where \
-  bad_input checking schedule waste drawing viewer viewer_in_a_browser text_at_random operators cpu_kernel \
-  attention_laws attention_features heavy_lines decode dropout)
+# What the tests of patterns, tables and the CPU backend leave untried.
+COVERING := tests/laws $(patsubst %,tests/test_%.py,parsing mask_files conversions robustness where bad_input checking \
+  waste drawing viewer text_at_random operators cpu_kernel attention_features dropout)
 coverage: .venv/ready
 	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
 	$(BIN)/python -m coverage report
 
-mutants: .venv/ready
-	for part in patterns tables cpu; do PYTHONPATH=. $(BIN)/python -m tests.mutants $$part --every $(EVERY) || failed=1; done; \
-	  exit $${failed:-0}
+# Which small changes there they do not notice: modules or folders, every n-th change.
+OF ?= patterns sparseflash/tables kernels/cpu
+EVERY ?= 100
+.venv-mutants/ready: constraints-mutants.txt
+	$(PYTHON) -m venv .venv-mutants
+	.venv-mutants/bin/python -m pip install --quiet --disable-pip-version-check -r constraints-mutants.txt
+	@touch $@
+
+mutants: .venv/ready .venv-mutants/ready
+	$(BIN)/python -m tests.mutation $(OF) --every $(EVERY)
 
 # The compiled CPU kernel under AddressSanitizer and UBSan, on so many problems for each level that this machine runs.
 PROBLEMS ?= 300

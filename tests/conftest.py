@@ -1,4 +1,7 @@
-"""Hypothesis profiles: examples are derandomised so that a run can be repeated; deadlines are off, machines differ."""
+"""Hypothesis profiles: examples are derandomised so that a run can be repeated; deadlines are off, machines differ.
+
+Triton's interpreter gets fewer of them: it runs a few thousand scores a second.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ import os
 import torch
 from hypothesis import HealthCheck, settings
 
+EXAMPLES = 4 if os.environ.get("TRITON_INTERPRET") == "1" else 60
+
 settings.register_profile(
     "suite",
-    max_examples=int(os.environ.get("SPARSEFLASH_EXAMPLES", "60")),
+    max_examples=int(os.environ.get("SPARSEFLASH_EXAMPLES", EXAMPLES)),
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -6,7 +6,6 @@ With SPARSEFLASH_TEST_BACKEND=triton and a GPU, compiled graphs and other dtypes
 from __future__ import annotations
 
 import math
-import os
 from typing import Any
 
 import numpy as np
@@ -15,9 +14,8 @@ import torch
 
 import sparseflash as sf
 from sparseflash import patterns as P
+from tests.laws.backend import DEVICE
 from tests.oracle import random_case, random_features
-
-DEVICE = "cuda" if os.environ.get("SPARSEFLASH_TEST_BACKEND") == "triton" and torch.cuda.is_available() else "cpu"
 
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"scale": 3e38}, ValueError, "scale must be at most 1.7e\\+38.*got 3e\\+38; multiply q instead"),

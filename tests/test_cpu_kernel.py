@@ -23,8 +23,8 @@ from sparseflash import patterns as P
 from sparseflash import reference
 from sparseflash.kernels.cpu import levels, native
 from sparseflash.kernels.layout import Side
-from tests import test_attention_laws as attention
-from tests import test_decode as decoding
+from tests.laws import test_attention_laws as attention
+from tests.laws import test_decode as decoding
 from tests.oracle import Features, check, ours, random_case
 
 BUILDS = [*(level.name for level in levels.runnable(native.capabilities()) if level.library.exists()), native.PLAIN]

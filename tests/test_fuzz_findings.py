@@ -16,8 +16,8 @@ from sparseflash.models import PixelTransformerConfig
 from sparseflash.pathfinder.metadata import read_rows
 from sparseflash.train.checkpoint import STATE, _digest, load_checkpoint
 from sparseflash.train.config import TrainConfig
+from tests.laws.test_attention_laws import Drawn, all_partial
 from tests.oracle import check, ours
-from tests.test_attention_laws import Drawn, all_partial
 from tests.test_files_at_random import MODEL, RECIPE, checkpoint
 
 __all__ = ["checkpoint"]  # a fixture

@@ -44,16 +44,16 @@ class Step:
     environment: Mapping[str, str] = field(default_factory=dict)
 
 
-ONE_PASS = "tests/kernels/numerics/test_one_pass_candidate.py"
+ONE_PASS = "tests/laws/kernels/test_one_pass_candidate.py"
 LAWS = {
-    "laws of the kernels": f"--ignore={ONE_PASS} tests/kernels/numerics",
-    "laws of attention": "tests/test_attention_laws.py",
+    "laws of the kernels": f"--ignore={ONE_PASS} tests/laws/kernels",
+    "laws of attention": "tests/laws/test_attention_laws.py",
     "features": "tests/test_attention_features.py",
-    "hidden pairs": "tests/test_hidden_pairs.py",
-    "lines in pieces": "tests/test_heavy_lines.py",
-    "tables made on the device, without waiting for it": "tests/test_dynamic_tables.py",
+    "hidden pairs": "tests/laws/test_hidden_pairs.py",
+    "lines in pieces": "tests/laws/test_heavy_lines.py",
+    "tables made on the device, without waiting for it": "tests/laws/test_dynamic_tables.py",
     "routing, without waiting for the device": "tests/test_routing.py",
-    "decoding": "tests/test_decode.py",
+    "decoding": "tests/laws/test_decode.py",
     "CUDA graphs": "tests/test_cuda_graphs.py",
     "backward in one pass, a candidate": ONE_PASS,
     "forward in Gluon, a candidate": "tests/kernels/test_gluon_candidate.py",
@@ -75,7 +75,7 @@ def steps(examples: int = 100, workers: int = 8) -> Iterator[Step]:
         name: Step(name, ("-m", "pytest", *several, *paths.split()), environment=drawn) for name, paths in LAWS.items()
     }
     yield laws.pop("laws of the kernels")
-    sweep = ("-m", "pytest", "-x", *several, "tests/test_sweep.py")
+    sweep = ("-m", "pytest", "-x", *several, "tests/laws/test_sweep.py")
     yield Step("every dtype, head dim and block size", sweep, environment=ON_THE_GPU)
     yield Step("a million tokens, and addresses past 2^31 elements", ("-m", "benchmarks.gpu.long"))
     yield laws.pop("tables made on the device, without waiting for it")

@@ -12,10 +12,10 @@ import torch
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import native
-from tests import test_attention_laws as attention
-from tests import test_decode as decoding
-from tests import test_heavy_lines as heavy
-from tests import test_pattern_laws as tables
+from tests.laws import test_attention_laws as attention
+from tests.laws import test_decode as decoding
+from tests.laws import test_heavy_lines as heavy
+from tests.laws import test_pattern_laws as tables
 from tests.oracle import check, ours, random_case
 from tests.strategies import Shape
 
@@ -108,7 +108,7 @@ def in_pieces() -> None:
 
 def steps() -> None:
     """Steps smaller than a block; this module launches kernels, so it is for the interpreter alone."""
-    from tests.kernels.numerics import test_triton_laws as launched
+    from tests.laws.kernels import test_triton_laws as launched
 
     launched.test_a_step_divides_the_block((32, 64), (16, 16))
 

@@ -24,22 +24,27 @@ class Target:
 
 
 INTERPRETER = {"TRITON_INTERPRET": "1", "SPARSEFLASH_TEST_BACKEND": "triton", "CUDA_VISIBLE_DEVICES": ""}
-OPERATOR = ("tests/test_attention_laws.py", "tests/test_decode.py")
-DYNAMIC = "tests/test_dynamic_tables.py"
+OPERATOR = ("tests/laws/test_attention_laws.py", "tests/laws/test_decode.py")
+DYNAMIC = "tests/laws/test_dynamic_tables.py"
 
 TARGETS = {
     "patterns": Target(
-        ("tests/test_pattern_laws.py", "tests/test_robustness.py", "tests/test_conversions.py"), "not law_4"
+        ("tests/laws/test_pattern_laws.py", "tests/test_robustness.py", "tests/test_conversions.py"), "not law_4"
     ),
-    "parser": Target(("tests/test_text_at_random.py", "tests/test_pattern_laws.py"), "text", 300),
+    "parser": Target(("tests/test_text_at_random.py", "tests/laws/test_pattern_laws.py"), "text", 300),
     "files": Target(("tests/test_files_at_random.py", "tests/test_mask_files.py"), examples=100),
     "folders": Target(("tests/test_folders_at_random.py",)),
     "tables": Target(
-        ("tests/test_pattern_laws.py", "tests/test_checking.py", "tests/test_schedule.py", "tests/test_operators.py"),
+        (
+            "tests/laws/test_pattern_laws.py",
+            "tests/test_checking.py",
+            "tests/laws/test_schedule.py",
+            "tests/test_operators.py",
+        ),
         "law_4 or test_checking or test_schedule or test_operators",
     ),
-    "operator": Target((*OPERATOR, "tests/test_cpu_kernel.py", "tests/test_cache_law.py")),
-    "operator-triton": Target((*OPERATOR, DYNAMIC, "tests/kernels/numerics"), "not lists", 4, INTERPRETER),
+    "operator": Target((*OPERATOR, "tests/test_cpu_kernel.py", "tests/laws/test_cache_law.py")),
+    "operator-triton": Target((*OPERATOR, DYNAMIC, "tests/laws/kernels"), "not lists", 4, INTERPRETER),
     "dynamic": Target((DYNAMIC, "tests/test_routing.py")),
     "distributed": Target(
         ("tests/distributed/test_sharding.py", "tests/distributed/test_context_parallel.py"), "not spawn"

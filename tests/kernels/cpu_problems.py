@@ -22,8 +22,8 @@ import sparseflash as sf
 from sparseflash import LookupTable
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import levels, native
+from tests.laws.test_decode import check as check_decoded
 from tests.oracle import Case, check, random_case, random_features
-from tests.test_decode import check as check_decoded
 
 LIBRARIES = "SPARSEFLASH_CPU_LIBRARIES"
 DIMS = (1, 7, 8, 9, 13, 16, 24, 32, 40, 64, 72, 96, 128)

@@ -68,7 +68,7 @@ sys.exit(pytest.main(["-p", "no:cacheprovider", *sys.argv[2:]]))
 def test_emulated_tiles_obey_the_attention_laws(tmp_path: Path) -> None:
     chosen = [level for level in levels.LEVELS if level.name == "x86-64-v4-bf16"]
     assert build.build(chosen, tmp_path, (TILES, "-O2", "-ftls-model=global-dynamic")) == {}
-    files = ("tests/test_attention_laws.py", "tests/test_hidden_pairs.py", "tests/test_decode.py")
+    files = ("tests/laws/test_attention_laws.py", "tests/laws/test_hidden_pairs.py", "tests/laws/test_decode.py")
     command = [sys.executable, "-c", LAWS, str(tmp_path), *files, "-k", "law"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), native.VARIABLE: "x86-64-v4-bf16"}
     done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)

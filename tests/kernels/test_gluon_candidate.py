@@ -26,8 +26,8 @@ from sparseflash.kernels.layout import Score
 from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton import tiles as triton_tiles
 from tests.kernels.gluon_emulator import Emulated, Machine, in_rings
-from tests.kernels.numerics import harness
-from tests.kernels.numerics.harness import KINDS, Problem, dense, largest_terms, poisoned, random_mask
+from tests.laws.kernels import harness
+from tests.laws.kernels.harness import KINDS, Problem, poisoned, random_mask
 
 HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
 LAUNCH = GluonLaunch(64, 64, 4, 2)
@@ -73,17 +73,7 @@ def check(problem: Problem, at: GluonLaunch = LAUNCH, tensors: dict[str, torch.T
     """Output and lse by the tolerance law."""
     tensors = tensors or problem.make()
     out, lse, kernel = launched(problem, tensors, at)
-    exact, eager = dense(problem, tensors, torch.float64), dense(problem, tensors, problem.dtype)
-    terms = largest_terms(problem, tensors, exact)
-    got = {"out": out, "lse": lse}
-    for name, x in got.items():
-        right, peer, term = (getattr(results, name) for results in (exact, eager, terms))
-        dead = right.isinf()
-        assert torch.equal(x.isinf(), dead), name
-        right, x, peer = (t.masked_fill(dead, 0.0).double() for t in (right, x, peer))
-        assert x.isfinite().all(), name
-        allowed = 2 * (peer - right).abs().max() + torch.finfo(problem.dtype).eps * term.abs().max()
-        assert (x - right).abs().max() <= allowed, name
+    harness.check(problem, (out, lse), tensors)
     return kernel
 
 

@@ -10,7 +10,7 @@ import torch
 
 from sparseflash.kernels.triton import tiles as triton_tiles
 from sparseflash.kernels.triton.tiles import fragments, ordered
-from tests.kernels.oracle_tables import build
+from tests.laws.kernels.oracle_tables import build
 
 
 def tiles(BQ: int, BK: int, count: int) -> tuple[torch.Tensor, np.ndarray]:

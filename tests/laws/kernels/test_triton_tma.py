@@ -16,7 +16,9 @@ from sparseflash.kernels.launch import Configuration, Launch
 from sparseflash.kernels.triton import backward as triton_backward
 from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton.common import in_tiles, tileable
-from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
+from tests.laws.kernels.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
+
+pytestmark = pytest.mark.interpreted
 
 STAGES = 2 if DEVICE == "cuda" else 1
 

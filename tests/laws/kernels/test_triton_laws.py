@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from sparseflash.kernels.triton import tiles as triton_tiles
 from sparseflash.kernels.triton.common import grid_of, matrix
-from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
+from tests.laws.kernels.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
+
+pytestmark = pytest.mark.interpreted
 
 
 def masks(kinds: list[str], N: int, M: int, unit: int = 16, seed: int = 0) -> np.ndarray:

@@ -15,7 +15,7 @@ from sparseflash.patterns import mask_file, parsing
 from sparseflash.train import config, logs, sequences
 from sparseflash.utils import untrusted as foreign
 
-PAGE = (Path(__file__).parent.parent / "SECURITY.md").read_text()
+PAGE = (Path(__file__).parents[2] / "SECURITY.md").read_text()
 ROWS = dict(re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", PAGE, re.MULTILINE))
 MB = 1 << 20
 WHOLE, MODEL, TREE = geometry._WHOLE, json_config.MOST, listops._LIMITS

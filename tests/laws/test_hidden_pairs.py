@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask
+from tests.laws.backend import BACKEND, DEVICE
+from tests.laws.test_attention_laws import Drawn, drawn
 from tests.oracle import NAMES, Case, Features, check, eager, ours, random_case
-from tests.test_attention_laws import BACKEND, DEVICE, Drawn, drawn
 
 # Interpreted, kernels are numpy, which warns of what is asked of them here.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.interpreted, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 OPERANDS = "q", "k", "v", "dout", "dlse"
 HUGE = {torch.float16: 6e4, torch.bfloat16: 3e38, torch.float32: 3e38}

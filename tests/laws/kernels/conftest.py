@@ -1,7 +1,7 @@
 """These tests run the kernels: on a GPU if there is one, else on the CPU in Triton's interpreter.
 
 Triton decides at import whether it interprets, so without a GPU this folder is collected only by a process that was
-started with TRITON_INTERPRET=1. `test_triton_numerics.py`, one folder up, starts that process.
+started with TRITON_INTERPRET=1, as `make interpreted` does.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 for library in ("mkdocs", "material", "mkdocstrings", "nbclient", "ipykernel"):
     pytest.importorskip(library, reason=f"{library} is not installed: no site is built")
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCREENSHOTS = ROOT / "build" / "screenshots"
 WIDTHS, SCHEMES = (1400, 400), ("light", "dark")
 SHOWN = (
@@ -24,7 +24,7 @@ TALLEST = 3000  # pixels of a screenshot
 for library in ("mkdocs", "material", "mkdocstrings", "selenium"):
     pytest.importorskip(library, reason=f"{library} is not installed: the site is not tried in a browser")
 
-from tests.test_site import built  # noqa: E402
+from tests.tooling.test_site import built  # noqa: E402
 
 # What is wider than the window, unless something around it scrolls or hides it; and pictures that are not there.
 LOOK = """

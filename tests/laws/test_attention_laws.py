@@ -1,14 +1,12 @@
 """Laws 5 to 9: attention over tables is masked dense attention, whatever the blocks and features.
 
-The same laws run on the CPU backend and, in a process of its own, on the Triton kernels in Triton's interpreter; with
-SPARSEFLASH_TEST_BACKEND=triton and a GPU they run on the compiled kernels (``make gpu``).
+The same laws run on the CPU backend and on the Triton kernels (`backend.py`).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,17 +21,11 @@ from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
+from tests.laws.backend import BACKEND, BLOCKS, COMPILED, DEVICE, DIMS, DTYPES, INTERPRETED
 from tests.oracle import Case, Features, check, ours, random_case, random_features
 from tests.strategies import WIDER, compiled_for, expressions, is_placed, leaves, per_head
 
-BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
-SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
-DEVICE = "cuda" if BACKEND == "triton" and not SMALL else "cpu"
-# The interpreter computes bf16 products wrongly, silently.
-DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
-BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
-DIMS = (16, 24, 40) if SMALL else (16, 24, 32, 64, 72, 128)
-COMPILED = BACKEND == "triton" and not SMALL
+pytestmark = pytest.mark.interpreted
 
 
 @dataclass(frozen=True)
@@ -88,11 +80,11 @@ def features(on: tuple[str, ...]) -> st.SearchStrategy[dict[str, Any]]:
 
 @st.composite
 def drawn(draw: st.DrawFn) -> Drawn:
-    heads, group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1)] if SMALL else [(1, 1), (2, 1), (1, 2), (2, 2)]))
-    batch = draw(st.integers(1, 1 if SMALL else 2))
+    heads, group = draw(st.sampled_from([(1, 1), (1, 2), (2, 1)] if INTERPRETED else [(1, 1), (2, 1), (1, 2), (2, 2)]))
+    batch = draw(st.integers(1, 1 if INTERPRETED else 2))
     patterns = expressions(leaves) | per_head(heads * group)
     pattern = draw(patterns | st.builds(P.per_sample, expressions(), expressions()) if batch == 2 else patterns)
-    longest = (40 if SMALL else 400) * WIDER
+    longest = (40 if INTERPRETED else 400) * WIDER
     form = draw(FORMS)
     return Drawn(
         pattern, heads, group, batch,
@@ -134,13 +126,13 @@ def all_partial(mask: BlockMask) -> BlockMask:
 
 
 @given(
-    st.integers(1, 40 if SMALL else 90),
-    st.integers(1, 40 if SMALL else 90),
+    st.integers(1, 40 if INTERPRETED else 90),
+    st.integers(1, 40 if INTERPRETED else 90),
     compiled_for({"dtype": DTYPES, "on": ON}, 6 if COMPILED else None),
     st.data(),
 )
 def test_law_7_dense_is_the_all_ones_table(q_len: int, kv_len: int, form: dict[str, Any], data: st.DataObject) -> None:
-    plain = random_case(0, 1, 1 if SMALL else 2, 1, q_len, kv_len, 16, 16, form["dtype"])
+    plain = random_case(0, 1, 1 if INTERPRETED else 2, 1, q_len, kv_len, 16, 16, form["dtype"])
     case = random_features(plain, 0, **data.draw(features(form["on"]), label="features"))
     ones = np.ones((q_len, kv_len), bool)
     masks: list[Pattern | BlockMask] = [
@@ -316,6 +308,6 @@ def kept_bits(mask: BlockMask | None, seed: int, p: float) -> list[torch.Tensor]
 def test_dropout_bits_do_not_depend_on_backend_or_block() -> None:
     expected = sf.reference.dropout_mask((2, 2, 19, 40), 0.4, -(1 << 40) - 5)
     masks = [P.full().compile((19, 40), block=block) for block in ((16, 32), (32, 16))]
-    for mask in masks if SMALL else [*masks, None]:
+    for mask in masks if INTERPRETED else [*masks, None]:
         for bits in kept_bits(mask, -(1 << 40) - 5, 0.4):
             assert torch.equal(bits, expected)

@@ -15,7 +15,7 @@ import pytest
 
 from sparseflash.kernels.cpu import build, elf, levels
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LEVELS = [level.name for level in levels.levels_of(levels.machine())]
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="reads ELF")
 # libpthread is a part of the C library, of its own in those before glibc 2.34.

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,13 +19,10 @@ from sparseflash import LookupTable
 from sparseflash import patterns as P
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.tiles import unpack
+from tests.laws.backend import BACKEND, BLOCKS, DEVICE, INTERPRETED
 from tests.oracle import check, ours, random_case
 
-BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
-INTERPRETED = BACKEND == "triton" and not torch.cuda.is_available()
-DEVICE = "cuda" if BACKEND == "triton" and not INTERPRETED else "cpu"
-BLOCKS = (16, 32) if INTERPRETED else (16, 32, 64, 128)
-ROOT = Path(__file__).parent.parent
+SIZES = BLOCKS[:4]
 
 
 @dataclass(frozen=True)
@@ -70,7 +63,7 @@ class Routed:
 @st.composite
 def routed(draw: st.DrawFn, longest: int = 40 if INTERPRETED else 300) -> Routed:
     shape = draw(st.integers(1, longest)), draw(st.integers(1, longest))
-    block = draw(st.sampled_from(BLOCKS)), draw(st.sampled_from(BLOCKS))
+    block = draw(st.sampled_from(SIZES)), draw(st.sampled_from(SIZES))
     heads = draw(st.integers(1, 2))
     lines, columns = -(-shape[0] // block[0]), -(-shape[1] // block[1])
     size = draw(st.integers(1, 2)), heads, lines, draw(st.integers(0, min(columns + 2, 6)))
@@ -119,6 +112,7 @@ def test_a_table_from_indices_lists_what_the_mask_lists(r: Routed) -> None:
         assert torch.equal(side.order.sort(1).values, lines.expand_as(side.order))
 
 
+@pytest.mark.interpreted
 @given(routed())
 def test_attention_over_a_table_from_indices(r: Routed) -> None:
     samples, heads = r.indices.shape[:2]
@@ -129,20 +123,6 @@ def test_attention_over_a_table_from_indices(r: Routed) -> None:
 
 def test_blocks_are_128_tokens_a_side_unless_told() -> None:
     assert LookupTable.from_indices(torch.zeros(1, 1, 3, 1, dtype=torch.int64), shape=300).block == (128, 128)
-
-
-@pytest.mark.skipif(BACKEND != "cpu", reason="this process runs the Triton kernels already")
-def test_the_triton_kernels_walk_a_table_from_indices() -> None:
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "SPARSEFLASH_TEST_BACKEND": "triton",
-        "SPARSEFLASH_EXAMPLES": os.environ.get("SPARSEFLASH_INTERPRETER_EXAMPLES", "4"),
-    }
-    laws = ["tests/test_dynamic_tables.py", "-k", "attention_over_a_table"]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *laws]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "1 passed" in done.stdout
 
 
 def test_one_choice_may_serve_all_samples_and_heads() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.faults.catalogue import CPU, NATIVE, TABLE, TRITON
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_every_fault_is_noticed() -> None:

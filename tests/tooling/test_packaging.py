@@ -19,7 +19,7 @@ import pytest
 
 from sparseflash.kernels.cpu import elf, levels, native
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXTRAS = {"dev", "docs", "plot", "train", "transformers"}
 
 # Run by the Python of an environment that has the package and its dependencies, and neither this folder nor the

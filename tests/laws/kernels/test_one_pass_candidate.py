@@ -22,7 +22,9 @@ from sparseflash.kernels.layout import Score
 from sparseflash.kernels.triton import backward as triton_backward
 from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton.common import in_tiles, tileable
-from tests.kernels.numerics.harness import DEVICE, DTYPES, KINDS, Problem, check, random_mask, run
+from tests.laws.kernels.harness import DEVICE, DTYPES, KINDS, Problem, check, random_mask, run
+
+pytestmark = pytest.mark.interpreted
 
 
 class _Launched:

@@ -6,7 +6,6 @@ Like the attention laws this runs on the CPU backend, which walks such lines who
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import pytest
@@ -15,11 +14,11 @@ import torch
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask
+from tests.laws.backend import BACKEND, DEVICE
 from tests.oracle import Case, Features, check, ours, random_case, random_features
 from tests.pieces import lookup_in_pieces
 
-BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
-DEVICE = "cuda" if BACKEND == "triton" and torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.interpreted
 LENGTH = 100
 HEAVY = P.local(9) | P.global_tokens((40, 41))  # the lines of the global tokens hold 7 blocks, others 3 or 4
 BLIND = HEAVY - P.global_tokens((35, 37, 40))  # and of these three tokens not one pair is left

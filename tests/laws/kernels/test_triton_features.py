@@ -15,7 +15,9 @@ from sparseflash.kernels.layout import Score
 from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton.score import head_key, kept, row_keys, tanh
 from sparseflash.reference import dropout_mask
-from tests.kernels.numerics.harness import DEVICE, Problem, random_mask
+from tests.laws.kernels.harness import DEVICE, Problem, random_mask
+
+pytestmark = pytest.mark.interpreted
 
 
 @triton.jit

@@ -15,7 +15,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from sparseflash.kernels.triton.common import entries, share
-from tests.kernels.numerics.harness import DEVICE, DTYPES, Problem, Results, check, random_mask, run
+from tests.laws.kernels.harness import DEVICE, DTYPES, Problem, Results, check, random_mask, run
+
+pytestmark = pytest.mark.interpreted
 
 
 def masks(kinds: list[str], N: int, M: int) -> np.ndarray:

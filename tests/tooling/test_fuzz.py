@@ -11,7 +11,7 @@ import pytest
 
 from tests.fuzz.targets import TARGETS, chosen
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 WRONG = """
 from hypothesis import given, strategies as st

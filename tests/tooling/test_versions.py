@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.versions import SUPPORTED, TESTS, Versions, installed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def test_supported_versions_begin_with_the_oldest_asked_for_and_end_with_the_pinned() -> None:

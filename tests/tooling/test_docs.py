@@ -14,8 +14,9 @@ import pytest
 from docs import make_drawings, make_front, make_presets
 from docs.building import places
 from sparseflash.patterns import parse
-from tests import pages, test_front_page
+from tests import pages
 from tests.pages import BLOCKS, PAGES, ROOT, Block, blocks_of
+from tests.tooling import test_front_page
 
 NEEDS = {"docs/transformers.md": "transformers"}
 SESSIONS = sorted({block.page for block in BLOCKS if block.is_session})

@@ -1,18 +1,13 @@
 """Decoding is the rows of masked dense attention at the positions of the newest queries, whatever the cache's room.
 
-The laws run on the CPU backend here and, in a process of its own, on the Triton kernels in Triton's interpreter; with
-SPARSEFLASH_TEST_BACKEND=triton and a GPU they run on the compiled kernels.
+The laws run on the CPU backend and on the Triton kernels (`backend.py`).
 """
 
 from __future__ import annotations
 
 import itertools
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -28,19 +23,11 @@ from sparseflash import patterns as P
 from sparseflash.functional.attention import Mask
 from sparseflash.kernels.cpu import native
 from sparseflash.patterns import BlockMask, Pattern
+from tests.laws.backend import BACKEND, BLOCKS, COMPILED, DEVICE, DIMS, DTYPES, INTERPRETED
 from tests.oracle import Case, eager, largest_terms, poisoned_memory, random_case, random_features
 from tests.strategies import WIDER, compiled_for, expressions, leaves, per_head
 
-ROOT = Path(__file__).parent.parent
-BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
-SMALL = BACKEND == "triton" and not torch.cuda.is_available()  # the interpreter runs a few thousand scores a second
-DEVICE = "cuda" if BACKEND == "triton" and not SMALL else "cpu"
-# The interpreter computes bf16 products wrongly, silently.
-DTYPES = [torch.float32, torch.float16] if SMALL else [torch.float32, torch.float16, torch.bfloat16]
-BLOCKS = (16, 32) if SMALL else (16, 32, 64, 128, 256)
-DIMS = (16, 24, 40) if SMALL else (16, 24, 32, 64, 72, 128)
-COMPILED = BACKEND == "triton" and not SMALL
-ROOM = (80 if SMALL else 400) * WIDER
+ROOM = (80 if INTERPRETED else 400) * WIDER
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -161,7 +148,7 @@ usual = st.one_of(
 # What a step's kernels are compiled for; block None: the pattern itself is given.
 FORMS = compiled_for(
     {
-        "heads": [(1, 1), (1, 2), (2, 1), (1, 3)] if SMALL else [(1, 1), (2, 3), (2, 2)],
+        "heads": [(1, 1), (1, 2), (2, 1), (1, 3)] if INTERPRETED else [(1, 1), (2, 3), (2, 2)],
         "new": range(1, 17) if not COMPILED else (1, 2, 5, 16),
         "block": [None, *itertools.product(BLOCKS, BLOCKS)] if not COMPILED else [None, (16, 32), (64, 16), (128, 128)],
         "dim": DIMS,
@@ -196,6 +183,7 @@ FEATURES: tuple[float, Literal["sample"], float] = (3.0, "sample", 1.0)
 MIXED_GROUP = P.per_head(P.causal(), P.streaming(2, 20), P.causal())
 
 
+@pytest.mark.interpreted
 @given(drawn())
 @example(Drawn(P.causal() & P.local(9), 1, 2, 16, (40, 73), 77, (16, 16), *SMALL_DIMS))  # rows of two block rows
 @example(Drawn(MIXED_GROUP, 1, 3, 5, (50,), 60, (32, 32), *SMALL_DIMS))  # one group, two patterns
@@ -211,6 +199,7 @@ def test_decoding_is_the_rows_of_masked_dense_attention(d: Drawn) -> None:
     assert torch.equal(lse, again[1])
 
 
+@pytest.mark.interpreted
 @given(drawn(), st.sampled_from([float("nan"), float("inf"), float("-inf")]))
 def test_keys_that_no_new_query_sees_leave_no_trace(d: Drawn, poison: float) -> None:
     case, truth = d.case(), d.truth()
@@ -226,6 +215,7 @@ def test_keys_that_no_new_query_sees_leave_no_trace(d: Drawn, poison: float) -> 
         assert torch.equal(want, got), "a key that no new query sees has left a trace"
 
 
+@pytest.mark.interpreted
 @given(drawn(), st.integers(-20, 20), st.integers(0, 20))
 @example(Drawn(P.full(), 1, 1, 4, (9, 9), 20, None, *SMALL_DIMS), -2, 3)  # two queries before the first, three too late
 def test_positions_that_do_not_exist_see_nothing(d: Drawn, below: int, above: int) -> None:
@@ -236,6 +226,7 @@ def test_positions_that_do_not_exist_see_nothing(d: Drawn, below: int, above: in
     check(case, d.truth(), d.lengths, *ours(case, d.given(), d.lengths))
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("part_keys", [16, 48, 1 << 20], ids=["many parts", "three blocks a part", "one part"])
 @pytest.mark.parametrize("group", [1, 5])
 def test_many_queries_a_key_head_and_any_number_of_parts(
@@ -266,6 +257,7 @@ def test_a_table_may_be_for_more_tokens_than_the_cache_has_room_for() -> None:
     torch.testing.assert_close(got, F.scaled_dot_product_attention(q, k, v, attn_mask=sees[None, None, None]))
 
 
+@pytest.mark.interpreted
 def test_an_int_is_the_length_of_all_samples() -> None:
     case = random_case(3, 2, 1, 2, 3, 50, 16, 16, torch.float32).mapped(lambda x: x.to(DEVICE))
     q, k, v = case.q, case.k, case.v
@@ -275,9 +267,10 @@ def test_an_int_is_the_length_of_all_samples() -> None:
     assert torch.equal(sf.decode(q, k, v, table, lengths=31, backend=BACKEND), want)
 
 
+@pytest.mark.interpreted
 @pytest.mark.parametrize("new", [1, 3])
 def test_a_sequence_decoded_step_by_step_is_full_attention(new: int) -> None:
-    tokens, prompt = (30, 24) if SMALL else (150, 60)
+    tokens, prompt = (30, 24) if INTERPRETED else (150, 60)
     pattern = P.streaming(3, 17)
     case = random_case(4, 2, 2, 2, tokens, tokens, 16, 24, torch.float32).mapped(lambda x: x.to(DEVICE))
     cache = sf.KVCache(2, 2, tokens + 30, 16, 24, device=DEVICE)
@@ -296,6 +289,7 @@ def test_a_sequence_decoded_step_by_step_is_full_attention(new: int) -> None:
     assert cache.lengths.tolist() == [tokens, tokens]
 
 
+@pytest.mark.interpreted
 def test_prompts_of_unequal_lengths_and_refused_drafts() -> None:
     room, pattern = 64, P.causal() & P.local(20)
     case = random_case(5, 2, 1, 2, 2, room, 16, 16, torch.float32).mapped(lambda x: x.to(DEVICE))
@@ -506,17 +500,3 @@ def test_bad_caches_and_rewinds_are_named() -> None:
         cache.rewind(-1)
     with pytest.raises(TypeError, match=r"tokens must be an int or a tensor of ints \[1\], got 1\.5"):
         cache.rewind(1.5)  # type: ignore[arg-type]
-
-
-@pytest.mark.skipif(BACKEND == "triton", reason="this is the process that it starts")
-def test_the_triton_kernels_decode_alike() -> None:
-    environment = os.environ | {
-        "TRITON_INTERPRET": "1",
-        "SPARSEFLASH_TEST_BACKEND": "triton",
-        "SPARSEFLASH_EXAMPLES": os.environ.get("SPARSEFLASH_INTERPRETER_EXAMPLES", "4"),
-    }
-    laws = "masked_dense or leave_no_trace or do_not_exist or number_of_parts or int_is or step_by_step or unequal"
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/test_decode.py", "-k", laws]
-    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert " passed" in done.stdout

@@ -7,18 +7,16 @@ come first, and memory that a call allocates holds NaN until something is writte
 from __future__ import annotations
 
 import itertools
-import os
 
 import pytest
 import torch
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
-from tests.kernels.numerics.harness import poisoned
+from tests.laws.backend import BACKEND, COMPILED
+from tests.laws.kernels.harness import poisoned
 from tests.oracle import check, ours, random_case
 
-BACKEND = os.environ.get("SPARSEFLASH_TEST_BACKEND", "cpu")
-WHOLE = BACKEND == "triton" and torch.cuda.is_available()
 HEAD_DIMS = (*((D, D) for D in (16, 32, 64, 96, 128, 192, 256)), (64, 128), (192, 128), (40, 72))
 BLOCKS = ((16, 16), (32, 32), (64, 64), (128, 128), (256, 256), (128, 64), (16, 128), (64, 256))
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -52,7 +50,7 @@ def sweep() -> list[Sweep]:
     return sorted(turned, key=lambda one: (sum(one[1]), sum(one[2])))
 
 
-@pytest.mark.parametrize(("dtype", "dims", "block", "pattern"), sweep() if WHOLE else sweep()[:55:6], ids=str)
+@pytest.mark.parametrize(("dtype", "dims", "block", "pattern"), sweep() if COMPILED else sweep()[:55:6], ids=str)
 def test_attention_is_masked_dense_attention(
     dtype: torch.dtype, dims: tuple[int, int], block: tuple[int, int], pattern: Pattern
 ) -> None:
