@@ -1,9 +1,9 @@
 """What launches hand to the Triton kernels, and these to their helpers: values that belong together, by name.
 
 A NamedTuple costs no instruction and no host time. A field that is None compiles to nothing.
-Three limits of Triton 3.6 and 3.7: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it; one
-with a field that is None is not returned; and lengths and strides stay arguments of their own at a launch, for inside a
-tuple they would be specialised by value.
+Three limits of Triton: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it; a helper cannot
+return one with a field that is None (3.6); and lengths and strides stay arguments of their own at a launch, for inside
+a tuple they would be specialised by value.
 
 Shape legend in `common`.
 """
