@@ -21,8 +21,8 @@ from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.backward import prepared
 from sparseflash.kernels.triton.common import (
     LOG2E,
+    block_lists,
     device_of,
-    entries,
     exponential,
     grid_of,
     heads_together,
@@ -40,8 +40,8 @@ from sparseflash.kernels.triton.common import (
     tileable,
 )
 from sparseflash.kernels.triton.merge import pattern_strides
-from sparseflash.kernels.triton.types import Bits, Blocks, Keys, Rows, Saved, Sizes
-from sparseflash.kernels.triton.walk import block_of, first_query_bits, load_step, next_query_bits
+from sparseflash.kernels.triton.types import Bits, Keys, Rows, Saved, Sizes
+from sparseflash.kernels.triton.walk import block_of, blocks_of, first_query_bits, load_step, next_query_bits
 
 
 @triton.jit
@@ -119,12 +119,8 @@ def one_pass_kernel(
     dk_ptr,
     dv_ptr,
     dq_ptr,  # fp32 [B, Hq, N, D], zeros
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    order_ptr,
-    bits_ptr,
+    lists,  # `BlockLists` of the columns
+    bits,  # `Bits`
     pattern_ptr,
     q_tiles,  # descriptors of all of q, dout and dQ, of tiles [1, 1, BM, D]; None where rows come through pointers
     dout_tiles,
@@ -168,7 +164,7 @@ def one_pass_kernel(
     key_head = index % Hkv
     pattern_ptr += batch * pattern_b
     p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
-    line = tl.load(order_ptr + p * lines + rank // SPLIT)
+    line = tl.load(lists.order + p * lines + rank // SPLIT)
     key = (rank % SPLIT) * BN
     first = line * BK + key
     c = tl.cast(scale, tl.float32)
@@ -180,7 +176,6 @@ def one_pass_kernel(
     # A key that no query sees has dS = 0, but may be anything; queries that see an infinite one have NaN in dS.
     finite = tl.where(tl.abs(k) < float("inf"), k, 0.0)
     keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32))
-    bits = Bits(bits_ptr, None)
     for member in range(0, group):
         head = key_head * group + member
         row = (batch * (Hkv * group) + head).to(tl.int64)
@@ -189,18 +184,15 @@ def one_pass_kernel(
         dq_rows = Rows(dq_ptr + row * N * D, D, dq_tiles, batch, head)
         saved = Saved(norm_ptr + row * NP, delta_ptr + row * NP, N)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
-        span = spans_ptr + (p * lines + line) * 4
-        start, count = entries(span, None, None, False)
+        span = lists.spans + (p * lines + line) * 4
+        blocks = blocks_of(lists, span, None, None, False)
         keys = _walk(
-            *(keys, finite, q_rows, dout_rows, dq_rows, saved, Blocks(full_ptr + start, tile_ptr, count), bits, key, c),
-            False,
+            *(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c, False),
             Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
-        start, count = entries(span, None, None, True)
-        blocks = Blocks(partial_ptr + start, tile_ptr + start, count)
+        blocks = blocks_of(lists, span, None, None, True)
         keys = _walk(
-            *(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c),
-            True,
+            *(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c, True),
             Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
     row = index.to(tl.int64) * M
@@ -245,7 +237,7 @@ def attempt(
         sums = torch.zeros((B, Hq, N, D), dtype=torch.float32, device=q.device)
         one_pass_kernel[programs(n_columns, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv, sums),
-            *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
+            *(block_lists(columns), Bits(tiles.bits, None), pattern_of),
             *(*in_tiles(at.tma, at.BM, q, dout), *in_tiles(at.tma, at.BM, sums)),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)),
             *pattern_strides(pattern_of),

@@ -29,6 +29,7 @@ from sparseflash.kernels.triton.backward_keys import keys_kernel
 from sparseflash.kernels.triton.backward_queries import queries_kernel
 from sparseflash.kernels.triton.common import (
     LOG2E,
+    block_lists,
     device_of,
     heads_together,
     in_tiles,
@@ -44,6 +45,7 @@ from sparseflash.kernels.triton.common import (
 from sparseflash.kernels.triton.merge import add_partials, partial_results, pattern_strides
 from sparseflash.kernels.triton.score import feature_arguments
 from sparseflash.kernels.triton.tiles import ordered
+from sparseflash.kernels.triton.types import Bits
 
 LEAST = tl.constexpr(torch.finfo(torch.float32).min)
 
@@ -164,13 +166,12 @@ def backward(
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv),
-            *(columns.spans, columns.full, columns.partial, columns.tile, columns.order, tiles.bits, pattern_of),
+            *(block_lists(columns), Bits(tiles.bits, None), pattern_of),
             *in_tiles(at.tma, at.BM, q, dout),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
             heads_together(N * width * (Hq // Hkv), B * Hkv),
-            *((None, None) if dk_parts is None else (columns.work, columns.items)),
-            *(dk_parts, dv_parts),
+            *(None if dk_parts is None else columns.items, dk_parts, dv_parts),
             **features,
             **widths,
             BM=at.BM,
@@ -186,13 +187,12 @@ def backward(
         dq_parts = partial_results(rows, B * Hq, BQ, D)
         queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
-            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *(block_lists(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),
-            *((None, None) if dq_parts is None else (rows.work, rows.items)),
-            dq_parts,
+            *(None if dq_parts is None else rows.items, dq_parts),
             **features,
             FRAGMENTS=in_fragments,
             **widths,

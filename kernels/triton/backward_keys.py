@@ -11,20 +11,29 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparseflash.kernels.triton.common import (
-    LOG2E,
-    entries,
-    exponential,
-    load_rows,
-    matrix,
-    place,
-    share,
-    spread_t,
-    store_rows,
+from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, share, spread_t, store_rows
+from sparseflash.kernels.triton.score import (
+    bend,
+    factor,
+    head_key,
+    in_unit,
+    kept,
+    retained,
+    row_keys,
+    scored,
+    slope_of,
 )
-from sparseflash.kernels.triton.score import bend, factor, head_key, kept, retained, row_keys, scored
-from sparseflash.kernels.triton.types import Bits, Blocks, Keys, Rows, Saved, Score, Sizes
-from sparseflash.kernels.triton.walk import block_of, first_query_bits, load_step, next_query_bits
+from sparseflash.kernels.triton.types import Keys, Place, Rows, Saved, Score, Sizes
+from sparseflash.kernels.triton.walk import (
+    block_of,
+    blocks_of,
+    first_query_bits,
+    line_of,
+    load_step,
+    next_query_bits,
+    slot_of,
+    span_of,
+)
 
 
 @triton.jit
@@ -92,12 +101,8 @@ def keys_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    order_ptr,
-    bits_ptr,
+    lists,  # `BlockLists` of the columns
+    bits,  # `Bits`
     pattern_ptr,
     q_tiles,  # descriptors of all of q and dout, of tiles [1, 1, BM, D]; None where rows come through pointers
     dout_tiles,
@@ -124,8 +129,7 @@ def keys_kernel(
     lines,  # block columns
     heads,  # B * Hkv
     together,
-    work_ptr,  # from here to dv_parts_ptr: None where no column is cut
-    items,  # of work
+    items,  # of work; from here to dv_parts_ptr: None where no column is cut
     dk_parts_ptr,  # fp32 [slots, B * Hkv, BK, D]
     dv_parts_ptr,  # fp32 [slots, B * Hkv, BK, DV]
     cap,  # from here to threshold: None where the feature is off
@@ -145,37 +149,28 @@ def keys_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BK // BN
-    places = lines
-    if work_ptr is not None:
-        places = items
-    rank, index = place(places * SPLIT, heads, together)
+    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
     batch = index // Hkv
     key_head = index % Hkv
     # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
     pattern_ptr += batch * pattern_b
     p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
+    own = Place(p, rank, SPLIT, lines, items)
+    line = line_of(lists, own)
     low = None
     high = None
-    if work_ptr is None:
-        line = tl.load(order_ptr + p * lines + rank // SPLIT)
-    else:
-        item = work_ptr + (p * items + rank // SPLIT) * 6
-        line = tl.load(item)
+    if lists.work is not None:
         if line < 0:
             return
         # Another pattern of the group has other entries here: every head gives this program the same share of its own.
-        slot = tl.load(item + 5)
-        low, high = share(item + 1, spans_ptr + (p * lines + line) * 4)
+        slot = slot_of(lists, own)
+        low, high = share(span_of(lists, own, line), lists.spans + (p * lines + line) * 4)
     key = (rank % SPLIT) * BN
     first = line * BK + key
 
-    c = tl.cast(scale, tl.float32)
-    unit = 1.0
-    if q_ptr.dtype.element_ty != tl.float32:
-        unit = LOG2E
-        c *= LOG2E
-    if cap is not None:
-        cap = tl.cast(cap, tl.float32) * unit
+    unit = 1.0 if q_ptr.dtype.element_ty == tl.float32 else LOG2E
+    c = in_unit(scale, unit)
+    cap = in_unit(cap, unit)
     columns = None
     if seed_ptr is not None:
         columns = first + tl.arange(0, BN)
@@ -183,36 +178,32 @@ def keys_kernel(
     k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
     keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32))
-    bits = Bits(bits_ptr, None)
     for member in range(0, group):
         head = key_head * group + member
         row = (batch * (Hkv * group) + head).to(tl.int64) * NP
         q_rows = Rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), q_n, q_tiles, batch, head)
         dout_rows = Rows(matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT), dout_n, dout_tiles, batch, head)
         saved = Saved(norm_ptr + row, delta_ptr + row, N)
-        slope = None
+        slope = slope_of(slopes_ptr, slopes_b, batch, head, unit)
         position = None
-        if slopes_ptr is not None:
-            slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
+        if q_offset is not None:
             position = first - q_offset
         dropout = None
         if seed_ptr is not None:
             dropout = head_key(seed_ptr, batch * (Hkv * group) + head)
         score = Score(c, cap, slope, position, dropout, threshold)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
-        span = spans_ptr + (p * lines + line) * 4
-        start, count = entries(span, low, high, False)
+        span = lists.spans + (p * lines + line) * 4
+        blocks = blocks_of(lists, span, low, high, False)
         keys = _walk(
-            *(keys, q_rows, dout_rows, saved, Blocks(full_ptr + start, tile_ptr, count)),
-            *(bits, key, score),
+            *(keys, q_rows, dout_rows, saved, blocks, bits, key, score),
             columns,  # None has no place in a tuple that is unpacked
             False,
             Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
         )
-        start, count = entries(span, low, high, True)
+        blocks = blocks_of(lists, span, low, high, True)
         keys = _walk(
-            *(keys, q_rows, dout_rows, saved, Blocks(partial_ptr + start, tile_ptr + start, count)),
-            *(bits, key, score),
+            *(keys, q_rows, dout_rows, saved, blocks, bits, key, score),
             columns,
             True,
             Sizes(False, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
@@ -221,7 +212,7 @@ def keys_kernel(
     row = index.to(tl.int64) * M
     if seed_ptr is not None:
         dv *= retained(threshold)
-    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             at = (slot.to(tl.int64) * heads + index) * BK
             store_rows(dk_parts_ptr + at * D, key, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)

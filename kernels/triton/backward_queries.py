@@ -10,19 +10,30 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparseflash.kernels.triton.common import (
-    LOG2E,
-    entries,
-    exponential,
-    load_rows,
-    matrix,
-    place,
-    store_rows,
+from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, store_rows
+from sparseflash.kernels.triton.score import (
+    bend,
+    dropout_keys,
+    factor,
+    in_unit,
+    kept,
+    position_of,
+    retained,
+    scored,
+    slope_of,
 )
-from sparseflash.kernels.triton.score import bend, factor, head_key, kept, retained, row_keys, scored
 from sparseflash.kernels.triton.tiles import seen_by
-from sparseflash.kernels.triton.types import Bits, Blocks, Queries, Rows, Score, Sizes
-from sparseflash.kernels.triton.walk import block_of, first_key_bits, load_step, next_key_bits
+from sparseflash.kernels.triton.types import Place, Queries, Rows, Score, Sizes
+from sparseflash.kernels.triton.walk import (
+    block_of,
+    blocks_of,
+    first_key_bits,
+    line_of,
+    load_step,
+    next_key_bits,
+    slot_of,
+    span_of,
+)
 
 
 @triton.jit
@@ -78,13 +89,8 @@ def queries_kernel(
     norm_ptr,
     delta_ptr,
     dq_ptr,
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    order_ptr,
-    bits_ptr,
-    seen_ptr,
+    lists,  # `BlockLists` of the rows
+    bits,  # `Bits`
     pattern_ptr,
     k_tiles,  # descriptors, as in the forward pass
     v_tiles,
@@ -110,8 +116,7 @@ def queries_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
-    work_ptr,  # from here to parts_ptr: None where no row is cut
-    items,  # of work
+    items,  # of work; from here to parts_ptr: None where no row is cut
     parts_ptr,  # fp32 [slots, B * Hq, BQ, D]
     cap,  # from here to threshold: None where the feature is off
     slopes_ptr,
@@ -131,68 +136,51 @@ def queries_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BQ // BM
-    places = lines
-    if work_ptr is not None:
-        places = items
-    rank, index = place(places * SPLIT, heads, together)
+    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    if work_ptr is None:
-        line = tl.load(order_ptr + p * lines + rank // SPLIT)
-    else:
-        item = work_ptr + (p * items + rank // SPLIT) * 6
-        line = tl.load(item)
+    own = Place(p, rank, SPLIT, lines, items)
+    line = line_of(lists, own)
+    if lists.work is not None:
         if line < 0:
             return
-        slot = tl.load(item + 5)
+        slot = slot_of(lists, own)
     query = (rank % SPLIT) * BM
     first = line * BQ + query
 
-    c = tl.cast(scale, tl.float32)
-    unit = 1.0
-    if q_ptr.dtype.element_ty != tl.float32:
-        unit = LOG2E
-        c *= LOG2E
-    if cap is not None:
-        cap = tl.cast(cap, tl.float32) * unit
-    slope = None
-    position = None
-    if slopes_ptr is not None:
-        slope = tl.load(slopes_ptr + batch * slopes_b + head) * unit
-        position = first + q_offset
+    unit = 1.0 if q_ptr.dtype.element_ty == tl.float32 else LOG2E
+    c = in_unit(scale, unit)
+    cap = in_unit(cap, unit)
+    slope = slope_of(slopes_ptr, slopes_b, batch, head, unit)
+    position = position_of(first, q_offset)
     rows = first + tl.arange(0, BM)
-    dropout = None
-    if seed_ptr is not None:
-        dropout = row_keys(head_key(seed_ptr, index), rows)
+    dropout = dropout_keys(seed_ptr, index, first, BM)
+    score = Score(c, cap, slope, position, dropout, threshold)
     keep = rows < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     dout_ptr = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
     dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
     row = index.to(tl.int64) * NP
     queries = Queries(q, dout, tl.load(norm_ptr + row + rows), tl.load(delta_ptr + row + rows))
-    k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
-    v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
-    k_rows = Rows(k_ptr, k_n, k_tiles, batch, head // group)
-    v_rows = Rows(v_ptr, v_n, v_tiles, batch, head // group)
-    bits = Bits(bits_ptr, seen_ptr)
-    score = Score(c, cap, slope, position, dropout, threshold)
+    k_rows = Rows(matrix(k_ptr, batch, head // group, k_b, k_h, UNIT), k_n, k_tiles, batch, head // group)
+    v_rows = Rows(matrix(v_ptr, batch, head // group, v_b, v_h, UNIT), v_n, v_tiles, batch, head // group)
     dq = tl.zeros((BM, DP), tl.float32)
 
-    span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
-    start, count = entries(span, None, None, False)
+    span = span_of(lists, own, line)
+    blocks = blocks_of(lists, span, None, None, False)
     dq = _walk(
-        *(dq, queries, k_rows, v_rows, Blocks(full_ptr + start, tile_ptr, count), bits, query, score, False),
+        *(dq, queries, k_rows, v_rows, blocks, bits, query, score, False),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    start, count = entries(span, None, None, True)
-    k_rows = Rows(k_ptr, k_n, None, batch, head // group)  # through pointers, as in the forward pass
-    v_rows = Rows(v_ptr, v_n, None, batch, head // group)
+    blocks = blocks_of(lists, span, None, None, True)
+    k_rows = Rows(k_rows.ptr, k_n, None, batch, head // group)  # through pointers, as in the forward pass
+    v_rows = Rows(v_rows.ptr, v_n, None, batch, head // group)
     dq = _walk(
-        *(dq, queries, k_rows, v_rows, Blocks(partial_ptr + start, tile_ptr + start, count), bits, query, score, True),
+        *(dq, queries, k_rows, v_rows, blocks, bits, query, score, True),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             at = (slot.to(tl.int64) * heads + index) * BQ
             store_rows(parts_ptr + at * D, query, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)

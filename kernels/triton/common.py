@@ -20,6 +20,9 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from sparseflash.kernels.layout import Side
+from sparseflash.kernels.triton.types import BlockLists
+
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
 
@@ -201,6 +204,12 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor, copied only if its rows are not contiguous or too far apart for 32-bit offsets within a step."""
     near = tensor.stride(-2) < 1 << 22
     return tensor if near and tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def block_lists(side: Side) -> BlockLists:
+    """What kernels take of a side of a table."""
+    work = side.work if side.slots else None
+    return BlockLists(side.spans, side.full, side.partial, side.tile, side.order, work)
 
 
 def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:

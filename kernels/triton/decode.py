@@ -19,15 +19,15 @@ import torch
 import triton
 import triton.language as tl
 
+from sparseflash.kernels import layout
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.launch import Launch, family
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
     device_of,
-    load_rows,
     matrix,
     padded,
     readable,
@@ -36,6 +36,9 @@ from sparseflash.kernels.triton.common import (
     strides_in,
 )
 from sparseflash.kernels.triton.score import capped, factor
+from sparseflash.kernels.triton.softmax import absorb, nothing_seen
+from sparseflash.kernels.triton.types import BlockLists, Blocks, RowBits, Rows, Score, Sizes
+from sparseflash.kernels.triton.walk import block_of, load_step
 
 # A row is cut into at most MOST_PARTS parts; none but a row's last holds fewer than PART_KEYS keys, for each part costs
 # a program and a share of the merge.
@@ -97,60 +100,31 @@ def _either(a, b):
 
 
 @triton.jit
-def _tile_words(
-    bits_ptr, tile, rows, key, there, BQ, W: tl.constexpr, BN: tl.constexpr
-):  # fmt: skip
-    """Words [BM, ceil(BN / 32)] of some rows of a tile, from `key` on."""
+def _words_of(bits, tile, key, there, BK: tl.constexpr, BN: tl.constexpr):
+    """Words [BM, ceil(BN / 32)] of the rows of a tile, from `key` on."""
+    W: tl.constexpr = (BK + 31) // 32
     WORDS: tl.constexpr = (BN + 31) // 32
-    bits_ptr += tile.to(tl.int64) * (BQ * W) + key // 32
-    return tl.load(bits_ptr + ((rows * W)[:, None] + tl.arange(0, WORDS)[None, :]), mask=there, other=0)
+    start = bits.words + (tile.to(tl.int64) * (bits.height * W) + key // 32)
+    return tl.load(start + ((bits.rows * W)[:, None] + tl.arange(0, WORDS)[None, :]), mask=there, other=0)
 
 
 @triton.jit
-def _walk(
-    acc,  # fp32 [BM, DVP]: sum of exp2(c s - peak) v
-    peak,  # fp32 [BM]: largest c s so far
-    total,  # fp32 [BM]: sum of exp2(c s - peak)
-    q,
-    k_ptr,
-    v_ptr,
-    k_n,
-    v_n,
-    entries_ptr,  # this part of the line's blocks of one kind
-    tile_ptr,  # their tiles, when PARTIAL
-    count,  # how many
-    bits_ptr,
-    rows,  # [BM]: row within the tiles
-    bound,  # keys from here on are not there
-    c,
-    cap,  # None where the feature is off
-    slope,  # [BM] or None
-    position,  # [BM]: of each row's query
-    BQ,
-    PARTIAL: tl.constexpr,
-    UNIT: tl.constexpr,
-    D: tl.constexpr,
-    DP: tl.constexpr,
-    DV: tl.constexpr,
-    DVP: tl.constexpr,
-    BK: tl.constexpr,
-    BM: tl.constexpr,
-    BN: tl.constexpr,
-):
-    SPLIT: tl.constexpr = BK // BN
-    W: tl.constexpr = (BK + 31) // 32
-    f = factor(c, cap, slope)
-    # As in the forward kernel, what addresses an iteration's loads is read one iteration ahead.
-    block = tl.load(entries_ptr, mask=count > 0, other=0)
+def _walk(softmax, q, k_rows, v_rows, blocks, bits, bound, score, PARTIAL: tl.constexpr, sizes):
+    """The softmax with a part's blocks of one kind; keys from `bound` on are not there."""
+    BM: tl.constexpr = sizes.BM
+    BN: tl.constexpr = sizes.BN
+    SPLIT: tl.constexpr = sizes.BK // BN
+    f = factor(score.c, score.cap, score.slope)
+    block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
-        tile = tl.load(tile_ptr, mask=count > 0, other=0)
-        words = _tile_words(bits_ptr, tile, rows, 0, count > 0, BQ, W, BN)
-        tile = tl.load(tile_ptr + 1 // SPLIT, mask=count > 1 // SPLIT, other=0)
-    for i in range(0, count * SPLIT):
-        first = block * BK + (i % SPLIT) * BN
-        following = (i + 1) // SPLIT
-        block = tl.load(entries_ptr + following, mask=following < count, other=0)
-        keep = first + tl.arange(0, BN) < bound
+        tile = tl.load(blocks.tile, mask=blocks.count > 0, other=0)
+        words = _words_of(bits, tile, 0, blocks.count > 0, sizes.BK, BN)
+        tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
+    for i in range(0, blocks.count * SPLIT):
+        first = block * sizes.BK + (i % SPLIT) * BN
+        block = block_of(blocks, i + 1, SPLIT)
+        keys = first + tl.arange(0, BN)
+        keep = keys < bound
         # A sum masks in fewer registers than a choice: what is not kept was loaded as 0.
         hidden = tl.where(keep, 0.0, float("-inf"))
         if PARTIAL:
@@ -159,49 +133,27 @@ def _walk(
             seen = tl.reduce(words, 0, _either)
             keep = keep & tl.reshape(spread(seen[None, :], (i % SPLIT) * BN, 1, BN), (BN,))
             key = ((i + 1) % SPLIT) * BN
-            words = _tile_words(bits_ptr, tile, rows, key, following < count, BQ, W, BN)
-            following = (i + 2) // SPLIT
-            tile = tl.load(tile_ptr + following, mask=following < count, other=0)
-        k = load_rows(k_ptr, first, k_n, keep, UNIT, BN, D, DP)
-        v = load_rows(v_ptr, first, v_n, keep, UNIT, BN, DV, DVP)
+            words = _words_of(bits, tile, key, (i + 1) // SPLIT < blocks.count, sizes.BK, BN)
+            after = (i + 2) // SPLIT
+            tile = tl.load(blocks.tile + after, mask=after < blocks.count, other=0)
+        k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
+        v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        s = capped(s, c, cap, slope)
-        if slope is not None:
-            s -= slope[:, None] * tl.abs(position[:, None] - (first + tl.arange(0, BN))[None, :]).to(tl.float32)
+        s = capped(s, score.c, score.cap, score.slope)
+        if score.slope is not None:
+            s -= score.slope[:, None] * tl.abs(score.position[:, None] - keys[None, :]).to(tl.float32)
         s += hidden[None, :]
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
-        top = tl.maximum(peak, tl.max(s, 1) * f)
-        base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
-        p = tl.exp2(s * f - base[:, None])
-        fade = tl.exp2(peak - base)
-        total = total * fade + tl.sum(p, 1)
-        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision="ieee")
-        peak = top
-    return acc, peak, total
+        softmax = absorb(softmax, s, f, v, first, score, True)
+    return softmax
 
 
 @triton.jit(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
-        *(
-            "scale",
-            "samples",
-            "n",
-            "M",
-            "Hq",
-            "group",
-            "chunks",
-            "leaders",
-            "lines",
-            "crossed",
-            "parts",
-            "shortest",
-            "BQ",
-            "cap",
-            "slopes_ptr",
-            "slopes_b",
-        ),
+        *("scale", "samples", "n", "M", "Hq", "group", "chunks", "leaders", "lines", "crossed", "parts", "shortest"),
+        *("BQ", "cap", "slopes_ptr", "slopes_b"),
     ]
 )
 def decode_kernel(
@@ -211,10 +163,7 @@ def decode_kernel(
     out_ptr,  # [S, B, Hq, n, DV]
     lse_ptr,  # fp32 [S, B, Hq, n]
     lengths_ptr,  # [B]
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
+    lists,  # `BlockLists` of the rows
     bits_ptr,
     pattern_ptr,
     q_b,
@@ -290,12 +239,12 @@ def decode_kernel(
     alive = (position >= lowest) & (position <= highest)
     rows = tl.minimum(tl.maximum(position, lowest), highest) - line * BQ
 
-    span = spans_ptr + (p.to(tl.int64) * lines + line) * 4
-    full_ptr += tl.load(span, mask=there, other=0)
+    span = lists.spans + (p.to(tl.int64) * lines + line) * 4
+    full_ptr = lists.full + tl.load(span, mask=there, other=0)
     full = tl.load(span + 1, mask=there, other=0) - tl.load(span, mask=there, other=0)
     first_partial = tl.load(span + 2, mask=there, other=0)
-    partial_ptr += first_partial
-    tile_ptr += first_partial
+    partial_ptr = lists.partial + first_partial
+    tile_ptr = lists.tile + first_partial
     partial = tl.load(span + 3, mask=there, other=0) - first_partial
     blocks = (bound + BK - 1) // BK
     full = _before(full_ptr, full, blocks)
@@ -310,37 +259,32 @@ def decode_kernel(
     q_at = batch.to(tl.int64) * q_b + head.to(tl.int64) * q_h + query.to(tl.int64) * q_n
     q_at = (q_at * UNIT)[:, None] + tl.arange(0, DP)[None, :]
     q = tl.load(q_ptr + q_at, mask=(tl.arange(0, DP) < D)[None, :], other=0.0)
-    k_ptr = matrix(k_ptr, batch, kv_head, k_b, k_h, UNIT)
-    v_ptr = matrix(v_ptr, batch, kv_head, v_b, v_h, UNIT)
+    k_rows = Rows(matrix(k_ptr, batch, kv_head, k_b, k_h, UNIT), k_n, None, batch, kv_head)
+    v_rows = Rows(matrix(v_ptr, batch, kv_head, v_b, v_h, UNIT), v_n, None, batch, kv_head)
     c = tl.cast(scale, tl.float32) * LOG2E
     if cap is not None:
         cap = tl.cast(cap, tl.float32) * LOG2E
     slope = None
     if slopes_ptr is not None:
         slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
-    acc = tl.zeros((BM, DVP), tl.float32)
-    peak = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
+    bits = RowBits(bits_ptr, rows, BQ)
+    score = Score(c, cap, slope, position, None, None)
+    softmax = nothing_seen(BM, DVP)
 
     begin = tl.minimum(start, full)
-    acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, full_ptr + begin, tile_ptr),
-        *(tl.minimum(stop, full) - begin, bits_ptr, rows, bound, c),
-        cap,
-        slope,
-        position,
-        *(BQ, False, UNIT, D, DP, DV, DVP, BK, BM, BN),
+    blocks = Blocks(full_ptr + begin, tile_ptr, tl.minimum(stop, full) - begin)
+    softmax = _walk(
+        *(softmax, q, k_rows, v_rows, blocks, bits, bound, score, False),
+        Sizes(False, UNIT, D, DP, DV, DVP, None, BK, BM, BN),
     )
     begin = tl.maximum(start, full) - full
-    acc, peak, total = _walk(
-        *(acc, peak, total, q, k_ptr, v_ptr, k_n, v_n, partial_ptr + begin, tile_ptr + begin),
-        *(tl.maximum(stop, full) - full - begin, bits_ptr, rows, bound, c),
-        cap,
-        slope,
-        position,
-        *(BQ, True, UNIT, D, DP, DV, DVP, BK, BM, BN),
+    blocks = Blocks(partial_ptr + begin, tile_ptr + begin, tl.maximum(stop, full) - full - begin)
+    softmax = _walk(
+        *(softmax, q, k_rows, v_rows, blocks, bits, bound, score, True),
+        Sizes(False, UNIT, D, DP, DV, DVP, None, BK, BM, BN),
     )
 
+    acc, peak, total = softmax.acc, softmax.peak, softmax.total
     dead = (total == 0.0) | (alive == 0)
     total = tl.where(dead, 1.0, total)
     value = tl.where(dead[:, None], 0.0, acc / total[:, None])
@@ -414,7 +358,7 @@ def decode(
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
-    score: Score,
+    score: layout.Score,
     sinks: torch.Tensor | None,  # [Hq]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(out [B, Hq, n, DV] in q's dtype, lse [B, Hq, n] in fp32, natural log, of the keys alone), both contiguous.
@@ -437,6 +381,7 @@ def decode(
     crossed = min(n, 2)
     slopes = None if score.slopes is None else score.slopes.contiguous()
     chunks = triton.cdiv(group * n, at.BM)
+    lists = BlockLists(rows.spans, rows.full, rows.partial, rows.tile, None, None)
     # A row holds at most all blocks of the cache.
     wanted = triton.cdiv(_programs(q.device), B * Hkv * chunks)
     parts = max(1, min(wanted, MOST_PARTS, triton.cdiv(M, PART_KEYS)))
@@ -447,24 +392,10 @@ def decode(
         part_lse = torch.empty((parts, B, Hq, n), dtype=torch.float32, device=q.device)
     with device_of(q):
         decode_kernel[(B * Hkv * leaders * chunks, parts * crossed)](
-            *(q, k, v, part_out, part_lse, lengths),
-            *(rows.spans, rows.full, rows.partial, rows.tile, tiles.bits, pattern_of),
+            *(q, k, v, part_out, part_lse, lengths, lists, tiles.bits, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
-            *(
-                score.scale,
-                B,
-                n,
-                M,
-                Hq,
-                group,
-                chunks,
-                leaders,
-                rows.spans.shape[1],
-                crossed,
-                parts,
-                max(1, PART_KEYS // BK),
-                BQ,
-            ),
+            *(score.scale, B, n, M, Hq, group, chunks, leaders, rows.spans.shape[1], crossed, parts),
+            *(max(1, PART_KEYS // BK), BQ),
             cap=score.softcap,
             slopes_ptr=slopes,
             slopes_b=slopes.shape[-1] if slopes is not None and slopes.dim() == 2 else 0,

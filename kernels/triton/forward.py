@@ -19,8 +19,8 @@ from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
+    block_lists,
     device_of,
-    entries,
     heads_together,
     in_tiles,
     load_rows,
@@ -36,30 +36,29 @@ from sparseflash.kernels.triton.common import (
     tileable,
 )
 from sparseflash.kernels.triton.merge import merge_outputs, partial_results, pattern_strides
-from sparseflash.kernels.triton.score import factor, feature_arguments, head_key, kept, retained, row_keys, scored
+from sparseflash.kernels.triton.score import (
+    dropout_keys,
+    factor,
+    feature_arguments,
+    in_unit,
+    position_of,
+    retained,
+    scored,
+    slope_of,
+)
+from sparseflash.kernels.triton.softmax import absorb, nothing_seen
 from sparseflash.kernels.triton.tiles import ordered, seen_by
-from sparseflash.kernels.triton.types import Bits, Blocks, Rows, Score, Sizes, Softmax
-from sparseflash.kernels.triton.walk import block_of, first_key_bits, load_step, next_key_bits
-
-
-@triton.jit
-def _absorb(softmax, products, v, first, visible, score, PARTIAL: tl.constexpr, BN: tl.constexpr):
-    """The softmax with one more step of keys: products [BM, BN] with the keys from `first` on, and their values."""
-    f = factor(score.c, score.cap, score.slope)
-    s = scored(products, score.c, score.cap, score.slope, score.position, first)
-    if PARTIAL:
-        s = tl.where(visible, s, float("-inf"))
-    peak = tl.maximum(softmax.peak, tl.max(s, 1) * f)
-    base = peak
-    if PARTIAL:
-        base = tl.where(peak == float("-inf"), 0.0, peak)  # a row that saw nothing yet: -inf - -inf is NaN
-    p = tl.exp2(s * f - base[:, None])
-    fade = tl.exp2(softmax.peak - base)
-    total = softmax.total * fade + tl.sum(p, 1)
-    if score.dropout is not None:
-        p = tl.where(kept(score.dropout[:, None], (first + tl.arange(0, BN))[None, :], score.threshold), p, 0.0)
-    acc = tl.dot(p.to(v.dtype), v, softmax.acc * fade[:, None], input_precision="ieee")
-    return Softmax(acc, peak, total)
+from sparseflash.kernels.triton.types import Bits, Place, Rows, Score, Sizes
+from sparseflash.kernels.triton.walk import (
+    block_of,
+    blocks_of,
+    first_key_bits,
+    line_of,
+    load_step,
+    next_key_bits,
+    slot_of,
+    span_of,
+)
 
 
 @triton.jit
@@ -68,6 +67,7 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.co
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
+    f = factor(score.c, score.cap, score.slope)
     block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
         ahead = first_key_bits(blocks, bits, query, sizes)
@@ -75,15 +75,17 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.co
         first = block * sizes.BK + (i % SPLIT) * BN
         block = block_of(blocks, i + 1, SPLIT)
         keep = None
-        visible = None
         if PARTIAL:
             keep = ahead.seen
             visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
             ahead = next_key_bits(ahead, i, blocks, bits, query, sizes)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
-        products = tl.dot(q, tl.trans(k), input_precision="ieee")
-        softmax = _absorb(softmax, products, v, first, visible, score, PARTIAL, BN)
+        s = tl.dot(q, tl.trans(k), input_precision="ieee")
+        s = scored(s, score.c, score.cap, score.slope, score.position, first)
+        if PARTIAL:
+            s = tl.where(visible, s, float("-inf"))
+        softmax = absorb(softmax, s, f, v, first, score, PARTIAL)
     return softmax
 
 
@@ -100,13 +102,8 @@ def forward_kernel(
     v_ptr,
     out_ptr,
     lse_ptr,
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    order_ptr,
-    bits_ptr,
-    seen_ptr,
+    lists,  # `BlockLists` of the rows
+    bits,  # `Bits`
     pattern_ptr,
     k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]; None where rows come through pointers
     v_tiles,
@@ -129,8 +126,7 @@ def forward_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
-    work_ptr,  # from here to lses_ptr: None where no row is cut
-    items,  # of work
+    items,  # of work; from here to lses_ptr: None where no row is cut
     parts_ptr,  # fp32 [slots, B * Hq, BQ, DV]: outputs of pieces, sinks left out
     lses_ptr,  # fp32 [slots, B * Hq, BQ], base 2
     sinks_ptr,  # fp32 [Hq]; from here to threshold: None where the feature is off
@@ -152,59 +148,43 @@ def forward_kernel(
     BN: tl.constexpr,
 ):
     SPLIT: tl.constexpr = BQ // BM
-    places = lines
-    if work_ptr is not None:
-        places = items
-    rank, index = place(places * SPLIT, heads, together)
+    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    if work_ptr is None:
-        line = tl.load(order_ptr + p * lines + rank // SPLIT)
-    else:
-        item = work_ptr + (p * items + rank // SPLIT) * 6
-        line = tl.load(item)
+    own = Place(p, rank, SPLIT, lines, items)
+    line = line_of(lists, own)
+    if lists.work is not None:
         if line < 0:
             return
-        slot = tl.load(item + 5)
+        slot = slot_of(lists, own)
     query = (rank % SPLIT) * BM
     first = line * BQ + query
 
-    c = tl.cast(scale, tl.float32) * LOG2E
-    if cap is not None:
-        cap = tl.cast(cap, tl.float32) * LOG2E
-    slope = None
-    position = None
-    if slopes_ptr is not None:
-        slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
-        position = first + q_offset
-    dropout = None
-    if seed_ptr is not None:
-        dropout = row_keys(head_key(seed_ptr, index), first + tl.arange(0, BM))
+    c = in_unit(scale, LOG2E)
+    cap = in_unit(cap, LOG2E)
+    slope = slope_of(slopes_ptr, slopes_b, batch, head, LOG2E)
+    position = position_of(first, q_offset)
+    dropout = dropout_keys(seed_ptr, index, first, BM)
+    score = Score(c, cap, slope, position, dropout, threshold)
     keep = first + tl.arange(0, BM) < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
-    k_ptr = matrix(k_ptr, batch, head // group, k_b, k_h, UNIT)
-    v_ptr = matrix(v_ptr, batch, head // group, v_b, v_h, UNIT)
-    k_rows = Rows(k_ptr, k_n, k_tiles, batch, head // group)
-    v_rows = Rows(v_ptr, v_n, v_tiles, batch, head // group)
-    bits = Bits(bits_ptr, seen_ptr)
-    score = Score(c, cap, slope, position, dropout, threshold)
-    softmax = Softmax(
-        tl.zeros((BM, DVP), tl.float32), tl.full((BM,), float("-inf"), tl.float32), tl.zeros((BM,), tl.float32)
-    )
+    k_rows = Rows(matrix(k_ptr, batch, head // group, k_b, k_h, UNIT), k_n, k_tiles, batch, head // group)
+    v_rows = Rows(matrix(v_ptr, batch, head // group, v_b, v_h, UNIT), v_n, v_tiles, batch, head // group)
+    softmax = nothing_seen(BM, DVP)
 
-    span = spans_ptr + (p * lines + line) * 4 if work_ptr is None else item + 1
-    start, count = entries(span, None, None, False)
+    span = span_of(lists, own, line)
+    blocks = blocks_of(lists, span, None, None, False)
     softmax = _walk(
-        *(softmax, q, k_rows, v_rows, Blocks(full_ptr + start, tile_ptr, count), bits, query, score, False),
+        *(softmax, q, k_rows, v_rows, blocks, bits, query, score, False),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    start, count = entries(span, None, None, True)
+    blocks = blocks_of(lists, span, None, None, True)
     # Through pointers: values of keys that are not there, or that no query sees, may be NaN and are not read.
-    k_rows = Rows(k_ptr, k_n, None, batch, head // group)
-    v_rows = Rows(v_ptr, v_n, None, batch, head // group)
+    k_rows = Rows(k_rows.ptr, k_n, None, batch, head // group)
+    v_rows = Rows(v_rows.ptr, v_n, None, batch, head // group)
     softmax = _walk(
-        *(softmax, q, k_rows, v_rows, Blocks(partial_ptr + start, tile_ptr + start, count), bits, query, score, True),
+        *(softmax, q, k_rows, v_rows, blocks, bits, query, score, True),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
@@ -214,7 +194,7 @@ def forward_kernel(
     row = index.to(tl.int64) * N
     out = out_ptr + row * DV
     value = acc / total[:, None]
-    if work_ptr is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             if seed_ptr is not None:
                 value *= retained(threshold)
@@ -275,13 +255,12 @@ def forward(
     with device_of(q):
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
-            *(rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *(block_lists(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),
             together,
-            *((None, None) if parts is None else (rows.work, rows.items)),
-            *(parts, lses, sinks),
+            *(None if parts is None else rows.items, parts, lses, sinks),
             **feature_arguments(score, q.device),
             FRAGMENTS=in_fragments,
             UNIT=unit,

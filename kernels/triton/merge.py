@@ -18,18 +18,20 @@ import triton.language as tl
 
 from sparseflash.kernels.layout import Side
 from sparseflash.kernels.triton.common import LN2, LOG2E, load_rows, padded, programs, sink_share, store_rows
+from sparseflash.kernels.triton.softmax import nothing_seen, with_part
+from sparseflash.kernels.triton.types import Pieces
 
 STEP = 16  # rows of a program: enough programs even for a single line, and few registers at any width
 
 
 @triton.jit
-def _merge(merges_ptr, pattern_ptr, pattern_b, pattern_h, H, group, heads, cut_lines, STEPS: tl.constexpr):
-    """(index of the head, line or -1, first slot, slot past the last, step) of this program."""
+def _pieces(merges_ptr, pattern_ptr, pattern_b, pattern_h, H, group, heads, cut_lines, STEPS: tl.constexpr):
+    """The pieces that this program puts together."""
     index = tl.program_id(0) // STEPS % heads
     head = index % H * group
     p = tl.load(pattern_ptr + index // H * pattern_b + head * pattern_h).to(tl.int64)
     merge = merges_ptr + (p * cut_lines + tl.program_id(0) // (STEPS * heads)) * 3
-    return index, tl.load(merge), tl.load(merge + 1), tl.load(merge + 2), tl.program_id(0) % STEPS
+    return Pieces(index, tl.load(merge), tl.load(merge + 1), tl.load(merge + 2), tl.program_id(0) % STEPS)
 
 
 @triton.jit(do_not_specialize=["pattern_b", "pattern_h", "N", "H", "heads", "cut_lines", "sinks_ptr"])
@@ -52,36 +54,27 @@ def outputs_kernel(
     BL: tl.constexpr,
     BM: tl.constexpr,
 ):
-    index, line, begin, end, step = _merge(
-        merges_ptr, pattern_ptr, pattern_b, pattern_h, H, 1, heads, cut_lines, BL // BM
-    )
-    if line < 0:
+    pieces = _pieces(merges_ptr, pattern_ptr, pattern_b, pattern_h, H, 1, heads, cut_lines, BL // BM)
+    if pieces.line < 0:
         return
-    first = step * BM
-    rows = line * BL + first + tl.arange(0, BM)
+    first = pieces.step * BM
+    rows = pieces.line * BL + first + tl.arange(0, BM)
     keep = rows < N
-    acc = tl.zeros((BM, DP), tl.float32)
-    peak = tl.full((BM,), float("-inf"), tl.float32)
-    total = tl.zeros((BM,), tl.float32)
-    at = (begin.to(tl.int64) * heads + index) * BL
-    for _ in range(begin, end):
+    softmax = nothing_seen(BM, DP)
+    at = (pieces.begin.to(tl.int64) * heads + pieces.index) * BL
+    for _ in range(pieces.begin, pieces.end):
         part = load_rows(parts_ptr + at * D, first, D, keep, 1, BM, D, DP)
         lse = tl.load(lses_ptr + at + first + tl.arange(0, BM), mask=keep, other=float("-inf"))
-        top = tl.maximum(peak, lse)
-        base = tl.where(top == float("-inf"), 0.0, top)  # a row that saw nothing yet: -inf - -inf is NaN
-        fade, weight = tl.exp2(peak - base), tl.exp2(lse - base)
-        acc = acc * fade[:, None] + part * weight[:, None]
-        total = total * fade + weight
-        peak = top
+        softmax = with_part(softmax, part, lse)
         at += tl.cast(heads, tl.int64) * BL
-    dead = total == 0.0
-    total = tl.where(dead, 1.0, total)
-    lse = tl.where(dead, 0.0, peak) + tl.log2(total)
-    value = acc / total[:, None]
+    dead = softmax.total == 0.0
+    total = tl.where(dead, 1.0, softmax.total)
+    lse = tl.where(dead, 0.0, softmax.peak) + tl.log2(total)
+    value = softmax.acc / total[:, None]
     if sinks_ptr is not None:
-        value *= sink_share(lse, tl.load(sinks_ptr + index % H) * LOG2E)[:, None]
-    row = index.to(tl.int64) * N
-    store_rows(out_ptr + row * D, line * BL + first, D, keep, value, 1, BM, D, DP)
+        value *= sink_share(lse, tl.load(sinks_ptr + pieces.index % H) * LOG2E)[:, None]
+    row = pieces.index.to(tl.int64) * N
+    store_rows(out_ptr + row * D, pieces.line * BL + first, D, keep, value, 1, BM, D, DP)
     tl.store(lse_ptr + row + rows, tl.where(dead, float("-inf"), lse * LN2), mask=keep)
 
 
@@ -103,19 +96,18 @@ def sums_kernel(
     BL: tl.constexpr,
     BM: tl.constexpr,
 ):
-    index, line, begin, end, step = _merge(
-        merges_ptr, pattern_ptr, pattern_b, pattern_h, H, group, heads, cut_lines, BL // BM
-    )
-    if line < 0:
+    pieces = _pieces(merges_ptr, pattern_ptr, pattern_b, pattern_h, H, group, heads, cut_lines, BL // BM)
+    if pieces.line < 0:
         return
-    first = step * BM
-    keep = line * BL + first + tl.arange(0, BM) < N
+    first = pieces.step * BM
+    keep = pieces.line * BL + first + tl.arange(0, BM) < N
     acc = tl.zeros((BM, DP), tl.float32)
-    at = (begin.to(tl.int64) * heads + index) * BL
-    for _ in range(begin, end):
+    at = (pieces.begin.to(tl.int64) * heads + pieces.index) * BL
+    for _ in range(pieces.begin, pieces.end):
         acc += load_rows(parts_ptr + at * D, first, D, keep, 1, BM, D, DP)
         at += tl.cast(heads, tl.int64) * BL
-    store_rows(to_ptr + index.to(tl.int64) * N * D, line * BL + first, D, keep, acc, 1, BM, D, DP)
+    row = pieces.index.to(tl.int64) * N
+    store_rows(to_ptr + row * D, pieces.line * BL + first, D, keep, acc, 1, BM, D, DP)
 
 
 def partial_results(side: Side, heads: int, *size: int) -> torch.Tensor | None:

@@ -36,6 +36,7 @@ from sparseflash.kernels.triton.forward import forward_kernel
 from sparseflash.kernels.triton.merge import STEP, outputs_kernel, sums_kernel
 from sparseflash.kernels.triton.sass import Loop, disassemble, loops
 from sparseflash.kernels.triton.tiles import fragmented
+from sparseflash.kernels.triton.types import Bits, BlockLists
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -58,7 +59,10 @@ FEATURES = {
     "dropout": ("seed_ptr", "threshold"),
 }
 # Those of pieces of lines, None where no line is cut.
-PIECES = ("work_ptr", "items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
+PIECES = ("items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
+# Arguments that are NamedTuples of pointers to int32.
+GROUPS: dict[str, Any] = {"lists": BlockLists, "bits": Bits}
+Constants = dict[str | tuple[str, str], Any]  # by the name of an argument, or by that of a group and a field of it
 
 
 class Case(NamedTuple):
@@ -125,7 +129,7 @@ def compile_case(case: Case) -> Any:
     if isinstance(case.launch, GluonLaunch):
         return _compile_gluon(case, case.launch)
     at = case.launch.within(case.block)
-    constants: dict[str, Any] = {
+    constants: Constants = {
         "UNIT": 8,
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
@@ -138,29 +142,32 @@ def compile_case(case: Case) -> Any:
     off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
     off.update(() if case.cut else PIECES)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
+    if not case.cut:
+        constants["lists", "work"] = None
+    if case.kernel in ("keys", "one_pass"):
+        constants["bits", "seen"] = None
     return _compile(kernel, constants, case, at.warps, at.stages)
 
 
 def compile_prepare(case: Case) -> Any:
     """The compiled kernel that writes norm and delta, for the shapes of a case."""
     step = min(case.block[0], 64)
-    constants = {"UNIT": 8, "DV": case.DV, "DVP": padded(case.DV), "BM": step}
+    constants: Constants = {"UNIT": 8, "DV": case.DV, "DVP": padded(case.DV), "BM": step}
     return _compile(prepare_kernel, constants, case, 4, 1)
 
 
 def compile_merges(case: Case) -> Iterator[Any]:
     """The compiled kernels that put the pieces of lines together, for the shapes of a case."""
-    constants: dict[str, Any] = {"D": case.DV, "DP": padded(case.DV), "BL": case.block[0], "BM": STEP}
-    without_sinks = {} if "sinks" in case.features else {"sinks_ptr": None}
+    constants: Constants = {"D": case.DV, "DP": padded(case.DV), "BL": case.block[0], "BM": STEP}
+    without_sinks: Constants = {} if "sinks" in case.features else {"sinks_ptr": None}
     yield _compile(outputs_kernel, constants | without_sinks, case, 4, 1)
     yield _compile(sums_kernel, constants, case, 4, 1)
 
 
-def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, stages: int) -> Any:
+def _compile(kernel: Any, constants: Constants, case: Case, warps: int, stages: int) -> Any:
     signature = {name: _type(name, case.dtype) for name in kernel.arg_names}
     if kernel is one_pass_kernel:
         signature["dq_ptr"] = "*fp32"  # sums of all programs
-    signature |= dict.fromkeys(constants, "constexpr")
     for name in signature:
         if name.endswith("_tiles") and name not in constants:
             rows = constants["BM" if kernel in (keys_kernel, one_pass_kernel) else "BN"]
@@ -168,38 +175,51 @@ def _compile(kernel: Any, constants: dict[str, Any], case: Case, warps: int, sta
             dtype = "fp32" if name == "dq_tiles" else case.dtype
             signature[name] = f"tensordesc<{dtype}[1, 1, {rows}, {width}]>"
     options = {"num_warps": warps, "num_stages": stages}
-    return _built(ASTSource, kernel, signature, constants, case.architecture, options)
+    return built(ASTSource, kernel, signature, constants, case.architecture, options)
 
 
 def _compile_gluon(case: Case, at: GluonLaunch) -> Any:
     dtype = {"bf16": gl.bfloat16, "fp16": gl.float16}[case.dtype]
-    constants: dict[str, Any] = {
+    constants: Constants = {
         **{"D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
         **{"STAGES": at.stages, "QUERIES": 2 if at.persistent else 1, "WARPS": at.warps},
         **({} if "sinks" in case.features else {"sinks_ptr": None}),
     }
-    signature = {name: _type(name, case.dtype) for name in gluon_kernel.arg_names} | dict.fromkeys(
-        constants, "constexpr"
-    )
+    signature = {name: _type(name, case.dtype) for name in gluon_kernel.arg_names}
     for name, rows, width in (("q_tiles", at.BM, case.D), ("k_tiles", at.BN, case.D), ("v_tiles", at.BN, case.DV)):
         box = [1, 1, rows, width]
         signature[name] = f"tensordesc<{case.dtype}{box},{gl.NVMMASharedLayout.get_default_for(box, dtype)!r}>"
     options = {"num_warps": at.warps}
-    return _built(GluonASTSource, gluon_kernel, signature, constants, case.architecture, options)
+    return built(GluonASTSource, gluon_kernel, signature, constants, case.architecture, options)
 
 
-def _built(
-    language: Any, kernel: Any, signature: dict[str, str], constants: dict[str, Any], architecture: str, options: Any
+def built(
+    language: Any, kernel: Any, signature: dict[str, str], constants: Constants, architecture: str, options: Any
 ) -> Any:
-    """A kernel compiled as a call would compile it whose operands start at multiples of 16 bytes."""
-    aligned = {
-        (i,): [["tt.divisibility", 16]]
-        for i, parameter in enumerate(kernel.params)
-        if signature[parameter.name].startswith("*") and not parameter.do_not_specialize
-    }
-    return triton.compile(
-        language(kernel, signature, constants, aligned), target=TARGETS[architecture], options=options
-    )
+    """A kernel compiled as a call would compile it whose operands start at multiples of 16 bytes.
+
+    Args:
+        language: Triton's source of an AST, or Gluon's.
+        kernel: from ``triton.jit``.
+        signature: the types of its arguments; groups of pointers and constants may be left out.
+        constants: by name, or by group and field.
+        architecture: one of TARGETS.
+        options: of the launch.
+    """
+    types: dict[str, Any] = {}
+    values: dict[tuple[int, ...], Any] = {}
+    aligned: dict[tuple[int, ...], Any] = {}
+    for i, parameter in enumerate(kernel.params):
+        name, group = parameter.name, GROUPS.get(parameter.name)
+        fields = () if group is None else enumerate(group._fields)
+        leaves: dict[tuple[int, ...], Any] = {(i, j): (name, field) for j, field in fields} or {(i,): name}
+        values |= {path: constants[leaf] for path, leaf in leaves.items() if leaf in constants}
+        kinds = ["constexpr" if path in values else "*i32" if group else signature[name] for path in leaves]
+        types[name] = group(*kinds) if group else kinds[0]
+        if not parameter.do_not_specialize:
+            pointers = (path for path, kind in zip(leaves, kinds, strict=True) if kind.startswith("*"))
+            aligned |= {path: [["tt.divisibility", 16]] for path in pointers}
+    return triton.compile(language(kernel, types, values, aligned), target=TARGETS[architecture], options=options)
 
 
 def _type(argument: str, dtype: str) -> str:

@@ -44,6 +44,27 @@ def tanh(x):
 
 
 @triton.jit
+def in_unit(x, unit):
+    """The scale or the cap in the unit of scores; None for None."""
+    if x is not None:
+        return tl.cast(x, tl.float32) * unit
+
+
+@triton.jit
+def slope_of(slopes_ptr, slopes_b, batch, head, unit):
+    """A head's slope in the unit of scores; None without a bias."""
+    if slopes_ptr is not None:
+        return tl.load(slopes_ptr + batch * slopes_b + head) * unit
+
+
+@triton.jit
+def position_of(first, q_offset):
+    """The position of query `first`, key 0 at 0; None without a bias."""
+    if q_offset is not None:
+        return first + q_offset
+
+
+@triton.jit
 def capped(s, c, cap, slope):
     """Products to scores without their bias in the unit of c, or, with neither cap nor slope, the products."""
     if cap is not None:
@@ -111,6 +132,13 @@ def head_key(seed_ptr, index):
 def row_keys(key, queries):
     """Keys of rows from the `head_key`."""
     return _absorbed(key, _absorbed(tl.cast(0, tl.uint32), queries))
+
+
+@triton.jit
+def dropout_keys(seed_ptr, index, first, BM: tl.constexpr):
+    """Keys [BM] of a head's rows from `first` on; None without dropout."""
+    if seed_ptr is not None:
+        return row_keys(head_key(seed_ptr, index), first + tl.arange(0, BM))
 
 
 @triton.jit

@@ -1,8 +1,9 @@
-"""What the Triton kernels hand to their helpers: values that belong together, by name.
+"""What launches hand to the Triton kernels, and these to their helpers: values that belong together, by name.
 
 A NamedTuple costs no instruction and no host time. A field that is None compiles to nothing.
-Two limits of Triton 3.6 and 3.7: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it, and
-lengths and strides stay arguments of their own at a launch, for inside a tuple they would be specialised by value.
+Three limits of Triton: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it; a helper cannot
+return one with a field that is None (3.6); and lengths and strides stay arguments of their own at a launch, for inside
+a tuple they would be specialised by value.
 
 Shape legend in `common`.
 """
@@ -21,7 +22,7 @@ class Sizes(NamedTuple):
     DP: Any
     DV: Any
     DVP: Any
-    BQ: Any
+    BQ: Any  # None in decoding
     BK: Any
     BM: Any
     BN: Any
@@ -37,6 +38,27 @@ class Rows(NamedTuple):
     head: Any
 
 
+class BlockLists(NamedTuple):
+    """The blocks of all lines, and which program takes which line: of a `layout.Side`, see there."""
+
+    spans: Any
+    full: Any
+    partial: Any
+    tile: Any
+    order: Any  # None in decoding
+    work: Any  # None where no line is split
+
+
+class Place(NamedTuple):
+    """Where a program finds its line."""
+
+    pattern: Any  # int64
+    rank: Any  # of the program; in `BlockLists.order` or `BlockLists.work` its line has this one divided by `steps`
+    steps: Any  # programs of a line
+    lines: Any  # of a pattern
+    items: Any  # likewise, of work
+
+
 class Blocks(NamedTuple):
     """The FULL or the PARTIAL blocks of a line that a program visits."""
 
@@ -50,6 +72,14 @@ class Bits(NamedTuple):
 
     words: Any  # pointer
     seen: Any  # pointer to which keys any query of a tile sees; None where a pass does not ask
+
+
+class RowBits(NamedTuple):
+    """The bits of some rows of each tile, whatever rows a program's queries stand in."""
+
+    words: Any  # pointer to those of all tiles
+    rows: Any  # [BM]: rows within a tile
+    height: Any  # BQ, which is no constant here
 
 
 class KeyBits(NamedTuple):
@@ -72,8 +102,8 @@ class Score(NamedTuple):
 
     c: Any  # the scale, in the unit of the exponential
     cap: Any
-    slope: Any
-    position: Any  # of the first row of this step, queries counted from the first key
+    slope: Any  # in decoding of each row [BM]
+    position: Any  # of the first row of this step, queries counted from the first key; in decoding of each row [BM]
     dropout: Any  # keys of the rows [BM]; in the pass over columns the key of the head
     threshold: Any
 
@@ -110,3 +140,13 @@ class Keys(NamedTuple):
     v: Any  # [BN, DVP]
     dk: Any  # fp32 [BN, DP]
     dv: Any  # fp32 [BN, DVP]
+
+
+class Pieces(NamedTuple):
+    """The pieces of one line that a program puts together, for a step of the line's tokens."""
+
+    index: Any  # of the head among those of all samples
+    line: Any  # -1: nothing to do
+    begin: Any  # the first piece's slot
+    end: Any  # the slot past the last one's
+    step: Any

@@ -11,9 +11,48 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparseflash.kernels.triton.common import load_rows, load_seen, load_words_t
+from sparseflash.kernels.triton.common import entries, load_rows, load_seen, load_words_t
 from sparseflash.kernels.triton.tiles import load_bits
-from sparseflash.kernels.triton.types import KeyBits, QueryBits
+from sparseflash.kernels.triton.types import Blocks, KeyBits, QueryBits
+
+
+@triton.jit
+def _item(lists, place):
+    return lists.work + (place.pattern * place.items + place.rank // place.steps) * 6
+
+
+@triton.jit
+def line_of(lists, place):
+    """The line of a program; -1: nothing to do."""
+    if lists.work is None:
+        return tl.load(lists.order + place.pattern * place.lines + place.rank // place.steps)
+    else:
+        return tl.load(_item(lists, place))
+
+
+@triton.jit
+def slot_of(lists, place):
+    """Where the program of a work item puts its partial result; -1: it has the whole line."""
+    return tl.load(_item(lists, place) + 5)
+
+
+@triton.jit
+def span_of(lists, place, line):
+    """Pointer to the four spans of a program's line, or of its piece of the line."""
+    if lists.work is None:
+        return lists.spans + (place.pattern * place.lines + line) * 4
+    else:
+        return _item(lists, place) + 1
+
+
+@triton.jit
+def blocks_of(lists, span, low, high, PARTIAL: tl.constexpr):
+    """The FULL or the PARTIAL blocks of a line; from `low` to `high`: see `entries`."""
+    start, count = entries(span, low, high, PARTIAL)
+    if PARTIAL:
+        return Blocks(lists.partial + start, lists.tile + start, count)
+    else:
+        return Blocks(lists.full + start, lists.tile, count)
 
 
 @triton.jit

@@ -6,7 +6,6 @@ Legend: R ranks, S tokens of a rank's shard, L tokens of its own tensors; otherw
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Literal, overload
 
 import torch
@@ -23,7 +22,7 @@ from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.tables.device import lasting
+from sparseflash.tables.device import per_device
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
@@ -232,8 +231,7 @@ class _RankPlan:
     table: LookupTable
 
 
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _rank_plan(whole: Plan, rank: int, layout: Layout, device: torch.device) -> _RankPlan:
     rows, columns = LocalLayout.of(whole.rows, rank, layout), LocalLayout.of(whole.columns, rank, layout)
     shards = whole.queries.lengths[rank], whole.keys.lengths[rank]

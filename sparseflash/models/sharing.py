@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -16,7 +16,7 @@ from sparseflash.functional.attention import Mask
 from sparseflash.models.config import PixelTransformerConfig
 from sparseflash.models.tokens import Tokens
 from sparseflash.patterns import BlockMask
-from sparseflash.tables.device import lasting
+from sparseflash.tables.device import per_device
 
 if TYPE_CHECKING:
     from sparseflash.models.pixel_transformer import Attend
@@ -71,7 +71,6 @@ def check_shared(config: PixelTransformerConfig, size: int, tokens: str | None, 
 _ON_HOST = "who needs which keys must be known on the host, before an image is seen"
 
 
-@lru_cache(maxsize=16)
-@lasting
+@per_device(maxsize=16)
 def _positions(sharding: Sharding, rank: int, device: torch.device) -> Tensor:
     return sharding.positions(rank).to(device)

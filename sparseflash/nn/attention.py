@@ -5,7 +5,6 @@ Shape legend: B samples, N tokens, C = width of the residual stream, H query hea
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
 from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, rotate
-from sparseflash.tables.device import lasting, unless_fake
+from sparseflash.tables.device import per_device, unless_fake
 from sparseflash.tables.padded import Lengths, Padding, kept
 from sparseflash.tables.shortened import shortened
 from sparseflash.tables.table import LookupTable
@@ -263,15 +262,13 @@ def _slopes_on(heads: int, device: torch.device) -> Tensor:
     return unless_fake(_cached_slopes)(heads, device)
 
 
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _rotary_table_on(rotary: Rotary, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
     cos, sin = rotary.table(tokens, head_dim)
     return cos.to(device), sin.to(device)
 
 
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _cached_slopes(heads: int, device: torch.device) -> Tensor:
     return alibi_slopes(heads).to(device)
 

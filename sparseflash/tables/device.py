@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import _lru_cache_wrapper, wraps
+from functools import _lru_cache_wrapper, lru_cache, wraps
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -52,6 +52,14 @@ def lasting(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
             return make(*arguments, **named)
 
     return made
+
+
+def per_device(maxsize: int) -> Callable[[Callable[..., Made]], _lru_cache_wrapper[Made]]:
+    """Decorator of a function that makes tensors on a device, one of its arguments: :func:`lasting`, and cached.
+
+    Where calls may come in a FakeTensorMode, call it through :func:`unless_fake`.
+    """
+    return lambda make: lru_cache(maxsize)(lasting(make))
 
 
 def tensor(array: NDArray[Any], device: torch.device) -> torch.Tensor:

@@ -9,7 +9,6 @@ Shape legend: B samples, H heads of indices, P = B * H patterns, nQ x nK blocks 
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import TileSet, pack
-from sparseflash.tables.device import READ_AHEAD, check_not_capturing, lasting, tensor, unless_fake
+from sparseflash.tables.device import READ_AHEAD, check_not_capturing, per_device, tensor, unless_fake
 from sparseflash.tables.packing import tile_arrays
 
 LARGEST_INDEX = np.iinfo(np.int32).max
@@ -168,8 +167,7 @@ def _edges(
 _edges._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     check_not_capturing(device)
     (nq, nk), bq, bk, step = grid.shape, grid.bq, grid.bk, min(grid.bq, grid.bk)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from sparseflash.patterns.described import described
 from sparseflash.patterns.intervals import positions
 from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
-from sparseflash.tables.device import READ_AHEAD, capturing, check_not_capturing, lasting, unless_fake
+from sparseflash.tables.device import READ_AHEAD, capturing, check_not_capturing, per_device, unless_fake
 from sparseflash.tables.packing import Header, pack, tile_arrays
 from sparseflash.tables.splitting import cuts, deal, weights
 from sparseflash.tables.table import LookupTable
@@ -56,8 +55,7 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
 
 
 @TABLES.bounds
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
     check_not_capturing(device)
     patterns = mask.patterns

@@ -13,7 +13,6 @@ BQ x BK tokens, W words a tile row, T tiles of the mask.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -26,7 +25,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import TABLES
 from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import EMPTY, FULL, Runs
-from sparseflash.tables.device import READ_AHEAD, check_not_capturing, lasting, unless_fake
+from sparseflash.tables.device import READ_AHEAD, check_not_capturing, per_device, unless_fake
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
@@ -134,8 +133,7 @@ def whole(mask: BlockMask, device: torch.device) -> Whole:
 
 
 @TABLES.bounds
-@lru_cache(maxsize=64)
-@lasting
+@per_device(maxsize=64)
 def _whole(mask: BlockMask, device: torch.device) -> Whole:
     check_not_capturing(device)
     table, runs, patterns = lookup(mask, device), mask.runs, mask.patterns

@@ -228,9 +228,9 @@ TRITON = [
     ),
     Fault(
         "a line of the head beside",
-        "kernels.triton.forward",
-        "span = spans_ptr + (p * lines + line) * 4 if",
-        "span = spans_ptr + line * 4 if",
+        "kernels.triton.walk",
+        "return lists.spans + (place.pattern * place.lines + line) * 4",
+        "return lists.spans + line * 4",
     ),
     Fault(
         "the last step of rows is not written",
@@ -258,11 +258,11 @@ TRITON = [
     ),
     Fault(
         "what was summed up is not faded",
-        "kernels.triton.forward",
+        "kernels.triton.softmax",
         "v, softmax.acc * fade[:, None], input_precision",
         "v, softmax.acc, input_precision",
     ),
-    Fault("parts are merged without their lse", "kernels.triton.merge", "part * weight[:, None]", "part"),
+    Fault("parts are merged without their lse", "kernels.triton.softmax", "out * weight[:, None]", "out"),
     Fault("lse lacks the peak", "kernels.triton.forward", "(peak + tl.log2(total)) * LN2", "tl.log2(total) * LN2"),
     Fault(
         "the cotangent of lse is lost",
@@ -273,8 +273,8 @@ TRITON = [
     Fault(
         "a piece is added twice",
         "kernels.triton.merge",
-        "for _ in range(begin, end):\n        acc +=",
-        "for _ in range(begin - 1, end):\n        acc +=",
+        "for _ in range(pieces.begin, pieces.end):\n        acc +=",
+        "for _ in range(pieces.begin - 1, pieces.end):\n        acc +=",
     ),
     Fault(
         "a row that sees nothing is divided by 0",

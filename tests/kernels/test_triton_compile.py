@@ -15,8 +15,11 @@ import re
 from collections.abc import Iterable
 
 import pytest
+import torch
 import triton
 
+import sparseflash as sf
+from sparseflash import patterns
 from sparseflash.kernels.candidates import GluonLaunch
 from sparseflash.kernels.candidates.one_pass import one_pass_kernel
 from sparseflash.kernels.launch import COMMITTED, Launch
@@ -28,6 +31,7 @@ from benchmarks.gpu.gates import MOST_SPILLED, MOST_SPILLED_ONCE
 from docs import make_kernels as page
 from sparseflash.kernels.triton import report
 from sparseflash.kernels.triton.backward import prepare_kernel
+from sparseflash.kernels.triton.common import block_lists
 from sparseflash.kernels.triton.merge import outputs_kernel, sums_kernel
 from tests.versions import SUPPORTED
 
@@ -209,6 +213,17 @@ def test_sums_of_one_pass_are_reduced_by_the_memory_accelerator_or_in_fp32() -> 
 )
 def test_no_run_time_argument_is_specialised_by_value(kernel: object) -> None:
     for parameter in kernel.params:  # type: ignore[attr-defined]
-        # Of a descriptor the type alone counts: dtype and tile.
-        if not parameter.is_constexpr and not parameter.name.endswith(("_ptr", "_tiles")):
+        # Of a descriptor the type alone counts: dtype and tile. Groups hold pointers, see below.
+        pointers = parameter.name.endswith(("_ptr", "_tiles")) or parameter.name in report.GROUPS
+        if not parameter.is_constexpr and not pointers:
             assert parameter.do_not_specialize, f"{parameter.name} would compile a kernel per value"
+
+
+def test_groups_of_a_launch_hold_pointers_alone() -> None:
+    """Inside a NamedTuple Triton specialises every number by its value."""
+    for pattern in (patterns.causal(), patterns.global_tokens(1)):
+        table = sf.lookup(pattern.compile(4096, block=32))
+        for side in (table.rows, table.columns):
+            lists = block_lists(side)
+            assert (lists.work is None) == (side.slots == 0)
+            assert all(isinstance(x, torch.Tensor) and x.dtype == torch.int32 for x in lists if x is not None)
