@@ -4,6 +4,7 @@ Imports numpy and scipy only.
 """
 
 from sparseflash.patterns.advice import SlowScan, WastefulPattern
+from sparseflash.patterns.axial import axial
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
@@ -15,9 +16,9 @@ from sparseflash.patterns.from_blocks import from_blocks
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
 from sparseflash.patterns.grid import Grid
-from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
+from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.parsing import parse, register
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.prefix import prefix

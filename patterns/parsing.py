@@ -11,6 +11,7 @@ from keyword import iskeyword
 from typing import TypeVar, overload
 from unicodedata import normalize
 
+from sparseflash.patterns.axial import axial
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.composed import star, streaming
@@ -19,10 +20,10 @@ from sparseflash.patterns.documents import documents
 from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
-from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.misuse import required
+from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix

@@ -17,9 +17,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/butterfly.py", "cells = tokens // self.unit", "tokens // self.unit  ->  tokens * self.unit"): SLOWER,
     ("patterns/global_tokens.py", "stops = np.concatenate([zero + grid.cols, np.tile(cols + 1, grid.rows)])",
      "1  ->  2"): SLOWER + ": a candidate more",
-    ("patterns/image.py", "return [(y0, y1, zero, zero + self.shape[1] - 1), (zero, zero + self.shape[0] - 1, x0, x1)]",
-     "1  ->  2"): SAME + " of the first: a row's last pixel shares its block with a column that is reached",
-    ("patterns/ordering.py", "half = side // 2", "side // 2  ->  side * 2"): SAME + ": two turns more, of nothing",
     ("sparseflash/pictures/pixels.py", "times = max(1, round(size / max(pixels.shape[:2])))", "2  ->  3"): (
         SAME + ": the third side is the three colours"
     ),
@@ -157,11 +154,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
      "min  ->  max"): SLOWER + ": a portion is a row, or none",
     ("patterns/butterfly.py", "unit: int = 128", "128  ->  129"): SAME + ": `butterfly` names the unit",
     ("patterns/fixed.py", "unit: int = 1", "1  ->  2"): SAME + ": `fixed` names the unit",
-    (
-        "patterns/ordering.py",
-        'return _token_order(_pair("shape", shape), order, _pair("tile", tile) if order == "tile" else (1, 1))',
-        "1  ->  2",
-    ): SAME + ": no other order looks at it",
     ("patterns/butterfly.py", "end = np.minimum(last, (low + 1) * stride - 1)", "1  ->  2"): SLOWER,
     ("patterns/butterfly.py", "if tokens % self.unit or cells & (cells - 1) or grid.q_offset % tokens:",
      "1  ->  2"): SLOWER + ": one cell a block is no longer known from its place",
