@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparseflash.patterns.image import ImagePattern, Term, checked_grid
+from sparseflash.patterns.image import ImagePattern, Layout, Term, checked_grid
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.span import Span
 
@@ -17,6 +17,10 @@ class Axial(ImagePattern):
     order: str = "raster"
     tile: tuple[int, ...] | None = None
     name = "axial"
+
+    @property
+    def layout(self) -> Layout:
+        return Layout(self.shape, self.order, self.tile)
 
     def terms(self) -> tuple[Term, ...]:
         along = [Span.everything(n) for n in self.shape]

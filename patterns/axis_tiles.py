@@ -78,6 +78,7 @@ class AxisTiles:
         ]
         self._q = q
         self._k = {axis: Keys.of(k[axis]) for term in self._terms for axis in term}
+        self.nbytes = q.nbytes + sum(array.nbytes for keys in self._k.values() for array in keys)
 
     def tiles(self, rows: Ints, cols: Ints) -> Words:
         """Tiles of blocks, uint32 [n, BQ, W]."""

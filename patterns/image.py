@@ -11,11 +11,12 @@ import dataclasses
 from abc import abstractmethod
 from functools import cached_property, lru_cache
 from math import prod
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from sparseflash.patterns.axis_tiles import NOWHERE, AxisTiles
+from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.descent import Boxes, pairs_that_meet
 from sparseflash.patterns.grid import Grid, Ints, is_int
 from sparseflash.patterns.ordering import TILES, token_order
@@ -30,16 +31,25 @@ MAX_PLACES = 1 << 28  # the order of larger grids would take gigabytes
 Term: TypeAlias = tuple[Span, ...]  # an axis each
 
 
+class Layout(NamedTuple):
+    """A grid of places, and how they become tokens: see :func:`sparseflash.ordering.token_order`."""
+
+    shape: tuple[int, ...]
+    order: str = "raster"
+    tile: tuple[int, ...] | None = None
+
+
 class ImagePattern(Pattern):
     """Base of patterns that are unions of products of spans."""
 
-    shape: tuple[int, ...]
-    order: str
-    tile: tuple[int, ...] | None
+    @property
+    @abstractmethod
+    def layout(self) -> Layout:
+        """The grid, and how its places become tokens."""
 
     @property
     def orders_tokens(self) -> bool:
-        return self.order != "raster"
+        return self.layout.order != "raster"
 
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:
@@ -52,8 +62,9 @@ class ImagePattern(Pattern):
     @cached_property
     def _places(self) -> Places:
         """Coordinates of the place at each position, [axes, places]."""
-        places, _ = token_order(self.shape, self.order, tile=self.tile)
-        return frozen(np.stack(np.unravel_index(places, self.shape)).astype(np.int32))
+        shape, order, tile = self.layout
+        places, _ = token_order(shape, order, tile=tile)
+        return frozen(np.stack(np.unravel_index(places, shape)).astype(np.int32))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         (at_q, q_in), (at_k, k_in) = self._at(q), self._at(k)
@@ -73,12 +84,14 @@ class ImagePattern(Pattern):
 
     def coarser(self, tokens: int) -> Pattern:
         # Compact patches instead of pieces of lines.
-        return dataclasses.replace(self, order="morton") if self.order == "raster" else self  # type: ignore[type-var]
+        if self.layout.order != "raster" or "order" not in self.__dataclass_fields__:  # type: ignore[attr-defined]
+            return self
+        return dataclasses.replace(self, order="morton")  # type: ignore[type-var]
 
     def _fit(self, grid: Grid) -> None:
         tokens, places = max(grid.kv_len, grid.q_offset + grid.q_len), self._places.shape[1]
         if tokens > places:
-            sides = " x ".join(map(str, self.shape))
+            sides = " x ".join(map(str, self.layout.shape))
             raise ValueError(
                 f"{self}: a grid of {sides} has {places:,} tokens; the sequence has {tokens:,}, {tokens - places:,} "
                 f"over: beside(pattern, after={tokens - places}) for tokens beside the grid, packed(pattern, ...) for "
@@ -127,13 +140,16 @@ class ImagePattern(Pattern):
         return np.where(exist, self._places[:, np.where(exist, positions, 0)], NOWHERE)
 
 
+@MASKS.bounds
 @lru_cache(maxsize=1)  # asked for while one mask is compiled, a few blocks at a time
 def _axis_tiles(pattern: ImagePattern, grid: Grid) -> AxisTiles:
     rows, cols = grid.all_rows(), np.arange(grid.cols, dtype=np.int64)
     q = grid.q_start(rows)[:, None] + np.arange(grid.bq)
     k = grid.k_start(cols)[:, None] + np.arange(grid.bk)
     at_q = pattern.places_of(q, (q >= 0) & (q <= grid.q_last(rows)[:, None]))
-    return AxisTiles(pattern.spans, at_q, pattern.places_of(k, k < grid.kv_len))
+    tiles = AxisTiles(pattern.spans, at_q, pattern.places_of(k, k < grid.kv_len))
+    MASKS.spend(tiles.nbytes)
+    return tiles
 
 
 def checked_grid(

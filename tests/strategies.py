@@ -62,6 +62,28 @@ def images(draw: st.DrawFn) -> Pattern:
     return P.neighborhood(shape, tuple(draw(st.integers(0, 9)) for _ in shape), **order)
 
 
+@st.composite
+def videos(draw: st.DrawFn) -> Pattern:
+    """Whole tiles, and masks of frames."""
+    kind = draw(st.sampled_from(["sliding_tile", "spatial", "temporal", "radial"]))
+    if kind == "sliding_tile":
+        shape = draw(st.sampled_from(GRIDS))
+        tile = tuple(draw(st.integers(1, n)) for n in shape)
+        tiles = (-(-n // t) for n, t in zip(shape, tile, strict=True))
+        window = tuple(draw(st.sampled_from([*range(1, m + 1, 2), m])) for m in tiles)
+        return P.sliding_tile(shape, tile, window, draw(st.sampled_from(["tile", "raster", "morton"])))
+    tokens = draw(st.integers(1, 700))
+    frames = -(-5200 // tokens)
+    if kind == "radial":
+        near = draw(st.none() | st.integers(0, tokens))
+        return P.radial(
+            frames, tokens, decay=draw(st.floats(0.01, 4)), neighbors=near, narrowest=draw(st.integers(1, 300))
+        )
+    return (P.spatial if kind == "spatial" else P.temporal)(
+        frames, tokens, draw(st.integers(0, 9)), first=draw(st.booleans())
+    )
+
+
 named_leaves = st.one_of(
     st.just(P.full()),
     st.just(P.causal()),
@@ -78,6 +100,9 @@ named_leaves = st.one_of(
     st.just(P.log_sparse()),
     windows(),
     images(),
+    videos(),
+    st.builds(P.columns, st.lists(st.integers(0, 700), min_size=1, max_size=5)),
+    st.builds(P.diagonals, st.lists(st.integers(-300, 700), min_size=1, max_size=5)),
     st.builds(P.random_blocks, st.integers(0, 5), st.integers(1, 90), st.integers(0, 3)),
     st.builds(P.prefix, st.integers(0, 400)),
     st.just(P.star()),

@@ -10,6 +10,7 @@ import pytest
 
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
+from tests.test_grids import DEFINITIONS as GRIDS
 
 N = 60
 POWERS = {0} | {1 << b for b in range(20)}
@@ -196,6 +197,7 @@ def test_keys_that_no_query_asks_for_cost_no_more_than_the_grid() -> None:
 
 def test_every_named_pattern_is_defined_here() -> None:
     tested = {str(p).split("(")[0] for p, _ in DEFINITIONS} | {"longformer", "sparse_transformer_strided"}
+    tested |= {str(p).split("(")[0] for p, _, _ in GRIDS}
     tested |= {"sparse_transformer_fixed", "star_transformer", "random_blocks", "per_head", "per_sample"}
     constructors = {n for n in P.__all__ if n.islower()} - {"check", "parse", "register"}
     assert constructors <= tested

@@ -160,11 +160,6 @@ JUDGED: dict[tuple[str, str, str], str] = {
     ("patterns/rasterize.py", "letters = _letters(pattern, grid, rows, cols, tile_set, progress=False)",
      "False  ->  True"): LOOKS,
     (
-        "patterns/strided.py",
-        "return joint_key(q % self.unit, k % self.unit, (q // self.unit - k // self.unit) % self.stride)",
-        "k % self.unit  ->  k * self.unit",
-    ): SLOWER + ": more kinds",
-    (
         "patterns/fixed.py",
         "ends = np.arange(1, (grid.kv_len - 1) // (self.stride * self.unit) + 2, dtype=np.int64) * self.stride",
         "(grid.kv_len - 1) // (self.stride * self.unit)  ->  (grid.kv_len - 1) * (self.stride * self.unit)",
