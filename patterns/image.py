@@ -135,19 +135,21 @@ class ImagePattern(Pattern):
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words:
         return _axis_tiles(self, grid).tiles(rows, cols)
 
-    def places_of(self, positions: Ints, exist: Bools) -> Places:
-        """Coordinates of tokens, [axes, ...]."""
-        return np.where(exist, self._places[:, np.where(exist, positions, 0)], NOWHERE)
+    def places_of(self, begin: int, stop: int, size: int) -> Places:
+        """Coordinates of the tokens from ``begin`` to before ``stop`` in blocks of a size, [axes, blocks, size]."""
+        axes, number = self._places.shape
+        places = np.full((axes, -(-(stop - begin) // size) * size), NOWHERE)
+        first, last = max(begin, 0), min(stop, number)
+        if first < last:
+            places[:, first - begin : last - begin] = self._places[:, first:last]
+        return places.reshape(axes, -1, size)
 
 
 @MASKS.bounds
 @lru_cache(maxsize=1)  # asked for while one mask is compiled, a few blocks at a time
 def _axis_tiles(pattern: ImagePattern, grid: Grid) -> AxisTiles:
-    rows, cols = grid.all_rows(), np.arange(grid.cols, dtype=np.int64)
-    q = grid.q_start(rows)[:, None] + np.arange(grid.bq)
-    k = grid.k_start(cols)[:, None] + np.arange(grid.bk)
-    at_q = pattern.places_of(q, (q >= 0) & (q <= grid.q_last(rows)[:, None]))
-    tiles = AxisTiles(pattern.spans, at_q, pattern.places_of(k, k < grid.kv_len))
+    q = pattern.places_of(grid.q_offset, grid.q_offset + grid.q_len, grid.bq)
+    tiles = AxisTiles(pattern.spans, q, pattern.places_of(0, grid.kv_len, grid.bk))
     MASKS.spend(tiles.nbytes)
     return tiles
 
