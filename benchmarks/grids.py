@@ -95,7 +95,7 @@ def main() -> None:
                 flush=True,
             )
     if not arguments.dry_run:
-        print("written:", str(write("grids", rows, runs=RUNS)))
+        print("written:", str(write("grids", rows, shortest_of=RUNS)))
 
 
 if __name__ == "__main__":

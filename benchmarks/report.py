@@ -83,7 +83,7 @@ PARTS: dict[str, tuple[str, str]] = {
     ),
     "grids": (
         "patterns of images and videos",
-        "From pattern to mask on one core, processor time, the order of tokens made before. Stored / allowed is how "
+        "From pattern to mask on one core: processor time, the shortest of three runs. Stored / allowed is how "
         "many pairs lie in stored blocks for each pair that is allowed.",
     ),
     "peers": ("making a mask on the GPU", ""),

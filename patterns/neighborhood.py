@@ -10,7 +10,7 @@ import numpy as np
 from sparseflash.patterns.image import ImagePattern, Layout, Term, checked_grid
 from sparseflash.patterns.ordering import TILES
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.patterns.per_axis import bools_per_axis, ints_per_axis, shortest, spread, with_entry
+from sparseflash.patterns.per_axis import bools_per_axis, ints_per_axis, shortest, spread
 from sparseflash.patterns.span import Span
 
 BORDERS = ("clip", "shift")
@@ -109,6 +109,43 @@ def _window(n: int, size: int, stride: int, dilation: int, causal: bool, shift: 
     return Span.of(first * dilation + residue, end * dilation + residue + 1, dilation)
 
 
+def _check_windows(
+    shape: tuple[int, ...],
+    sizes: tuple[int, ...],
+    strides: tuple[int, ...],
+    dilations: tuple[int, ...],
+    causal: tuple[bool, ...],
+    border: str,
+) -> None:
+    """Raise ValueError for the first axis with a dilation, a window or a stride that cannot be."""
+    for axis, (n, w, s, d) in enumerate(zip(shape, sizes, strides, dilations, strict=True)):
+        if d > n:
+            raise ValueError(
+                f"neighborhood: dilation must be at most the {n} places of axis {axis}, got {d}; nearest is "
+                f"dilation={_nearest(dilations, shape)}"
+            )
+        room = n // d  # places of the shortest class of residues
+        if border == "shift" and not causal[axis] and w > room:
+            among = f", {room} of them a dilation of {d} apart" if d > 1 else ""
+            fitting = tuple(
+                w if later else n // d for n, w, d, later in zip(shape, sizes, dilations, causal, strict=True)
+            )
+            raise ValueError(
+                f"neighborhood: a window of {w} does not fit axis {axis} of {n} places{among}; nearest is "
+                f"kernel_size={_nearest(sizes, fitting)}, or border='clip' to cut windows at the border"
+            )
+        if s > w:
+            raise ValueError(
+                f"neighborhood: stride must be at most the window of {w} along axis {axis}, got {s}: some queries "
+                f"would not see themselves; nearest is stride={_nearest(strides, sizes)}"
+            )
+
+
+def _nearest(values: tuple[int, ...], most: tuple[int, ...]) -> str:
+    """The text of an argument with every entry that is too large replaced by the largest that fits."""
+    return repr(shortest(tuple(min(value, largest) for value, largest in zip(values, most, strict=True))))
+
+
 def neighborhood(
     shape: tuple[int, ...],
     radius: int | tuple[int, ...] | None = None,
@@ -196,22 +233,7 @@ def neighborhood(
     dilations = ints_per_axis(owner, "dilation", dilation, axes, 1)
     causal = bools_per_axis(owner, "is_causal", is_causal, axes)
     border = border or "shift"
-    for axis, (n, w, s, d) in enumerate(zip(shape, sizes, strides, dilations, strict=True)):
-        if d > n:
-            raise ValueError(
-                f"{owner}: dilation must be at most the {n} places of axis {axis}, got {d}: "
-                f"dilation={with_entry(dilations, axis, n)} works"
-            )
-        if border == "shift" and not causal[axis] and w > n // d:
-            raise ValueError(
-                f"{owner}: a window of {w} does not fit axis {axis}, whose {n} places hold {n // d} that lie a "
-                f"dilation of {d} apart: kernel_size={with_entry(sizes, axis, n // d)} fits, and border='clip' cuts it"
-            )
-        if s > w:
-            raise ValueError(
-                f"{owner}: stride must be at most the window of {w} along axis {axis}, got {s}: some places would see "
-                f"nothing of themselves; stride={with_entry(strides, axis, w)} works"
-            )
+    _check_windows(shape, sizes, strides, dilations, causal, border)
     return Windows(
         shape, shortest(sizes), order, shortest(strides), shortest(dilations), shortest(causal), border, tile
     )

@@ -60,7 +60,8 @@ def token_order(
 
 
 def _sides(name: str, value: tuple[int, ...]) -> tuple[int, ...]:
-    if not 1 <= len(value) <= 3 or any(int(side) != side or side < 1 for side in value):
+    listed = isinstance(value, tuple | list) and 1 <= len(value) <= 3
+    if not listed or any(int(side) != side or side < 1 for side in value):
         raise ValueError(f"{name} must be 1 to 3 whole numbers of at least 1, such as (height, width); got {value!r}")
     return tuple(int(side) for side in value)
 

@@ -49,8 +49,3 @@ def shortest(values: tuple[Value, ...]) -> Value | tuple[Value, ...]:
 def spread(value: Value | tuple[Value, ...], axes: int) -> tuple[Value, ...]:
     """The inverse of :func:`shortest`."""
     return value if isinstance(value, tuple) else (value,) * axes
-
-
-def with_entry(values: tuple[int, ...], axis: int, entry: int) -> str:
-    """The text of an argument that would be right along an axis."""
-    return repr(shortest((*values[:axis], entry, *values[axis + 1 :])))

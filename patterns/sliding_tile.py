@@ -8,7 +8,7 @@ import numpy as np
 
 from sparseflash.patterns.image import ImagePattern, Layout, Term, checked_grid
 from sparseflash.patterns.pattern import Pattern
-from sparseflash.patterns.per_axis import ints_per_axis, shortest, spread, with_entry
+from sparseflash.patterns.per_axis import ints_per_axis, shortest, spread
 from sparseflash.patterns.span import Span
 
 
@@ -72,16 +72,18 @@ def sliding_tile(
     sides = ints_per_axis(owner, "tile", tile, len(shape), 1)
     checked_grid(owner, shape, order, sides if order == "tile" else None)
     windows = ints_per_axis(owner, "window", window, len(shape), 1)
-    for axis, (n, side, seen) in enumerate(zip(shape, sides, windows, strict=True)):
-        tiles = -(-n // side)
-        if seen > tiles:
+    tiles = tuple(-(-n // side) for n, side in zip(shape, sides, strict=True))
+    # The odd number from an even one on, and no more than there are.
+    nearest = shortest(tuple(min(seen + 1 - seen % 2, most) for seen, most in zip(windows, tiles, strict=True)))
+    for axis, (seen, most) in enumerate(zip(windows, tiles, strict=True)):
+        if seen > most:
             raise ValueError(
-                f"{owner}: window must be at most the {tiles} tiles of {side} along axis {axis}, got {seen}: "
-                f"window={with_entry(windows, axis, tiles)} sees all of them"
+                f"{owner}: window must be at most the {most} tiles of {sides[axis]} along axis {axis}, got {seen}; "
+                f"nearest is window={nearest!r}"
             )
-        if seen % 2 == 0 and seen < tiles:
+        if seen % 2 == 0 and seen < most:
             raise ValueError(
                 f"{owner}: window must be odd along axis {axis}, so that the query's tile is in its middle, or all "
-                f"{tiles} tiles; got {seen}: window={with_entry(windows, axis, seen + 1)} sees one more"
+                f"{most} tiles, got {seen}; nearest is window={nearest!r}"
             )
     return SlidingTile(shape, sides, shortest(windows), order)

@@ -216,14 +216,15 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: P.neighborhood((4, 9), kernel_size=(3, 5), dilation=(1, 2)),
         ValueError,
-        r"a window of 5 does not fit axis 1, whose 9 places hold 4 .* kernel_size=\(3, 4\) fits",
+        r"window of 5 does not fit axis 1 of 9 places, 4 of them a dilation of 2 apart; .*kernel_size=\(3, 4\)",
     ),
     (
-        lambda: P.neighborhood((4, 9), kernel_size=3, stride=(1, 4)),
+        lambda: P.neighborhood((8, 9), kernel_size=10),
         ValueError,
-        r"axis 1, got 4.* stride=\(1, 3\) works",
+        r"axis 0 of 8 places; nearest is kernel_size=\(8, 9\)",
     ),
-    (lambda: P.neighborhood((4, 9), kernel_size=1, dilation=(5, 1)), ValueError, r"4 places of axis 0, got 5"),
+    (lambda: P.neighborhood((4, 9), kernel_size=3, stride=(1, 4)), ValueError, r"axis 1, got 4.* is stride=\(1, 3\)"),
+    (lambda: P.neighborhood((4, 9), kernel_size=1, dilation=(5, 1)), ValueError, r"axis 0, got 5; .*dilation=\(4, 1\)"),
     (lambda: P.neighborhood((4, 4), kernel_size=0), ValueError, "kernel_size must be at least 1"),
     (lambda: P.neighborhood((4, 4), kernel_size=(3, 0)), ValueError, r"kernel_size\[1\] must be at least 1"),
     (lambda: P.neighborhood((4, 4), kernel_size=(3, 3, 3)), TypeError, "one for each of the 2"),
@@ -234,8 +235,8 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.neighborhood((4, 4, 4, 4), 1), TypeError, "shape must be 1 to 3 ints"),
     (lambda: P.neighborhood(16, 1), TypeError, "shape must be 1 to 3 ints"),  # type: ignore[arg-type]
     (lambda: P.neighborhood((4, 4), 1).compile(19), ValueError, r"3 over: beside\(pattern, after=3\)"),
-    (lambda: P.sliding_tile((8, 8), (2, 2), 2), ValueError, r"odd along axis 0.* got 2: window=\(3, 2\)"),
-    (lambda: P.sliding_tile((8, 8), (2, 2), (3, 5)), ValueError, r"at most the 4 tiles of 2 along axis 1, got 5"),
+    (lambda: P.sliding_tile((8, 8), (2, 2), 2), ValueError, r"odd along axis 0.* got 2; nearest is window=3"),
+    (lambda: P.sliding_tile((8, 8), (2, 2), (3, 5)), ValueError, r"tiles of 2 along axis 1, got 5; .*=\(3, 4\)"),
     (lambda: P.sliding_tile((8, 8), (2, 0), 3), ValueError, r"tile\[1\] must be at least 1"),
     (lambda: P.radial(4, 16, decay=0), ValueError, "decay must be positive"),
     (lambda: P.radial(4, 16, decay="1"), TypeError, "decay must be a number"),  # type: ignore[arg-type]

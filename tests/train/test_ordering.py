@@ -100,6 +100,7 @@ def test_results_are_shared_and_cannot_be_changed() -> None:
         ((8, 8), "spiral", "order must be one of raster, tile, morton, hilbert; got 'spiral'"),
         ((0, 8), "raster", "at least 1"),
         ((), "raster", "1 to 3 whole numbers"),
+        (12, "raster", "1 to 3 whole numbers of at least 1, such as .*; got 12"),
         ((2, 2, 2, 2), "hilbert", "1 to 3 whole numbers"),
         ((2.5, 2), "morton", "1 to 3 whole numbers"),
     ],
