@@ -81,6 +81,11 @@ PARTS: dict[str, tuple[str, str]] = {
         "Blocks of 128, one core; n tokens, images of s x s pixels. Peak is what Python and numpy allocate. "
         "`create_block_mask` ran once, up to 8,192 tokens.",
     ),
+    "grids": (
+        "patterns of images and videos",
+        "From pattern to mask on one core: processor time, the shortest of three runs. Stored / allowed is how "
+        "many pairs lie in stored blocks for each pair that is allowed.",
+    ),
     "peers": ("making a mask on the GPU", ""),
     "communication": (
         "bytes between ranks",

@@ -141,6 +141,16 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
             "Beside create_block_mask", needs="flex_ms", derived=_made,
         ),
     ),
+    "grids": (
+        Shape(
+            [
+                PATTERN, ("compile_ms", "compile, ms", "{:,.0f}"), ("blocks", "blocks stored", "{:,}"),
+                ("density", "of all blocks", "{:.2%}"), ("token_density", "of all pairs", "{:.2%}"),
+                ("stored_over_allowed", "stored / allowed", "{:.2f}"), ("tiles", "tiles", "{:,}"),
+            ],
+            label=lambda row: str(row["grid"]),
+        ),
+    ),
     "cpu": (
         Shape(
             [

@@ -44,6 +44,8 @@ BIG_BIRD = 'Zaheer et al., "Big Bird" (2020), section 2'
 PIXELATED_BUTTERFLY = 'Dao et al., "Pixelated Butterfly" (ICLR 2022), section 3.2'
 STAR = 'Guo et al., "Star-Transformer" (2019)'
 ALONE = 'Ramachandran et al., "Stand-Alone Self-Attention in Vision Models" (2019), section 3'
+NATTEN = "Hassani et al., https://arxiv.org/abs/2204.07143"
+SPARSE_VIDEO = "Xi et al., https://arxiv.org/abs/2502.01776, section 4"
 
 SECTIONS: dict[str, list[Entry]] = {
     "Everything and the past": [
@@ -100,6 +102,12 @@ SECTIONS: dict[str, list[Entry]] = {
             "Keys at distances that are powers of two, token by token, in both directions.",
             'Li et al., "Enhancing the Locality and Breaking the Memory Bottleneck of Transformer on Time Series '
             'Forecasting" (2019), section 4.2',
+        ),
+        Entry(
+            "columns and diagonals",
+            "causal() & (columns((0, 1, 300)) | diagonals((0, 1, 2, 200)))",
+            "Keys that all later queries see, and keys at a few distances: vertical and slash lines.",
+            "Jiang et al., https://arxiv.org/abs/2407.02490, section 3",
         ),
         Entry(
             "global tokens",
@@ -160,6 +168,44 @@ SECTIONS: dict[str, list[Entry]] = {
             "The same pairs of pixels along a Hilbert curve: patches of 4 x 4 again, neighbours in the sequence always "
             "neighbours in the image.",
             ALONE,
+        ),
+        Entry(
+            "neighborhood of a kernel size",
+            "neighborhood((32, 32), kernel_size=7, order='tile')",
+            "Windows of 7 x 7 pixels that keep their size at the border, as NATTEN defines them.",
+            NATTEN,
+        ),
+    ],
+    "Videos": [
+        Entry(
+            "neighborhood of a video",
+            "neighborhood((4, 16, 16), kernel_size=(3, 7, 7), is_causal=(True, False, False))",
+            "Windows in 4 frames of 16 x 16, causal in time: a frame sees itself and the two before it.",
+            NATTEN,
+        ),
+        Entry(
+            "sliding tile",
+            "sliding_tile((8, 8, 16), (2, 2, 4), 3)",
+            "Tiles of 2 x 2 x 4 see the 3 x 3 x 3 tiles around them. A block is a tile, so every block is seen whole.",
+            "Zhang et al., https://arxiv.org/abs/2502.04507, section 3",
+        ),
+        Entry(
+            "spatial",
+            "spatial(8, 128)",
+            "The own frame of 128 tokens and one on either side; the first frame is seen by all.",
+            SPARSE_VIDEO,
+        ),
+        Entry(
+            "temporal",
+            "temporal(8, 128, 4)",
+            "Places at most 4 apart, in every frame; the first frame is seen by all.",
+            SPARSE_VIDEO,
+        ),
+        Entry(
+            "radial",
+            "radial(8, 128, narrowest=16)",
+            "The farther the frame, the narrower the band: half as wide with each doubling of the distance.",
+            "Li et al., https://arxiv.org/abs/2506.19852, section 4, and its published code",
         ),
     ],
     "Published models": [

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 SHORTEST = 8192  # tokens; below, even dense attention is quick
 DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
 EXCESS = 4  # stored tokens for each allowed pair that are worth a word
+EXCESS_ASKED = 2  # the same, where the cost is asked for
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
 
 
@@ -46,19 +47,24 @@ class SlowScan(UserWarning):
     """
 
 
-def advice(pattern: Pattern, mask: MaskData) -> str | None:
+def advice(pattern: Pattern, mask: MaskData, *, asked: bool = False) -> str | None:
     """A sentence with both densities and the pattern to use instead; None if the blocks are well used.
 
     Args:
         pattern: the pattern.
         mask: its compiled mask.
+        asked: whether the cost was asked for: then smaller savings are named too, with the pattern to use.
 
     Example:
         >>> from sparseflash import patterns as P
         >>> advice(P.strided(4, unit=128), P.strided(4, unit=128).compile(8192)) is None
         True
     """
-    if min(mask.shape) < SHORTEST or mask.density < DENSE_FROM or mask.density < EXCESS * mask.token_density:
+    excess = EXCESS_ASKED if asked else EXCESS
+    if min(mask.shape) < SHORTEST or mask.density < excess * mask.token_density:
+        return None
+    wasteful = mask.density >= max(DENSE_FROM, EXCESS * mask.token_density)
+    if not (wasteful or asked):
         return None
     cost = (
         f"{shorten(str(pattern), 200)} stores {mask.density:.1%} of the blocks of {mask.block[0]} x {mask.block[1]} "
@@ -66,10 +72,12 @@ def advice(pattern: Pattern, mask: MaskData) -> str | None:
     )
     mended = pattern.coarser(max(mask.block))
     if mended == pattern:
+        if not wasteful:
+            return None
         return f"{cost}. Patterns whose allowed keys lie together, in stretches of a block or more, cost less"
     density = compile_pattern(mended, mask.grid).density
     if density > mask.density / 2:
-        return cost
+        return cost if wasteful else None
     tokens = ", of tokens put in that order (sparseflash.ordering)" if mended.orders_tokens else ""
     return f"{cost}. {shorten(str(mended), 200)} would store {density:.1%}{tokens}"
 

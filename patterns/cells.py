@@ -10,6 +10,7 @@ import numpy as np
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.runs import distinct
+from sparseflash.patterns.tiles import Words, pack
 
 LARGEST_KEY = 1 << 62
 
@@ -56,7 +57,35 @@ class CellPattern(Pattern):
         b = np.minimum(k[:, None] // unit + np.arange(across_k), k_last[:, None] // unit)
         truth = self.cells(a[:, :, None], b[:, None, :]).reshape(rows.size, across_q * across_k)
         code = truth @ (np.int64(1) << np.arange(truth.shape[1], dtype=np.int64))
-        return joint_key(q % unit, k % unit, code)
+        return joint_key(self.edges(q, grid.bq), self.edges(k, grid.bk), code)
+
+    def edges(self, starts: Ints, size: int) -> Ints:
+        """Where the first cell that does not begin with the block begins in it; its size if there is none."""
+        inside: Ints = -starts % self.unit
+        if self.unit < size:
+            return inside
+        return np.where((inside == 0) | (inside > size), size, inside)
+
+    def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
+        if self.unit == 1:
+            return None
+        a, at_q, q_in = self._cells_of(grid.q_start(rows), grid.bq, grid.q_offset + grid.q_len)
+        b, at_k, k_in = self._cells_of(grid.k_start(cols), grid.bk, grid.kv_len)
+        # The keys that each cell of queries sees, and then a row for each of its queries.
+        truth = np.broadcast_to(self.cells(a[:, :, None], b[:, None, :]), (*a.shape, b.shape[1]))
+        seen = np.take_along_axis(truth, np.broadcast_to(at_k[:, None, :], (*a.shape, grid.bk)), axis=2)
+        words = pack(seen & k_in[:, None, :])
+        tiles: Words = np.take_along_axis(words, at_q[:, :, None], axis=1)
+        return np.where(q_in[:, :, None], tiles, np.uint32(0))
+
+    def _cells_of(self, starts: Ints, size: int, stop: int) -> tuple[Ints, Ints, Bools]:
+        """The cells of blocks, which of them each token lies in, and whether the token is there."""
+        position = starts[:, None] + np.arange(size)
+        first, last = starts // self.unit, np.minimum(starts + size, stop) - 1
+        cells = np.minimum(
+            first[:, None] + np.arange((size + self.unit - 2) // self.unit + 1), last[:, None] // self.unit
+        )
+        return cells, position // self.unit - first[:, None], position < stop
 
 
 def joint_key(*parts: Ints) -> Ints:

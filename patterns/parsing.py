@@ -11,18 +11,21 @@ from keyword import iskeyword
 from typing import TypeVar, overload
 from unicodedata import normalize
 
+from sparseflash.patterns.axial import axial
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.composed import star, streaming
 from sparseflash.patterns.dilated import dilated
 from sparseflash.patterns.documents import documents
 from sparseflash.patterns.fixed import fixed
+from sparseflash.patterns.frames import radial, spatial, temporal
 from sparseflash.patterns.full import full
 from sparseflash.patterns.global_tokens import global_tokens
-from sparseflash.patterns.image import axial, neighborhood
+from sparseflash.patterns.lines import columns, diagonals
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.misuse import required
+from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
@@ -35,6 +38,7 @@ from sparseflash.patterns.presets import (
 )
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.shown import shown
+from sparseflash.patterns.sliding_tile import sliding_tile
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Where
 
@@ -43,6 +47,8 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "bigbird": bigbird,
     "butterfly": butterfly,
     "causal": causal,
+    "columns": columns,
+    "diagonals": diagonals,
     "dilated": dilated,
     "documents": documents,
     "fixed": fixed,
@@ -55,13 +61,17 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "per_head": per_head,
     "per_sample": per_sample,
     "prefix": prefix,
+    "radial": radial,
     "random_blocks": random_blocks,
+    "sliding_tile": sliding_tile,
     "sparse_transformer_fixed": sparse_transformer_fixed,
     "sparse_transformer_strided": sparse_transformer_strided,
+    "spatial": spatial,
     "star": star,
     "star_transformer": star_transformer,
     "streaming": streaming,
     "strided": strided,
+    "temporal": temporal,
 }
 Own = TypeVar("Own", bound=Pattern)
 _OWN = frozenset(_constructors)

@@ -37,7 +37,8 @@ class Strided(CellPattern):
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
         q, k = grid.q_start(rows), grid.k_start(cols)
-        return joint_key(q % self.unit, k % self.unit, (q // self.unit - k // self.unit) % self.stride)
+        apart = (q // self.unit - k // self.unit) % self.stride
+        return joint_key(self.edges(q, grid.bq), self.edges(k, grid.bk), apart)
 
 
 def strided(stride: int, unit: int = 1) -> Pattern:

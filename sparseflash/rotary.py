@@ -101,7 +101,76 @@ class Rotary2d(Constant):
         return rotary_table_2d(pixels, width, head_dim, self.wavelengths)
 
 
-Rotary = Rotary1d | Rotary2d
+@dataclass(frozen=True)
+class Rotary3d(Constant):
+    """Token i is a place of a video: some planes turn with the frame, some with y, some with x.
+
+    Along each axis, plane i of the n entries that turn with it turns by ``base ** (-2 * i / n)`` a place, as in the
+    models Wan, HunyuanVideo and CogVideoX. Their code makes planes of neighbouring entries 2 i and 2 i + 1 of a head;
+    :func:`rotate` of entries i and i + D / 2, so weights trained with theirs need the entries of q and k put in that
+    order: 0, 2, 4, ... and then 1, 3, 5, ...
+
+    Attributes:
+        shape: frames, height and width of the video in tokens.
+        order: the order in which places become tokens, see :func:`sparseflash.ordering.token_order`.
+        tile: places of a tile along each axis; used by order ``"tile"`` alone. Default ``(4, 4, 4)``.
+        split: entries of a head that turn with the frame, with y and with x, all even; together the head dim. Default
+            ``D - 4 * (D // 6)`` and twice ``2 * (D // 6)``, as in Wan: 44, 42 and 42 of 128. HunyuanVideo has (16, 56,
+            56), CogVideoX (16, 24, 24).
+        base: see above.
+
+    Example:
+        >>> cos, sin = Rotary3d((4, 6, 5)).table(120, head_dim=16)
+        >>> cos.shape
+        torch.Size([120, 8])
+    """
+
+    shape: tuple[int, int, int]
+    order: str = "raster"
+    tile: tuple[int, int, int] | None = None
+    split: tuple[int, int, int] | None = None
+    base: float = 10_000.0
+
+    def __post_init__(self) -> None:
+        for name in ("shape", "tile", "split"):
+            if getattr(self, name) is None and name != "shape":
+                continue
+            value = tuple(getattr(self, name))
+            if len(value) != 3:
+                raise ValueError(f"{name} must have three entries, for frames, y and x; got {value!r}")
+            object.__setattr__(self, name, value)  # lists do not hash
+        if self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}; got {self.order!r}")
+        if self.split is not None and any(part < 0 or part % 2 for part in self.split):
+            raise ValueError(f"split must be even numbers of entries, got {self.split!r}")
+        if not self.base > 0:
+            raise ValueError(f"base must be positive, got {self.base!r}")
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raise ValueError unless heads of this size split into planes for three axes."""
+        if self.split is not None and sum(self.split) != head_dim:
+            raise ValueError(f"split={self.split!r} is for a head dim of {sum(self.split)}, got {head_dim}")
+        if head_dim % 2:
+            raise ValueError(f"Rotary3d needs an even head dim, got {head_dim}")
+
+    def table(self, tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of all places in token order: two fp32 tensors [tokens, head_dim / 2]."""
+        self.check_head_dim(head_dim)
+        frames, height, width = self.shape
+        if tokens != frames * height * width:
+            raise ValueError(
+                f"a video of {frames} x {height} x {width} has {frames * height * width} tokens, got {tokens}"
+            )
+        side = 2 * (head_dim // 6)
+        split = (head_dim - 2 * side, side, side) if self.split is None else self.split
+        places, _ = token_order(self.shape, self.order, tile=self.tile)
+        rates = (float(self.base) ** (-np.arange(0, part, 2) / max(part, 1)) for part in split)
+        axes = np.unravel_index(places, self.shape)
+        angles = [np.outer(axis, rate) for axis, rate in zip(axes, rates, strict=True)]
+        return _cos_sin(np.concatenate(angles, axis=1))
+
+
+Rotary = Rotary1d | Rotary2d | Rotary3d
 
 
 def rotary_table(positions: Indices, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,69 @@ BLOCKS = (16, 32, 64, 128, 256)
 # A campaign (tests/fuzz) draws larger expressions and longer sequences than the suite has time for.
 WIDER = 2 if os.environ.get("SPARSEFLASH_FUZZ") else 1
 
+# Grids of 1 to 3 axes with a place for every token that is asked about, whatever their sides divide.
+GRIDS = ((5200,), (64, 88), (80, 72), (45, 121), (20, 17, 16), (16, 16, 22), (3, 44, 40))
+
+
+@st.composite
+def orders(draw: st.DrawFn, axes: int) -> dict[str, Any]:
+    """An order of tokens, and tiles that need not divide the grid."""
+    order = draw(st.sampled_from(["raster", "tile", "morton", "hilbert"]))
+    side = st.integers(1, (200, 16, 6)[axes - 1])
+    return {"order": order, "tile": tuple(draw(side) for _ in range(axes)) if order == "tile" else None}
+
+
+@st.composite
+def windows(draw: st.DrawFn) -> Pattern:
+    """A neighborhood with any window, stride, dilation, causal axes and border that fit."""
+    shape = draw(st.sampled_from(GRIDS))
+    dilation = [draw(st.integers(1, min(n, 4))) for n in shape]
+    border = draw(st.sampled_from(["clip", "shift"]))
+    # Small windows more often than large ones, which see almost everything.
+    size = [draw(st.integers(1, n // d) | st.integers(1, min(5, n // d))) for n, d in zip(shape, dilation, strict=True)]
+    return P.neighborhood(
+        shape,
+        kernel_size=tuple(size),
+        stride=tuple(draw(st.integers(1, w)) for w in size),
+        dilation=tuple(dilation),
+        is_causal=tuple(draw(st.booleans()) for _ in shape),
+        border=border,
+        **draw(orders(len(shape))),
+    )
+
+
+@st.composite
+def images(draw: st.DrawFn) -> Pattern:
+    """Neighborhoods with a radius, and lines."""
+    shape = draw(st.sampled_from(GRIDS))
+    order = draw(orders(len(shape)))
+    if draw(st.booleans()):
+        return P.axial(shape, **order)
+    return P.neighborhood(shape, tuple(draw(st.integers(0, 9)) for _ in shape), **order)
+
+
+@st.composite
+def videos(draw: st.DrawFn) -> Pattern:
+    """Whole tiles, and masks of frames."""
+    kind = draw(st.sampled_from(["sliding_tile", "spatial", "temporal", "radial"]))
+    if kind == "sliding_tile":
+        shape = draw(st.sampled_from(GRIDS))
+        tile = tuple(draw(st.integers(1, n)) for n in shape)
+        tiles = (-(-n // t) for n, t in zip(shape, tile, strict=True))
+        window = tuple(draw(st.sampled_from([*range(1, m + 1, 2), m])) for m in tiles)
+        return P.sliding_tile(shape, tile, window, draw(st.sampled_from(["tile", "raster", "morton"])))
+    tokens = draw(st.integers(1, 700))
+    frames = -(-5200 // tokens)
+    if kind == "radial":
+        near = draw(st.none() | st.integers(0, tokens))
+        return P.radial(
+            frames, tokens, decay=draw(st.floats(0.01, 4)), neighbors=near, narrowest=draw(st.integers(1, 300))
+        )
+    return (P.spatial if kind == "spatial" else P.temporal)(
+        frames, tokens, draw(st.integers(0, 9)), first=draw(st.booleans())
+    )
+
+
 named_leaves = st.one_of(
     st.just(P.full()),
     st.just(P.causal()),
@@ -35,14 +98,11 @@ named_leaves = st.one_of(
     ),
     st.integers(1, 20).flatmap(lambda s: st.builds(P.fixed, st.just(s), st.integers(0, s), st.integers(1, 80))),
     st.just(P.log_sparse()),
-    st.builds(
-        P.neighborhood,
-        st.sampled_from([(64, 88), (80, 72)]),
-        st.tuples(st.integers(0, 5), st.integers(0, 9)),
-        st.sampled_from(["raster", "tile", "morton"]),
-    ),
-    st.builds(P.neighborhood, st.just((128, 128)), st.integers(0, 4), st.just("hilbert")),
-    st.builds(P.axial, st.sampled_from([(64, 88), (80, 72)]), st.sampled_from(["raster", "tile", "morton"])),
+    windows(),
+    images(),
+    videos(),
+    st.builds(P.columns, st.lists(st.integers(0, 700), min_size=1, max_size=5)),
+    st.builds(P.diagonals, st.lists(st.integers(-300, 700), min_size=1, max_size=5)),
     st.builds(P.random_blocks, st.integers(0, 5), st.integers(1, 90), st.integers(0, 3)),
     st.builds(P.prefix, st.integers(0, 400)),
     st.just(P.star()),

@@ -20,7 +20,8 @@ import sparseflash as sf
 from sparseflash import SparseAttention, SparseTransformerBlock
 from sparseflash import patterns as P
 from sparseflash.nn.attention import alibi_slopes
-from sparseflash.rotary import Rotary1d, Rotary2d, rotary_table, rotate
+from sparseflash.ordering import token_order
+from sparseflash.rotary import Rotary1d, Rotary2d, Rotary3d, rotary_table, rotate
 
 WINDOW = "causal() & local(10)"
 
@@ -357,9 +358,11 @@ def test_what_inference_made_serves_training() -> None:
         ({"mask": sf.lookup(P.full().compile(9))}, TypeError, "a table belongs to one batch"),
         ({"block": 100}, ValueError, "block sizes are 16, 32, .* got block=100"),
         ({"block": "128"}, TypeError, "block must be an int or a pair of ints"),
-        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, a Rotary2d or None, got '1d'"),
+        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, Rotary2d, Rotary3d or None, got '1d'"),
         ({"rotary": Rotary1d(), "head_dim": 7}, ValueError, "Rotary1d needs an even head dim, got 7"),
         ({"rotary": Rotary2d((4, 4)), "head_dim": 6}, ValueError, "a multiple of 4, got 6"),
+        ({"rotary": Rotary3d((2, 4, 4)), "head_dim": 7}, ValueError, "Rotary3d needs an even head dim, got 7"),
+        ({"rotary": Rotary3d((2, 4, 4), split=(2, 2, 4)), "head_dim": 6}, ValueError, "a head dim of 8, got 6"),
         ({"dropout": 1.0}, ValueError, "dropout must be at least 0 and below 1, got 1.0"),
         ({"dropout": "half"}, TypeError, "dropout must be a number, got 'half'"),
     ],
@@ -395,6 +398,33 @@ def test_bad_blocks_and_inputs_are_named() -> None:
         alibi_slopes(0)
     with pytest.raises(ValueError, match="wavelengths must be 0 < shortest <= longest"):
         Rotary2d((5, 8), wavelengths=(3.0, 2.0))
+    with pytest.raises(ValueError, match=r"shape must have three entries, for frames, y and x; got \(5, 8\)"):
+        Rotary3d((5, 8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"split must be even numbers of entries, got \(3, 2, 3\)"):
+        Rotary3d((5, 8, 8), split=(3, 2, 3))
+    with pytest.raises(ValueError, match="a video of 2 x 3 x 4 has 24 tokens, got 25"):
+        Rotary3d((2, 3, 4)).table(25, 8)
+
+
+@pytest.mark.parametrize(("order", "split"), [("raster", None), ("tile", (2, 8, 4)), ("hilbert", (14, 0, 0))])
+def test_planes_turn_with_the_place_in_a_video(order: str, split: tuple[int, int, int] | None) -> None:
+    shape, tile = (3, 4, 5), (2, 3, 2) if order == "tile" else None
+    cos, sin = Rotary3d(shape, order, tile, split, base=100.0).table(60, 14)
+    places, _ = token_order(shape, order, tile=tile)
+    parts = split or (6, 4, 4)  # 14 - 4 * (14 // 6) and twice 2 * (14 // 6)
+    for token, raster in enumerate(places.tolist()):
+        place = raster // 20, raster // 5 % 4, raster % 5
+        angles = [x * 100.0 ** (-2 * i / n) for x, n in zip(place, parts, strict=True) for i in range(n // 2)]
+        assert np.allclose(cos[token], np.cos(angles), atol=1e-6)
+        assert np.allclose(sin[token], np.sin(angles), atol=1e-6)
+
+
+def test_a_layer_turns_with_the_place_in_a_video() -> None:
+    """Moved by a frame, every token sees what it saw: scores depend on how far places lie apart."""
+    layer = SparseAttention(16, 1, P.neighborhood((5, 3, 4), (1, 3, 3)), block=16, rotary=Rotary3d((5, 3, 4)))
+    x = torch.randn(1, 60, 16)
+    moved = torch.cat([torch.randn(1, 12, 16), x[:, :48]], dim=1)
+    assert torch.allclose(layer(x)[:, 12:36], layer(moved)[:, 24:48], atol=1e-5)
 
 
 @pytest.mark.parametrize(

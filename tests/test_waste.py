@@ -20,6 +20,10 @@ from sparseflash.patterns.advice import WastefulPattern, advice
         (P.fixed(128, 8), "fixed(16, 1, unit=128)"),
         (P.axial((96, 96)), "axial((96, 96), order='morton')"),
         (P.axial((128, 128)), "axial((128, 128), order='morton')"),
+        (
+            P.neighborhood((96, 96), kernel_size=(24, 3)),
+            "neighborhood((96, 96), kernel_size=(16, 2), order='tile', stride=(16, 2), tile=(16, 2))",
+        ),
     ],
     ids=str,
 )
@@ -50,3 +54,32 @@ def test_without_a_coarser_form_the_advice_says_what_costs_less() -> None:
 )
 def test_masks_that_use_their_blocks_are_left_alone(pattern: Pattern, seq_len: int) -> None:
     assert advice(pattern, pattern.compile(seq_len)) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mended"),
+    [
+        (P.neighborhood((128, 128), 8), "neighborhood((128, 128), 8, order='morton')"),
+        (
+            P.neighborhood((8, 32, 40), kernel_size=(5, 9, 17)),
+            "neighborhood((8, 32, 40), kernel_size=(4, 12, 24), order='tile', stride=(4, 4, 8), tile=(4, 4, 8))",
+        ),
+    ],
+    ids=str,
+)
+def test_whoever_asks_is_told_of_the_order_the_tile_and_the_stride(pattern: Pattern, mended: str) -> None:
+    tokens = 16384 if "128" in mended else 10240
+    mask = pattern.compile(tokens)
+    assert advice(pattern, mask) is None
+    words = advice(pattern, mask, asked=True)
+    assert words is not None
+    assert f"{mended} would store" in words
+    assert P.parse(mended).compile(tokens).density < mask.density / 2
+
+
+def test_windows_of_whole_tiles_need_no_advice() -> None:
+    pattern = P.neighborhood((8, 32, 40), kernel_size=(2, 12, 24), order="tile", stride=(2, 4, 8), tile=(2, 4, 8))
+    mask = pattern.compile(10240, block=64)
+    assert mask.nnz == mask.full_blocks
+    assert advice(pattern, mask, asked=True) is None
+    assert pattern.coarser(64) == pattern

@@ -65,8 +65,10 @@ def show(
 
     Patterns: full() causal() local(window) dilated(window, dilation) strided(stride, unit) fixed(stride, summary, unit)
     butterfly(unit, max_stride) global_tokens(n or list) random_blocks(per_row, unit, seed) documents(lengths) prefix(n)
-    log_sparse() star() streaming(sinks, window) axial((H, W), order) neighborhood((H, W), radius, order) bigbird()
-    longformer(window) and other presets; per_head(p, q, ...), per_sample(p, q, ...); joined by | & - ~ and parentheses.
+    log_sparse() star() streaming(sinks, window) columns(list) diagonals(list) axial((H, W), order)
+    neighborhood((H, W), radius, order) neighborhood((T, H, W), kernel_size=(7, 21, 27)) sliding_tile(shape, tile,
+    window) radial(frames, tokens) spatial(frames, tokens) temporal(frames, tokens) bigbird() longformer(window) and
+    other presets; per_head(p, q, ...), per_sample(p, q, ...); joined by | & - ~ and parentheses.
 
     [bold]Examples[/bold]
 

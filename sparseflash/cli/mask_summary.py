@@ -128,7 +128,7 @@ class MaskSummary:
             token_density=mask.token_density,
             ideal_speedup=1 / mask.density if mask.nnz else None,
             row_blocks=RowBlocks.of(mask),
-            advice=advice(pattern, mask),
+            advice=advice(pattern, mask, asked=True),
         )
 
     def to_dict(self) -> dict[str, Any]:

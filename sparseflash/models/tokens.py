@@ -18,7 +18,8 @@ from sparseflash.models.token_tables import packed, table_of_pairs
 from sparseflash.ordering import token_order
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.full import Full
-from sparseflash.patterns.image import Neighborhood
+from sparseflash.patterns.neighborhood import Neighborhood
+from sparseflash.patterns.per_axis import spread
 from sparseflash.rotary import rotary_table_2d
 from sparseflash.tables.table import LookupTable
 
@@ -182,8 +183,9 @@ def _reach(pattern: Pattern, order: str) -> tuple[int, int]:
     """How far a pattern over pixels in some order reaches in y and in x."""
     if isinstance(pattern, Full):
         return _FAR // 4, _FAR // 4
-    if isinstance(pattern, Neighborhood) and pattern.order == order:
-        return (pattern.radius, pattern.radius) if isinstance(pattern.radius, int) else pattern.radius
+    if isinstance(pattern, Neighborhood) and pattern.order == order and len(pattern.shape) == 2:
+        y, x = spread(pattern.radius, 2)
+        return y, x
     raise ValueError(f'lit pixels see what a neighborhood(..., {order!r}) or full() reaches; got "{pattern}"')
 
 

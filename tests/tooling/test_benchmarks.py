@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import compile_time, cpu, numerics, numerics_page, report
+from benchmarks import compile_time, cpu, grids, numerics, numerics_page, report
 from benchmarks.masks import CPU_MASKS, MASKS
+from sparseflash import patterns as P
 from sparseflash import reference
 
 
@@ -107,6 +108,29 @@ def test_compiling_stays_under_its_bars(name: str, tokens: int, seconds: float, 
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < megabytes * 1e6
+
+
+@pytest.mark.alone
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize(
+    ("pattern", "tokens", "seconds"),
+    [
+        (P.neighborhood((21, 45, 80), kernel_size=(7, 21, 27)), 75_600, 2.0),
+        (P.neighborhood((33, 45, 80), kernel_size=(7, 21, 27)), 118_800, 3.0),
+        (P.from_blocks(np.tri(21, dtype=bool), unit=1560), 32_760, 0.2),
+    ],
+    ids=["Wan 720p", "HunyuanVideo 720p", "frames causal in time"],
+)
+def test_videos_compile_under_their_bars(pattern: P.Pattern, tokens: int, seconds: float, block: int) -> None:
+    row = grids.measure("", (tokens,), pattern, block)
+    assert row["compile_ms"] < 1e3 * seconds
+    assert row["stored_over_allowed"] < 3.5
+
+
+def test_the_shapes_of_models_have_patterns_that_fit_them() -> None:
+    for name, shape, pattern in grids.cases():
+        last = int(np.prod(shape)) - 1
+        assert pattern.allows(np.array([last]), np.array([last])).all(), name
 
 
 def test_flex_attention_s_mods_mean_the_patterns() -> None:
