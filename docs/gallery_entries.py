@@ -44,6 +44,10 @@ BIG_BIRD = 'Zaheer et al., "Big Bird" (2020), section 2'
 PIXELATED_BUTTERFLY = 'Dao et al., "Pixelated Butterfly" (ICLR 2022), section 3.2'
 STAR = 'Guo et al., "Star-Transformer" (2019)'
 ALONE = 'Ramachandran et al., "Stand-Alone Self-Attention in Vision Models" (2019), section 3'
+JOINT = (
+    'Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (2024), section 4: text '
+    "and image attend to both"
+)
 
 SECTIONS: dict[str, list[Entry]] = {
     "Everything and the past": [
@@ -160,6 +164,18 @@ SECTIONS: dict[str, list[Entry]] = {
             "The same pairs of pixels along a Hilbert curve: patches of 4 x 4 again, neighbours in the sequence always "
             "neighbours in the image.",
             ALONE,
+        ),
+        Entry(
+            "beside",
+            "beside(neighborhood((28, 32), 3), before=128)",
+            "128 tokens of text before an image, as in joint attention: they see all and are seen by all.",
+            JOINT,
+        ),
+        Entry(
+            "packed",
+            "packed(neighborhood((24, 24), 3), beside(neighborhood((16, 16), 3), before=40))",
+            "An image, and one with text of its own, packed into one row. The rest of the row is padding, which sees "
+            "nothing and is seen by nothing.",
         ),
     ],
     "Published models": [

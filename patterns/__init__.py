@@ -4,6 +4,7 @@ Imports numpy and scipy only.
 """
 
 from sparseflash.patterns.advice import SlowScan, WastefulPattern
+from sparseflash.patterns.beside import beside
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
@@ -18,6 +19,7 @@ from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.image import axial, neighborhood
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
+from sparseflash.patterns.packed import packed
 from sparseflash.patterns.parsing import parse, register
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.prefix import prefix
@@ -40,6 +42,7 @@ __all__ = [
     "SlowScan",
     "WastefulPattern",
     "axial",
+    "beside",
     "bigbird",
     "butterfly",
     "causal",
@@ -54,6 +57,7 @@ __all__ = [
     "log_sparse",
     "longformer",
     "neighborhood",
+    "packed",
     "parse",
     "per_head",
     "per_sample",

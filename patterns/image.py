@@ -15,6 +15,7 @@ from sparseflash.patterns.cells import joint_key
 from sparseflash.patterns.grid import Grid, Ints, is_int
 from sparseflash.patterns.intervals import split
 from sparseflash.patterns.memory import reserve
+from sparseflash.patterns.misuse import too_long
 from sparseflash.patterns.ordering import token_order
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 from sparseflash.patterns.runs import frozen
@@ -73,9 +74,7 @@ class ImagePattern(Pattern):
         tokens = max(grid.kv_len, grid.q_offset + grid.q_len)
         if tokens > self.shape[0] * self.shape[1]:
             height, width = self.shape
-            raise ValueError(
-                f"{self}: an image of {height} x {width} has {height * width:,} tokens; the sequence has {tokens:,}"
-            )
+            raise ValueError(f"{self}: an image of {height} x {width} {too_long(height * width, tokens)}")
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         self._fit(grid)

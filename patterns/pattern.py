@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NoReturn, TypeAlias
 
@@ -106,6 +107,17 @@ class Pattern(Constant, ABC):
     def orders_tokens(self) -> bool:
         """Whether tokens have to be put in an order of the pattern's own, as those of an image have."""
         return any(part.orders_tokens for part in parts_of(self))
+
+    @property
+    def known_size(self) -> int | None:
+        """Tokens of the sequence that it describes, where its arguments say so as an image's shape does; None: any.
+
+        None too where parts of it are for different numbers of tokens.
+        """
+        if isinstance(shape := getattr(self, "shape", None), tuple) and self.orders_tokens:
+            return math.prod(shape)
+        sizes = {part.known_size for part in parts_of(self)} - {None}
+        return sizes.pop() if len(sizes) == 1 else None
 
     def compile(
         self,
@@ -382,16 +394,22 @@ def _refused(sign: str, other: object) -> Pattern:
 
 
 def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:
-    if not patterns:
-        raise ValueError(f"{kind.name} needs at least one pattern")
+    check_operands(kind.name, patterns)
     for index, pattern in enumerate(patterns):
-        if not isinstance(pattern, Pattern):
-            words = instead(pattern)
-            raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}{f': {words}' * bool(words)}")
         for inner in forbidden:
             if holds(pattern, inner):
                 raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")
     return kind(patterns) if len(patterns) > 1 else patterns[0]
+
+
+def check_operands(owner: str, patterns: tuple[Pattern, ...]) -> None:
+    """Raise unless there are operands and each is a pattern; the error says what to write instead."""
+    if not patterns:
+        raise ValueError(f"{owner} needs at least one pattern")
+    for index, pattern in enumerate(patterns):
+        if not isinstance(pattern, Pattern):
+            words = instead(pattern)
+            raise TypeError(f"{owner} takes patterns; operand {index} is {pattern!r}{f': {words}' * bool(words)}")
 
 
 def holds(pattern: Pattern, kind: type[Pattern]) -> bool:

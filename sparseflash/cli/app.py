@@ -66,7 +66,8 @@ def show(
     Patterns: full() causal() local(window) dilated(window, dilation) strided(stride, unit) fixed(stride, summary, unit)
     butterfly(unit, max_stride) global_tokens(n or list) random_blocks(per_row, unit, seed) documents(lengths) prefix(n)
     log_sparse() star() streaming(sinks, window) axial((H, W), order) neighborhood((H, W), radius, order) bigbird()
-    longformer(window) and other presets; per_head(p, q, ...), per_sample(p, q, ...); joined by | & - ~ and parentheses.
+    longformer(window) and other presets; per_head(p, q, ...), per_sample(p, q, ...), packed(p, q, ...),
+    beside(p, before, after); joined by | & - ~ and parentheses.
 
     [bold]Examples[/bold]
 
