@@ -17,7 +17,7 @@ from sparseflash.patterns import parse
 from tests import pages, test_front_page
 from tests.pages import BLOCKS, PAGES, ROOT, Block, blocks_of
 
-NEEDS = {"docs/transformers.md": "transformers"}
+NEEDS = {"docs/diffusers.md": "diffusers", "docs/transformers.md": "transformers"}
 SESSIONS = sorted({block.page for block in BLOCKS if block.is_session})
 # The programs of this page talk to each other: tests/distributed/test_several_gpus_page.py runs them under torchrun.
 ELSEWHERE = "docs/several-gpus.md"

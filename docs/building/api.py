@@ -87,6 +87,11 @@ def pages() -> dict[str, ApiPage]:
                 for name in ("register", "use_pattern", "compare", "perplexity", "train")
             ),
         ),
+        "api/diffusers.md": ApiPage(
+            "Hugging Face Diffusers",
+            "Diffusion transformers over a pattern: [Diffusers](../diffusers.md).",
+            public("sparseflash.integrations.diffusers"),
+        ),
         "api/flex.md": ApiPage(
             "FlexAttention",
             "Its programs and its masks: [from FlexAttention](../from-flexattention.md).",
