@@ -17,6 +17,7 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.integrations.transformers.sequences import within
 from sparseflash.patterns import Pattern
+from sparseflash.rotary import PackedRotary, Rotary2d
 from sparseflash.tables.padded import depends_on_length, padded_table
 from tests.strategies import BLOCKS, Shape, expressions, named_leaves, per_head
 
@@ -265,3 +266,40 @@ def test_a_row_that_is_cut_keeps_its_beginning() -> None:
     for length in (1, 3, 12, 19, 22):
         shorter = packed(beside(P.axial((4, 4)), before=3), P.documents([9])).compile(length, block=16)
         np.testing.assert_array_equal(shorter.to_dense(), whole[:length, :length])
+
+
+def test_images_in_a_row_have_the_positions_that_they_have_alone() -> None:
+    torch.manual_seed(0)
+    shapes = [(4, 6), (8, 8)]
+    patterns = [P.neighborhood(shape, 1) for shape in shapes]
+    text, sizes = 5, [24, 64]
+    rotary = PackedRotary(((None, text), *((Rotary2d(shape), n) for shape, n in zip(shapes, sizes, strict=True))))
+    row = P.beside(P.packed(*patterns), before=text, sees=False, seen=False)
+    layer = sf.SparseAttention(16, 2, row, block=16, rotary=rotary).double()
+    x = torch.randn(1, text + sum(sizes), 16, dtype=torch.float64)
+    out = layer(x)
+    first = text
+    for shape, pattern, size in zip(shapes, patterns, sizes, strict=True):
+        alone = sf.SparseAttention(16, 2, pattern, block=16, rotary=Rotary2d(shape)).double()
+        alone.load_state_dict(layer.state_dict())
+        torch.testing.assert_close(out[:, first : first + size], alone(x[:, first : first + size]))
+        first += size
+    still = sf.SparseAttention(16, 2, "full()", block=16).double()
+    still.load_state_dict(layer.state_dict())
+    torch.testing.assert_close(out[:, :text], still(x[:, :text]))
+
+
+@pytest.mark.parametrize(
+    ("call", "kind", "message"),
+    [
+        (lambda: PackedRotary(((3, 4),)), TypeError, "pairs (positions or None, tokens), got (3, 4)"),  # type: ignore[arg-type]
+        (lambda: PackedRotary(((None, -1),)), ValueError, "an int of at least 0 tokens, got (None, -1)"),
+        (lambda: PackedRotary(((None, 4),)).table(3, 8), ValueError, "have 4 tokens together, the row has 3"),
+        (lambda: PackedRotary(((Rotary2d((2, 2)), 5),)).table(5, 8), ValueError, "2 x 2 pixels has 4 tokens, got 5"),
+        (lambda: PackedRotary(((Rotary2d((2, 2)), 4),)).check_head_dim(6), ValueError, "a multiple of 4, got 6"),
+        (lambda: PackedRotary(((None, 4),)).check_head_dim(7), ValueError, "an even head dim, got 7"),
+    ],
+)
+def test_positions_that_cannot_be(call: Callable[[], object], kind: type[Exception], message: str) -> None:
+    with pytest.raises(kind, match=re.escape(message)):
+        call()

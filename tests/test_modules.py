@@ -357,7 +357,7 @@ def test_what_inference_made_serves_training() -> None:
         ({"mask": sf.lookup(P.full().compile(9))}, TypeError, "a table belongs to one batch"),
         ({"block": 100}, ValueError, "block sizes are 16, 32, .* got block=100"),
         ({"block": "128"}, TypeError, "block must be an int or a pair of ints"),
-        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, a Rotary2d or None, got '1d'"),
+        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, a Rotary2d, a PackedRotary or None, got '1d'"),
         ({"rotary": Rotary1d(), "head_dim": 7}, ValueError, "Rotary1d needs an even head dim, got 7"),
         ({"rotary": Rotary2d((4, 4)), "head_dim": 6}, ValueError, "a multiple of 4, got 6"),
         ({"dropout": 1.0}, ValueError, "dropout must be at least 0 and below 1, got 1.0"),

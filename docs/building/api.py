@@ -60,7 +60,7 @@ def pages() -> dict[str, ApiPage]:
             "Layers of a model, and rotary positions.",
             (
                 *("sparseflash.SparseAttention", "sparseflash.SparseTransformerBlock"),
-                *(f"sparseflash.rotary.{name}" for name in ("Rotary1d", "Rotary2d")),
+                *(f"sparseflash.rotary.{name}" for name in ("Rotary1d", "Rotary2d", "PackedRotary")),
                 *(f"sparseflash.rotary.{name}" for name in ("rotary_table", "rotary_table_2d", "rotate")),
             ),
         ),
