@@ -16,6 +16,7 @@ from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.memory import reserve
 from sparseflash.patterns.packed import packed
 from sparseflash.patterns.pattern import Bools, Pattern, checked_int, instead
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.placing import Stretch, placed
 from sparseflash.patterns.rasterize import evaluated
 from sparseflash.patterns.runs import Runs
@@ -97,6 +98,9 @@ class Beside(Pattern):
         if self.known_size is None and self.after:  # where the last tokens stand, other rows are not to change
             return packed(dataclasses.replace(self, pattern=documents([inside]) & pattern))
         return dataclasses.replace(self, pattern=pattern)
+
+    def placed_images(self, start: int = 0) -> set[PlacedImage]:
+        return self.pattern.placed_images(start + self.before)
 
     def coarser(self, tokens: int) -> Pattern:
         return dataclasses.replace(self, pattern=self.pattern.coarser(tokens))

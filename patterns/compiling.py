@@ -36,7 +36,9 @@ def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES
         ValueError: compiling would take more than ``max_bytes``, or a pattern that cannot have these lengths.
     """
     with at_most(max_bytes):
-        mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
+        mask = replace(
+            compile_pattern(pattern, grid), expression=str(pattern), images=tuple(sorted(pattern.placed_images()))
+        )
     if os.environ.get("SPARSEFLASH_DEBUG") == "1":
         compare_sample(pattern, mask)
     words = advice(pattern, mask)

@@ -14,6 +14,7 @@ from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import LARGEST, Grid, Ints
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.pattern import LEAF, Bools, Group, Pattern, check_operands
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.placing import Stretch, placed
 from sparseflash.patterns.set_operations import difference, full_mask, union
 
@@ -45,6 +46,9 @@ class Packed(Pattern):
         # A part is as long as it says, however much of it the grid has.
         whole = [(part, Grid(stop - start, stop - start, grid.bq, grid.bk, 0)) for part, start, stop in self._stretches]
         return Packed(tuple(part.at(grid) if grid.q_len else part for part, grid in whole))
+
+    def placed_images(self, start: int = 0) -> set[PlacedImage]:
+        return set().union(*(part.placed_images(start + first) for part, first, _ in self._stretches))
 
     def coarser(self, tokens: int) -> Pattern:
         return Packed(tuple(part.coarser(tokens) for part in self.parts))

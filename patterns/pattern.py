@@ -16,6 +16,7 @@ from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.memory import MAX_BYTES, reserve
 from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.rasterize import compile_leaf
 from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
@@ -118,6 +119,19 @@ class Pattern(Constant, ABC):
             return math.prod(shape)
         sizes = {part.known_size for part in parts_of(self)} - {None}
         return sizes.pop() if len(sizes) == 1 else None
+
+    def placed_images(self, start: int = 0) -> set[PlacedImage]:
+        """The images of the pattern, where its first token is ``start``.
+
+        Example:
+            >>> from sparseflash import patterns as P
+            >>> P.beside(P.axial((4, 6)), before=5).placed_images()
+            {PlacedImage(start=5, shape=(4, 6), order='raster')}
+        """
+        parts, shape, order = parts_of(self), getattr(self, "shape", None), getattr(self, "order", None)
+        if not parts and self.orders_tokens and isinstance(shape, tuple) and isinstance(order, str):
+            return {PlacedImage(start, shape, order)}
+        return set().union(*(part.placed_images(start) for part in parts))
 
     def compile(
         self,

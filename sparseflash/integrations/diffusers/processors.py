@@ -95,7 +95,7 @@ def dense(processor: Any) -> Any:
 
 def sparse(processor: Any, pattern: Pattern, text: str | None, denoising: Denoising, block: int) -> Any:
     """A processor that does what the model's own does, over a pattern where a step is sparse."""
-    ours = object.__new__(_kind(type(processor)))
+    ours = object.__new__(_kind(processor.__class__))
     ours.__dict__.update(processor.__dict__, **{ATTRIBUTE: Layer(processor, pattern, text, denoising, block)})
     return ours
 
