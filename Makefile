@@ -65,7 +65,7 @@ fuzz: .venv/ready
 # What the tests of patterns, tables and the CPU backend leave untried, and which small changes there they do not notice.
 EVERY ?= 1
 COVERING := $(patsubst %,tests/test_%.py,pattern_laws pattern_definitions parsing mask_files conversions robustness where \
-  bad_input checking schedule waste drawing viewer viewer_in_a_browser text_at_random operators cpu_kernel \
+  bad_input beside_and_packed checking schedule seen waste drawing viewer viewer_in_a_browser text_at_random operators cpu_kernel \
   attention_laws attention_features heavy_lines decode dropout)
 coverage: .venv/ready
 	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)

@@ -40,11 +40,13 @@ PATTERNS = [
     *("test_pattern_definitions", "test_parsing", "test_where", "test_pattern_laws", "test_conversions"),
     *("test_mask_files", "test_checking", "test_robustness", "test_bad_input", "test_waste", "test_text_at_random"),
     *("test_forged_masks", "test_hostile_files", "test_fuzz_findings", "test_memory", "test_oracle", "test_schedule"),
-    *("test_cache_law", "test_flex", "test_gallery", "test_heavy_lines", "train/test_ordering"),
+    *("test_beside_and_packed", "test_cache_law", "test_flex", "test_gallery", "test_heavy_lines"),
+    "train/test_ordering",
 ]
 DRAWN = {
     "drawing": ["test_drawing"],
     "pixels": ["test_drawing", "test_viewer"],
+    "seen": ["test_seen", "test_viewer_in_a_browser"],
     "notebook": ["test_drawing", "test_viewer"],
     "viewer": ["test_viewer", "test_viewer_in_a_browser"],
     "atomic_write": ["test_mask_files", "test_drawing"],
