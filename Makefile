@@ -75,7 +75,7 @@ fuzz: .venv/ready
 
 # What the tests of patterns, tables and the CPU backend leave untried.
 COVERING := tests/laws $(patsubst %,tests/test_%.py,parsing mask_files conversions robustness where bad_input checking \
-  waste drawing viewer text_at_random operators cpu_kernel attention_features dropout)
+  beside_and_packed grids seen waste drawing viewer text_at_random operators cpu_kernel attention_features dropout)
 coverage: .venv/ready
 	PYTHONPATH=. $(BIN)/python -m coverage run -m pytest $(COVERING)
 	$(BIN)/python -m coverage report

@@ -46,6 +46,10 @@ STAR = 'Guo et al., "Star-Transformer" (2019)'
 ALONE = 'Ramachandran et al., "Stand-Alone Self-Attention in Vision Models" (2019), section 3'
 NATTEN = "Hassani et al., https://arxiv.org/abs/2204.07143"
 SPARSE_VIDEO = "Xi et al., https://arxiv.org/abs/2502.01776, section 4"
+JOINT = (
+    'Esser et al., "Scaling Rectified Flow Transformers for High-Resolution Image Synthesis" (2024), section 4: text '
+    "and image attend to both"
+)
 
 SECTIONS: dict[str, list[Entry]] = {
     "Everything and the past": [
@@ -174,6 +178,18 @@ SECTIONS: dict[str, list[Entry]] = {
             "neighborhood((32, 32), kernel_size=7, order='tile')",
             "Windows of 7 x 7 pixels that keep their size at the border, as NATTEN defines them.",
             NATTEN,
+        ),
+        Entry(
+            "beside",
+            "beside(neighborhood((28, 32), 3), before=128)",
+            "128 tokens of text before an image, as in joint attention: they see all and are seen by all.",
+            JOINT,
+        ),
+        Entry(
+            "packed",
+            "packed(neighborhood((24, 24), 3), beside(neighborhood((16, 16), 3), before=40))",
+            "An image, and one with text of its own, packed into one row. The rest of the row is padding, which sees "
+            "nothing and is seen by nothing.",
         ),
     ],
     "Videos": [

@@ -5,6 +5,7 @@ Imports numpy and scipy only.
 
 from sparseflash.patterns.advice import SlowScan, WastefulPattern
 from sparseflash.patterns.axial import axial
+from sparseflash.patterns.beside import beside
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
@@ -21,6 +22,7 @@ from sparseflash.patterns.lines import columns, diagonals
 from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.neighborhood import neighborhood
+from sparseflash.patterns.packed import packed
 from sparseflash.patterns.parsing import parse, register
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.prefix import prefix
@@ -44,6 +46,7 @@ __all__ = [
     "SlowScan",
     "WastefulPattern",
     "axial",
+    "beside",
     "bigbird",
     "butterfly",
     "causal",
@@ -60,6 +63,7 @@ __all__ = [
     "log_sparse",
     "longformer",
     "neighborhood",
+    "packed",
     "parse",
     "per_head",
     "per_sample",

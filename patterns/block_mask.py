@@ -126,23 +126,27 @@ class BlockMask(MaskData):
         *,
         title: str | None = None,
         window: tuple[tuple[int, int], tuple[int, int]] | None = None,
+        token: int | None = None,
     ) -> None:
-        """Draw the mask as a picture: FULL and PARTIAL blocks told apart.
+        """Draw the mask as a picture: FULL and PARTIAL blocks told apart; or what one token of an image sees.
 
         Args:
             path: a ``.png``, ``.svg`` or ``.pdf`` file.
             title: text above the picture, e.g. the pattern's.
             window: ``((q0, q1), (k0, k1))``, half-open, in tokens: only this part. Up to 1,024 tokens a side are drawn
                 pair by pair, larger parts (and larger masks) block by block.
+            token: instead, a query, counted from 0: the keys that it sees, at their places in the image or in the
+                frames of the pattern, and the other tokens beside them.
 
         Raises:
-            TypeError: window is not two pairs of ints.
-            ValueError: another suffix, or a window that is empty or reaches out of the mask.
+            TypeError: window is not two pairs of ints, or token is not an int.
+            ValueError: another suffix, a window that is empty or reaches out of the mask, a token outside of it, both,
+                or the token of a pattern that has no image.
             FileNotFoundError: no such folder.
         """
         from sparseflash.pictures.drawing import draw
 
-        draw(self, path, title=title, window=window)
+        draw(self, path, title=title, window=window, token=token)
 
     def write_html(self, path: str | PathLike[str], *, title: str | None = None) -> None:
         """Write one page that shows the mask in any browser, without a network: from all of it down to single tokens.

@@ -15,6 +15,7 @@ from sparseflash.patterns.comparison import compare_sample
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.memory import MAX_BYTES, at_most
+from sparseflash.patterns.placed_image import in_order
 
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
@@ -36,7 +37,9 @@ def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES
         ValueError: compiling would take more than ``max_bytes``, or a pattern that cannot have these lengths.
     """
     with at_most(max_bytes):
-        mask = replace(compile_pattern(pattern, grid), expression=str(pattern))
+        mask = replace(
+            compile_pattern(pattern, grid), expression=str(pattern), images=in_order(pattern.placed_images())
+        )
     if os.environ.get("SPARSEFLASH_DEBUG") == "1":
         compare_sample(pattern, mask)
     words = advice(pattern, mask)

@@ -23,6 +23,10 @@ class Documents(Interval):
     causal: bool = False
     name = "documents"
 
+    @property
+    def known_size(self) -> int | None:
+        return sum(self.lengths) if self.kv_lengths is None else None
+
     @cached_property
     def _k_edges(self) -> Ints:
         """Where the keys of each document begin, and where the last ones end."""

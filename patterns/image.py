@@ -19,9 +19,11 @@ from sparseflash.patterns.axis_tiles import NOWHERE, AxisTiles
 from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.descent import Boxes, pairs_that_meet
 from sparseflash.patterns.grid import Grid, Ints, is_int
+from sparseflash.patterns.misuse import too_long
 from sparseflash.patterns.ordering import TILES, token_order
 from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.per_axis import ints_per_axis
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.runs import frozen
 from sparseflash.patterns.span import Places, Span
 from sparseflash.patterns.tiles import Words
@@ -50,6 +52,13 @@ class ImagePattern(Pattern):
     @property
     def orders_tokens(self) -> bool:
         return self.layout.order != "raster"
+
+    @property
+    def known_size(self) -> int:
+        return prod(self.layout.shape)
+
+    def placed_images(self, start: int = 0) -> set[PlacedImage]:
+        return {PlacedImage(start, *self.layout)}
 
     @abstractmethod
     def terms(self) -> tuple[Term, ...]:
@@ -91,12 +100,7 @@ class ImagePattern(Pattern):
     def _fit(self, grid: Grid) -> None:
         tokens, places = max(grid.kv_len, grid.q_offset + grid.q_len), self._places.shape[1]
         if tokens > places:
-            sides = " x ".join(map(str, self.layout.shape))
-            raise ValueError(
-                f"{self}: a grid of {sides} has {places:,} tokens; the sequence has {tokens:,}, {tokens - places:,} "
-                f"over: beside(pattern, after={tokens - places}) for tokens beside the grid, packed(pattern, ...) for "
-                "several grids in one row"
-            )
+            raise ValueError(f"{self}: a grid of {' x '.join(map(str, self.layout.shape))} {too_long(places, tokens)}")
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         self._fit(grid)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from sparseflash.patterns.canonical import canonical
 from sparseflash.patterns.grid import Grid
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.runs import FULL, Runs, frozen
 from sparseflash.patterns.tiles import Words
 from sparseflash.patterns.traced_constant import Constant
@@ -32,7 +33,9 @@ class MaskData(Constant):
     runs: Runs  # letters of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
-    expression: str = ""  # text of the pattern it was compiled from; no part of what makes masks equal
+    # Of the pattern it was compiled from, and no part of what makes masks equal:
+    expression: str = ""  # its text
+    images: tuple[PlacedImage, ...] = ()  # the images among the keys, sorted; files do not keep them
 
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> Self:

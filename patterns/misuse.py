@@ -52,5 +52,19 @@ def required(function: Any) -> list[str]:
     return names
 
 
+def too_long(size: int, tokens: int) -> str:
+    """What a pattern of fixed size says of a longer sequence, and what to write for the tokens that are over.
+
+    Example:
+        >>> too_long(64, 69).split(".")[0]
+        'has 64 tokens; the sequence has 69, 5 over'
+    """
+    return (
+        f"has {size:,} tokens; the sequence has {tokens:,}, {tokens - size:,} over. For text or other tokens that see "
+        "all and are seen by all, write beside(pattern, before=n) or beside(pattern, after=n); for further images, or "
+        "padding that sees nothing, packed(pattern, ...) in place of documents(lengths) & pattern"
+    )
+
+
 def _shortened(text: str) -> str:
     return repr(text if len(text) <= 40 else text[:37] + "...")

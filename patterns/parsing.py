@@ -12,6 +12,7 @@ from typing import TypeVar, overload
 from unicodedata import normalize
 
 from sparseflash.patterns.axial import axial
+from sparseflash.patterns.beside import beside
 from sparseflash.patterns.butterfly import butterfly
 from sparseflash.patterns.causal import causal
 from sparseflash.patterns.composed import star, streaming
@@ -26,6 +27,7 @@ from sparseflash.patterns.local import local
 from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.misuse import required
 from sparseflash.patterns.neighborhood import neighborhood
+from sparseflash.patterns.packed import packed
 from sparseflash.patterns.pattern import Pattern, per_head, per_sample
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
@@ -44,6 +46,7 @@ from sparseflash.patterns.where import Where
 
 _constructors: dict[str, Callable[..., Pattern]] = {
     "axial": axial,
+    "beside": beside,
     "bigbird": bigbird,
     "butterfly": butterfly,
     "causal": causal,
@@ -58,6 +61,7 @@ _constructors: dict[str, Callable[..., Pattern]] = {
     "log_sparse": log_sparse,
     "longformer": longformer,
     "neighborhood": neighborhood,
+    "packed": packed,
     "per_head": per_head,
     "per_sample": per_sample,
     "prefix": prefix,
@@ -79,6 +83,7 @@ _NOT_TEXT = {
     "where": "a predicate has a textual form only once it is named: patterns.register(name, fn)",
     "from_blocks": "a mask that is data has no textual form",
 }
+_OF_PATTERNS = ("packed", "per_head", "per_sample")  # all of their arguments are patterns
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 250  # parentheses, calls and operators: a chain is as deep as it is long once it is compiled
@@ -204,16 +209,17 @@ def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
 def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     if name not in _constructors:
         raise _error(source, node, _unknown(name))
-    if name in ("per_head", "per_sample"):
-        if node.keywords:
-            raise _error(source, node, f"{name} takes patterns")
-        arguments: list[object] = [_pattern(arg, source, depth - 1) for arg in node.args]
-        keywords: dict[str, object] = {}
-    else:
-        arguments = [_literal(arg, source) for arg in node.args]
-        if any(k.arg is None for k in node.keywords):
-            raise _error(source, node, "** is not read here")
-        keywords = {str(k.arg): _literal(k.value, source) for k in node.keywords}
+    if node.keywords and name in _OF_PATTERNS:
+        raise _error(source, node, f"{name} takes patterns")
+    if any(k.arg is None for k in node.keywords):
+        raise _error(source, node, "** is not read here")
+
+    def read(argument: ast.expr, is_pattern: bool) -> object:
+        return _pattern(argument, source, depth - 1) if is_pattern else _literal(argument, source)
+
+    patterns = len(node.args) if name in _OF_PATTERNS else int(name == "beside")  # so many of the first arguments
+    arguments = [read(argument, place < patterns) for place, argument in enumerate(node.args)]
+    keywords = {str(k.arg): read(k.value, patterns > 0 and k.arg == "pattern") for k in node.keywords}
     constructor = _constructors[name]
     try:
         return constructor(*arguments, **keywords)

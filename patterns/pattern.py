@@ -15,6 +15,7 @@ from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
 from sparseflash.patterns.memory import MAX_BYTES, reserve
 from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
+from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.rasterize import compile_leaf
 from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
@@ -106,6 +107,25 @@ class Pattern(Constant, ABC):
     def orders_tokens(self) -> bool:
         """Whether tokens have to be put in an order of the pattern's own, as those of an image have."""
         return any(part.orders_tokens for part in parts_of(self))
+
+    @property
+    def known_size(self) -> int | None:
+        """Tokens of the sequence that it describes, where its arguments say so as an image's shape does; None: any.
+
+        None too where parts of it are for different numbers of tokens.
+        """
+        sizes = {part.known_size for part in parts_of(self)} - {None}
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def placed_images(self, start: int = 0) -> set[PlacedImage]:
+        """The images of the pattern, where its first token is ``start``.
+
+        Example:
+            >>> from sparseflash import patterns as P
+            >>> P.beside(P.axial((4, 6)), before=5).placed_images()
+            {PlacedImage(start=5, shape=(4, 6), order='raster', tile=None)}
+        """
+        return set().union(*(part.placed_images(start) for part in parts_of(self)))
 
     def compile(
         self,
@@ -382,16 +402,22 @@ def _refused(sign: str, other: object) -> Pattern:
 
 
 def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:
-    if not patterns:
-        raise ValueError(f"{kind.name} needs at least one pattern")
+    check_operands(kind.name, patterns)
     for index, pattern in enumerate(patterns):
-        if not isinstance(pattern, Pattern):
-            words = instead(pattern)
-            raise TypeError(f"{kind.name} takes patterns; operand {index} is {pattern!r}{f': {words}' * bool(words)}")
         for inner in forbidden:
             if holds(pattern, inner):
                 raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")
     return kind(patterns) if len(patterns) > 1 else patterns[0]
+
+
+def check_operands(owner: str, patterns: tuple[Pattern, ...]) -> None:
+    """Raise unless there are operands and each is a pattern; the error says what to write instead."""
+    if not patterns:
+        raise ValueError(f"{owner} needs at least one pattern")
+    for index, pattern in enumerate(patterns):
+        if not isinstance(pattern, Pattern):
+            words = instead(pattern)
+            raise TypeError(f"{owner} takes patterns; operand {index} is {pattern!r}{f': {words}' * bool(words)}")
 
 
 def holds(pattern: Pattern, kind: type[Pattern]) -> bool:

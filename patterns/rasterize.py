@@ -124,7 +124,7 @@ def _letters(
     steps = range(0, first.size, step)
     for start in track(steps, f"looking at {first.size:,} blocks for {pattern}") if progress else steps:
         chosen = first[start : start + step]
-        letters[start : start + step] = _evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
+        letters[start : start + step] = evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
     return letters if kind is None else letters[kind]
 
 
@@ -143,7 +143,7 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
     return kinds
 
 
-def _evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
+def evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
     """Letters of blocks, evaluated token by token; ``allows`` never gets positions past the lengths."""
     words = pattern.tiles(grid, rows, cols)
     if words is not None:

@@ -170,7 +170,57 @@ class Rotary3d(Constant):
         return _cos_sin(np.concatenate(angles, axis=1))
 
 
-Rotary = Rotary1d | Rotary2d | Rotary3d
+@dataclass(frozen=True)
+class PackedRotary(Constant):
+    """Positions of tokens of several kinds in a row: text beside an image, or images of several sizes.
+
+    Each part counts its own positions from its first token, as the parts of :func:`sparseflash.patterns.packed` and the
+    pattern inside of :func:`sparseflash.patterns.beside` do. What is left of a longer row is not turned.
+
+    Attributes:
+        parts: positions and number of tokens of each part. Positions of None leave its tokens as they are.
+
+    Example:
+        >>> from sparseflash.rotary import PackedRotary, Rotary2d
+        >>> text, images = (None, 77), [(Rotary2d(shape), shape[0] * shape[1]) for shape in ((8, 8), (4, 6))]
+        >>> cos, sin = PackedRotary((text, *images)).table(200, head_dim=16)
+        >>> cos.shape, bool((sin[:77] == 0).all())
+        (torch.Size([200, 8]), True)
+    """
+
+    parts: tuple[tuple[Rotary1d | Rotary2d | Rotary3d | None, int], ...]
+
+    def __post_init__(self) -> None:
+        parts = tuple(tuple(part) for part in self.parts)  # lists do not hash
+        for part in parts:
+            if len(part) != 2 or not isinstance(part[0], Rotary1d | Rotary2d | Rotary3d | None):
+                raise TypeError(f"parts must be pairs (positions or None, tokens), got {part!r}")
+            if isinstance(part[1], bool) or not isinstance(part[1], int) or part[1] < 0:
+                raise ValueError(f"a part must have an int of at least 0 tokens, got {part!r}")
+        object.__setattr__(self, "parts", parts)
+
+    def check_head_dim(self, head_dim: int) -> None:
+        """Raise ValueError unless heads of this size split into planes for every part."""
+        if head_dim % 2:
+            raise ValueError(f"PackedRotary needs an even head dim, got {head_dim}")
+        for rotary, _ in self.parts:
+            if rotary is not None:
+                rotary.check_head_dim(head_dim)
+
+    def table(self, tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of a row of so many tokens: two fp32 tensors [tokens, head_dim / 2]."""
+        packed = sum(count for _, count in self.parts)
+        if tokens < packed:
+            raise ValueError(f"the parts have {packed} tokens together, the row has {tokens}")
+        tables = []
+        for rotary, count in (*self.parts, (None, tokens - packed)):
+            still = torch.ones(count, head_dim // 2), torch.zeros(count, head_dim // 2)
+            tables.append(still if rotary is None or count == 0 else rotary.table(count, head_dim))
+        cos, sin = (torch.cat(side) for side in zip(*tables, strict=True))
+        return cos, sin
+
+
+Rotary = Rotary1d | Rotary2d | Rotary3d | PackedRotary
 
 
 def rotary_table(positions: Indices, head_dim: int, base: float = 10_000.0) -> tuple[Tensor, Tensor]:

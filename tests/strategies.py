@@ -108,6 +108,25 @@ named_leaves = st.one_of(
     st.just(P.star()),
     st.builds(P.bigbird, st.integers(1, 80), st.sampled_from([1, 3, 5]), st.integers(0, 2), st.integers(0, 3)),
     st.builds(P.streaming, st.integers(0, 200), st.integers(1, 300)),
+    st.builds(
+        lambda inner, before, sees, seen: P.beside(inner, before, sees=sees, seen=seen),
+        st.sampled_from([P.causal(), P.local(9), P.butterfly(unit=7), P.dilated(3, 40), P.documents([90, 4990])]),
+        st.integers(0, 300),
+        st.booleans(),
+        st.booleans(),
+    ),
+    st.lists(
+        st.sampled_from(
+            [
+                P.neighborhood((9, 11), 2),
+                P.beside(P.axial((6, 6), "morton"), before=5, seen=False),
+                P.documents([70]) & P.causal(),
+                P.documents([30, 40, 0]),
+            ]
+        ),
+        min_size=1,
+        max_size=4,
+    ).map(lambda parts: P.packed(*parts)),
     st.builds(P.global_tokens, st.integers(0, 80) | st.lists(st.integers(0, 700), min_size=1, max_size=5)),
 )
 

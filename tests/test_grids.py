@@ -234,7 +234,7 @@ REFUSED: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.neighborhood((4, 4), 1, "tile", tile=(2, 2, 2)), TypeError, "tile must be one for all axes"),
     (lambda: P.neighborhood((4, 4, 4, 4), 1), TypeError, "shape must be 1 to 3 ints"),
     (lambda: P.neighborhood(16, 1), TypeError, "shape must be 1 to 3 ints"),  # type: ignore[arg-type]
-    (lambda: P.neighborhood((4, 4), 1).compile(19), ValueError, r"3 over: beside\(pattern, after=3\)"),
+    (lambda: P.neighborhood((4, 4), 1).compile(19), ValueError, r"3 over\. .*write beside\(pattern, before=n\)"),
     (lambda: P.sliding_tile((8, 8), (2, 2), 2), ValueError, r"odd along axis 0.* got 2; nearest is window=3"),
     (lambda: P.sliding_tile((8, 8), (2, 2), (3, 5)), ValueError, r"tiles of 2 along axis 1, got 5; .*=\(3, 4\)"),
     (lambda: P.sliding_tile((8, 8), (2, 0), 3), ValueError, r"tile\[1\] must be at least 1"),

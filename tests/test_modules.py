@@ -358,7 +358,7 @@ def test_what_inference_made_serves_training() -> None:
         ({"mask": sf.lookup(P.full().compile(9))}, TypeError, "a table belongs to one batch"),
         ({"block": 100}, ValueError, "block sizes are 16, 32, .* got block=100"),
         ({"block": "128"}, TypeError, "block must be an int or a pair of ints"),
-        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, Rotary2d, Rotary3d or None, got '1d'"),
+        ({"rotary": "1d"}, TypeError, "rotary must be a Rotary1d, Rotary2d, Rotary3d, PackedRotary or None, got '1d'"),
         ({"rotary": Rotary1d(), "head_dim": 7}, ValueError, "Rotary1d needs an even head dim, got 7"),
         ({"rotary": Rotary2d((4, 4)), "head_dim": 6}, ValueError, "a multiple of 4, got 6"),
         ({"rotary": Rotary3d((2, 4, 4)), "head_dim": 7}, ValueError, "Rotary3d needs an even head dim, got 7"),

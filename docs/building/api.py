@@ -60,7 +60,7 @@ def pages() -> dict[str, ApiPage]:
             "Layers of a model, and rotary positions.",
             (
                 *("sparseflash.SparseAttention", "sparseflash.SparseTransformerBlock"),
-                *(f"sparseflash.rotary.{name}" for name in ("Rotary1d", "Rotary2d", "Rotary3d")),
+                *(f"sparseflash.rotary.{name}" for name in ("Rotary1d", "Rotary2d", "Rotary3d", "PackedRotary")),
                 *(f"sparseflash.rotary.{name}" for name in ("rotary_table", "rotary_table_2d", "rotate")),
             ),
         ),
@@ -86,6 +86,11 @@ def pages() -> dict[str, ApiPage]:
                 else f"sparseflash.integrations.transformers.finetune.{name}"
                 for name in ("register", "use_pattern", "compare", "perplexity", "train")
             ),
+        ),
+        "api/diffusers.md": ApiPage(
+            "Hugging Face Diffusers",
+            "Diffusion transformers over a pattern: [Diffusers](../diffusers.md).",
+            public("sparseflash.integrations.diffusers"),
         ),
         "api/flex.md": ApiPage(
             "FlexAttention",

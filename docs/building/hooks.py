@@ -14,7 +14,11 @@ from benchmarks import report
 from docs.building import api, notebooks
 from docs.building.places import LINK, MOVED, ROOT, both_schemes, followed, place_of, plain_cells, referring
 
-EXAMPLES = {"examples/needle.py": "Routing learns to find", "examples/sparsify.py": "A dense model becomes sparse"}
+EXAMPLES = {
+    "examples/denoise.py": "A video model becomes sparse",
+    "examples/needle.py": "Routing learns to find",
+    "examples/sparsify.py": "A dense model becomes sparse",
+}
 LEDGERS = ("benchmarks/ledger.md", "benchmarks/path256.md", "benchmarks/lra.md")
 PROJECT = ("CONTRIBUTING.md", "CHANGELOG.md", "SECURITY.md")
 PLAIN = ("LICENSE", "CITATION.cff")  # files that pages link to as they are

@@ -55,6 +55,9 @@ def show(
     window: Annotated[
         str | None, typer.Option(metavar="Q0:Q1,K0:K1", help="Draw only these queries and keys, counted from 0.")
     ] = None,
+    token: Annotated[
+        int | None, typer.Option(help="Draw what this query sees in the image of the pattern, counted from 0.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option(help="Write a zoomable page for any browser into this file (.html).")
     ] = None,
@@ -68,7 +71,8 @@ def show(
     log_sparse() star() streaming(sinks, window) columns(list) diagonals(list) axial((H, W), order)
     neighborhood((H, W), radius, order) neighborhood((T, H, W), kernel_size=(7, 21, 27)) sliding_tile(shape, tile,
     window) radial(frames, tokens) spatial(frames, tokens) temporal(frames, tokens) bigbird() longformer(window) and
-    other presets; per_head(p, q, ...), per_sample(p, q, ...); joined by | & - ~ and parentheses.
+    other presets; per_head(p, q, ...), per_sample(p, q, ...), packed(p, q, ...), beside(p, before, after); joined by
+    | & - ~ and parentheses.
 
     [bold]Examples[/bold]
 
@@ -78,13 +82,15 @@ def show(
 
         sparseflash show "causal() & local(1024)" --seq-len 65536 --out corner.png --window 0:2048,0:2048
 
+        sparseflash show "beside(neighborhood((32, 32), 4), before=77)" --seq-len 1101 --out seen.png --token 600
+
         sparseflash show "causal() & (local(1024) | butterfly())" --seq-len 1048576 --html mask.html
 
         sparseflash show "knights_move() & causal()" --seq-len 64 --import mine.py
     """
     from sparseflash.cli.show import run
 
-    run(expression, seq_len, kv_len, block, out, html, window, imports or [], json)
+    run(expression, seq_len, kv_len, block, out, html, window, token, imports or [], json)
 
 
 @app.command(cls=Command)

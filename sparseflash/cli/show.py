@@ -24,6 +24,7 @@ def run(
     out: Path | None,
     html: Path | None,
     window: str | None,
+    token: int | None,
     imports: Sequence[str],
     as_json: bool,
 ) -> None:
@@ -36,6 +37,8 @@ def run(
     part = None if window is None else token_window(window, lengths)
     if part is not None and out is None:
         raise ValueError("--window says what --out draws; give both")
+    if token is not None and (out is None or part is not None):
+        raise ValueError("--token says what --out draws: give both, and no --window")
     if out is not None:
         check_file("--out", out, (".png", ".svg", ".pdf"))
     if html is not None:
@@ -47,7 +50,7 @@ def run(
         summary = MaskSummary.of(pattern, mask, time.perf_counter() - started)
     files: dict[str, Path] = {}
     if out is not None:
-        mask.plot(out, title=str(pattern), window=part)
+        mask.plot(out, title=str(pattern), window=part, token=token)
         files["picture"] = out
     if html is not None:
         mask.write_html(html, title=str(pattern))

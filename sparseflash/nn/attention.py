@@ -24,7 +24,7 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
-from sparseflash.rotary import Rotary, Rotary1d, Rotary2d, Rotary3d, rotate
+from sparseflash.rotary import Rotary, Rotary1d, rotate
 from sparseflash.tables.device import per_device, unless_fake
 from sparseflash.tables.padded import Lengths, Padding, kept
 from sparseflash.tables.shortened import shortened
@@ -61,7 +61,8 @@ class SparseAttention(nn.Module):
         block: (BQ, BK) or one number for both, at which a Pattern is compiled.
         bias: whether the four projections have biases.
         rotary: positions that turn q and k: a :class:`sparseflash.rotary.Rotary1d`,
-            :class:`sparseflash.rotary.Rotary2d` or :class:`sparseflash.rotary.Rotary3d`; None leaves them.
+            :class:`sparseflash.rotary.Rotary2d`, :class:`sparseflash.rotary.Rotary3d` or
+            :class:`sparseflash.rotary.PackedRotary`; None leaves them.
         sinks: one learned logit a head that takes a share of the softmax, at first 0 (gpt-oss).
         softcap: scores s become ``softcap * tanh(s / softcap)`` (Gemma 2).
         alibi: subtract :func:`alibi_slopes` times the distance from scores.
@@ -112,8 +113,8 @@ class SparseAttention(nn.Module):
             head_dim = width // heads
         check_size("head_dim", head_dim)
         if rotary is not None:
-            if not isinstance(rotary, Rotary1d | Rotary2d | Rotary3d):
-                raise TypeError(f"rotary must be a Rotary1d, Rotary2d, Rotary3d or None, got {rotary!r}")
+            if not isinstance(rotary, Rotary):
+                raise TypeError(f"rotary must be a Rotary1d, Rotary2d, Rotary3d, PackedRotary or None, got {rotary!r}")
             rotary.check_head_dim(head_dim)
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
         self.mask, self.rotary, self.block = checked_mask(mask), rotary, checked_block(block)

@@ -22,6 +22,7 @@ from sparseflash.pictures.pixels import (
     picture,
     shows_tokens,
 )
+from sparseflash.pictures.seen import checked_token, token_figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MAX_PANELS, PANELS_PER_LINE = 8, 4
@@ -32,20 +33,34 @@ LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26
 TITLE_LINES = 5
 
 
-def draw(mask: MaskData, path: str | PathLike[str], *, title: str | None = None, window: Window | None = None) -> None:
+def draw(
+    mask: MaskData,
+    path: str | PathLike[str],
+    *,
+    title: str | None = None,
+    window: Window | None = None,
+    token: int | None = None,
+) -> None:
     """Write the picture with axes, densities and a legend; the first patterns beside each other when there are many.
 
     Raises:
-        TypeError: window is not two pairs of ints.
-        ValueError: the suffix of path is not a picture format, or window reaches out of the mask.
+        TypeError: window is not two pairs of ints, or token not an int.
+        ValueError: the suffix of path is not a picture format, window or token reaches out of the mask, both are given,
+            or a token of a pattern without an image.
         FileNotFoundError: the folder of path does not exist.
     """
     path = Path(path)
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"cannot write {path.name!r}: a picture ends in one of {', '.join(SUFFIXES)}")
-    window = checked_window(mask, window)
+    if token is not None and window is not None:
+        raise ValueError(f"give window= or token=, got window={window!r} and token={token!r}")
+    drawn = (
+        figure(mask, title, checked_window(mask, window))
+        if token is None
+        else token_figure(mask, title, checked_token(mask, token))
+    )
     with atomic_write(path) as file:
-        figure(mask, title, window).savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
+        drawn.savefig(file, format=path.suffix[1:].lower(), dpi=DPI)
 
 
 def figure(mask: MaskData, title: str | None, window: Window) -> Any:

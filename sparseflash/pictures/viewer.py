@@ -25,9 +25,10 @@ from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.runs import FULL
 from sparseflash.patterns.tiles import tile_table
 from sparseflash.pictures.pixels import EMPTY_COLOUR, FULL_COLOUR, LEAST_INK, MASKED_COLOUR, PARTIAL_COLOUR
+from sparseflash.pictures.seen import BLIND_COLOUR, UNSEEN_COLOUR, images_in
 
 PARTS = Path(__file__).with_name("page")
-SCRIPTS = ("mask.js", "patches.js", "view.js", "drawing.js", "reading.js", "main.js")
+SCRIPTS = ("mask.js", "patches.js", "view.js", "drawing.js", "seen.js", "reading.js", "main.js")
 MAX_UNPACKED = 128 << 20  # bytes of runs and tiles that a browser has to hold
 MAX_PAGE = 16 << 20  # bytes of the file
 
@@ -109,7 +110,17 @@ def content_of(mask: MaskData, title: str) -> dict[str, Any]:
             "full": FULL_COLOUR,
             "partial": PARTIAL_COLOUR,
             "masked": MASKED_COLOUR,
+            "unseen": UNSEEN_COLOUR,
+            "blind": BLIND_COLOUR,
         },
+        "images": [
+            {
+                "start": image.start,
+                "shape": image.positions.shape,
+                "place": None if image.order == "raster" else _packed(image.positions.ravel() - image.start),
+            }
+            for image in images_in(mask)
+        ],
         "least_ink": LEAST_INK,
         "arrays": {name: _packed(array) for name, array in arrays.items()},
     }

@@ -18,8 +18,10 @@ from torch import Tensor
 from torch._guards import active_fake_mode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparseflash.patterns.beside import Beside
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import is_int, make_grid
+from sparseflash.patterns.packed import Packed
 from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
 from sparseflash.tables.device import capturing, lasting
 from sparseflash.tables.shortened import shortened
@@ -149,8 +151,8 @@ def _listed(numbers: tuple[int, ...]) -> Tensor:
 def padded_table(pattern: Pattern, block: tuple[int, int], lengths: Tensor, tokens: int) -> LookupTable:
     """The table of a pattern for samples of these lengths, int64 [B] within 0 to `tokens`, padded to so many.
 
-    A sample sees what it would see alone. Only patterns that depend on how long the sequence is (`random_blocks`) need
-    the lengths on the host for that.
+    A sample sees what it would see alone. Only patterns that depend on how long the sequence is (`random_blocks`, the
+    last tokens of `beside`) need the lengths on the host for that.
     """
     if depends_on_length(pattern):
         grids = [make_grid(max(length, 1), block, None) for length in lengths.tolist()]
@@ -170,6 +172,10 @@ def depends_on_length(pattern: Pattern) -> bool:
             return depends_on_length(inner)
         case Stacked(parts):
             return any(map(depends_on_length, parts))
+        case Packed():
+            return False  # each part is as long as it says
+        case Beside(inner):
+            return pattern.known_size is None and (pattern.after > 0 or depends_on_length(inner))
         case _:
             return type(pattern).at is not Pattern.at
 

@@ -129,6 +129,14 @@ def test_show_prints_figures_and_draws(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["m.png"]
 
 
+def test_show_draws_what_a_token_sees(tmp_path: Path) -> None:
+    pattern = parse("beside(axial((8, 8)), before=3)")
+    pattern.compile(67).plot(tmp_path / "own.png", title=str(pattern), token=20)
+    result = invoke("show", str(pattern), "--seq-len", 67, "--out", tmp_path / "m.png", "--token", 20)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "m.png").read_bytes() == (tmp_path / "own.png").read_bytes()
+
+
 def test_show_writes_a_page_and_a_window(tmp_path: Path) -> None:
     page, picture = tmp_path / "m.html", tmp_path / "m.png"
     whole = invoke("show", "causal()", "--seq-len", 4096, "--out", picture)
@@ -210,6 +218,9 @@ def test_show_per_head_counts_distinct_masks() -> None:
         (["full()", "--seq-len", 64, "--html", "mask.png"], "--html must end in .html or .htm; got 'mask.png'"),
         (["full()", "--seq-len", 64, "--html", "nowhere/mask.html"], "no folder nowhere"),
         (["full()", "--seq-len", 64, "--window", "0:8,0:8"], "--window says what --out draws"),
+        (["full()", "--seq-len", 64, "--token", 3], "--token says what --out draws: give both"),
+        (["full()", "--seq-len", 64, "--out", "m.png", "--token", 3], "full() has none"),
+        (["axial((8, 8))", "--seq-len", 64, "--out", "m.png", "--token", 64], "token must be 0 to 63"),
         (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0-8"], "such as 0:512,0:512; got '0-8'"),
         (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:65,0:8"], "queries within 0:64; got 0:65"),
         (["full()", "--seq-len", 64, "--out", "m.png", "--window", "0:8,9:9"], "keys within 0:64; got 9:9"),

@@ -32,6 +32,12 @@ def document(position: int) -> int:
     return sum(position >= edge for edge in (7, 8, 30))
 
 
+def in_the_row(q: int, k: int) -> bool:
+    """A window over 40 tokens, documents of 3 and 8 behind it, and 9 tokens of padding."""
+    part = [position // 40 + (position >= 43) + (position >= 51) for position in (q, k)]
+    return part[0] == part[1] != 3 and (part[0] > 0 or abs(q - k) <= 6)
+
+
 DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
     (P.full(), lambda q, k: True),
     (P.causal(), lambda q, k: k <= q),
@@ -64,6 +70,8 @@ DEFINITIONS: list[tuple[Pattern, Callable[[int, int], bool]]] = [
         P.neighborhood((8, 8), 1, "morton"),
         lambda q, k: max(abs(a - b) for a, b in zip(morton(q), morton(k), strict=True)) <= 1,
     ),
+    (P.beside(P.strided(7), 5, 10), lambda q, k: not (5 <= q < 50 and 5 <= k < 50) or (q - k) % 7 == 0),
+    (P.packed(P.documents([40]) & P.local(6), P.documents([3, 8])), lambda q, k: in_the_row(q, k)),
     (P.where(lambda q, k: (q * k) % 3 == 1), lambda q, k: q * k % 3 == 1),
     (P.from_blocks(np.eye(60)[::-1], unit=1), lambda q, k: q + k == 59),
     (P.from_blocks(np.eye(9)[::-1], unit=7), lambda q, k: q // 7 + k // 7 == 8),
@@ -88,6 +96,15 @@ WIDE: list[Pattern] = [
     *(P.axial((16, 12)), P.axial((12, 16), "morton"), P.axial((16, 16), "hilbert")),
     *(P.neighborhood((12, 16), 2), P.neighborhood((16, 12), (3, 1), "morton"), P.neighborhood((16, 16), 2, "hilbert")),
     *(P.neighborhood((8, 24), (1, 2), "tile"), P.neighborhood((3, 64), 5, "morton"), P.neighborhood((64, 3), (0, 2))),
+    *(
+        P.beside(P.causal() & P.strided(3), 7),
+        P.beside(P.local(20), 40, sees=False),
+        P.beside(P.star(), 16, seen=False),
+    ),
+    *(
+        P.packed(P.axial((7, 9)), P.neighborhood((8, 8), 2, "hilbert")),
+        P.packed(P.documents([33, 70]), P.axial((4, 4))),
+    ),
     *(P.where(lambda q, k: (q * k) % 7 == 1), P.causal() & P.strided(3, unit=16) | P.local(5), ~P.local(30)),
     *(
         P.from_blocks(np.eye(192)[::-1], unit=1),

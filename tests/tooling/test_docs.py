@@ -18,7 +18,7 @@ from tests import pages
 from tests.pages import BLOCKS, PAGES, ROOT, Block, blocks_of
 from tests.tooling import test_front_page
 
-NEEDS = {"docs/transformers.md": "transformers"}
+NEEDS = {"docs/diffusers.md": "diffusers", "docs/transformers.md": "transformers"}
 SESSIONS = sorted({block.page for block in BLOCKS if block.is_session})
 # The programs of this page talk to each other: tests/distributed/test_several_gpus_page.py runs them under torchrun.
 ELSEWHERE = "docs/several-gpus.md"

@@ -20,13 +20,13 @@ import pytest
 from sparseflash.kernels.cpu import elf, levels, native
 
 ROOT = Path(__file__).parents[2]
-EXTRAS = {"dev", "docs", "plot", "train", "transformers"}
+EXTRAS = {"dev", "diffusers", "docs", "plot", "train", "transformers"}
 
 # Run by the Python of an environment that has the package and its dependencies, and neither this folder nor the
 # optional packages in reach.
 PROBE = """
 import importlib, pkgutil, sys
-sys.modules["transformers"] = sys.modules["peft"] = None  # as if they were not there
+sys.modules["diffusers"] = sys.modules["transformers"] = sys.modules["peft"] = None  # as if they were not there
 import sparseflash
 print(sparseflash.__file__)
 for module in pkgutil.walk_packages(sparseflash.__path__, "sparseflash."):

@@ -16,6 +16,7 @@ from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.pictures import viewer
 from sparseflash.pictures.pixels import FULL_COLOUR, MASKED_COLOUR, PARTIAL_COLOUR
+from sparseflash.pictures.seen import BLIND_COLOUR, UNSEEN_COLOUR, images_in
 from tests.test_viewer import HOSTILE, data_of
 
 Open = Callable[..., "Page"]
@@ -408,3 +409,43 @@ def test_a_million_tokens_pan_in_time(show: Open) -> None:
     )
     assert len(times) == 41
     assert np.median(times) < 100
+
+
+SEEN: list[tuple[Pattern, int]] = [
+    (P.neighborhood((9, 14), 2), 126),
+    (P.beside(P.neighborhood((8, 16), (1, 3), "morton"), before=21, after=3), 152),
+    (P.packed(P.beside(P.axial((6, 10)), before=5, sees=False), P.neighborhood((7, 7), 2) & P.causal()), 130),
+]
+
+
+@pytest.mark.parametrize(("pattern", "tokens"), SEEN, ids=[str(pattern) for pattern, _ in SEEN])
+def test_the_query_under_the_pointer_is_shown_in_its_image(show: Open, pattern: Pattern, tokens: int) -> None:
+    mask = pattern.compile(tokens, block=(16, 32))
+    page, images, dense = show(mask), images_in(mask), mask.to_dense()
+    assert not page.find("seen-part").is_displayed()
+    for query in (0, 7, tokens // 2, tokens - 1):
+        image = next((one for one in images if one.start <= query < one.start + one.tokens), images[0])
+        seen, places = dense[query], image.positions[0]
+        inside = int(seen[places].sum())
+        found = page.run("return mask.seen(arguments[0])", query)
+        assert found == {"start": image.start, "inside": inside, "beside": int(seen.sum()) - inside}
+        drawn = page.run(
+            """const plot = document.getElementById("seen"), copy = new OffscreenCanvas(plot.width, plot.height);
+            const own = copy.getContext("2d", { willReadFrequently: true });
+            own.drawImage(plot, 0, 0);
+            return [plot.height, plot.width, ...own.getImageData(0, 0, plot.width, plot.height).data];"""
+        )
+        pixels = np.array(drawn[2:], np.uint8).reshape(*drawn[:2], 4)[..., :3]
+        want = np.array([UNSEEN_COLOUR, FULL_COLOUR, BLIND_COLOUR, PARTIAL_COLOUR], np.uint8)
+        np.testing.assert_array_equal(pixels, want[seen[places] + 2 * (places == query)])
+    assert page.run("return mask.seen(arguments[0])", tokens) is None
+    page.hover(tokens // 2, 3)
+    assert page.find("seen-part").is_displayed()
+    assert page.find("seen-text").text.startswith(f"query {tokens // 2} sees ")
+
+
+def test_a_pattern_without_an_image_shows_none(show: Open) -> None:
+    page = show(P.causal().compile(64, block=16))
+    page.hover(20, 3)
+    assert not page.find("seen-part").is_displayed()
+    assert page.run("return mask.seen(3)") is None

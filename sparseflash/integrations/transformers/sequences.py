@@ -18,13 +18,14 @@ from typing import TypeAlias
 
 import numpy as np
 
+from sparseflash.patterns.beside import Beside
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.dilated import Offsets
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Band, Interval
-from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, Stacked
+from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, Stacked, parts_of
 from sparseflash.patterns.runs import distinct
 
 Piece: TypeAlias = tuple[int, int, int]
@@ -38,6 +39,9 @@ def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
         pieces: sorted and disjoint. Gaps between pieces of one origin are holes in that sequence.
         tokens: of the row.
 
+    Raises:
+        ValueError: a pattern that counts from the end of a sequence, where the row is not all one sequence.
+
     Example:
         >>> from sparseflash import patterns as P
         >>> packed = within(P.streaming(sinks=1, window=1), ((0, 3, 0), (3, 5, 3)), tokens=6)
@@ -50,6 +54,11 @@ def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
                [0, 0, 0, 1, 0, 0]])
     """
     sequences, holes = _sequences(pieces)
+    if [(start, stop) for start, stop, _ in sequences] != [(0, tokens)] and _counts_from_the_end(pattern):
+        raise ValueError(
+            f"{pattern}: which tokens are the last ones differs between the sequences of a padded or packed batch, and "
+            "one pattern serves all of them; give beside(pattern, before=n), or sequences of one length"
+        )
     if any(origin for _, _, origin in sequences):
         pattern = restarted(pattern, sequences)
     if [(start, stop) for start, stop, _ in sequences] != [(0, tokens)]:
@@ -65,6 +74,12 @@ def _sequences(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[tupl
         sequences.append((parts[0][0], parts[-1][1], origin))
         holes += [(before[1], after[0]) for before, after in pairwise(parts)]
     return tuple(sequences), tuple(holes)
+
+
+def _counts_from_the_end(pattern: Pattern) -> bool:
+    """Whether some part looks at the last tokens of however many there are."""
+    here = isinstance(pattern, Beside) and pattern.after > 0 and pattern.known_size is None
+    return here or any(map(_counts_from_the_end, parts_of(pattern)))
 
 
 @dataclass(frozen=True, repr=False)

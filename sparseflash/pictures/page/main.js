@@ -126,10 +126,13 @@ function start() {
  * goTo(q, k, tokensAcross)    centre a pair, with so many keys across; without a number, at the present zoom
  * fit(), zoom(factor), select(pattern)
  * toClient(q, k)              [x, y] of the pair's centre in CSS pixels of the window
+ * seen(q)                     draws what a query sees in its image; { start, inside, beside }: the image's first token,
+ *                               and how many places of it and tokens beside it are seen; null without an image
  */
 window.mask = Object.freeze({
   ready: load().then(start), shape: page.shape, block: page.block, qOffset, patterns: page.patterns.length,
   at, view: visible, goTo, fit, zoom: factor => zoom(factor), select, toClient,
+  seen: q => images.length && q >= qOffset && q < qOffset + qLen ? drawSeen(q - qOffset) : null,
 });
 window.mask.ready.catch(error => {
   element("problem").hidden = false;

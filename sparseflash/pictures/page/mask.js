@@ -7,6 +7,7 @@ const rows = Math.ceil(qLen / bq), cols = Math.ceil(kvLen / bk), wordsPerRow = M
 const EMPTY = 0, FULL = 1, FIRST_TILE = 2;
 
 let rowBegin, runStart, runStop, runLetter, tiles;  // runs of row r: rowBegin[r] to rowBegin[r + 1]
+let images = [];  // of the pattern: { start, shape: [frames, height, width], tokens, place: the order of its tokens }
 let pattern = 0;
 
 async function inflate(text) {
@@ -34,6 +35,11 @@ async function load() {
   const whole = [gap, length, letter].every(array => array.length === rowBegin[counts.length])
     && counts.length === page.patterns.length * rows && tiles.length === page.tiles * bq * wordsPerRow;
   if (!whole) throw new Error("the data of this page is damaged");
+  images = await Promise.all(page.images.map(async image => ({
+    ...image,
+    tokens: image.shape.reduce((product, side) => product * side, 1),
+    place: image.place && new Int32Array(await inflate(image.place)),
+  })));
 }
 
 /** The first run of a block row that ends after a block column. */

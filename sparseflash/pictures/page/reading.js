@@ -28,6 +28,7 @@ function readCentre() {
 
 function showTooltip() {
   const box = element("tooltip");
+  showSeen();
   box.hidden = !probe;
   if (!probe) return;
   box.textContent = describe(probe.i, probe.j);

@@ -1,0 +1,130 @@
+"""From the pattern of an image to the mask of a sequence that has text beside it, and to the order of its tokens."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparseflash.ordering import token_order
+from sparseflash.patterns.beside import beside
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.documents import documents
+from sparseflash.patterns.packed import packed
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern, PerSample, holds, instead, per_sample
+from sparseflash.patterns.placed_image import PlacedImage
+
+
+class Text(NamedTuple):
+    """Where text stands in a sequence."""
+
+    before: int  # tokens
+    after: int
+    used: tuple[int, ...] | None  # of those after, so many of each sample are no padding; None: all
+
+
+def checked(pattern: str | Pattern) -> Pattern:
+    """The pattern of a user.
+
+    Raises:
+        TypeError: no text and no pattern.
+        ValueError: a text that is no pattern, a pattern per sample, or one whose tokens stand in several orders.
+    """
+    if not isinstance(pattern, str | Pattern):
+        words = instead(pattern)
+        raise TypeError(f"use_pattern takes a pattern or its text, got {pattern!r}{f': {words}' * bool(words)}")
+    found = parse(pattern) if isinstance(pattern, str) else pattern
+    if holds(found, PerSample):
+        raise ValueError(f"{found}: a model's pattern serves every batch, it cannot be per sample")
+    order_of(found)
+    return found
+
+
+def order_of(pattern: Pattern) -> PlacedImage | None:
+    """The image whose order a pattern has its tokens in; None: row by row, or no image.
+
+    Raises:
+        ValueError: parts in different orders, or an order of something that is packed or has text beside it.
+    """
+    images = {image._replace(start=0) for image in pattern.placed_images()}
+    ordered = [image for image in images if image.order != "raster"]
+    if not ordered:
+        return None
+    if len(images) > 1:
+        raise ValueError(
+            f"{pattern} has tokens in {len(images)} orders, {', '.join(sorted(image.order for image in images))}; a "
+            "sequence has one: give every part the same order=, tile= and shape"
+        )
+    (image,) = ordered
+    if pattern.known_size != image.tokens:
+        raise ValueError(
+            f"{pattern}: order={image.order!r} puts the {image.tokens:,} tokens of an image in order; tokens beside "
+            "or after them have no place in it: give order='raster', or the pattern of the image alone"
+        )
+    return image
+
+
+@lru_cache(maxsize=64)
+def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
+    """The mask of a sequence of so many tokens, text included.
+
+    Raises:
+        ValueError: a pattern that is not for the tokens that the text leaves.
+    """
+    image = tokens - text.before - text.after
+    size = pattern.known_size
+    if size is not None and size != image:
+        raise ValueError(
+            f"{pattern} is for {size:,} tokens; the image or video has {image:,} ({tokens:,} with text): give the "
+            "shape after patching, (frames, height, width) of the latents over the patch size"
+        )
+    own = pattern if size is not None or text.used is None else documents([image]) & pattern
+    if text.used is None:
+        return beside(own, text.before, text.after).compile(tokens, block)
+    rows = [packed(beside(own, text.before, used)) for used in text.used]
+    return per_sample(*rows).compile(tokens, block)
+
+
+@lru_cache(maxsize=16)
+def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Which token stands at each place, and where each token stands; text stays where it is."""
+    pixels, positions = token_order(image.shape, image.order, tile=image.tile)
+    found = []
+    for index in (pixels, positions):
+        whole = np.arange(tokens)
+        whole[text.before : tokens - text.after] = index + text.before
+        found.append(torch.from_numpy(whole).to(device))
+    return found[0], found[1]
+
+
+def ordered(pattern: Pattern, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
+    """The indices that put tokens in the pattern's order and back; None: they are in it."""
+    image = order_of(pattern)
+    return None if image is None else _order(image, text, tokens, device)
+
+
+def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
+    """How many tokens of the text after the image each sample has, from the mask of a model; None: all of them.
+
+    Args:
+        mask: bool [B, 1, 1, N], false where padding is.
+        tokens: N.
+        text: at the end of N, with its padding.
+
+    Raises:
+        ValueError: a mask that says more than this.
+    """
+    if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1) and mask.shape[3] == tokens:
+        used = mask[:, 0, 0].sum(1).tolist()
+        ends = torch.arange(tokens, device=mask.device) < mask[:, 0, 0].sum(1, keepdim=True)
+        if torch.equal(ends, mask[:, 0, 0]) and min(used) >= tokens - text:
+            found = tuple(count - (tokens - text) for count in used)
+            return None if set(found) == {text} else found[:1] if len(set(found)) == 1 else found
+    raise ValueError(
+        f"the model hides keys in a way that no text after the image does, by a mask {mask.dtype} {tuple(mask.shape)} "
+        f"for {tokens:,} tokens, {text:,} of text; use_pattern(transformer, None) goes back to dense attention"
+    )
