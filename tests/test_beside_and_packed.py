@@ -246,7 +246,7 @@ BAD: list[tuple[Callable[[], object], type[Exception], str]] = [
     (
         lambda: IMAGE.compile(69),
         ValueError,
-        "an image of 8 x 8 has 64 tokens; the sequence has 69, 5 over. For text or other tokens that see all and are "
+        "a grid of 8 x 8 has 64 tokens; the sequence has 69, 5 over. For text or other tokens that see all and are "
         "seen by all, write beside(pattern, before=n) or beside(pattern, after=n); for further images, or padding that "
         "sees nothing, packed(pattern, ...) in place of documents(lengths) & pattern",
     ),
