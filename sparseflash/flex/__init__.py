@@ -9,12 +9,9 @@ Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org
 documentation.
 """
 
-from torch.nn.attention.flex_attention import (
-    _DEFAULT_SPARSE_BLOCK_SIZE as _DEFAULT_SPARSE_BLOCK_SIZE,
-)
-from torch.nn.attention.flex_attention import (
-    _LARGE_SPARSE_BLOCK_SIZE as _LARGE_SPARSE_BLOCK_SIZE,
-)
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.attention import flex_attention as _torchs
 from torch.nn.attention.flex_attention import (
     AuxOutput,
     AuxRequest,
@@ -25,16 +22,10 @@ from torch.nn.attention.flex_attention import (
     or_masks,
 )
 from torch.nn.attention.flex_attention import (
-    _identity as _identity,
-)
-from torch.nn.attention.flex_attention import (
     _mask_mod_signature as _mask_mod_signature,
 )
 from torch.nn.attention.flex_attention import (
     _score_mod_signature as _score_mod_signature,
-)
-from torch.nn.attention.flex_attention import (
-    _vmap_for_bhqkv as _vmap_for_bhqkv,
 )
 
 from sparseflash.flex import as_pytree as as_pytree
@@ -55,3 +46,11 @@ __all__ = [
     "noop_mask",
     "or_masks",
 ]
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Torch's private names, which programs import too; they differ from version to version."""
+        if name.startswith("_") and not name.startswith("__") and hasattr(_torchs, name):
+            return getattr(_torchs, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
