@@ -145,7 +145,7 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.documents([3], ids=[0, 0]), TypeError, "one of lengths, cu_seqlens and ids"),
     (lambda: P.documents(), TypeError, "one of lengths, cu_seqlens and ids"),
     (lambda: P.documents(None, [3], ids=[0]), TypeError, "no kv_lengths beside ids"),
-    (lambda: P.documents(ids=[0.5]), TypeError, "ids must be ints, one a token, got float64"),
+    (lambda: P.documents(ids=[0.5]), TypeError, "ids must be ints, one a token, got float64"),  # type: ignore[arg-type]
     (lambda: P.documents(ids=[True, False]), TypeError, "ids must be ints, one a token, got bool"),
     (lambda: P.documents(ids=3), TypeError, "ids must be ints"),  # type: ignore[arg-type]
     (lambda: P.documents(ids=[]), ValueError, r"\[tokens\] or \[samples, tokens\], got shape \[0\]"),
