@@ -2,8 +2,8 @@
 
 The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod``
 is asked once, when the block mask is made, and never compiled into a kernel; there is a backward pass on every device;
-and a mask costs the memory of what it stores. What differs is refused with a word on what to do: ``score_mod`` is code
-inside the kernel, of which :func:`flex_attention` takes the common cases as arguments.
+and a mask costs the memory of what it stores. What differs is refused with a word on what to do: of ``score_mod``
+functions, which are code inside of torch's kernels, :func:`flex_attention` recognises the common ones.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.

@@ -227,8 +227,11 @@ def test_scores_that_torch_changes_by_code_are_arguments() -> None:
     want = theirs.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
     got = ours.flex_attention(case.q, case.k, case.v, block_mask=block_mask, softcap=2.0, alibi_slopes=slopes)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-    with pytest.raises(NotImplementedError, match=r"softcap=c.*alibi_slopes"):
-        ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+    got = ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    for more in ({"softcap": 2.0}, {"alibi_slopes": slopes}):
+        with pytest.raises(ValueError, match="leave out softcap and alibi_slopes beside it"):
+            ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask, **more)
 
 
 def test_what_differs_is_refused() -> None:
