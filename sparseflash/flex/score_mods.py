@@ -30,6 +30,7 @@ from sparseflash.integrations.mask_mods import (
 
 NAMES = {SAMPLE: "sample", HEAD: "head", QUERY: "query", KEY: "key", SCORE: "score"}
 OF_HEADS = frozenset(("sample", "head"))
+OF_ROWS = OF_HEADS | {"query"}
 INFINITY = float("inf")
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
 
@@ -44,23 +45,27 @@ class Kind(Enum):
 
 
 class Bias(NamedTuple):
-    """A term that is added to scores: what it depends on, and where it came from (None: a number)."""
+    """A term that is added to scores, or subtracted: what it depends on, and where it came from."""
 
     kind: Kind
-    origin: Origin | None
+    origin: Origin | None  # None: it is a number
+    number: float
+    minus: bool
 
 
 class Factor(NamedTuple):
-    """A product of a number and of numbers of sample and head."""
+    """A product of a number and of numbers of sample, head and query."""
 
     number: float = 1.0
     terms: tuple[tuple[Origin, bool], ...] = ()  # whether it is divided by
+    of_query: bool = False  # whether a term depends on the query
 
     def times(self, other: Factor) -> Factor:
-        return Factor(self.number * other.number, self.terms + other.terms)
+        return Factor(self.number * other.number, self.terms + other.terms, self.of_query or other.of_query)
 
     def inverse(self) -> Factor:
-        return Factor(1 / self.number, tuple((origin, not divided) for origin, divided in self.terms))
+        divided = tuple((origin, not divided) for origin, divided in self.terms)
+        return Factor(1 / self.number, divided, self.of_query)
 
 
 ONE = Factor()
@@ -202,8 +207,10 @@ class _Reading:
             return replace(first, distances=(*first.distances, signed))
         if isinstance(second, Condition):
             return None if minus else replace(first, conditions=(*first.conditions, second))
-        origin = other if isinstance(other, Made | Read) else None
-        return replace(first, biases=(*first.biases, Bias(self._kind(origin), origin)))
+        number = self._number(other)
+        origin = other if number is None else None
+        bias = Bias(self._kind(origin), origin, number or 0.0, minus)
+        return replace(first, biases=(*first.biases, bias))
 
     def _kind(self, origin: Origin | None) -> Kind:
         depends = self.depends(origin) - OF_HEADS
@@ -221,15 +228,16 @@ class _Reading:
 
     def _scaled(self, found: Special | None, factor: Factor) -> Special | None:
         if isinstance(found, Distance):
-            return Distance(found.factor.times(factor), found.absolute)
+            return None if factor.of_query else Distance(found.factor.times(factor), found.absolute)
         return found.times(factor) if isinstance(found, Change) else None
 
     def _factor(self, argument: Any) -> Factor | None:
         if (number := self._number(argument)) is not None:
             return Factor(number)
-        if isinstance(argument, Made) and argument not in self.special and self.depends(argument) <= OF_HEADS:
+        if isinstance(argument, Made) and argument not in self.special and self.depends(argument) <= OF_ROWS:
             _, shape = self.recording.steps[argument.step].outputs[argument.number] if argument.step >= 0 else (0, (1,))
-            return Factor(1.0, ((argument, False),)) if shape == (1,) else None
+            of_query = "query" in self.depends(argument)
+            return Factor(1.0, ((argument, False),), of_query) if shape == (1,) else None
         return None
 
     def _number(self, argument: Any) -> float | None:
@@ -254,16 +262,24 @@ class _Reading:
         return told if self._number(kept) == 0 else None
 
 
-def value_of(factor: Factor, recording: Recording, samples: int, heads: int, score: Tensor) -> Tensor | None:
-    """The numbers of sample and head in a factor, multiplied, [B, H]; None if there are none."""
+def value_of(factor: Factor, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | None:
+    """The numbers in a factor, multiplied, [B, H, N], or [B, H, 1] if none depends on the query; None if none is there.
+
+    ``sizes`` are samples, heads and queries.
+    """
     product: Tensor | None = None
-    index = torch.zeros((), dtype=torch.long, device=score.device)
-    rest = index, index, score
     for origin, divided in factor.terms:
-        of_head = torch.vmap(recording.function(origin), in_dims=(None, 0, None, None, None))
-        of_both = torch.vmap(of_head, in_dims=(0, None, None, None, None))
-        with torch.no_grad():
-            found = of_both(*(torch.arange(size, device=score.device) for size in (samples, heads)), *rest)
+        found = values_of(origin, recording, (*sizes[:2], sizes[2] if factor.of_query else 1), score)
         found = found.reciprocal() if divided else found
         product = found if product is None else product * found
     return product
+
+
+def values_of(origin: Origin, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor:
+    """Numbers of all samples, heads and queries, [B, H, N]."""
+    one = recording.function(origin)
+    for axis in (2, 1, 0):
+        one = torch.vmap(one, in_dims=tuple(0 if at == axis else None for at in range(5)))
+    key = torch.zeros((), dtype=torch.long, device=score.device)
+    with torch.no_grad():
+        return one(*(torch.arange(size, device=score.device) for size in sizes), key, score)

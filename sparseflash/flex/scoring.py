@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from torch.utils.weak import WeakIdKeyDictionary
 
 from sparseflash.flex.converting import host_mask
-from sparseflash.flex.score_mods import Change, Condition, Distance, change_of, value_of
+from sparseflash.flex.score_mods import Change, Condition, Distance, Kind, change_of, value_of, values_of
 from sparseflash.functional.arguments import checked_scale
 from sparseflash.functional.attention import Mask
 from sparseflash.integrations.mask_mods import Recording
@@ -40,6 +40,7 @@ class Scored(NamedTuple):
     scale: float
     softcap: float | None
     slopes: Tensor | None
+    shift: Tensor | float  # what each row's scores have more, [B, H, N or 1]: it does not change the output
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def refuse(what: str) -> NoReturn:
     raise NotImplementedError(
-        f"score_mod {what}. Kernels here read data: a factor, a cap c * tanh(score / c), ALiBi, -inf masks and what is "
+        f"score_mod {what}. Kernels here read data: factors, a cap c * tanh(score / c), ALiBi, -inf masks and what is "
         f"composed of them are recognised; sinks=[Hq] of flex_attention adds a logit to each row. {IN_TORCH}"
     )
 
@@ -91,8 +92,7 @@ def scored(
     change, recording = known.change, known.recording
     if isinstance(change, str):
         refuse(change)
-    _refuse_biases(change)
-    samples, heads = int(query.shape[0]), int(query.shape[1])
+    samples, heads, _ = sizes = int(query.shape[0]), int(query.shape[1]), int(query.shape[2])
     if recording.needs_gradient:
         refuse("reads a tensor that requires a gradient, which it would not get: detach it, or multiply query by it")
     factor, cap = change.factor, change.cap
@@ -103,21 +103,22 @@ def scored(
             refuse("caps scores by another number for each sample or head, or by 0")
         softcap = abs(cap.number)
         scale *= cap.number
-    numbers = value_of(factor, recording, samples, heads, score)
+    shift = _shift(change, recording, sizes, score)
+    numbers = value_of(factor, recording, sizes, score)
     if scale < 0:
-        scale, numbers = -scale, -(torch.ones((1, 1), device=query.device) if numbers is None else numbers)
+        scale, numbers = -scale, -(score + 1 if numbers is None else numbers)
     if numbers is not None:
-        query = (query.to(score.dtype) * numbers[..., None, None]).to(query.dtype)
+        query = (query.to(score.dtype) * numbers[..., None]).to(query.dtype)
     slopes = None
     if change.distances or change.conditions:
         masked = _masked(known, change.conditions, mask, query, key)
         mask = masked.mask
         for distance in change.distances:
-            slope = _slopes(distance, masked, value_of(distance.factor, recording, samples, heads, score))
+            slope = _slopes(distance, masked, value_of(distance.factor, recording, sizes, score))
             slopes = slope if slopes is None else slopes + slope
         if slopes is not None:
-            slopes = _rounded(slopes, query).to(query.device).expand(samples, heads)
-    return Scored(query, mask, scale, softcap, slopes)
+            slopes = _rounded(slopes, query).to(query.device).expand(samples, heads, 1).squeeze(-1)
+    return Scored(query, mask, scale, softcap, slopes, shift)
 
 
 def _read(score_mod: Callable[..., Tensor], score: Tensor) -> _Known:
@@ -130,9 +131,19 @@ def _read(score_mod: Callable[..., Tensor], score: Tensor) -> _Known:
     return known
 
 
-def _refuse_biases(change: Change) -> None:
+def _shift(change: Change, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | float:
+    """What is added to all scores of a row; any other bias is refused here."""
+    total: Tensor | float = 0.0
     for bias in change.biases:
-        refuse(f"adds {bias.kind.value}, and kernels add no bias but ALiBi's")
+        if bias.kind is not Kind.ROW:
+            refuse(f"adds {bias.kind.value}, and kernels add no bias but ALiBi's")
+        value: Tensor | float = bias.number
+        if bias.origin is not None:
+            value = values_of(bias.origin, recording, sizes, score).to(score.dtype)
+        if not torch.as_tensor(value).isfinite().all():
+            refuse("adds a number that is not finite to all scores of a query")
+        total = total - value if bias.minus else total + value
+    return total
 
 
 def _masked(
@@ -172,7 +183,7 @@ def _of_conditions(
 
 def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None) -> Tensor:
     """Slopes of ``- slope * |q - k|``, which a signed distance is where all keys lie on one side of their queries."""
-    slopes = (torch.ones(1, 1) if numbers is None else numbers) * distance.factor.number
+    slopes = (torch.ones(1, 1, 1) if numbers is None else numbers) * distance.factor.number
     if distance.absolute:
         return -slopes
     if not masked.side:

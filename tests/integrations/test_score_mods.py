@@ -38,7 +38,7 @@ def table(*shape: int, seed: int = 0) -> Tensor:
     return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() * 256).round() / 256
 
 
-OF_HEAD, OF_BOTH, SLOPES = table(H), table(B, H, seed=1), table(H, seed=2).abs()
+OF_HEAD, OF_BOTH, SLOPES, OF_KEY = table(H), table(B, H, seed=1), table(H, seed=2).abs(), table(M, seed=4)
 IDS = torch.arange(M) // 17
 PAIRS = torch.rand(M, M, generator=torch.Generator().manual_seed(3)) < 0.5
 
@@ -69,6 +69,12 @@ FACTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "divided by one of each": lambda s, b, h: s / (2 + OF_BOTH[b, h].abs()),
     "computed": lambda s, b, h: torch.exp2(-((h + 1) * 8.0 / H)) * s,
     "nothing": lambda s, b, h: s * 0,
+}
+ROWS: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
+    "nothing": lambda s, b, h, i: s,
+    "a factor of each query": lambda s, b, h, i: s * OF_KEY[i],
+    "a number added": lambda s, b, h, i: s - 3,
+    "added of all": lambda s, b, h, i: OF_HEAD[h] + (s - OF_KEY[i]) + OF_BOTH[b][h],
 }
 CAPS: dict[str, Callable[[Tensor], Tensor]] = {
     "no cap": lambda s: s,
@@ -110,15 +116,17 @@ def score_mods(draw: st.DrawFn) -> ScoreMod:
     factor, cap, bias = (draw(st.sampled_from(sorted(forms))) for forms in (FACTORS, CAPS, BIASES))
     signed = bias not in ("no bias", "alibi of both sides", "bias of both sides")
     condition = draw(st.sampled_from(list(CONDITIONS.values()) + list(LATER.values())[: 1 if signed else None]))
-    masking = draw(st.sampled_from(list(MASKINGS.values())))
+    masking, row = draw(st.sampled_from(list(MASKINGS.values()))), draw(st.sampled_from(sorted(ROWS)))
     masked = signed or draw(st.booleans())
     first = masked and draw(st.booleans())
+    moved = bias != "no bias" or cap != "no cap"
 
     def score_mod(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
         changed = CAPS[cap](FACTORS[factor](s, b, h))
         if first:
             changed = masking(changed, condition(b, h, i, j))
         changed = BIASES[bias](changed, h, i, j)
+        changed = changed if first or (row == "a factor of each query" and moved) else ROWS[row](changed, b, h, i)
         return masking(changed, condition(b, h, i, j)) if masked and not first else changed
 
     return score_mod
@@ -187,15 +195,15 @@ def test_a_factor_of_each_head_in_low_precision(dtype: torch.dtype) -> None:
     assert (out.double() - want).abs().max() <= 2 * worst + torch.finfo(dtype).eps * want.abs().max()
 
 
-RELATIVE, OF_KEY = table(2 * M), table(M)
+RELATIVE = table(2 * M)
 LEARNED = torch.nn.Parameter(table(H))
 REFUSED: dict[str, tuple[ScoreMod, str]] = {
     "relative": (lambda s, b, h, i, j: s + RELATIVE[i - j + M] * OF_HEAD[h], "a number of the distance"),
     "signed": (lambda s, b, h, i, j: s + (j - i) * SLOPES[h], "make the block mask causal, or take abs"),
     "squares": (lambda s, b, h, i, j: s - (i - j) ** 2, "a number of the distance"),
     "per key": (lambda s, b, h, i, j: s + OF_KEY[j], "a number of each key, and kernels add no bias but ALiBi's"),
-    "per row": (lambda s, b, h, i, j: s + OF_KEY[i], "a number of each sample, head or query"),
-    "a number": (lambda s, b, h, i, j: s - 1, "a number of each sample, head or query"),
+    "per row, not finite": (lambda s, b, h, i, j: s + i / 0.0, "a number that is not finite to all scores"),
+    "slopes of each query": (lambda s, b, h, i, j: s - (i - j).abs() * OF_KEY[i], "a number of each query and key"),
     "dense": (lambda s, b, h, i, j: s + torch.where(PAIRS[i, j], 1.0, 2.0), "a number of each query and key"),
     "per key before a cap": (lambda s, b, h, i, j: (s + OF_KEY[j]).tanh(), r"what kernels do not \(aten.tanh\)"),
     "square": (lambda s, b, h, i, j: s * s, r"what kernels do not \(aten.mul\)"),
@@ -226,6 +234,16 @@ def test_what_kernels_do_not_is_refused_with_the_line_that_runs_it(name: str) ->
     names = {"query": x, "key": x, "value": x, "score_mod": score_mod, "sparseflash": sf, "block_mask": None}
     names["block_mask"] = ours.create_block_mask(ours.noop_mask, None, None, M, M, device="cpu")
     exec(line, names)
+
+
+def test_sinks_are_not_moved_with_the_scores_of_a_row() -> None:
+    x = torch.randn(B, H, M, 16, dtype=torch.float64)
+    sinks = torch.zeros(H, dtype=torch.float64)
+    doubled = ours.flex_attention(x, x, x, lambda s, b, h, i, j: 2 * s, sinks=sinks)
+    torch.testing.assert_close(doubled, ours.flex_attention(x, x, x, scale=0.5, sinks=sinks))
+    for score_mod in (lambda s, b, h, i, j: s + 1, lambda s, b, h, i, j: s + OF_HEAD[h]):
+        with pytest.raises(NotImplementedError, match="the same number to all scores of a query, beside sinks"):
+            ours.flex_attention(x, x, x, score_mod, sinks=sinks)
 
 
 def test_biases_have_names() -> None:
