@@ -129,7 +129,8 @@ class _Reading:
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
-        self._zeros = [torch.zeros((), dtype=torch.long)] * 4 + [torch.zeros(())]  # of what numbers do not depend on
+        place, score = (torch.zeros((), dtype=of, device=recording.device) for of in (torch.long, torch.float))
+        self._zeros = place, place, place, place, score  # on which numbers do not depend
         self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
         self.special: dict[Origin, Special] = {SCORE: Change()}
         self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype

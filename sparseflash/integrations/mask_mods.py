@@ -74,6 +74,7 @@ class Recording:
         looks_at_head: whether it may depend on ``h``.
         mutates: whether some operation wrote into a tensor: the steps then are no graph.
         needs_gradient: whether a tensor that was read asks for a gradient.
+        device: where the arguments lay.
     """
 
     steps: tuple[Step, ...]
@@ -83,6 +84,7 @@ class Recording:
     looks_at_head: bool
     mutates: bool
     needs_gradient: bool
+    device: torch.device
 
     @classmethod
     def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
@@ -95,7 +97,7 @@ class Recording:
         sample, head = recorder.looks(answer)
         return cls(
             *(tuple(recorder.steps), tuple(recorder.contents), recorder.origin(answer), sample, head),
-            *(recorder.mutates, recorder.needs_gradient),
+            *(recorder.mutates, recorder.needs_gradient, device),
         )
 
     def same(self, other: Recording) -> bool:
