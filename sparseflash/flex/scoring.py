@@ -93,6 +93,7 @@ def scored(
     if isinstance(change, str):
         refuse(change)
     samples, heads, _ = sizes = int(query.shape[0]), int(query.shape[1]), int(query.shape[2])
+    shift = _shift(change, recording, sizes, score)
     if recording.needs_gradient:
         refuse("reads a tensor that requires a gradient, which it would not get: detach it, or multiply query by it")
     factor, cap = change.factor, change.cap
@@ -103,7 +104,6 @@ def scored(
             refuse("caps scores by another number for each sample or head, or by 0")
         softcap = abs(cap.number)
         scale *= cap.number
-    shift = _shift(change, recording, sizes, score)
     numbers = value_of(factor, recording, sizes, score)
     if scale < 0:
         scale, numbers = -scale, -(score + 1 if numbers is None else numbers)

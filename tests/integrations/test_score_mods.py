@@ -219,6 +219,8 @@ REFUSED: dict[str, tuple[ScoreMod, str]] = {
     "no score": (lambda s, b, h, i, j: (i - j).double(), "does not use the score"),
     "a cap of each head": (lambda s, b, h, i, j: SLOPES[h] * s.tanh(), "another number for each sample or head"),
     "a cap of nothing": (lambda s, b, h, i, j: 0 * s.tanh(), "or by 0"),
+    "a bias with a gradient": (lambda s, b, h, i, j: s + LEARNED[j % H], "a number of each key, and kernels"),
+    "a gradient of a row": (lambda s, b, h, i, j: s + LEARNED[h], "reads a tensor that requires a gradient"),
     "a gradient": (lambda s, b, h, i, j: s * LEARNED[h], "reads a tensor that requires a gradient"),
     "finer slopes": (lambda s, b, h, i, j: s + (i - j).abs() * (SLOPES[h] / 3), "round them, slopes.float"),
 }
