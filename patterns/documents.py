@@ -11,7 +11,7 @@ import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Interval
-from sparseflash.patterns.pattern import Pattern, checked_int
+from sparseflash.patterns.pattern import Pattern, checked_int, per_sample
 
 
 @dataclass(frozen=True, repr=False)
@@ -88,6 +88,7 @@ def documents(
     *,
     cu_seqlens: Iterable[int] | None = None,
     cu_seqlens_k: Iterable[int] | None = None,
+    ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
 ) -> Pattern:
     """Query and key lie in the same document of a packed sequence, or of two that are packed alike.
 
@@ -103,11 +104,14 @@ def documents(
             0: its last query sees all of its keys, as in flash-attention's variable-length functions.
         cu_seqlens: instead of lengths, the cumulative ones as those functions take them: 0 first.
         cu_seqlens_k: instead of kv_lengths, likewise.
+        ids: instead of lengths, the document of each token: ints [tokens], or [samples, tokens] for documents of each
+            sample. Any ints (padding may be -1, a document of its own), in any order, but the tokens of a document
+            stand together. An array or a tensor; it is read now.
 
     Raises:
         TypeError: entries are not ints, causal is not a bool, or lengths are given in two ways or in none.
-        ValueError: a negative length, cumulative lengths that do not start at 0, another number of kv_lengths; when
-            compiling, lengths that the documents do not have.
+        ValueError: a negative length, cumulative lengths that do not start at 0, another number of kv_lengths, ids of
+            a document whose tokens do not stand together; when compiling, lengths that the documents do not have.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -121,15 +125,21 @@ def documents(
                [0, 1, 0, 0],
                [0, 1, 1, 0],
                [0, 1, 1, 1]])
-        >>> P.documents(cu_seqlens=[0, 1, 3]) == P.documents([1, 2])
+        >>> P.documents(cu_seqlens=[0, 1, 3]) == P.documents(ids=[7, 4, 4]) == P.documents([1, 2])
         True
+        >>> P.documents(ids=[[0, 1, 1], [0, 0, -1]])
+        per_sample(documents((1, 2)), documents((2, 1)))
     """
-    if (lengths is None) == (cu_seqlens is None):
-        raise TypeError("documents takes either lengths or cu_seqlens")
+    if sum(given is not None for given in (lengths, cu_seqlens, ids)) != 1:
+        raise TypeError("documents takes one of lengths, cu_seqlens and ids")
     if kv_lengths is not None and cu_seqlens_k is not None:
         raise TypeError("documents takes either kv_lengths or cu_seqlens_k")
     if not isinstance(causal, bool):
         raise TypeError(f"documents: causal must be True or False, got {causal!r}")
+    if ids is not None:
+        if kv_lengths is not None or cu_seqlens_k is not None:
+            raise TypeError("documents takes no kv_lengths beside ids: where keys are another sequence, give lengths")
+        return _of_ids(ids, causal)
     queries = _lengths("length", lengths, "cu_seqlens", cu_seqlens)
     if not queries:
         raise ValueError("documents: give at least one length, got none")
@@ -139,6 +149,28 @@ def documents(
     if len(keys) != len(queries):
         raise ValueError(f"documents: {len(queries)} lengths need as many kv_lengths, got {len(keys)}")
     return Documents(queries, keys, causal)
+
+
+def _of_ids(ids: object, causal: bool) -> Pattern:
+    """The documents whose tokens have these ids, [tokens] or [samples, tokens]."""
+    try:
+        array = np.asarray(_listed("ids", ids))
+    except ValueError:  # rows of unequal lengths
+        raise ValueError("documents: ids must be as many for each sample; pad them, with -1 for example") from None
+    if array.dtype.kind not in "iu" and array.size:
+        raise TypeError(f"documents: ids must be ints, one a token, got {array.dtype}")
+    if array.ndim not in (1, 2) or not array.size:
+        raise ValueError(f"documents: ids must be [tokens] or [samples, tokens], got shape {list(array.shape)}")
+    if array.ndim == 2:
+        return per_sample(*(_of_ids(sample, causal) for sample in array))
+    edges = np.concatenate([[0], np.flatnonzero(np.diff(array)) + 1, [array.size]])
+    _, first = np.unique(array[edges[:-1]], return_index=True)
+    for again in np.setdiff1d(np.arange(edges.size - 1), first)[:1]:
+        raise ValueError(
+            f"documents: the tokens of a document must stand together, but id {array[edges[again]]} comes again at "
+            f"token {edges[again]:,}; where(lambda q, k: ids[q] == ids[k]) takes ids in any order, in O(N^2)"
+        )
+    return Documents(tuple(np.diff(edges).tolist()), None, causal)
 
 
 def _lengths(

@@ -142,6 +142,16 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.documents(cu_seqlens=[0, 3, 2]), ValueError, "cu_seqlens must not fall, got 2 after 3 at entry 2"),
     (lambda: P.documents([3], 4), TypeError, "kv_lengths must be ints, one a document, got 4"),  # type: ignore[arg-type]
     (lambda: P.documents([3], [4], cu_seqlens_k=[0, 4]), TypeError, "either kv_lengths or cu_seqlens_k"),
+    (lambda: P.documents([3], ids=[0, 0]), TypeError, "one of lengths, cu_seqlens and ids"),
+    (lambda: P.documents(), TypeError, "one of lengths, cu_seqlens and ids"),
+    (lambda: P.documents(None, [3], ids=[0]), TypeError, "no kv_lengths beside ids"),
+    (lambda: P.documents(ids=[0.5]), TypeError, "ids must be ints, one a token, got float64"),  # type: ignore[arg-type]
+    (lambda: P.documents(ids=[True, False]), TypeError, "ids must be ints, one a token, got bool"),
+    (lambda: P.documents(ids=3), TypeError, "ids must be ints"),  # type: ignore[arg-type]
+    (lambda: P.documents(ids=[]), ValueError, r"\[tokens\] or \[samples, tokens\], got shape \[0\]"),
+    (lambda: P.documents(ids=np.zeros((1, 1, 3), int)), ValueError, r"got shape \[1, 1, 3\]"),
+    (lambda: P.documents(ids=[[1, 2], [1]]), ValueError, "ids must be as many for each sample; pad them"),
+    (lambda: P.documents(ids=[4, 5, 4]), ValueError, "id 4 comes again at token 2; where"),
     (lambda: P.documents([3], causal=1), TypeError, "causal must be True or False, got 1"),  # type: ignore[arg-type]
     (lambda: sf.parse(" | ".join(["causal()"] * 500)), ValueError, "a chain of 499 operators"),
     (lambda: P.causal().compile(64).to_scipy(1), ValueError, "pattern must be 0 to 0, got 1"),

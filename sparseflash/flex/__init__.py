@@ -2,19 +2,16 @@
 
 The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod``
 is asked once, when the block mask is made, and never compiled into a kernel; there is a backward pass on every device;
-and a mask costs the memory of what it stores. What differs is refused with a word on what to do: ``score_mod`` is code
-inside the kernel, of which :func:`flex_attention` takes the common cases as arguments.
+and a mask costs the memory of what it stores. What differs is refused with a word on what to do: of ``score_mod``
+functions, which are code inside of torch's kernels, :func:`flex_attention` recognises the common ones.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.
 """
 
-from torch.nn.attention.flex_attention import (
-    _DEFAULT_SPARSE_BLOCK_SIZE as _DEFAULT_SPARSE_BLOCK_SIZE,
-)
-from torch.nn.attention.flex_attention import (
-    _LARGE_SPARSE_BLOCK_SIZE as _LARGE_SPARSE_BLOCK_SIZE,
-)
+from typing import TYPE_CHECKING, Any
+
+from torch.nn.attention import flex_attention as _torchs
 from torch.nn.attention.flex_attention import (
     AuxOutput,
     AuxRequest,
@@ -25,16 +22,10 @@ from torch.nn.attention.flex_attention import (
     or_masks,
 )
 from torch.nn.attention.flex_attention import (
-    _identity as _identity,
-)
-from torch.nn.attention.flex_attention import (
     _mask_mod_signature as _mask_mod_signature,
 )
 from torch.nn.attention.flex_attention import (
     _score_mod_signature as _score_mod_signature,
-)
-from torch.nn.attention.flex_attention import (
-    _vmap_for_bhqkv as _vmap_for_bhqkv,
 )
 
 from sparseflash.flex import as_pytree as as_pytree
@@ -55,3 +46,11 @@ __all__ = [
     "noop_mask",
     "or_masks",
 ]
+
+if not TYPE_CHECKING:  # a checker would take every misspelt name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """Torch's private names, which programs import too; they differ from version to version."""
+        if name.startswith("_") and not name.startswith("__") and hasattr(_torchs, name):
+            return getattr(_torchs, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -15,8 +15,9 @@ from torch.nn.attention.flex_attention import AuxOutput, AuxRequest
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.flex.block_mask import BlockMask
-from sparseflash.flex.converting import all_pairs, from_torch
+from sparseflash.flex.converting import all_pairs, check_made_for, from_torch
 from sparseflash.flex.max_scores import largest_scores
+from sparseflash.flex.scoring import refuse, scored
 from sparseflash.functional.attention import Mask, attention
 from sparseflash.tables.table import PackedTable
 
@@ -64,7 +65,11 @@ def flex_attention(
         query: [B, Hq, N, D].
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
-        score_mod: must be None. The usual ones are arguments of their own: softcap, alibi_slopes, sinks.
+        score_mod: ``fn(score, b, h, q_idx, kv_idx)``, of which kernels here do these, read off the operations that it
+            runs: factors (numbers, or numbers of each sample, head and query), ``c * tanh(score / c)``, ALiBi
+            (``slopes[h] * (kv_idx - q_idx)`` over a causal mask, or of ``abs(q_idx - kv_idx)`` over any), numbers of
+            each query that are added, -inf masks, and what is composed of them in this order. What it captures is read
+            at every call and gets no gradient.
         block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Of torch's own,
             and of one made of tables, what it reads is compared at every call, and converted anew when it changed. Or
             any mask that :func:`sparseflash.attention` takes; a Pattern puts the last query on the last key.
@@ -75,8 +80,8 @@ def flex_attention(
         return_aux: the newer way to ask for the log-sum-exp, and for the largest score of each query, fp32 [B, Hq, N]
             and without a gradient. That one is computed apart, by torch's matrix products over the stored blocks: it
             costs about a forward pass more.
-        softcap: in place of ``lambda score, *_: softcap * tanh(score / softcap)``.
-        alibi_slopes: fp32 [Hq], in place of ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
+        softcap: the same as ``lambda score, *_: softcap * tanh(score / softcap)``.
+        alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
             queries are counted as for block_mask.
         sinks: [Hq], one more logit a head that takes its share of the softmax.
 
@@ -85,9 +90,11 @@ def flex_attention(
         an ``AuxOutput`` that holds what return_aux asks for.
 
     Raises:
-        NotImplementedError: a score_mod; the largest scores over a LookupTable.
-        ValueError: heads that differ without enable_gqa, both ways of asking for lse, a mask made for one sample or
-            head of several that differ, and what attention refuses.
+        NotImplementedError: a score_mod of another form; one that masks or adds ALiBi, or the largest scores, over a
+            LookupTable.
+        TypeError: a score_mod that is not callable, and what attention refuses.
+        ValueError: a score_mod beside softcap or alibi_slopes, heads that differ without enable_gqa, both ways of
+            asking for lse, a mask made for one sample or head of several that differ, and what attention refuses.
 
     Example:
         >>> import torch
@@ -100,15 +107,6 @@ def flex_attention(
         >>> out = flex_attention(q, k, v, block_mask=block_mask)
         >>> out.sum().backward()  # on a CPU too
     """
-    if score_mod is not None:
-        raise NotImplementedError(
-            "score_mod is code inside the kernel, and kernels here read masks as data. Who sees whom belongs into the "
-            "block mask; flex_attention(..., softcap=c) caps scores, alibi_slopes=[Hq] biases them by distance, "
-            "sinks=[Hq] adds a logit to each row. Any other runs in torch, over the same mask: "
-            "from torch.nn.attention.flex_attention import flex_attention; "
-            "flex_attention(query, key, value, score_mod, "
-            "sparseflash.integrations.flex.to_flex(block_mask, query.device))"
-        )
     if return_lse and return_aux is not None:
         raise ValueError("return_lse and return_aux ask for the same: give one of them")
     if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
@@ -118,12 +116,24 @@ def flex_attention(
         )
     if key.shape[0] == value.shape[0] == 1 < query.shape[0]:
         key, value = (x.expand(query.shape[0], *x.shape[1:]) for x in (key, value))
+    queries, shift = query, None
+    if score_mod is not None:
+        if softcap is not None or alibi_slopes is not None:
+            raise ValueError("score_mod caps and biases scores itself: leave out softcap and alibi_slopes beside it")
+        change = scored
+        if torch.compiler.is_compiling():
+            from sparseflash.integrations.untraced import scored as change
+        changed = change(score_mod, query, key, block_mask, scale)
+        queries, block_mask, scale, softcap, alibi_slopes, shift = changed
+        if sinks is not None and (isinstance(shift, Tensor) or shift):
+            refuse("adds the same number to all scores of a query, beside sinks, which it does not move")
     mask = _mask(block_mask, query, key, alibi_slopes is not None)
     out, lse = attention(
-        *(query, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
+        *(queries, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
         scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, return_lse=True,
     )  # fmt: skip
     out = _strides_like(out, query)
+    lse = lse if shift is None else lse + shift
     if return_aux is None:
         return (out, lse) if return_lse else out
     largest = None
@@ -131,7 +141,8 @@ def flex_attention(
         find = largest_scores
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import largest_scores as find
-        largest = find(query, key, mask, block_mask, scale, softcap, alibi_slopes)
+        largest = find(queries, key, block_mask, scale, softcap, alibi_slopes)
+        largest = largest if shift is None else largest + shift
     return out, AuxOutput(lse=lse if return_aux.lse else None, max_scores=largest)
 
 
@@ -153,14 +164,7 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
         return None  # refused by attention, in its words
     compiling = torch.compiler.is_compiling()
     if isinstance(block_mask, BlockMask) and block_mask.packed is not None:
-        for name, what, one, size in zip(
-            "BH", ("sample", "query head"), block_mask.made_for_one, query.shape[:2], strict=True
-        ):
-            if one and size > 1:
-                raise ValueError(
-                    f"the mask was made with {name}=1 and its mask_mod looks at {name.lower()}, but query has {size} "
-                    f"{what}s: create_block_mask(mask_mod, ..., {name}={size})"
-                )
+        check_made_for(block_mask, query)
         if compiling:
             return block_mask.packed
         if block_mask.recorded is not None:

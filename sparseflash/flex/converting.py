@@ -9,11 +9,15 @@ from torch.nn.attention.flex_attention import _LARGE_SPARSE_BLOCK_SIZE
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from torch.utils.weak import WeakIdKeyDictionary
 
-from sparseflash.functional.attention import BLOCK
+from sparseflash.flex.block_mask import BlockMask as FlexBlockMask
+from sparseflash.functional.attention import BLOCK, Mask
 from sparseflash.integrations.flex import from_flex
 from sparseflash.integrations.mask_mods import Recording, equal
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
+from sparseflash.patterns.parsing import parse
+from sparseflash.patterns.pattern import Pattern
+from sparseflash.tables.table import LookupTable, PackedTable
 
 _converted: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -26,6 +30,39 @@ class _Conversion:
     tables: tuple[Tensor, ...]
     sizes: tuple[object, ...]
     mask: BlockMask
+
+
+def check_made_for(block_mask: object, query: Tensor) -> None:
+    """Raise for a mask that was made for one sample or head and differs between them, of which query has several."""
+    if not isinstance(block_mask, FlexBlockMask) or block_mask.packed is None:
+        return
+    for name, what, one, size in zip(
+        "BH", ("sample", "query head"), block_mask.made_for_one, query.shape[:2], strict=True
+    ):
+        if one and size > 1:
+            raise ValueError(
+                f"the mask was made with {name}=1 and its mask_mod looks at {name.lower()}, but query has {size} "
+                f"{what}s: create_block_mask(mask_mod, ..., {name}={size})"
+            )
+
+
+def host_mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, what: str) -> BlockMask:
+    """The mask of a call as one whose blocks can be listed on the host; errors say ``what`` asks for it."""
+    lengths = int(query.shape[2]), int(key.shape[2])
+    check_made_for(block_mask, query)
+    if isinstance(block_mask, FlexBlockMask) and block_mask.recorded is not None:
+        return block_mask.recorded
+    if isinstance(block_mask, LookupTable | PackedTable) or getattr(block_mask, "packed", None) is not None:
+        raise NotImplementedError(
+            f"{what} cannot use a table, whose blocks lie on the device: give flex_attention the mask that it was made "
+            "of"
+        )
+    if isinstance(block_mask, FlexMask):
+        return from_torch(block_mask, int(query.shape[0]), int(query.shape[1]), lengths)
+    if block_mask is None:
+        return all_pairs(*lengths)
+    pattern = parse(block_mask) if isinstance(block_mask, str) else block_mask
+    return pattern.compile(lengths, block=BLOCK) if isinstance(pattern, Pattern) else pattern
 
 
 def all_pairs(q_len: int, kv_len: int) -> BlockMask:

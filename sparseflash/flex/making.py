@@ -10,7 +10,7 @@ from torch.nn.attention.flex_attention import create_block_mask as _create_flex_
 from sparseflash.flex.block_mask import BlockMask
 from sparseflash.flex.block_tables import Recipe
 from sparseflash.integrations.mask_mods import MaskMod, Recording
-from sparseflash.integrations.scanning import fitting_block, scan
+from sparseflash.integrations.scanning import fitting_block, mask_of
 from sparseflash.patterns.grid import is_int, make_grid
 
 KEYWORDS = tuple(inspect.signature(_create_flex_mask).parameters)
@@ -47,7 +47,7 @@ def make(
                 f"now, so say how many there are: create_block_mask(mask_mod, ..., {name}=<{what}s>)"
             )
     samples, heads = (size if size is not None and looked else 1 for size, looked in zip((B, H), looks, strict=True))
-    mask = scan(mask_mod, samples, heads, grid, place)
+    mask = mask_of(mask_mod, recording, samples, heads, grid, place)
     recipe = Recipe(mask, mask_mod, (B or 1, H or 1), side, place, separate_full_blocks, dq_kv_order)
     return BlockMask.made(recipe, (looks[0] and samples == 1, looks[1] and heads == 1))
 

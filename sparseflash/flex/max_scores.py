@@ -17,15 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
-from sparseflash.flex.block_mask import BlockMask
+from sparseflash.flex.converting import host_mask
 from sparseflash.functional.arguments import checked_scale, under_autocast
-from sparseflash.functional.attention import BLOCK, Mask
+from sparseflash.functional.attention import Mask
 from sparseflash.patterns.block_mask import BlockMask as SparseBlockMask
-from sparseflash.patterns.full import full
-from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.tiles import tile_table, unpack
-from sparseflash.tables.table import LookupTable, PackedTable
 
 PAIRS_AT_ONCE = 1 << 22
 
@@ -60,30 +56,13 @@ def max_scores(
                 if slopes is not None:
                     at, key = (torch.arange(side, device=q.device) for side in (bq, bk))
                     away = (row[:, None] * bq + at + mask.q_offset)[..., None] - (col[:, None] * bk + key)[:, None]
-                    scores = scores - (slopes[h] if slopes.dim() == 1 else slopes[b, h]) * away.abs()
+                    slope = slopes[h] if slopes.dim() == 1 else slopes[b, h]
+                    scores = scores - slope.to(dtype) * away.abs()
                 seen = torch.from_numpy(unpack(words[letters[some]], bk)).to(q.device)
                 largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
                 best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")
     return best.flatten(2)[..., : q.shape[2]]
 
 
-def largest_scores(
-    query: Tensor, key: Tensor, mask: Mask | PackedTable, block_mask: Mask | FlexMask, *rest: Any
-) -> Tensor:
-    return max_scores(query, key, _host_mask(mask, block_mask, query, key), *rest)
-
-
-def _host_mask(mask: Mask | PackedTable, block_mask: Mask | FlexMask, query: Tensor, key: Tensor) -> SparseBlockMask:
-    """The mask whose blocks can be listed on the host."""
-    if isinstance(block_mask, BlockMask) and block_mask.recorded is not None:
-        return block_mask.recorded
-    if isinstance(mask, SparseBlockMask):
-        return mask
-    if isinstance(mask, LookupTable | PackedTable):
-        raise NotImplementedError(
-            "the largest scores are not found over a table, whose blocks lie on the device: give flex_attention the "
-            "mask that it was made of, or ask for AuxRequest(lse=True) alone"
-        )
-    pattern = parse(mask) if isinstance(mask, str) else mask
-    lengths = int(query.shape[2]), int(key.shape[2])
-    return pattern.compile(lengths, block=BLOCK) if isinstance(pattern, Pattern) else full().compile(lengths)
+def largest_scores(query: Tensor, key: Tensor, block_mask: Mask | FlexMask, *rest: Any) -> Tensor:
+    return max_scores(query, key, host_mask(block_mask, query, key, "the largest scores"), *rest)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.integrations.mask_mods import MaskMod, Recording
-from sparseflash.integrations.scanning import fitting_block, scan
+from sparseflash.integrations.scanning import fitting_block, mask_of
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints, make_grid
@@ -160,7 +160,7 @@ def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], t
         place = b, h, q // theirs.bq, k // theirs.bk
         return (partial[place] & block_mask.mask_mod(b, h, q, k)) | full[place]
 
-    return scan(mask_mod, samples, heads, grid, device)
+    return mask_of(mask_mod, Recording.of(mask_mod, device), samples, heads, grid, device)
 
 
 def _four_dims(counts: torch.Tensor, indices: torch.Tensor) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -1,21 +1,23 @@
-"""What one call of a FlexAttention ``mask_mod`` tells of it: what it looks at, and whether it is still the same.
+"""What one call of a FlexAttention ``mask_mod`` or ``score_mod`` tells of it.
 
-A ``mask_mod`` is code that may look into anything: tensors, numbers, other functions. Mapped over its indices it cannot
-branch on them, so the operations that one call runs are the operations of every call. They are recorded here, together
-with the contents of the tensors that they read. That is more than ``patterns/captured.py`` can tell of predicates,
-which may be numpy's: torch reads a ``mask_mod`` at every call, so a change of anything has to be noticed.
+Such a function is code that may look into anything: tensors, numbers, other functions. Mapped over its indices it
+cannot branch on them, so the operations that one call runs are the operations of every call: a graph, as torch.fx
+traces it. They are recorded here, together with the contents of the tensors that they read. That tells what the
+function looks at, whether it is still the same, and what it computes (``comparisons.py``). It is more than
+``patterns/captured.py`` can tell of predicates, which may be numpy's: torch reads a ``mask_mod`` at every call, so a
+change of anything has to be noticed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
 
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -28,10 +30,13 @@ VALUE_FREE = {
 
 
 class Made(NamedTuple):
-    """A tensor by where it came from: one of the indices, or the output of a step."""
+    """A tensor by where it came from: one of the arguments, or the output of a step."""
 
-    step: int  # -1 for indices
+    step: int  # -1 for arguments
     number: int
+
+
+SAMPLE, HEAD, QUERY, KEY, SCORE = (Made(-1, number) for number in range(5))
 
 
 class Read(NamedTuple):
@@ -40,34 +45,101 @@ class Read(NamedTuple):
     number: int
 
 
+Origin: TypeAlias = Made | Read
+
+
+class Step(NamedTuple):
+    """One operation: its arguments, tensors replaced by where they came from, and the tensors that it gave."""
+
+    operator: Any
+    structure: TreeSpec
+    arguments: tuple[Any, ...]  # an Origin, or (type, value)
+    outputs: tuple[tuple[torch.dtype, torch.Size], ...]
+
+    def call(self, given: Sequence[Any]) -> Any:
+        """The operator's result for other leaves of the arguments."""
+        args, kwargs = tree_unflatten(list(given), self.structure)
+        return self.operator(*args, **kwargs)
+
+
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """The operations of one call of a mask_mod.
+    """The operations of one call of a mask_mod or score_mod.
 
     Attributes:
-        steps: (operator, structure of its arguments, the arguments), tensors replaced by where they came from.
+        steps: the operations, in the order in which they ran, on tensors of one element for each index.
         contents: copies of the tensors that were read, as they were then.
+        answer: where the result came from; None if that is not known.
         looks_at_sample: whether the answer may depend on ``b``.
         looks_at_head: whether it may depend on ``h``.
+        mutates: whether some operation wrote into a tensor: the steps then are no graph.
+        needs_gradient: whether a tensor that was read asks for a gradient.
+        device: where the arguments lay.
     """
 
-    steps: tuple[tuple[Any, ...], ...]
+    steps: tuple[Step, ...]
     contents: tuple[Tensor, ...]
+    answer: Origin | None
     looks_at_sample: bool
     looks_at_head: bool
+    mutates: bool
+    needs_gradient: bool
+    device: torch.device
 
     @classmethod
-    def of(cls, mask_mod: MaskMod, device: torch.device) -> Recording:
-        """Call ``mask_mod`` once, on index 0 of everything, and write down what it does."""
-        recorder = _Recorder(tuple(torch.zeros(1, dtype=torch.long, device=device) for _ in range(4)))
+    def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
+        """Call a mod once, on index 0 of everything, and write down what it does; a score_mod on a score of 0."""
+        indices = tuple(torch.zeros(1, dtype=torch.long, device=device) for _ in range(4))
+        scores = () if score is None else (torch.zeros(1, dtype=score, device=device),)
+        recorder = _Recorder(indices + scores)
         with torch.no_grad(), recorder:
-            answer = torch.vmap(mask_mod)(*recorder.indices)
+            answer = torch.vmap(mod)(*scores, *indices)
         sample, head = recorder.looks(answer)
-        return cls(tuple(recorder.steps), tuple(recorder.contents), sample, head)
+        return cls(
+            *(tuple(recorder.steps), tuple(recorder.contents), recorder.origin(answer), sample, head),
+            *(recorder.mutates, recorder.needs_gradient, device),
+        )
 
     def same(self, other: Recording) -> bool:
         """Whether both calls ran the same operations on equal tensors, so that all answers are equal."""
         return self.steps == other.steps and equal(self.contents, other.contents)
+
+    @property
+    def widest(self) -> int:
+        """Numbers in the largest tensor that a step makes of one index each."""
+        return max((shape.numel() for step in self.steps for _, shape in step.outputs), default=1)
+
+    def function(self, origin: Origin) -> Callable[..., Tensor]:
+        """What the mod computes there, of (b, h, q_idx, kv_idx) and a score: for single values, to be mapped."""
+        wanted = self.behind(origin)
+
+        def computed(*arguments: Tensor) -> Tensor:
+            values: dict[Origin, Tensor] = {Made(-1, number): x.reshape(1) for number, x in enumerate(arguments)} | {
+                Read(number): x for number, x in enumerate(self.contents)
+            }
+            for index in wanted:
+                step = self.steps[index]
+                result = step.call([values[x] if isinstance(x, Made | Read) else x[1] for x in step.arguments])
+                values |= {Made(index, n): x for n, x in enumerate(_tensors(result))}
+            found = values[origin]
+            return found[0] if isinstance(origin, Made) and found.dim() else found
+
+        return computed
+
+    def behind(self, origin: Origin) -> list[int]:
+        """The steps on which a tensor depends, in order."""
+        wanted: set[int] = set()
+        waiting: list[Any] = [origin]
+        while waiting:
+            found = waiting.pop()
+            if isinstance(found, Made) and found.step >= 0 and found.step not in wanted:
+                wanted.add(found.step)
+                waiting += self.steps[found.step].arguments
+        return sorted(wanted)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [x for x in tree_leaves(result) if isinstance(x, Tensor)]
 
 
 def equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
@@ -78,16 +150,16 @@ def equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, indices: tuple[Tensor, ...]) -> None:
+    def __init__(self, arguments: tuple[Tensor, ...]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.indices = indices
-        self.steps: list[tuple[Any, ...]] = []
+        self.steps: list[Step] = []
         self.contents: list[Tensor] = []
         self.mutates = False  # whatever was written into may depend on more than it was made of
+        self.needs_gradient = False
         # Kept alive, so that no other tensor gets the id of one of them.
-        self._alive: list[Tensor] = list(indices)
-        self._origin: dict[int, Made | Read] = {id(index): Made(-1, i) for i, index in enumerate(indices)}
-        # Of each step: which of the four indices its outputs may depend on.
+        self._alive: list[Tensor] = list(arguments)
+        self._origin: dict[int, Origin] = {id(x): Made(-1, i) for i, x in enumerate(arguments)}
+        # Of each step: which of the arguments its outputs may depend on.
         self._looks: list[frozenset[int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -95,20 +167,22 @@ class _Recorder(TorchDispatchMode):
         told = tuple(self._named(x) if isinstance(x, Tensor) else (type(x), x) for x in leaves)
         result = func(*args, **(kwargs or {}))
         step = len(self.steps)
-        self.steps.append((func, structure, told))
+        outs = _tensors(result)
+        self.steps.append(Step(func, structure, told, tuple((x.dtype, x.shape) for x in outs)))
         looks = frozenset() if func.overloadpacket in VALUE_FREE else frozenset().union(*map(self._seen_by, told))
         self._looks.append(looks)
         self.mutates |= func._schema.is_mutable
-        for number, out in enumerate(x for x in tree_leaves(result) if isinstance(x, Tensor)):
+        for number, out in enumerate(outs):
             self._alive.append(out)
             self._origin[id(out)] = Made(step, number)
         return result
 
-    def _named(self, x: Tensor) -> Made | Read:
+    def _named(self, x: Tensor) -> Origin:
         found = self._origin.get(id(x))
         if found is None:
             found = Read(len(self.contents))
             self.contents.append(x.detach().clone())
+            self.needs_gradient |= x.requires_grad
             self._alive.append(x)
             self._origin[id(x)] = found
         return found
@@ -118,8 +192,11 @@ class _Recorder(TorchDispatchMode):
             return frozenset()
         return frozenset((argument.number,)) if argument.step < 0 else self._looks[argument.step]
 
+    def origin(self, answer: Tensor) -> Origin | None:
+        return self._origin.get(id(answer))
+
     def looks(self, answer: Tensor) -> tuple[bool, bool]:
         """Whether the answer may depend on sample and head; where that is not known, both."""
-        origin = self._origin.get(id(answer))
+        origin = self.origin(answer)
         seen = frozenset((0, 1)) if self.mutates or origin is None else self._seen_by(origin)
         return 0 in seen, 1 in seen

@@ -1,4 +1,4 @@
-"""A ``mask_mod`` asked about all pairs of tokens: our block mask of it, exact to the token."""
+"""Our block mask of a ``mask_mod``, exact to the token: asked about all pairs where it is not recognised."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparseflash.integrations.mask_mods import MaskMod
+from sparseflash.integrations.comparisons import compared
+from sparseflash.integrations.mask_mods import MaskMod, Recording
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.grid import BLOCK_SIZES, Grid, Ints
@@ -31,12 +32,16 @@ def fitting_block(side: int) -> int:
     return dividing[-1]
 
 
-def scan(mask_mod: MaskMod, samples: int, heads: int, grid: Grid, device: torch.device) -> BlockMask:
+def mask_of(
+    mask_mod: MaskMod, recording: Recording, samples: int, heads: int, grid: Grid, device: torch.device
+) -> BlockMask:
     """The mask of all samples and heads that are asked about, one after the other."""
-    rows = [
-        stacked([_scanned(mask_mod, sample, head, grid, device) for head in range(heads)], axis=1)
-        for sample in range(samples)
-    ]
+
+    def found(sample: int, head: int) -> BlockMask:
+        mask = compared(recording, sample, head, grid, device)
+        return _scanned(mask_mod, sample, head, grid, device) if mask is None else mask
+
+    rows = [stacked([found(sample, head) for head in range(heads)], axis=1) for sample in range(samples)]
     return BlockMask.of(stacked(rows, axis=0))
 
 

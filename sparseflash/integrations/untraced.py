@@ -14,6 +14,8 @@ from sparseflash.flex.converting import all_pairs as _all_pairs
 from sparseflash.flex.converting import from_torch
 from sparseflash.flex.making import make
 from sparseflash.flex.max_scores import largest_scores as _largest_scores
+from sparseflash.flex.scoring import Scored
+from sparseflash.flex.scoring import scored as _scored
 from sparseflash.patterns.block_mask import BlockMask
 
 _REASON = (
@@ -29,8 +31,13 @@ _MAX = (
     "the largest scores are found on the host's tables, which no graph can hold: ask for AuxRequest(max_scores=True) "
     "outside of the compiled function, or leave out fullgraph=True"
 )
+_SCORE = (
+    "a score_mod is read on the host, which no graph can hold: write softcap= or alibi_slopes= of flex_attention, mask "
+    "in the block mask, or leave out fullgraph=True"
+)
 _convert = "sparseflash.integrations.flex.from_flex"
 made: Callable[..., FlexBlockMask] = torch.compiler.disable(make, reason=_REASON.format("create_block_mask"))
 converted: Callable[..., BlockMask] = torch.compiler.disable(from_torch, reason=_REASON.format(_convert))
 all_pairs: Callable[..., BlockMask] = torch.compiler.disable(_all_pairs, reason=_ALIBI)
+scored: Callable[..., Scored] = torch.compiler.disable(_scored, reason=_SCORE)
 largest_scores: Callable[..., torch.Tensor] = torch.compiler.disable(_largest_scores, reason=_MAX)

@@ -362,8 +362,20 @@ def test_no_mask_by_its_private_name() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert set(theirs.__all__) <= set(ours.__all__)
-    for name in ("_mask_mod_signature", "_score_mod_signature", "_DEFAULT_SPARSE_BLOCK_SIZE", "_identity"):
+
+
+def test_private_names_that_programs_import_are_torchs() -> None:
+    names = (
+        *("_mask_mod_signature", "_score_mod_signature", "_DEFAULT_SPARSE_BLOCK_SIZE", "_identity"),
+        *("_ModificationType", "_vmap_for_bhqkv", "_get_mod_type", "_round_up_to_multiple"),
+    )
+    for name in names:
         assert getattr(ours, name) is getattr(theirs, name)
+    for name in ("_nobody_has_this", "__nor_this__", "Tensor"):
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}'"):
+            getattr(ours, name)
+    with pytest.raises(ImportError, match="cannot import name"):
+        exec("from sparseflash.flex import create_block_masks")
 
 
 def test_attributes_that_are_set_and_tables_that_are_written_into_count() -> None:

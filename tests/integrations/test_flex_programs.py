@@ -227,8 +227,11 @@ def test_scores_that_torch_changes_by_code_are_arguments() -> None:
     want = theirs.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
     got = ours.flex_attention(case.q, case.k, case.v, block_mask=block_mask, softcap=2.0, alibi_slopes=slopes)
     torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
-    with pytest.raises(NotImplementedError, match=r"softcap=c.*alibi_slopes"):
-        ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+    got = ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=1e-6)
+    for more in ({"softcap": 2.0}, {"alibi_slopes": slopes}):
+        with pytest.raises(ValueError, match="leave out softcap and alibi_slopes beside it"):
+            ours.flex_attention(case.q, case.k, case.v, score_mod, block_mask, **more)
 
 
 def test_what_differs_is_refused() -> None:
@@ -260,8 +263,12 @@ def test_a_long_scan_names_the_structure_that_it_found() -> None:
     from sparseflash.patterns import advice
 
     tokens = 16 * int(advice.MANY_BLOCKS**0.5) + 16
-    with pytest.warns(SlowScan, match=r"sliding_window.*O\(N\^2\).*depends on q - k alone"):
-        ours.create_block_mask(sliding_window, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=16)
+
+    def dilated(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return (q >= k) & ((q - k) % 3 == 0) & (q - k <= 77)
+
+    with pytest.warns(SlowScan, match=r"dilated.*O\(N\^2\).*depends on q - k alone"):
+        ours.create_block_mask(dilated, None, None, tokens, tokens, device="cpu", BLOCK_SIZE=16)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler

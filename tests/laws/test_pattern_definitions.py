@@ -7,7 +7,11 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
+import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
 from tests.test_grids import DEFINITIONS as GRIDS
@@ -185,6 +189,27 @@ def test_documents_whose_keys_are_another_sequence(
     np.testing.assert_array_equal(pattern.compile(expected.shape, block=block).to_dense(), expected)
     cumulative = {"cu_seqlens": [0, *itertools.accumulate(queries)], "cu_seqlens_k": [0, *itertools.accumulate(keys)]}
     assert P.documents(**cumulative, causal=causal) == pattern
+
+
+@given(st.lists(st.tuples(st.integers(-5, 1 << 40), st.integers(1, 40)), min_size=1, max_size=9), st.booleans())
+def test_documents_of_ids(parts: list[tuple[int, int]], causal: bool) -> None:
+    ids = np.repeat([name for name, _ in parts], [length for _, length in parts])
+    expected = ids[:, None] == ids
+    if causal:
+        expected &= np.tri(ids.size, dtype=bool)
+    where = P.where(lambda q, k: (ids[q] == ids[k]) & ((k <= q) | (not causal))).compile(ids.size, block=16)
+    np.testing.assert_array_equal(where.to_dense(), expected)
+    together = np.unique(ids).size == 1 + np.count_nonzero(np.diff(ids))
+    if not together:
+        with pytest.raises(ValueError, match=r"id -?\d+ comes again at token \d+; where"):
+            P.documents(ids=ids, causal=causal)
+        return
+    for given_as in (ids, ids.tolist(), torch.from_numpy(ids)):
+        pattern = P.documents(ids=given_as, causal=causal)
+        assert pattern.compile(ids.size, block=16) == where
+    assert sf.parse(f"documents(ids={ids.tolist()}, causal={causal})") == pattern
+    both = P.documents(ids=np.stack([ids, np.arange(ids.size)]), causal=causal)
+    assert both == (P.per_sample(pattern, P.documents([1] * ids.size, causal=causal)))
 
 
 def test_a_token_of_a_decoder_sees_its_document_so_far() -> None:

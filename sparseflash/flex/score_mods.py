@@ -1,0 +1,286 @@
+"""What a ``score_mod`` does to a score, read off the operations that it runs (:class:`Recording`).
+
+A score may be multiplied by numbers and by numbers of its sample and head, capped by ``c * tanh(score / c)``, moved by
+terms that do not depend on it, and masked by -inf, in this order. Which of the terms kernels can add is not decided
+here. Nothing is guessed from values: a function of another form is not known, whatever it gives.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from sparseflash.integrations.mask_mods import (
+    HEAD,
+    KEY,
+    QUERY,
+    SAMPLE,
+    SCORE,
+    VALUE_FREE,
+    Made,
+    Origin,
+    Read,
+    Recording,
+    aten,
+)
+
+NAMES = {SAMPLE: "sample", HEAD: "head", QUERY: "query", KEY: "key", SCORE: "score"}
+OF_HEADS = frozenset(("sample", "head"))
+OF_ROWS = OF_HEADS | {"query"}
+INFINITY = float("inf")
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+
+
+class Kind(Enum):
+    """What a term that is added to scores depends on, besides sample and head."""
+
+    ROW = "a number of each sample, head or query"
+    KEY = "a number of each key"
+    RELATIVE = "a number of the distance between query and key"
+    DENSE = "a number of each query and key"
+
+
+class Bias(NamedTuple):
+    """A term that is added to scores, or subtracted: what it depends on, and where it came from."""
+
+    kind: Kind
+    origin: Origin | None  # None: it is a number
+    number: float
+    minus: bool
+
+
+class Factor(NamedTuple):
+    """A product of a number and of numbers of sample, head and query."""
+
+    number: float = 1.0
+    terms: tuple[tuple[Origin, bool], ...] = ()  # whether it is divided by
+    of_query: bool = False  # whether a term depends on the query
+
+    def times(self, other: Factor) -> Factor:
+        return Factor(self.number * other.number, self.terms + other.terms, self.of_query or other.of_query)
+
+    def inverse(self) -> Factor:
+        divided = tuple((origin, not divided) for origin, divided in self.terms)
+        return Factor(1 / self.number, divided, self.of_query)
+
+
+ONE = Factor()
+
+
+class Distance(NamedTuple):
+    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``."""
+
+    factor: Factor
+    absolute: bool
+
+
+class Condition(NamedTuple):
+    """A pair is seen where this is true, or where it is false."""
+
+    origin: Origin
+    seen: bool
+
+
+@dataclass(frozen=True)
+class Change:
+    """``cap * tanh(factor * score)``, or ``factor * score``; then biases; then -inf wherever a condition fails."""
+
+    factor: Factor = ONE
+    cap: Factor | None = None
+    distances: tuple[Distance, ...] = ()
+    biases: tuple[Bias, ...] = ()
+    conditions: tuple[Condition, ...] = ()
+
+    @property
+    def moved(self) -> bool:
+        return bool(self.distances or self.biases)
+
+    def times(self, factor: Factor) -> Change | None:
+        """The product; None if it is not of this form."""
+        if self.moved or (self.conditions and (factor.terms or factor.number <= 0)):
+            return None
+        if self.cap is None:
+            return replace(self, factor=self.factor.times(factor))
+        return replace(self, cap=self.cap.times(factor))
+
+
+Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it holds, else -inf
+
+
+def change_of(recording: Recording) -> Change | str:
+    """What a recorded score_mod does, or words for what it does that is not known."""
+    if recording.mutates or recording.answer is None:
+        return "writes into tensors"
+    reading = _Reading(recording)
+    found = reading.special.get(recording.answer)
+    if isinstance(found, Change):
+        return found
+    if "score" not in reading.depends(recording.answer):
+        return "does not use the score"
+    return reading.strange(recording.answer)
+
+
+class _Reading:
+    """What the steps of a recording mean, one after the other."""
+
+    def __init__(self, recording: Recording) -> None:
+        self.recording = recording
+        place, score = (torch.zeros((), dtype=of, device=recording.device) for of in (torch.long, torch.float))
+        self._zeros = place, place, place, place, score  # on which numbers do not depend
+        self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
+        self.special: dict[Origin, Special] = {SCORE: Change()}
+        self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype
+        for index, step in enumerate(recording.steps):
+            free = step.operator.overloadpacket in VALUE_FREE
+            depends = frozenset().union(*map(self.depends, () if free else step.arguments))
+            for number in range(len(step.outputs)):
+                self._depends[Made(index, number)] = depends
+            if len(step.outputs) == 1 and step.outputs[0][1] == (1,):
+                self._read(Made(index, 0), step.operator.overloadpacket, step.arguments)
+
+    def depends(self, argument: Any) -> frozenset[str]:
+        """Of what a value is made: sample, head, query, key, distance, score."""
+        return self._depends.get(argument, frozenset())
+
+    def strange(self, answer: Origin) -> str:
+        """The first operation behind the answer that leaves the form."""
+        for index in self.recording.behind(answer):
+            step = self.recording.steps[index]
+            made = Made(index, 0)
+            if "score" in self.depends(made) and not isinstance(self.special.get(made), Change):
+                return f"does to the score what kernels do not ({step.operator.overloadpacket})"
+        return "is not known"
+
+    def _read(self, made: Made, operator: Any, arguments: tuple[Any, ...]) -> None:
+        one = arguments[0]
+        if operator in (aten.alias, aten.clone, aten.detach, aten.expand, aten.view, aten._to_copy):
+            if one in self._position:
+                self._position[made] = self._position[one]
+            found = self.special.get(one)
+            integer = self.recording.steps[made.step].outputs[0][0] in INTEGERS
+            if found is not None and not (integer and not isinstance(found, Distance)):
+                self.special[made] = found
+            return
+        found = self._computed(operator, arguments)
+        if isinstance(found, Distance):
+            self._depends[made] = self._depends[made] - {"query", "key"} | {"distance"}
+        if found is not None:
+            self.special[made] = found
+
+    def _computed(self, operator: Any, arguments: tuple[Any, ...]) -> Special | None:
+        one, *rest = arguments
+        if operator in (aten.add, aten.sub):
+            return self._sum(one, rest[0], operator == aten.sub) if rest[1:] in ([], [(int, 1)]) else None
+        if operator in (aten.mul, aten.div) and len(rest) == 1:
+            return self._product(one, rest[0], operator == aten.div)
+        if operator == aten.where and len(rest) == 2:
+            return self._where(one, *rest)
+        if operator == aten.masked_fill:
+            return self._where(rest[0], rest[1], one)
+        found = self.special.get(one)
+        if operator == aten.neg:
+            return self._scaled(found, Factor(-1.0))
+        if operator == aten.abs and isinstance(found, Distance) and not found.factor.terms:
+            return Distance(Factor(abs(found.factor.number)), absolute=True)
+        if operator == aten.tanh and isinstance(found, Change) and found.cap is None and not found.moved:
+            return None if found.conditions else replace(found, cap=ONE)
+        return None
+
+    def _sum(self, one: Any, other: Any, minus: bool) -> Special | None:
+        places = self._position.get(one), self._position.get(other)
+        if minus and places in ((KEY, QUERY), (QUERY, KEY)):
+            return Distance(Factor(1.0 if places[0] == KEY else -1.0), absolute=False)
+        first, second = self.special.get(one), self.special.get(other)
+        if isinstance(second, Change) and not isinstance(first, Change):
+            negative = self._scaled(second, Factor(-1.0)) if minus else second
+            if not isinstance(negative, Change):
+                return None
+            first, second, other, minus = negative, first, one, False
+        if not isinstance(first, Change) or "score" in self.depends(other):
+            return None
+        if isinstance(second, Distance):
+            signed = self._scaled(second, Factor(-1.0)) if minus else second
+            assert isinstance(signed, Distance)
+            return replace(first, distances=(*first.distances, signed))
+        if isinstance(second, Condition):
+            return None if minus else replace(first, conditions=(*first.conditions, second))
+        number = self._number(other)
+        origin = other if number is None else None
+        bias = Bias(self._kind(origin), origin, number or 0.0, minus)
+        return replace(first, biases=(*first.biases, bias))
+
+    def _kind(self, origin: Origin | None) -> Kind:
+        depends = self.depends(origin) - OF_HEADS
+        if depends <= {"query"}:
+            return Kind.ROW
+        return {frozenset(("key",)): Kind.KEY, frozenset(("distance",)): Kind.RELATIVE}.get(depends, Kind.DENSE)
+
+    def _product(self, one: Any, other: Any, divided: bool) -> Special | None:
+        if self.special.get(one) is None and not divided:
+            one, other = other, one
+        factor = self._factor(other)
+        if factor is None or (divided and factor.number == 0):
+            return None
+        return self._scaled(self.special.get(one), factor.inverse() if divided else factor)
+
+    def _scaled(self, found: Special | None, factor: Factor) -> Special | None:
+        if isinstance(found, Distance):
+            return None if factor.of_query else Distance(found.factor.times(factor), found.absolute)
+        return found.times(factor) if isinstance(found, Change) else None
+
+    def _factor(self, argument: Any) -> Factor | None:
+        if (number := self._number(argument)) is not None:
+            return Factor(number)
+        if isinstance(argument, Made) and argument not in self.special and self.depends(argument) <= OF_ROWS:
+            _, shape = self.recording.steps[argument.step].outputs[argument.number] if argument.step >= 0 else (0, (1,))
+            of_query = "query" in self.depends(argument)
+            return Factor(1.0, ((argument, False),), of_query) if shape == (1,) else None
+        return None
+
+    def _number(self, argument: Any) -> float | None:
+        """A number that depends on nothing."""
+        if not isinstance(argument, Made | Read):
+            _, value = argument
+            return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        if self.depends(argument):
+            return None
+        value = self.recording.function(argument)(*self._zeros)
+        return float(value) if value.numel() == 1 and not value.is_complex() else None
+
+    def _where(self, condition: Any, one: Any, other: Any) -> Special | None:
+        if not isinstance(condition, Made) or "score" in self.depends(condition):
+            return None
+        seen = self._number(other) == -INFINITY
+        if not seen and self._number(one) != -INFINITY:
+            return None
+        kept, told = one if seen else other, Condition(condition, seen)
+        if isinstance(found := self.special.get(kept), Change):
+            return replace(found, conditions=(*found.conditions, told))
+        return told if self._number(kept) == 0 else None
+
+
+def value_of(factor: Factor, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | None:
+    """The numbers in a factor, multiplied, [B, H, N], or [B, H, 1] if none depends on the query; None if none is there.
+
+    ``sizes`` are samples, heads and queries.
+    """
+    product: Tensor | None = None
+    for origin, divided in factor.terms:
+        found = values_of(origin, recording, (*sizes[:2], sizes[2] if factor.of_query else 1), score)
+        found = found.reciprocal() if divided else found
+        product = found if product is None else product * found
+    return product
+
+
+def values_of(origin: Origin, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor:
+    """Numbers of all samples, heads and queries, [B, H, N]."""
+    one = recording.function(origin)
+    for axis in (2, 1, 0):
+        one = torch.vmap(one, in_dims=tuple(0 if at == axis else None for at in range(5)))
+    key = torch.zeros((), dtype=torch.long, device=score.device)
+    with torch.no_grad():
+        return one(*(torch.arange(size, device=score.device) for size in sizes), key, score)

@@ -1,0 +1,206 @@
+"""``score_mod`` functions over the kernels of this library: as a scale, a cap, slopes and a mask.
+
+Source of the forms: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, section 3; ALiBi: Press et
+al. (2022), https://arxiv.org/abs/2108.12409; caps: Gemma 2, https://arxiv.org/abs/2408.00118.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask as FlexMask
+from torch.utils.weak import WeakIdKeyDictionary
+
+from sparseflash.flex.converting import host_mask
+from sparseflash.flex.score_mods import Change, Condition, Distance, Kind, change_of, value_of, values_of
+from sparseflash.functional.arguments import checked_scale
+from sparseflash.functional.attention import Mask
+from sparseflash.integrations.mask_mods import Recording
+from sparseflash.integrations.scanning import mask_of
+from sparseflash.patterns.block_mask import BlockMask
+from sparseflash.patterns.causal import causal
+
+MOST_MASKS = 16  # kept of one score_mod
+IN_TORCH = (
+    "It runs in torch, over the same mask: from torch.nn.attention.flex_attention import flex_attention; "
+    "flex_attention(query, key, value, score_mod, sparseflash.integrations.flex.to_flex(block_mask, query.device))"
+)
+
+
+class Scored(NamedTuple):
+    """The arguments of attention that do what a score_mod does."""
+
+    query: Tensor
+    mask: Mask | FlexMask
+    scale: float
+    softcap: float | None
+    slopes: Tensor | None
+    shift: Tensor | float  # what each row's scores have more, [B, H, N or 1]: it does not change the output
+
+
+@dataclass(frozen=True, eq=False)
+class _Masked:
+    """A mask, and that without the pairs for which a condition fails, its queries counted from 0."""
+
+    base: BlockMask
+    mask: BlockMask
+
+    @cached_property
+    def side(self) -> int:
+        """1 where no query sees a later key, -1 where none sees an earlier one, else 0."""
+        return 1 if _none_later(self.mask) else -1 if _none_later(self.mask.transposed()) else 0
+
+
+@dataclass(frozen=True, eq=False)
+class _Known:
+    """A score_mod as it was when it was read, what it does, and the masks that came of it."""
+
+    recording: Recording
+    change: Change | str
+    masks: dict[tuple[int, int, int], _Masked] = field(default_factory=dict)
+
+
+_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def refuse(what: str) -> NoReturn:
+    raise NotImplementedError(
+        f"score_mod {what}. Kernels here read data: factors, a cap c * tanh(score / c), ALiBi, -inf masks and what is "
+        f"composed of them are recognised; sinks=[Hq] of flex_attention adds a logit to each row. {IN_TORCH}"
+    )
+
+
+def scored(
+    score_mod: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Mask | FlexMask, scale: float | None
+) -> Scored:
+    """What attention is called with in place of a score_mod.
+
+    Raises:
+        NotImplementedError: a score_mod of another form, a bias that kernels cannot add, captured tensors that ask for
+            a gradient, a mask whose blocks lie on the device.
+        TypeError: score_mod is not callable.
+    """
+    if not callable(score_mod):
+        raise TypeError(f"score_mod must be callable as fn(score, b, h, q_idx, kv_idx), got {score_mod!r}")
+    score = torch.zeros((), dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
+    known = _read(score_mod, score)
+    change, recording = known.change, known.recording
+    if isinstance(change, str):
+        refuse(change)
+    samples, heads, _ = sizes = int(query.shape[0]), int(query.shape[1]), int(query.shape[2])
+    shift = _shift(change, recording, sizes, score)
+    if recording.needs_gradient:
+        refuse("reads a tensor that requires a gradient, which it would not get: detach it, or multiply query by it")
+    factor, cap = change.factor, change.cap
+    scale = checked_scale(scale, query.shape[-1]) * factor.number
+    softcap = None
+    if cap is not None:
+        if cap.terms or not cap.number:
+            refuse("caps scores by another number for each sample or head, or by 0")
+        softcap = abs(cap.number)
+        scale *= cap.number
+    numbers = value_of(factor, recording, sizes, score)
+    if scale < 0:
+        scale, numbers = -scale, -(score + 1 if numbers is None else numbers)
+    if numbers is not None:
+        query = (query.to(score.dtype) * numbers[..., None]).to(query.dtype)
+    slopes = None
+    if change.distances or change.conditions:
+        masked = _masked(known, change.conditions, mask, query, key)
+        mask = masked.mask
+        for distance in change.distances:
+            slope = _slopes(distance, masked, value_of(distance.factor, recording, sizes, score))
+            slopes = slope if slopes is None else slopes + slope
+        if slopes is not None:
+            slopes = _rounded(slopes, query).to(query.device).expand(samples, heads, 1).squeeze(-1)
+    return Scored(query, mask, scale, softcap, slopes, shift)
+
+
+def _read(score_mod: Callable[..., Tensor], score: Tensor) -> _Known:
+    """What a score_mod does now: what it reads is compared at every call, as torch reads it at every call."""
+    recording = Recording.of(score_mod, score.device, score.dtype)
+    known: _Known | None = _known.get(score_mod)
+    if known is None or not recording.same(known.recording):
+        known = _Known(recording, change_of(recording))
+        _known[score_mod] = known
+    return known
+
+
+def _shift(change: Change, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | float:
+    """What is added to all scores of a row; any other bias is refused here."""
+    total: Tensor | float = 0.0
+    for bias in change.biases:
+        if bias.kind is not Kind.ROW:
+            refuse(f"adds {bias.kind.value}, and kernels add no bias but ALiBi's")
+        value: Tensor | float = bias.number
+        if bias.origin is not None:
+            value = values_of(bias.origin, recording, sizes, score).to(score.dtype)
+        if not torch.as_tensor(value).isfinite().all():
+            refuse("adds a number that is not finite to all scores of a query")
+        total = total - value if bias.minus else total + value
+    return total
+
+
+def _masked(
+    known: _Known, conditions: tuple[Condition, ...], mask: Mask | FlexMask, query: Tensor, key: Tensor
+) -> _Masked:
+    base = host_mask(mask, query, key, "a score_mod that masks or adds ALiBi")
+    sizes = int(query.shape[0]), int(query.shape[1])
+    place = id(base), *sizes
+    found = known.masks.get(place)
+    if found is None:
+        if len(known.masks) >= MOST_MASKS:
+            known.masks.clear()
+        counted = replace(base, grid=replace(base.grid, q_offset=0), expression="") if base.q_offset else base
+        if conditions:
+            counted = counted & _of_conditions(known.recording, conditions, counted, sizes, query.device)
+        found = known.masks[place] = _Masked(base, counted)
+    return found
+
+
+def _of_conditions(
+    recording: Recording, conditions: tuple[Condition, ...], mask: BlockMask, sizes: tuple[int, int], device: Any
+) -> BlockMask:
+    truths = [(recording.function(condition.origin), condition.seen) for condition in conditions]
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        seen = [truth(b, h, q, k) if as_told else ~truth(b, h, q, k) for truth, as_told in truths]
+        result = seen[0]
+        for one in seen[1:]:
+            result = result & one
+        return result
+
+    found = Recording.of(mask_mod, device)
+    looks = found.looks_at_sample, found.looks_at_head
+    samples, heads = (size if looked else 1 for size, looked in zip(sizes, looks, strict=True))
+    return mask_of(mask_mod, found, samples, heads, mask.grid, device)
+
+
+def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None) -> Tensor:
+    """Slopes of ``- slope * |q - k|``, which a signed distance is where all keys lie on one side of their queries."""
+    slopes = (torch.ones(1, 1, 1) if numbers is None else numbers) * distance.factor.number
+    if distance.absolute:
+        return -slopes
+    if not masked.side:
+        refuse(
+            "adds a number times k_idx - q_idx, which is ALiBi where no query sees a later key, or none an earlier "
+            "one, but this mask has both: make the block mask causal, or take abs() of the distance"
+        )
+    return masked.side * slopes
+
+
+def _rounded(slopes: Tensor, query: Tensor) -> Tensor:
+    """Slopes in float32, as kernels hold them."""
+    rounded = slopes.float()
+    if query.dtype == torch.float64 and not torch.equal(rounded.to(slopes.dtype), slopes):
+        refuse("has ALiBi slopes of float64, and kernels hold them in float32: round them, slopes.float()")
+    return rounded
+
+
+def _none_later(mask: BlockMask) -> bool:
+    return (mask - causal().compile(mask.shape, block=mask.block, q_offset=mask.q_offset)).nnz == 0
