@@ -129,7 +129,12 @@ def test_a_mask_of_the_users_own_equals_eager(numbers: bool) -> None:
     mask = tree().expand(3, -1, -1, -1).contiguous()
     added = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
     eager = like(made, "eager")
-    logits = made(ids(), attention_mask=added if numbers else mask).logits, eager(ids(), attention_mask=added).logits
+    depth = {"position_ids": mask[:1, 0].sum(-1) - 1}  # of a tree's tokens: neither one sequence nor a packed row
+    assert depth["position_ids"][0, :5].tolist() == [0, 1, 1, 2, 2]
+    logits = [
+        made(ids(), attention_mask=added if numbers else mask, **depth).logits,
+        eager(ids(), attention_mask=added, **depth).logits,
+    ]
     torch.testing.assert_close(*logits, **CLOSE)
     for out in logits:
         out.square().mean().backward()
@@ -155,6 +160,12 @@ def test_a_mask_of_the_users_own_is_brought_into_form_once(monkeypatch: pytest.M
         mask[0, 0, 30, 29] = True
         assert not torch.allclose(made(ids(1), attention_mask=mask).logits, first)
     assert drawing.mask_of.cache_info().misses == 2
+
+
+def test_a_mask_of_the_users_own_and_lengths_are_refused() -> None:
+    ends = torch.tensor([0, 15, 40])
+    with pytest.raises(ValueError, match="4-D attention_mask and cu_seq_lens_q"):
+        model("llama")(ids(1), attention_mask=tree(), cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
 def test_a_mask_of_the_users_own_meets_the_pattern() -> None:

@@ -76,17 +76,23 @@ def block_sparse_attention(
     _refuse(module, kwargs)
     pattern, block = pattern_of(module)
     batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
+    own = attention_mask is not None and attention_mask.dtype != torch.int32
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         causal = bool(causal) and not crosses(module)
         attention_mask = _plain(q_len, kv_len, causal, kwargs.get("sliding_window"))
-    elif attention_mask.dtype != torch.int32:
+    elif own:
         attention_mask = _given(module, attention_mask, pattern, batch, q_len, kv_len)
-    if not crosses(module):
+    lengths = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
+    if own and lengths != (None, None):
+        raise ValueError(
+            f"{type(module).__name__} got a 4-D attention_mask and cu_seq_lens_q of packed rows, which both say who "
+            "sees whom: give one of them"
+        )
+    if not (own or crosses(module)):  # a mask of one's own says it all: the positions of a tree are no packed row's
         positions = kwargs.get("position_ids")
         if positions is None and not torch.compiler.is_compiling():
             positions = CALLS.positions
-        lengths = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
         attention_mask = placed(attention_mask, batch, q_len, positions, *lengths)
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
     if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32

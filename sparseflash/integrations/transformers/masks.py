@@ -103,10 +103,8 @@ def describe(
         answer = ask(sample, head, query.expand(batch_size, -1), k.clamp(kv_offset, last))
         return (answer & (k >= kv_offset) & (k <= last)).expand(batch_size, q_length)
 
-    chunk = (
-        local_size if local_size is not None and local_size == getattr(config, "attention_chunk_size", None) else None
-    )
-    window = None if chunk else local_size
+    chunked = local_size is not None and local_size == getattr(config, "attention_chunk_size", None)
+    chunk, window = (local_size, None) if chunked else (None, local_size)
     start = torch.full((batch_size, q_length), kv_offset, device=device)
     stop = start + kv_length
     # Only whole sequences are packed; one begins where a query does not see its predecessor. A window of one token
@@ -141,8 +139,8 @@ def describe(
     ends = allowed(low) & allowed(high - 1) & ~(allowed(low - 1) | allowed(high))
     ends &= allowed(picked[None]) == ((picked >= low) & (picked < high))
 
-    def written(begin: Tensor, *rules: Any) -> Tensor:
-        header = [MAGIC_NUMBER, *rules[:3], query[0] - kv_offset, query[0], rules[3]]
+    def written(begin: Tensor, causal: Tensor | int, window: int, chunk: int, fault: Tensor | int) -> Tensor:
+        header = [MAGIC_NUMBER, causal, window, chunk, query[0] - kv_offset, query[0], fault]
         row = torch.stack([torch.as_tensor(number, device=device).long() for number in header])
         origin = torch.where(live, begin - kv_offset, PADDING)
         return torch.cat([row.expand(batch_size, -1), origin], 1).int()[:, None, None].cpu()
