@@ -2,11 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test lint types tests gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
+.PHONY: help demo test lint types tests sweep gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   every check: ruff, mypy --strict, pytest"
 	@echo "make lint | types | tests   one of the checks"
+	@echo "make sweep  every text family of Transformers against its eager attention, ten minutes of a core"
 	@echo "make gallery  docs/gallery.md, its pictures, the drawings of the tables and the front page, and the tables of docs/presets.md"
 	@echo "make docs   the documentation site in build/site, every warning an error"
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
@@ -36,14 +37,19 @@ types: .venv/ready
 	$(BIN)/mypy
 
 tests: .venv/ready
-	$(BIN)/python -m pytest -n 2 -m "not alone"
+	$(BIN)/python -m pytest -n 2 -m "not alone and not sweep"
 	$(BIN)/python -m pytest -m alone
+
+# The second tier: after a change of the integration, and for a new version of Transformers.
+sweep: .venv/ready
+	$(BIN)/python -m pytest -m sweep tests/integrations/test_families.py
 
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
 	$(BIN)/python -m docs.make_drawings
 	$(BIN)/python -m docs.make_front
 	$(BIN)/python -m docs.make_presets
+	$(BIN)/python -m docs.make_families
 
 # The tests build it too.
 docs: .venv/ready
