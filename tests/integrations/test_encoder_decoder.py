@@ -142,6 +142,8 @@ def test_what_is_refused(pattern: Any, words: str) -> None:
     sparse = made("bart", "eager")
     with pytest.raises(ValueError, match=words):
         use_pattern(sparse, pattern)
+    with pytest.raises(TypeError, match=r"pattern= is a text, a Pattern, .* got 3"):
+        use_pattern(sparse, {"encoder": 3})  # type: ignore[dict-item]
     assert sparse.config._attn_implementation == "eager"
     assert getattr(sparse.config, "block_sparse_pattern", None) is None
 

@@ -161,6 +161,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
 
     Raises:
         ImportError: as :func:`register`.
+        TypeError: a pattern that is neither of these.
         ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there,
             entries other than the two sides, a block size not offered, or a model whose attention cannot be exchanged.
     """
@@ -215,7 +216,14 @@ def _texts(pattern: Patterns) -> Any:
         return {side: _texts(one) for side, one in pattern.items()}
     if pattern is None or isinstance(pattern, str):
         return pattern
-    return str(pattern) if isinstance(pattern, Pattern) else [_texts(one) for one in pattern]
+    if isinstance(pattern, Pattern):
+        return str(pattern)
+    if not isinstance(pattern, list | tuple):
+        raise TypeError(
+            "pattern= is a text, a Pattern, a list of one for each layer, or a dict of these for either side; "
+            f"got {pattern!r}"
+        )
+    return [_texts(one) for one in pattern]
 
 
 def _each(texts: Any) -> Iterator[str]:
