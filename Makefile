@@ -2,12 +2,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test test-all lint types interpreted gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
+.PHONY: help demo test test-all lint types interpreted sweep gallery docs versions gpu fuzz coverage mutants sanitize kills audit sbom release clean
 help:
 	@echo "make demo   a tour in under 6 minutes on 2 cores: mask, exactness, speed, training"
 	@echo "make test   ruff, mypy --strict, and the first tier of the tests, within 8 minutes on 2 cores"
 	@echo "make test-all   every test: what .ci/run runs"
 	@echo "make lint | types | interpreted   one of the checks; the laws on the Triton kernels in Triton's interpreter"
+	@echo "make sweep  every text family of Transformers against its eager attention, ten minutes of a core"
 	@echo "make gallery  docs/gallery.md, its pictures, the drawings of the tables and the front page, and the tables of docs/presets.md"
 	@echo "make docs   the documentation site in build/site, every warning an error"
 	@echo "make gpu    everything that waits for a GPU, in parts: PART=check, kernels, step or peers; see docs/gpu.md"
@@ -50,11 +51,16 @@ lint: .venv/ready
 types: .venv/ready
 	$(BIN)/mypy
 
+# After a change of the integration, and for a new version of Transformers; a part of test-all.
+sweep: .venv/ready
+	$(BIN)/python -m pytest -n 2 -m sweep tests/integrations/test_families.py
+
 gallery: .venv/ready
 	$(BIN)/python -m docs.make_gallery
 	$(BIN)/python -m docs.make_drawings
 	$(BIN)/python -m docs.make_front
 	$(BIN)/python -m docs.make_presets
+	$(BIN)/python -m docs.make_families
 
 # The tests build it too.
 docs: .venv/ready

@@ -81,10 +81,10 @@ def pages() -> dict[str, ApiPage]:
         "api/transformers.md": ApiPage(
             "Hugging Face",
             'Models of Hugging Face with `attn_implementation="block_sparse"`: [Transformers](../transformers.md).',
-            tuple(
-                f"sparseflash.integrations.transformers.{name}" if name in ("register", "use_pattern")
-                else f"sparseflash.integrations.transformers.finetune.{name}"
-                for name in ("register", "use_pattern", "compare", "perplexity", "train")
+            (
+                *(f"sparseflash.integrations.transformers.{n}" for n in ("from_pretrained", "use_pattern", "register")),
+                "sparseflash.integrations.transformers.overview.describe",
+                *(f"sparseflash.integrations.transformers.finetune.{n}" for n in ("compare", "perplexity", "train")),
             ),
         ),
         "api/diffusers.md": ApiPage(

@@ -98,8 +98,12 @@ def model(family: str, attention: str = "block_sparse", **config: Any) -> Any:
     for name, value in config.items():
         setattr(settings, name, value)
     kind = getattr(transformers, KINDS.get(family, "AutoModelForCausalLM"))
-    made = kind.from_config(settings, attn_implementation=attention).eval()
-    # Initial weights are so small that attention is nearly uniform; these keep the size of what they are applied to.
+    return spread(kind.from_config(settings, attn_implementation=attention).eval())
+
+
+def spread(made: Any) -> Any:
+    """Random weights under which attention is not nearly uniform."""
+    # Initial weights are too small for that; these keep the size of what they are applied to.
     tables = {id(m.weight) for m in made.modules() if isinstance(m, torch.nn.Embedding)}
     for name, weight in made.named_parameters():
         if weight.dim() > 1:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import pytest
@@ -217,11 +216,8 @@ def test_the_config_carries_the_pattern_through_a_file(tmp_path: Any) -> None:
 
 
 def test_what_it_cannot_do_is_refused() -> None:
-    import transformers
-
-    made = model("llama")
-    with pytest.raises(ValueError, match=r"torch.bool mask of shape \(3, 1, 40, 40\)"):
-        made(ids(), attention_mask=torch.ones(3, 1, 40, 40, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"got torch.int64 of shape \(3, 1, 40, 40\)"):
+        model("llama")(ids(), attention_mask=torch.ones(3, 1, 40, 40).long())
     for pattern, words in (
         ("lokal(3)", "lokal"),
         (["full()"], "has 1 entries, the model 2 layers"),
@@ -232,14 +228,3 @@ def test_what_it_cannot_do_is_refused() -> None:
             model("llama", block_sparse_pattern=pattern)(ids())
     with pytest.raises(ValueError, match=r"ViTAttention does not know its number.*use_pattern"):
         model("vit", block_sparse_pattern=["full()", "full()"])(torch.rand(1, 1, 24, 24))
-    config = copy.deepcopy(FAMILIES["gpt2"]())
-    config.add_cross_attention = True
-    crossed = transformers.GPT2LMHeadModel._from_config(config, attn_implementation="block_sparse")
-    with pytest.raises(ValueError, match="cross-attention"):
-        crossed(ids(), encoder_hidden_states=torch.rand(3, 5, 32))
-    bart = transformers.BartConfig(
-        vocab_size=61, d_model=32, encoder_layers=1, decoder_layers=1, encoder_ffn_dim=32, decoder_ffn_dim=32,
-        encoder_attention_heads=4, decoder_attention_heads=4, max_position_embeddings=64, pad_token_id=0,
-    )  # fmt: skip
-    with pytest.raises(ValueError, match="cross-attention"):
-        transformers.AutoModelForSeq2SeqLM.from_config(bart, attn_implementation="block_sparse")(ids())

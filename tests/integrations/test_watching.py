@@ -62,6 +62,21 @@ def test_models_with_attention_of_their_own_are_refused_before_a_shape_does_not_
         build(MASKS_OF_THEIR_OWN[words]())(ids(1))
 
 
+def test_a_model_half_of_which_asks_is_refused_for_the_other_half() -> None:
+    """Its decoder would take the pattern, its encoder would not."""
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 4}
+    config = transformers.BigBirdPegasusConfig(vocab_size=61, d_model=32, **sizes, attention_type="original_full")
+    config.block_sparse_pattern = "local(1)"
+    words = r"BigBirdPegasusEncoderAttention mixes its tokens on its own.*no effect"
+    with pytest.raises(ValueError, match=words):
+        build(config)(ids(1))
+    with pytest.raises(ValueError, match=words):
+        ours.use_pattern(build(config), "local(1)")
+    dense = transformers.BloomModel(MASKS_OF_THEIR_OWN["BloomModel.*ALiBi"]())
+    with pytest.raises(ValueError, match="BloomModel mixes its tokens on its own with ALiBi"):
+        ours.use_pattern(dense, "local(1)")
+
+
 def test_switching_a_model_that_cannot_is_an_error() -> None:
     made = transformers.RoFormerModel(MASKS_OF_THEIR_OWN["RoFormerModel"]())
     with pytest.raises(ValueError, match="RoFormerModel"):

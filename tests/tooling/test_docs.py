@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from docs import make_drawings, make_front, make_presets
+from docs import make_drawings, make_families, make_front, make_presets
 from docs.building import places
 from sparseflash.patterns import parse
 from tests import pages
@@ -160,7 +160,9 @@ def test_drawings_of_lists_say_what_the_pairs_say(file: str, name: str, transpos
 
 
 @pytest.mark.parametrize(
-    "module", [pages, places, make_front, make_presets, test_front_page], ids=lambda module: module.__name__
+    "module",
+    [pages, places, make_families, make_front, make_presets, test_front_page],
+    ids=lambda module: module.__name__,
 )
 def test_examples_of_these_helpers_run(module: object) -> None:
     failed, tried = doctest.testmod(module)  # type: ignore[arg-type]

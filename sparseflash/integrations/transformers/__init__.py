@@ -1,44 +1,53 @@
 """Hugging Face Transformers (v5) with a pattern in the model's config.
 
-``register()`` once; then ``attn_implementation="block_sparse"`` in ``from_pretrained``, ``from_config`` or
-``model.set_attn_implementation``. The config says who sees whom:
+In one line: :func:`from_pretrained`, or :func:`use_pattern` of a model that is there already; :func:`describe` prints
+what each layer then reads. Or ``register()`` once, and ``attn_implementation="block_sparse"`` in Transformers' own
+``from_pretrained``, ``from_config`` or ``model.set_attn_implementation``. The config says who sees whom:
 
 - ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None, and no
-  such entry, is everything that the model's own mask allows.
+  such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
+  ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything.
 - ``config.block_sparse_block``: tokens a block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
-sequences of a packed row) stays forbidden. In one line: :func:`from_pretrained`, or :func:`use_pattern` of a model that
-is there already. Nothing here imports transformers before one of these functions is called.
+sequences of a packed row) stays forbidden. Nothing here imports transformers before one of these functions is called.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from sparseflash.integrations.transformers.attention import NAME, block_sparse_attention, pattern_of
+from sparseflash.integrations.transformers.attention import (
+    NAME,
+    block_sparse_attention,
+    pattern_of,
+    side_of,
+)
 from sparseflash.integrations.transformers.attention import layers as attending
-from sparseflash.integrations.transformers.masks import describe
+from sparseflash.integrations.transformers.masks import describe as described
 from sparseflash.integrations.transformers.operators import checked
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.pattern import Pattern
 
 if TYPE_CHECKING:
     from sparseflash.integrations.transformers.finetune import compare, perplexity, train
+    from sparseflash.integrations.transformers.overview import describe
 
-__all__ = ["NAME", "compare", "from_pretrained", "perplexity", "register", "train", "use_pattern"]
+__all__ = ["NAME", "compare", "describe", "from_pretrained", "perplexity", "register", "train", "use_pattern"]
 
-Patterns: TypeAlias = str | Pattern | Sequence[str | Pattern | None] | None
+OfStack: TypeAlias = str | Pattern | Sequence[str | Pattern | None] | None
+Patterns: TypeAlias = OfStack | Mapping[str, OfStack]
 
-_LATER = ("compare", "perplexity", "train")
+_LATER = {"compare": "finetune", "describe": "overview", "perplexity": "finetune", "train": "finetune"}
 
 
 def __getattr__(name: str) -> Any:
     if name not in _LATER:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.finetune"), name)
+    return getattr(import_module(f"{__name__}.{_LATER[name]}"), name)
 
 
 def register() -> None:
@@ -71,7 +80,7 @@ def register() -> None:
     if int(transformers.__version__.split(".")[0]) < 5:
         raise ImportError(f"block_sparse needs Transformers 5 or later, found {transformers.__version__}")
     transformers.AttentionInterface.register(NAME, block_sparse_attention)
-    transformers.AttentionMaskInterface.register(NAME, describe)
+    transformers.AttentionMaskInterface.register(NAME, described)
     import_module(f"{__name__}.watching").watch()
 
 
@@ -121,9 +130,8 @@ def from_pretrained(
             f"attn_implementation is {NAME!r} here, got {kwargs['attn_implementation']!r}; for another one call "
             f"{getattr(kind, '__name__', kind)}.from_pretrained"
         )
-    for one in pattern if isinstance(pattern, list | tuple) else [pattern]:  # before gigabytes are read
-        if one is not None:
-            checked(str(one) if isinstance(one, Pattern) else one)
+    for one in _each(_texts(pattern)):  # before gigabytes are read
+        checked(one)
     if pattern is None and (layers is not None or block is not None):
         raise ValueError("layers= and block= are about a pattern: give pattern= with them")
     model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)
@@ -142,7 +150,8 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     Args:
         model: a ``PreTrainedModel``.
         pattern: a pattern or its text, or one for each layer (None: all that the model allows). A list needs to know
-            the layers by number: models that do not number their attention (ViT) get numbers here.
+            the layers by number: models that do not number their attention (ViT) get numbers here. For a model of an
+            encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"`` and ``"decoder"``.
         layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
             the model allows. None: all layers.
         block: tokens a block side.
@@ -152,23 +161,33 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
 
     Raises:
         ImportError: as :func:`register`.
-        ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there, a
-            block size not offered, or a model whose attention cannot be exchanged.
+        TypeError: a pattern that is neither of these.
+        ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there,
+            entries other than the two sides, a block size not offered, or a model whose attention cannot be exchanged.
     """
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
     before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
     implementation = model.config._attn_implementation
+    watching = import_module(f"{__name__}.watching")
+    watching.mark_crossing(model)
+    if layers is not None and getattr(config, "is_encoder_decoder", False):
+        raise ValueError(
+            f"layers= counts those of one stack, {type(model).__name__} has two: give one for each layer, "
+            'as {"encoder": [...], "decoder": [...]}'
+        )
     texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
     config.block_sparse_pattern, config.block_sparse_block = texts, block
     try:
-        for layer, module in enumerate(attending(model)):
+        model.set_attn_implementation(NAME)
+        watching.examine(model)
+        counted = {"encoder": count(), "decoder": count()}
+        for module in attending(model):
+            layer = next(counted[side_of(module)])
             if getattr(module, "layer_idx", None) is None:
                 module.layer_idx = layer  # type: ignore[assignment]
             pattern_of(module)
-        model.set_attn_implementation(NAME)
-        import_module(f"{__name__}.watching").examine(model)
     except (TypeError, ValueError):
         for name, value in before.items():
             setattr(config, name, value)
@@ -193,6 +212,24 @@ def _in_layers(pattern: Patterns, layers: Sequence[int], count: int) -> list[str
 
 
 def _texts(pattern: Patterns) -> Any:
-    if pattern is None or isinstance(pattern, str | Pattern):
-        return None if pattern is None else str(pattern)
+    if isinstance(pattern, Mapping):
+        return {side: _texts(one) for side, one in pattern.items()}
+    if pattern is None or isinstance(pattern, str):
+        return pattern
+    if isinstance(pattern, Pattern):
+        return str(pattern)
+    if not isinstance(pattern, list | tuple):
+        raise TypeError(
+            "pattern= is a text, a Pattern, a list of one for each layer, or a dict of these for either side; "
+            f"got {pattern!r}"
+        )
     return [_texts(one) for one in pattern]
+
+
+def _each(texts: Any) -> Iterator[str]:
+    """All texts of a pattern, of a list of them and of a list for either side."""
+    if isinstance(texts, Mapping | list):
+        for one in texts.values() if isinstance(texts, Mapping) else texts:
+            yield from _each(one)
+    elif texts is not None:
+        yield texts

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparseflash.functional.arguments import under_autocast
-from sparseflash.integrations.transformers.masks import describe
-from sparseflash.integrations.transformers.operators import checked, model_attention
+from sparseflash.integrations.transformers.drawing import known
+from sparseflash.integrations.transformers.masks import describe, of_drawn
+from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
 from sparseflash.integrations.transformers.placing import placed
 
 # Not "sparseflash": a name with "flash" in it is taken by Transformers for a flavour of FlashAttention.
 NAME = "block_sparse"
-EVERYTHING = "full()"
 # Tensors among the keywords that models and trainers hand on to whoever attends, which do not change what is asked for
 # (`position_ids` and the lengths of packed rows are read). Any other one may choose keys, or weigh them.
 HARMLESS = {
@@ -23,6 +24,10 @@ HARMLESS = {
     *("num_items_in_batch", "labels", "shift_labels", "input_ids", "token_type_ids", "cache_position", "inputs_embeds"),
     *("logits_to_keep", "encoder_attention_mask"),
 }  # fmt: skip
+
+
+SIDES = ("encoder", "decoder")
+CROSSES = "block_sparse_crosses"  # of a module: whether its keys are another sequence's
 
 
 class Calls(threading.local):
@@ -65,21 +70,30 @@ def block_sparse_attention(
         [B, N, Hq, Dv], and None for the weights, which are never made.
 
     Raises:
-        ValueError: what block-sparse attention cannot do: weights asked for, cross-attention, a position bias, a mask
-            of the user's own, a tensor among ``kwargs`` that nothing is known of, positions of a part of a sequence.
+        ValueError: what block-sparse attention cannot do: weights asked for, a position bias, a mask of numbers that
+            are added, a tensor among ``kwargs`` that nothing is known of, positions of a part of a sequence.
     """
-    _refuse(module, attention_mask, kwargs)
+    _refuse(module, kwargs)
+    pattern, block = pattern_of(module)
+    batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
+    own = attention_mask is not None and attention_mask.dtype != torch.int32
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
-        attention_mask = _plain(query.shape[2], key.shape[2], bool(causal), kwargs.get("sliding_window"))
-    positions = kwargs.get("position_ids")
-    if positions is None and not torch.compiler.is_compiling():
-        positions = CALLS.positions
-    attention_mask = placed(
-        *(attention_mask, query.shape[0], query.shape[2], positions),
-        *(kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")),
-    )
-    pattern, block = pattern_of(module)
+        causal = bool(causal) and not crosses(module)
+        attention_mask = _plain(q_len, kv_len, causal, kwargs.get("sliding_window"))
+    elif own:
+        attention_mask = _given(module, attention_mask, pattern, batch, q_len, kv_len)
+    lengths = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
+    if own and lengths != (None, None):
+        raise ValueError(
+            f"{type(module).__name__} got a 4-D attention_mask and cu_seq_lens_q of packed rows, which both say who "
+            "sees whom: give one of them"
+        )
+    if not (own or crosses(module)):  # a mask of one's own says it all: the positions of a tree are no packed row's
+        positions = kwargs.get("position_ids")
+        if positions is None and not torch.compiler.is_compiling():
+            positions = CALLS.positions
+        attention_mask = placed(attention_mask, batch, q_len, positions, *lengths)
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
     if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -92,25 +106,36 @@ def block_sparse_attention(
     return out.transpose(1, 2).contiguous(), None
 
 
-def _refuse(module: nn.Module, mask: Tensor | None, kwargs: dict[str, Any]) -> None:
+def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
     name, instead = type(module).__name__, 'use attn_implementation="eager"'
     if kwargs.get("output_attentions"):
         raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
     if kwargs.get("position_bias") is not None:
-        raise ValueError(f"block_sparse takes no position bias, as {name} has: {instead}")
+        raise ValueError(
+            f"{name} adds a position bias to its scores, which block_sparse has no kernel for yet: {instead}"
+        )
+    if crosses(module) and (kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None):
+        raise ValueError(
+            f"{name} attends to another sequence, of which cu_seq_lens_q and cu_seq_lens_k of packed rows say nothing: "
+            "give one document a row"
+        )
     for keyword, value in kwargs.items():
         if isinstance(value, Tensor) and keyword not in HARMLESS:
             raise ValueError(
                 f"{name} hands a tensor {keyword}= {tuple(value.shape)} to its attention, of which block_sparse knows "
                 f"nothing (a model that selects keys itself, for example): {instead}"
             )
-    if getattr(module, "is_cross_attention", False) or getattr(module.config, "is_encoder_decoder", False):
-        raise ValueError(f"a pattern is about the tokens of one sequence, {name} has cross-attention: {instead}")
-    if mask is not None and mask.dtype != torch.int32:
+
+
+def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int, kv_len: int) -> Tensor:
+    """The description of a 4-D mask of the user's own, or of a model that draws its masks itself."""
+    if pattern != EVERYTHING and q_len != kv_len:
         raise ValueError(
-            "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding), but "
-            f"{name} got a {mask.dtype} mask of shape {tuple(mask.shape)}; say who sees whom in the pattern"
+            f"{type(module).__name__} got a 4-D attention_mask for {q_len} queries and {kv_len} keys, which does not "
+            f"say at which positions of {pattern} they stand: give the whole sequence with use_cache=False, a 2-D "
+            "attention_mask, or no pattern"
         )
+    return known(mask, lambda: of_drawn(mask, batch, q_len, kv_len), batch, q_len, kv_len)
 
 
 def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
@@ -123,8 +148,25 @@ def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
     return describe(*(1, q_len, kv_len, kv_len - q_len if causal else 0), mask_function=allowed, local_size=window)
 
 
+def crosses(module: nn.Module) -> bool:
+    """Whether a module's keys are another sequence's; ``watching`` finds those that do not say so themselves."""
+    return bool(getattr(module, CROSSES, False) or getattr(module, "is_cross_attention", False))
+
+
+def may_cross(module: nn.Module) -> bool:
+    """Whether a module belongs to a model that has cross-attention."""
+    config: Any = getattr(module, "config", None)
+    return bool(getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False))
+
+
+def side_of(module: nn.Module) -> str:
+    """Which half of a model of an encoder and a decoder a self-attention module is in."""
+    decodes = getattr(module, "is_decoder", None)
+    return "decoder" if (getattr(module, "is_causal", False) if decodes is None else decodes) else "encoder"
+
+
 def pattern_of(module: nn.Module) -> tuple[str, int]:
-    """The text of a layer's pattern, and its block size, from the config.
+    """The text of a layer's pattern, and its block size, from the config. Cross-attention sees everything.
 
     Raises:
         TypeError: no text.
@@ -132,6 +174,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
     """
     config: Any = module.config
     pattern, block = getattr(config, "block_sparse_pattern", None), getattr(config, "block_sparse_block", None)
+    pattern, count = _of_stack(module, pattern)
     if isinstance(pattern, list | tuple):
         layer = getattr(module, "layer_idx", None)
         if layer is None:
@@ -139,15 +182,52 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
                 f"the config has a pattern for each layer, but {type(module).__name__} does not know its number: "
                 "call sparseflash.integrations.transformers.use_pattern(model, [...])"
             )
-        if len(pattern) != config.num_hidden_layers:
-            raise ValueError(
-                f"block_sparse_pattern has {len(pattern)} entries, the model {config.num_hidden_layers} layers"
-            )
+        if len(pattern) != count:
+            raise ValueError(f"block_sparse_pattern has {len(pattern)} entries, the model {count} layers")
         pattern = pattern[layer]
     text = EVERYTHING if pattern is None else pattern
     if not torch.compiler.is_compiling():
         checked(text)
     return text, 128 if block is None else block
+
+
+def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
+    """What the config says for the stack of layers that a module is in, and how many layers that has."""
+    config: Any = module.config
+    count = getattr(config, "num_hidden_layers", 0)
+    if pattern is None or crosses(module):
+        return None, count
+    name, two = type(module).__name__, getattr(config, "is_encoder_decoder", False)
+    if may_cross(module) and getattr(module, CROSSES, None) is None:
+        raise ValueError(
+            f"{name} belongs to a model with cross-attention, in which block_sparse has to find the self-attention "
+            "first: call sparseflash.integrations.transformers.use_pattern(model, ...), or the model once before it is "
+            "compiled"
+        )
+    if isinstance(pattern, Mapping):
+        if not two or not set(pattern) <= set(SIDES):
+            raise ValueError(
+                f"block_sparse_pattern has the entries {sorted(pattern)}: a model of an encoder and a decoder takes "
+                f"{' and '.join(map(repr, SIDES))}, any other one a text or a list"
+            )
+        side = side_of(module)
+        return pattern.get(side), getattr(config, f"{side}_layers", count)
+    if two and isinstance(pattern, list | tuple):
+        raise ValueError(
+            f"{name} belongs to a model of an encoder and a decoder; say whose layers the list is for: "
+            '{"encoder": [...], "decoder": [...]}'
+        )
+    return pattern, count
+
+
+def attending(model: Any) -> list[nn.Module]:
+    """The self-attention modules of a model in their order; none of a model that does not tell which they are."""
+    kinds = []
+    for part in model.modules():
+        kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
+        kinds += [getattr(one, "target_class", one) for one in (kind if isinstance(kind, list | tuple) else [kind])]
+    attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
+    return [m for m in model.modules() if isinstance(m, attends) and hasattr(m, "config") and not crosses(m)]
 
 
 def layers(model: Any) -> list[nn.Module]:
@@ -156,12 +236,6 @@ def layers(model: Any) -> list[nn.Module]:
     Raises:
         ValueError: the model does not tell which of its modules attend.
     """
-    kinds = []
-    for part in model.modules():
-        kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
-        kinds += [getattr(one, "target_class", one) for one in (kind if isinstance(kind, list | tuple) else [kind])]
-    attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
-    found = [m for m in model.modules() if isinstance(m, attends) and not getattr(m, "is_cross_attention", False)]
-    if not found:
+    if not (found := attending(model)):
         raise ValueError(f"{type(model).__name__} does not say which of its modules attend; set its config by hand")
     return found

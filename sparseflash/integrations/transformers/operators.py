@@ -22,12 +22,14 @@ from sparseflash.functional.attention import attention
 from sparseflash.functional.decode import BLOCK as DECODE_BLOCK
 from sparseflash.functional.decode import MOST_QUERIES, decode
 from sparseflash.functional.operators import MaskArguments
+from sparseflash.integrations.transformers.drawing import mask_of
 from sparseflash.integrations.transformers.masks import Description, read
 from sparseflash.integrations.transformers.sequences import Piece, within
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import MASKS, TABLES
 from sparseflash.patterns.causal import causal
+from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
@@ -38,6 +40,7 @@ from sparseflash.tables.table import LookupTable
 
 # Rooms for a growing cache are powers of two from here on: each is compiled once.
 SMALLEST_ROOM = 256
+EVERYTHING = "full()"
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
@@ -80,7 +83,7 @@ def _forward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     told = read(mask, q.shape[2], k.shape[2])
-    keys = told.first_query + q.shape[2]
+    keys = told.keys(q.shape[2], k.shape[2])
     if _decodes(told, q) and not dropout:
         table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
         # Keys at or past `keys` are not read: the table may speak of more than there is memory for.
@@ -111,7 +114,7 @@ def _backward(
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     told = read(mask, q.shape[2], k.shape[2])
-    keys = told.first_query + q.shape[2]
+    keys = told.keys(q.shape[2], k.shape[2])
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
     backend = "cpu" if q.device.type == "cpu" else "triton"
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
@@ -127,6 +130,8 @@ def _backward(
 def _decodes(told: Description, q: Tensor) -> bool:
     """Few new queries against a cache, of which all samples end with the newest token."""
     keys = told.first_query + q.shape[2]
+    if told.drawn or not told.causal:
+        return False
     return q.shape[2] <= MOST_QUERIES and told.first_query > 0 and all(p and p[-1][1] == keys for p in told.samples)
 
 
@@ -164,12 +169,22 @@ def compiled(
             f"the pattern {text} is another one for every length, so a growing cache has none to go by; "
             "call the model with use_cache=False, or take a pattern without random_blocks"
         )
+    if not (told.causal or told.drawn) and told.first_query + shape[0] != shape[1] and text != EVERYTHING:
+        raise ValueError(
+            f"a pattern is about the tokens of one sequence, but here {shape[0]} queries look at {shape[1]} keys of "
+            "another one (cross-attention), and nothing says so: call use_pattern(model, ...), which finds such modules"
+        )
     if told.causal:
         pattern = pattern & causal()
+    if told.chunk is not None:
+        pattern = pattern & fixed(told.chunk, summary=0)
     if told.window is not None:
         pattern = pattern & local(told.window - told.causal)
     masks = [_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples]
-    return BlockMask.of(stacked(masks, axis=0))
+    mask = BlockMask.of(stacked(masks, axis=0))
+    if not told.drawn:
+        return mask
+    return mask & BlockMask.of(stacked([mask_of(heads, shape, block, q_offset) for heads in told.drawn], axis=0))
 
 
 # Batches differ, but their samples are padded to lengths that come again and again.

@@ -43,7 +43,7 @@ def placed(
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
 ) -> Tensor:
-    """The description ``mask`` [B or 1, 1, 1, HEADER + M] with the sequences that positions and lengths tell.
+    """The description ``mask`` [B or 1, H, 1 + R, HEADER + M] with the sequences that positions and lengths tell.
 
     Args:
         mask: as :func:`describe` makes it.
@@ -99,7 +99,7 @@ def _of_tokens(position_ids: Tensor | None, batch: int, q_len: int) -> Tensor | 
 def _placed_anew(
     mask: Tensor, batch: int, q_len: int, positions: Tensor | None, lengths: Tensor | None, others: Tensor | None
 ) -> Tensor:
-    rows = mask.flatten(0, -2).cpu()
+    rows = mask[:, 0, 0].cpu()
     header, origin = rows[:, :HEADER].expand(batch, -1), rows[:, HEADER:].expand(batch, -1)
     first, seen, fault = (header[:, i : i + 1] for i in (FIRST_QUERY, SEEN, FAULT))
     token, key = torch.arange(q_len), torch.arange(origin.shape[1])
@@ -127,7 +127,11 @@ def _placed_anew(
     # Only with an empty cache do queries and keys stand side by side; past them a cache has room.
     narrowed = torch.maximum(origin, start[:, key.clamp(max=q_len - 1)])
     origin = torch.where((origin == PADDING) | (first > 0), origin, narrowed)
-    return torch.cat([header[:, :FAULT], fault, origin], 1).int()[:, None, None]
+    narrow = torch.cat([header[:, :FAULT], fault, origin], 1).int()[:, None, None]
+    if mask.shape[2] == 1:
+        return narrow
+    drawn = mask[:, :, 1:].cpu()  # bits of pairs stay behind it
+    return torch.cat([narrow.expand(-1, drawn.shape[1], -1, -1), drawn.expand(batch, -1, -1, -1)], 2)
 
 
 def _blame(fault: Tensor, wrong: Tensor, number: int) -> Tensor:

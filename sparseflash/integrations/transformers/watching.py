@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseflash.integrations.transformers.attention import CALLS, NAME
+from sparseflash.integrations.transformers.attention import CALLS, CROSSES, NAME, attending, crosses, may_cross
 
 KEYS = ("block_sparse_pattern", "block_sparse_block")
 MARK = "_block_sparse_watched"
@@ -36,6 +36,7 @@ _ATTENDS = re.compile(r"^class \w*Attention\w*\(.*Module\):", re.MULTILINE)
 # Parts of an attention module that select keys for its queries, or put others in their place.
 _SELECTS = re.compile(r"Indexer|Compressor")
 _SELECTED = re.compile(r"\b(\w*indices)=(?!=)")
+_CROSSING = re.compile(r"cross_?att|enc_?dec_?att|encoder_att", re.IGNORECASE)
 _CHOOSES_BY_NAME = re.compile(r"ATTENTION_CLASSES\[")
 
 
@@ -173,22 +174,24 @@ def examine(model: Any) -> None:
     """Raise for a model in which block_sparse would not do what its config says.
 
     Raises:
-        ValueError: a misspelt entry; a model of an encoder and a decoder; a part that takes our masks, but not our
-            attention; one that selects keys itself; a pattern that no attention module reads.
+        ValueError: a misspelt entry; a part that takes our masks, but not our attention; one that selects keys itself,
+            or adds a position bias; a pattern that no attention module reads.
     """
     if model.config._attn_implementation != NAME:
         return
     refuse_misspelt(model.config)
-    if getattr(model.config, "is_encoder_decoder", False):
-        raise ValueError(
-            f"a pattern is about the tokens of one sequence, {type(model).__name__} has cross-attention: {INSTEAD}"
-        )
+    mark_crossing(model)
     for part in model.modules():
         around = _source_around(type(part)) if MARK in vars(part) else ""
         if _ATTENDS.search(around) and _ASKS_FOR_MASKS.search(around) and not _ASKS.search(around):
             raise ValueError(_foreign(part))
     readers = [part for part in model.modules() if _asks(type(part)) and hasattr(part, "config")]
     for reader in readers:
+        if getattr(reader, "has_relative_attention_bias", False):
+            raise ValueError(
+                f"{type(reader).__name__} adds a position bias to its scores, which block_sparse has no kernel for "
+                f"yet: {INSTEAD}"
+            )
         for name, child in reader.named_children():
             if _SELECTS.search(type(child).__name__):
                 handed = "".join(
@@ -205,6 +208,9 @@ def examine(model: Any) -> None:
         if all(map(_known, {type(part) for part in model.modules()})):
             raise ValueError(_foreign(model, "; its block_sparse_pattern would have no effect"))
         return
+    for module in attending(model):
+        if _pattern(module.config) is not None and not any(_asks(type(part)) for part in module.modules()):
+            raise ValueError(_foreign(module, "; its block_sparse_pattern would have no effect"))
     for where, part in patterns:
         if all(_pattern(reader.config) != _pattern(part) for reader in readers):
             read = {id(reader.config) for reader in readers}
@@ -213,6 +219,31 @@ def examine(model: Any) -> None:
                 f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
+
+
+def mark_crossing(model: Any) -> None:
+    """Tell every module that asks for attention whether its keys are another sequence's.
+
+    Models name these modules for whoever records their weights, by class or by a part of their path; where one does
+    not, their paths speak of crossing, or of the encoder from within a layer.
+    """
+    named: list[Any] = []
+    for part in model.modules():
+        kinds = (getattr(part, "_can_record_outputs", None) or {}).get("cross_attentions")
+        named += kinds if isinstance(kinds, list | tuple) else [kinds]
+    told = [
+        (getattr(kind, "target_class", kind), (getattr(kind, "layer_name", None) or "").strip("."))
+        for kind in named
+        if kind is not None
+    ]
+    for path, module in model.named_modules():
+        if not _asks(type(module)):
+            continue
+        found = any(isinstance(kind, type) and isinstance(module, kind) and where in path for kind, where in told)
+        found = found or bool(_CROSSING.search(path)) or crosses(module)  # found once, it stays found from a part
+        # Compiled graphs ask for this entry: what cannot cross stays as it was before it was looked at.
+        if found or may_cross(module):
+            setattr(module, CROSSES, found)
 
 
 def _pattern(config: Any) -> Any:

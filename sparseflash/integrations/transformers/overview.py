@@ -1,0 +1,106 @@
+"""What each layer of a model reads, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from sparseflash.integrations.transformers.attention import NAME, layers, pattern_of
+from sparseflash.integrations.transformers.masks import Description
+from sparseflash.integrations.transformers.operators import EVERYTHING, compiled
+from sparseflash.integrations.transformers.watching import mark_crossing
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What the self-attention of a layer reads.
+
+    Attributes:
+        name: path of the module.
+        pattern: text of its pattern, None if it has none.
+        density: stored blocks / all blocks, with what the model itself forbids left out.
+        speedup: blocks of the layer without a pattern / blocks with it: the expected speed-up of its attention, if time
+            went with the blocks. None for a pattern that leaves nothing.
+    """
+
+    name: str
+    pattern: str | None
+    density: float
+    speedup: float | None
+
+
+def describe(model: Any, tokens: int = 4096, *, console: Console | None = None) -> list[Layer]:
+    """Print layer, pattern, density and expected speed-up of a model's self-attention.
+
+    Args:
+        model: a model of Transformers whose attention is ``block_sparse``.
+        tokens: length of the one sequence for which densities are computed.
+        console: where the table is printed; default the terminal.
+
+    Returns:
+        An entry for each layer; cross-attention, which has no pattern, is left out.
+
+    Raises:
+        ValueError: a model with another attention, or one that does not tell which of its modules attend.
+
+    Example:
+        >>> import transformers
+        >>> from rich.console import Console
+        >>> from sparseflash.integrations.transformers import describe, use_pattern
+        >>> config = transformers.LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4)
+        >>> model = use_pattern(transformers.LlamaModel(config), "local(512)", layers=[1])
+        >>> first, second = describe(model, 8192, console=Console(quiet=True))
+        >>> first.pattern, second.pattern, f"{second.density:.1%}", f"{second.speedup:.1f}"
+        (None, 'local(512)', '7.6%', '6.7')
+    """
+    if model.config._attn_implementation != NAME:
+        raise ValueError(
+            f"the attention of {type(model).__name__} is {model.config._attn_implementation!r}, which knows no "
+            "patterns: call use_pattern(model, ...) first"
+        )
+    mark_crossing(model)
+    listed = {id(module) for module in layers(model)}
+
+    @cache
+    def density(text: str, block: int, rules: Description) -> float:
+        return compiled(text, rules, (tokens, tokens), block, 0).density
+
+    found = []
+    for name, module in model.named_modules():
+        if id(module) in listed:
+            text, block = pattern_of(module)
+            rules = _rules(module, tokens)
+            stored = density(text, block, rules)
+            speedup = density(EVERYTHING, block, rules) / stored if stored else None
+            found.append(Layer(name, None if text == EVERYTHING else text, stored, speedup))
+    (console or Console()).print(_table(found, tokens))
+    return found
+
+
+def _rules(module: nn.Module, tokens: int) -> Description:
+    """What the model allows in this layer of one sequence without padding."""
+    config: Any = module.config
+    causal = bool(getattr(module, "is_causal", True)) and getattr(config, "is_causal", True)
+    kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
+    kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else "sliding_attention"
+    window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
+    chunk = config.attention_chunk_size if kind == "chunked_attention" else None
+    samples = (((0, tokens, 0),),)
+    return Description(causal, window if kind == "sliding_attention" else None, 0, samples, chunk)
+
+
+def _table(found: list[Layer], tokens: int) -> Table:
+    table = Table(title=f"self-attention at {tokens:,} tokens")
+    for column in ("layer", "pattern"):
+        table.add_column(column, overflow="fold")
+    for column in ("density", "expected speed-up"):
+        table.add_column(column, justify="right")
+    for layer in found:
+        speedup = "nothing to compute" if layer.speedup is None else f"{layer.speedup:.1f} x"
+        table.add_row(layer.name, layer.pattern or "-", f"{layer.density:.1%}", speedup)
+    return table

@@ -1,0 +1,1 @@
+"""Every text family of Transformers, small and random: equal to eager in seven ways, or refused by name."""
