@@ -2,6 +2,7 @@
 
     python -m benchmarks.all_pixels path256 --count 2000                # through the pattern they were trained with
     python -m benchmarks.all_pixels pathx --count 1000 --masks coarse   # and through those that tiles and kernels like
+    python -m benchmarks.all_pixels pathx --count 1000 --masks trained --runs "window of 1,024, Morton=runs/window"
     python -m benchmarks.all_pixels path256 --count 8 --dry-run
 
 The images are the first of the fixed test set. What is done is written after every 20 images, and the same line goes on
@@ -28,6 +29,7 @@ from sparseflash.models import PixelTransformer
 from sparseflash.pathfinder import SPLITS, splits
 from sparseflash.train import Score, load_preset
 from sparseflash.train.baseline import stage_baseline
+from sparseflash.train.checkpoint import resolve
 from sparseflash.train.data import draw
 from sparseflash.train.devices import resolve_device
 
@@ -44,32 +46,33 @@ COARSE: dict[str, dict[str, Any]] = {
 }
 
 
+def over(model: PixelTransformer, masks: dict[str, dict[str, Any]]) -> dict[str, PixelTransformer]:
+    """A model of lit pixels over all pixels, through masks that are given as changes of its config."""
+    wide = model.over_all_pixels()
+    models = {name: PixelTransformer(replace(wide.config, **changes)) for name, changes in masks.items()}
+    for each in models.values():
+        each.load_state_dict(wide.state_dict())
+    return models
+
+
 def answers(
     model: PixelTransformer,
+    models: dict[str, PixelTransformer],
     task: str,
-    masks: dict[str, dict[str, Any]],
     count: int,
     rows: list[dict[str, Any]],
-    device: torch.device,
 ) -> bool:
     """Add the answers to the next images to the rows; whether there were any left.
 
     Args:
         model: of lit pixels.
+        models: of all pixels, by the names of their masks, on the same device.
         task: whose images.
-        masks: changes of the model's config, by name.
         count: images in all.
-        rows: of each mask, in their order; empty at first.
-        device: where the model is.
+        rows: of each of the models, in their order; empty at first.
     """
-    stage = load_preset(f"{task}-last").config.pixel_stages[-1]
+    stage, device = load_preset(f"{task}-last").config.pixel_stages[-1], model.head.weight.device
     shape = (stage.size, stage.size)
-    wide = model.over_all_pixels()
-    models = {
-        name: PixelTransformer(replace(wide.config, **changes)).to(device).eval() for name, changes in masks.items()
-    }
-    for each in models.values():
-        each.load_state_dict(wide.state_dict())
     if not rows:
         for name, each in models.items():
             mask = each.masks(shape)[0]
@@ -122,6 +125,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--weights", type=Path, help="of lit pixels; default: the committed ones of the task")
     parser.add_argument("--count", type=int, default=100, help="images of the test set")
     parser.add_argument("--masks", choices=MASKS, default=MASKS[0])
+    parser.add_argument("--runs", nargs="+", metavar="NAME=RUN", help="with --masks trained: models of all pixels")
     parser.add_argument("--threads", type=int, help="of torch")
     parser.add_argument("--device")
     parser.add_argument("--dry-run", action="store_true", help="write no result file")
@@ -137,8 +141,13 @@ def main(arguments: list[str] | None = None) -> None:
     rows: list[dict[str, Any]] = []
     if path.exists() and not options.dry_run:
         rows = json.loads(path.read_text())["rows"]
-    masks = {OWN: {}} if options.masks == "own" else {OWN: {}, **COARSE}
-    while answers(model, options.task, masks, options.count, rows, device):
+    if options.masks == "trained":
+        runs = dict(run.rsplit("=", 1) for run in options.runs or [])
+        models = {name: PixelTransformer.from_pretrained(resolve(Path(run))) for name, run in runs.items()}
+    else:
+        models = over(model, {OWN: {}} if options.masks == "own" else {OWN: {}, **COARSE})
+    models = {name: each.to(device).eval() for name, each in models.items()}
+    while answers(model, models, options.task, options.count, rows):
         if not options.dry_run:
             write(part, [finished(row) for row in rows], path, weights=weights.name)
         for row in rows:

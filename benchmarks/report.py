@@ -69,9 +69,10 @@ PARTS: dict[str, tuple[str, str]] = {
     ),
     **{
         f"path256-all-pixels-{task}-{masks}": (
-            f"every pixel of {name} a token" + (", coarser masks" if masks == "coarse" else ""),
-            f"{DRAWN} The committed weights of lit pixels with a key gate, through a fixed mask; beside it the same "
-            "images with the lit pixels alone as tokens.",
+            f"every pixel of {name} a token" + {"own": "", "coarse": ", coarser masks"}.get(masks, ", after training"),
+            f"{DRAWN} The committed weights of lit pixels with a key gate, through a fixed mask"
+            + (", after training through it with all pixels" * (masks == "trained"))
+            + "; beside it the same images with the lit pixels alone as tokens.",
         )
         for task, name in TASKS.items()
         for masks in MASKS

@@ -98,7 +98,7 @@ def _told(row: Row) -> Row:
 
 # Of benchmarks.all_pixels.
 TASKS = {"path256": "Path-256", "pathx": "Path-X"}
-MASKS = ("own", "coarse")
+MASKS = ("own", "coarse", "trained")
 PATTERN = ("expression", "pattern", "`{}`")
 ACCURACY = Shape(
     [

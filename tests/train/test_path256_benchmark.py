@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import all_pixels, path256, record
+from sparseflash.models import PixelTransformer
 from sparseflash.train import load_preset, recipe
 from sparseflash.train.data import draw
 from sparseflash.train.losses import loss_of
@@ -77,6 +78,15 @@ def test_answers_over_all_pixels_are_added_up_and_go_on(tmp_path: Path, monkeypa
         assert own["accuracy"] == own["right"] / count
         assert own["tokens"] == 128 * 128
         assert blind["density"] < own["density"] < 0.2
+    model = PixelTransformer.from_pretrained(record.ROOT / "benchmarks" / "weights" / "pathx")
+    all_pixels.over(model, {"blind": {"pattern": "local(1)"}})["blind"].save_pretrained(tmp_path / "run")
+    runs = f"everything={tmp_path / 'run'}"
+    all_pixels.main(["pathx", "--count", "3", "--masks", "trained", "--runs", runs, "--device", "cpu"])
+    (file,) = tmp_path.glob("*/*-path256-all-pixels-pathx-trained.json")
+    (trained,) = json.loads(file.read_text())["rows"]
+    assert {**trained, "seconds": 0} == {**blind, "seconds": 0} | {
+        name: trained[name] for name in ("seconds_median", "seconds_quartiles")
+    }
 
 
 def test_the_preset_of_small_canvases_grows_by_a_dash_a_stage() -> None:
