@@ -17,6 +17,8 @@ from sparseflash.patterns.memory import reserve
 GROUP = 4  # boxes to a group
 FEW = 8  # groups whose pairs are all looked at
 PAIRS_AT_ONCE = 1 << 20
+FAR_MORE = 1 << 24  # pairs of which the memory for those that meet is estimated first
+SAMPLE = 1024
 
 
 class Boxes(NamedTuple):
@@ -51,9 +53,23 @@ def pairs_that_meet(q: Boxes, k: Boxes, meets: Meets) -> tuple[Ints, Ints]:
     top_q, top_k = levels.pop()
     i, j = (x.ravel() for x in np.indices((top_q.number, top_k.number), dtype=np.int64))
     i, j = _that_meet(top_q, i, top_k, j, meets)
+    if q.number * k.number > FAR_MORE:
+        reserve(_about(levels[::-1], i, j, meets), 80)
     for fine_q, fine_k in reversed(levels):
         i, j = _refined(fine_q, i, fine_k, j, meets)
     return i, j
+
+
+def _about(levels: list[tuple[Boxes, Boxes]], i: Ints, j: Ints, meets: Meets) -> int:
+    """How many pairs the finest level will have, from a sample of pairs at each; levels from coarse to fine."""
+    number, draw = float(i.size), np.random.default_rng(0)
+    for q, k in levels:
+        if not i.size:
+            return 0
+        some = draw.integers(i.size, size=SAMPLE)
+        i, j = _inside(q, i[some], k, j[some], meets)
+        number *= i.size / SAMPLE
+    return int(number)
 
 
 def _refined(q: Boxes, i: Ints, k: Boxes, j: Ints, meets: Meets) -> tuple[Ints, Ints]:

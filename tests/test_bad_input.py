@@ -111,7 +111,7 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.local(-1), ValueError, "local: window must be at least 0, got window=-1"),
     (lambda: P.local(2.5), TypeError, "local: window must be an int, got 2.5"),  # type: ignore[arg-type]
     (lambda: P.local(sys.maxsize), ValueError, r"local: window must be at most 2\*\*40"),
-    (lambda: P.axial((100_000, 100_000)), ValueError, "more than 2\\*\\*28 pixels"),
+    (lambda: P.axial((100_000, 100_000)), ValueError, "more than 2\\*\\*28 places"),
     (lambda: P.causal().compile(1 << 50), ValueError, "at most 2\\*\\*40"),
     (lambda: P.causal().compile(64, q_offset=1 << 62), ValueError, "q_offset must be at most"),
     (lambda: P.axial(64), TypeError, "shape must be"),  # type: ignore[arg-type]

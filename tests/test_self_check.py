@@ -170,7 +170,7 @@ def test_names_that_would_not_be_read_back_are_refused(name: str) -> None:
         ("local(windw=3)", "did you mean window?"),
         ("causal() and local(5)", "joined by & and |, .*not by `and`"),
         ("not causal()", "turned round by ~"),
-        ("zzzzzz()", "known are axial, bigbird"),
+        ("zzzzzz()", "known are axial, beside, bigbird"),
     ],
 )
 def test_text_with_a_slip_is_answered_with_what_was_meant(text: str, words: str) -> None:
