@@ -24,6 +24,8 @@ from sparseflash.patterns.set_operations import full_mask
 from sparseflash.tables.lookup import _lookup
 from sparseflash.tools.bench import peak_mb
 
+pytestmark = pytest.mark.tier2
+
 ROOT = Path(__file__).parent.parent
 CALLS = int(os.environ.get("SPARSEFLASH_SOAK_CALLS", "300"))
 

@@ -157,6 +157,7 @@ def test_a_graph_refuses_a_mask_that_does_not_fit_when_it_runs() -> None:
         graph(q, k, v, sf.lookup(P.per_head(*[P.causal()] * 2, P.full()).compile(60)))
 
 
+@pytest.mark.tier2
 @given(
     st.lists(arrays(np.int32, array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=5)), max_size=17, min_size=17)
 )

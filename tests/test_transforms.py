@@ -304,6 +304,7 @@ assert torch.equal(torch.export.load({file!r}).module()(q, q, q)[0], out)"""
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
 
 
+@pytest.mark.tier2
 @inside_dynamo
 @pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")  # of torch, used by torch
 def test_aotinductor(tmp_path: Path) -> None:

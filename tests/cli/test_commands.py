@@ -492,6 +492,7 @@ def test_demo_does_not_overwrite(tmp_path: Path) -> None:
     assert [path.name for path in taken.iterdir()] == ["run"]
 
 
+@pytest.mark.tier2
 def test_the_quick_demo_shows_every_part(tmp_path: Path) -> None:
     out = tmp_path / "tour [1]"
     command = [sys.executable, "-m", "sparseflash", "demo", "--quick", "--out", str(out)]

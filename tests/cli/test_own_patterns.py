@@ -62,6 +62,7 @@ def test_a_pattern_that_is_not_known_says_how_to_import_one(place: Path) -> None
     assert "--import the module" in done.stderr
 
 
+@pytest.mark.tier2
 def test_a_run_names_its_modules_and_nothing_imports_them_by_itself(place: Path) -> None:
     run = ["train", "demo", "--out", "run"]
     first = sparseflash(*run, "--pattern", "knights_move() | local(50)", "--import", "mine", "--steps", 1, *TINY)

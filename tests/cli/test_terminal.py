@@ -29,6 +29,8 @@ from tests.cli.test_commands import TINY, invoke
 from tests.lra.test_lra_files import reviews
 from tests.train.test_foreign_runs import forged
 
+pytestmark = pytest.mark.tier2
+
 CPU = ["--device", "cpu"]
 # It clears the screen, names the window, turns the text around, ends the line, and looks like rich's markup.
 EVIL = "a\x1b[2J\x1b]0;mine\x07\x9b1m\u202egnp.\r[bold]b[/]"

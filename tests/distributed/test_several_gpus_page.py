@@ -10,9 +10,12 @@ import sys
 import textwrap
 from pathlib import Path
 
+import pytest
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from tests.pages import BLOCKS, ROOT
+
+pytestmark = pytest.mark.tier2
 
 PROGRAM, *PARTS = [
     b.code for b in BLOCKS if b.page == "docs/several-gpus.md" and b.language == "python" and not b.is_session

@@ -20,6 +20,8 @@ from tests.distributed import trainer
 from tests.distributed.ranks import Ranks
 from tests.distributed.trainer import CONFIG, LADDER
 
+pytestmark = pytest.mark.tier2
+
 
 @pytest.fixture(scope="module")
 def four() -> Iterator[Ranks]:

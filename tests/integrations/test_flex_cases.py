@@ -116,6 +116,7 @@ def operands(shape: tuple[Any, ...]) -> tuple[Tensor, Tensor, Tensor]:
     return q, numbers(key_samples, key_heads, kv_len, dim), numbers(key_samples, key_heads, kv_len, value_dim)
 
 
+@pytest.mark.tier2
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", SCORE_MODS | REFUSED)
 def test_score_mods_of_torchs_tests(name: str, shape: str) -> None:

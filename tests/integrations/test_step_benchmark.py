@@ -14,6 +14,8 @@ from benchmarks.steps import settings
 from benchmarks.steps.models import ATTENTIONS, WITHOUT, Sequences, build
 from benchmarks.steps.settings import Setting
 
+pytestmark = pytest.mark.tier2
+
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 NARROW = "local(16) | butterfly(unit=16)"

@@ -16,6 +16,8 @@ import pytest
 
 from sparseflash.kernels.cpu import build, levels, native
 
+pytestmark = pytest.mark.tier2
+
 ROOT = Path(__file__).parent.parent.parent
 DRIVER = Path(__file__).with_name("cpu_driver.cpp")
 HOST = build.compiler() or ["no-compiler"]

@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 LEVELS = [level.name for level in levels.runnable(native.capabilities()) if level.library.exists()]
 
 pytestmark = [
+    pytest.mark.tier2,
     pytest.mark.skipif(sys.platform == "win32", reason="no mprotect"),
     pytest.mark.skipif(not LEVELS, reason="no compiled kernel here"),
 ]

@@ -31,7 +31,10 @@ PARALLEL_FOR = ctypes.CFUNCTYPE(
     ctypes.c_int32, ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p, ctypes.c_void_p
 )
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason=f"no compiled kernel here: {native.missing()}")
+pytestmark = [
+    pytest.mark.skipif(native.library() is None, reason=f"no compiled kernel here: {native.missing()}"),
+    pytest.mark.tier2,
+]
 
 
 @lru_cache(maxsize=1)

@@ -17,6 +17,8 @@ from sparseflash.kernels.triton.common import padded
 from sparseflash.kernels.triton.decode import FEATURED, LAUNCHES, MOST_PARTS, committed, decode_kernel, merge_kernel
 from sparseflash.kernels.triton.report import DTYPES, GROUPS, TARGETS, Constants, Resources, built, resources
 
+pytestmark = pytest.mark.tier2
+
 KERNELS = {"decode": decode_kernel, "merge": merge_kernel}
 
 

@@ -35,6 +35,8 @@ from sparseflash.kernels.triton.common import block_lists
 from sparseflash.kernels.triton.merge import outputs_kernel, sums_kernel
 from tests.versions import SUPPORTED
 
+pytestmark = pytest.mark.tier2
+
 TABLE, TMA, NARROW, FEATURED, SPLIT = COMMITTED[:5]
 ALL = tuple(report.FEATURES)
 # Bytes a thread that any launch may spill with another Triton than the one that the tables were chosen with.

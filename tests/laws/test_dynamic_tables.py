@@ -147,6 +147,7 @@ def routed_layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Ten
     return out.sin()
 
 
+@pytest.mark.tier2
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("dynamic", [None, True])
 def test_routing_and_attention_compile_into_one_graph(dynamic: bool | None) -> None:

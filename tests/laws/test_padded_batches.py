@@ -208,6 +208,7 @@ def test_no_lengths_and_all_there_are_the_same() -> None:
     torch.testing.assert_close(layer(x, lengths=[90, 90]), layer(x))
 
 
+@pytest.mark.tier2
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
 @pytest.mark.parametrize("name", ["both sides", "random", "dense"])
 def test_one_graph_serves_all_lengths(name: str) -> None:

@@ -16,6 +16,8 @@ from sparseflash.train import Stream, train
 from sparseflash.train.checkpoint import load_checkpoint
 from tests.train.crash import CONFIG
 
+pytestmark = pytest.mark.tier2
+
 ROOT = Path(__file__).parent.parent.parent
 DEATHS = 3
 

@@ -14,6 +14,8 @@ import pytest
 
 from sparseflash.train.process_groups import Processes
 
+pytestmark = pytest.mark.tier2
+
 TINY = ["--batch", "2", "--layers", "1", "--width", "16", "--heads", "1"]
 
 # A gloo group whose last holder is DDP's reducer deadlocks now and then when it is freed, see docs/several-gpus.md.

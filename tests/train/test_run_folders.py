@@ -206,6 +206,7 @@ def test_a_log_that_is_no_file_is_refused_and_nothing_waits(run: Path, kind: str
         go_on(run)
 
 
+@pytest.mark.tier2
 def test_a_demo_replaces_links_in_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for part in ("_mask", "_exactness", "_speed", "_learning", "_long"):
         monkeypatch.setattr(demo, part, lambda *_: None)

@@ -24,7 +24,7 @@ from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton.common import in_tiles, tileable
 from tests.laws.kernels.harness import DEVICE, DTYPES, KINDS, Problem, check, random_mask, run
 
-pytestmark = pytest.mark.interpreted
+pytestmark = [pytest.mark.interpreted, pytest.mark.tier2]
 
 
 class _Launched:
