@@ -18,7 +18,7 @@ from sparseflash.kernels.triton import forward as triton_forward
 from sparseflash.kernels.triton.common import in_tiles, tileable
 from tests.laws.kernels.harness import DEVICE, DTYPES, KINDS, Problem, Results, check, random_mask, run
 
-pytestmark = pytest.mark.interpreted
+pytestmark = [pytest.mark.interpreted, pytest.mark.tier2]
 
 STAGES = 2 if DEVICE == "cuda" else 1
 
