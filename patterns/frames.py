@@ -31,6 +31,10 @@ class FramePattern(ImagePattern):
         zero = np.zeros(self.frames, np.int64)
         return Span.of(zero, zero + 1), Span.everything(self.tokens_per_frame)
 
+    def beside_first(self, near: Term, first: bool) -> tuple[Term, ...]:
+        """What is near and, if asked for, the first frame."""
+        return (near, self.first_frame()) if first else (near,)
+
 
 @dataclass(frozen=True, repr=False)
 class Spatial(FramePattern):
@@ -43,8 +47,7 @@ class Spatial(FramePattern):
     name = "spatial"
 
     def terms(self) -> tuple[Term, ...]:
-        near = self.between(-self.reach, self.reach)
-        return (near, self.first_frame()) if self.first else (near,)
+        return self.beside_first(self.between(-self.reach, self.reach), self.first)
 
 
 @dataclass(frozen=True, repr=False)
@@ -58,8 +61,7 @@ class Temporal(FramePattern):
     name = "temporal"
 
     def terms(self) -> tuple[Term, ...]:
-        near = self.between(-self.frames, self.frames, self.reach)
-        return (near, self.first_frame()) if self.first else (near,)
+        return self.beside_first(self.between(-self.frames, self.frames, self.reach), self.first)
 
 
 @dataclass(frozen=True, repr=False)
