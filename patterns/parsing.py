@@ -224,12 +224,18 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     try:
         return constructor(*arguments, **keywords)
     except (TypeError, ValueError) as error:
+        signature = inspect.signature(constructor)
         try:
-            inspect.signature(constructor).bind(*arguments, **keywords)
+            signature.bind(*arguments, **keywords)
         except TypeError as mismatch:
-            near = [_near(keyword, inspect.signature(constructor).parameters) for keyword in keywords]
-            raise _error(source, node, f"{name}{inspect.signature(constructor)}: {mismatch}{''.join(near)}") from None
+            near = [_near(keyword, signature.parameters) for keyword in keywords]
+            raise _error(source, node, f"{name}{_without_types(signature)}: {mismatch}{''.join(near)}") from None
         raise _error(source, node, str(error)) from None
+
+
+def _without_types(signature: inspect.Signature) -> inspect.Signature:
+    named = [parameter.replace(annotation=parameter.empty) for parameter in signature.parameters.values()]
+    return signature.replace(parameters=named, return_annotation=signature.empty)
 
 
 def _unknown(name: str) -> str:
