@@ -48,7 +48,9 @@ def _options(
 @plain_errors
 def show(
     expression: Annotated[str, typer.Argument(metavar="EXPR", help="A pattern, in quotes.", show_default=False)],
-    seq_len: Annotated[int, typer.Option(help="Number of query tokens, and of key tokens.")],
+    seq_len: Annotated[
+        int | None, typer.Option(help="Query tokens, and key tokens. Default: what the pattern is for, as a grid is.")
+    ] = None,
     kv_len: Annotated[int | None, typer.Option(help="Number of key tokens, if different.")] = None,
     block: Annotated[str, typer.Option(help="Block size in tokens: 128, or 128x64 for queries x keys.")] = "128",
     out: Annotated[Path | None, typer.Option(help="Draw the mask into this file (.png, .svg, .pdf).")] = None,
@@ -82,7 +84,7 @@ def show(
 
         sparseflash show "causal() & local(1024)" --seq-len 65536 --out corner.png --window 0:2048,0:2048
 
-        sparseflash show "beside(neighborhood((32, 32), 4), before=77)" --seq-len 1101 --out seen.png --token 600
+        sparseflash show "beside(neighborhood((32, 32), 4), before=77)" --out seen.png --token 600
 
         sparseflash show "causal() & (local(1024) | butterfly())" --seq-len 1048576 --html mask.html
 
@@ -97,7 +99,9 @@ def show(
 @plain_errors
 def bench(
     pattern: Annotated[str, typer.Option(help="A pattern, in quotes; see show.", show_default=False)],
-    seq_len: Annotated[int, typer.Option(help="Number of query tokens, and of key tokens.")],
+    seq_len: Annotated[
+        int | None, typer.Option(help="Query tokens, and key tokens. Default: what the pattern is for, as a grid is.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Samples.")] = 1,
     heads: Annotated[int, typer.Option(help="Query heads.")] = 8,
     kv_heads: Annotated[
@@ -124,7 +128,7 @@ def bench(
     from sparseflash.cli.bench import run
 
     run(
-        pattern, dtype, device, imports or [], json, seq_len=seq_len, batch=batch, heads=heads, kv_heads=kv_heads,
+        pattern, seq_len, dtype, device, imports or [], json, batch=batch, heads=heads, kv_heads=kv_heads,
         head_dim=head_dim, backward=backward, block=block_size(block), runs=runs, flex=flex,
     )  # fmt: skip
 

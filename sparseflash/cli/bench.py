@@ -9,19 +9,28 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from sparseflash.cli.show import own_pattern
+from sparseflash.cli.show import own_pattern, tokens_of
 from sparseflash.tools.bench import Case, Comparison, measure
 from sparseflash.train.devices import resolve_device
 
 NAMES = {"sparseflash": "sparseflash", "sdpa": "dense SDPA", "flex": "FlexAttention, compiled"}
 
 
-def run(expression: str, dtype: str, device: str | None, imports: Sequence[str], as_json: bool, **sizes: Any) -> None:
+def run(
+    expression: str,
+    seq_len: int | None,
+    dtype: str,
+    device: str | None,
+    imports: Sequence[str],
+    as_json: bool,
+    **sizes: Any,
+) -> None:
     """Measure with a spinner on stderr, then print."""
     precision = getattr(torch, dtype, None)
     if not isinstance(precision, torch.dtype) or not precision.is_floating_point:
         raise ValueError(f"--dtype must be float16, bfloat16, float32 or float64; got {dtype!r}")
-    case = Case(own_pattern(expression, imports), dtype=precision, device=str(resolve_device(device)), **sizes)
+    pattern = own_pattern(expression, imports)
+    case = Case(pattern, tokens_of(pattern, seq_len), dtype=precision, device=str(resolve_device(device)), **sizes)
     console = Console(stderr=True)
     columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

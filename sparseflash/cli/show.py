@@ -18,7 +18,7 @@ from sparseflash.patterns.grid import LARGEST
 
 def run(
     expression: str,
-    seq_len: int,
+    seq_len: int | None,
     kv_len: int | None,
     block: str,
     out: Path | None,
@@ -30,8 +30,9 @@ def run(
 ) -> None:
     """Parse, compile, measure, draw, print."""
     pattern = own_pattern(expression, imports)
-    lengths = seq_len, seq_len if kv_len is None else kv_len
-    for option, length in (("--seq-len", seq_len), ("--kv-len", lengths[1])):
+    q_len = tokens_of(pattern, seq_len)
+    lengths = q_len, q_len if kv_len is None else kv_len
+    for option, length in (("--seq-len", q_len), ("--kv-len", lengths[1])):
         if not 1 <= length <= LARGEST:
             raise ValueError(f"{option} must be 1 to {LARGEST:,} tokens; got {length}")
     part = None if window is None else token_window(window, lengths)
@@ -72,6 +73,18 @@ def own_pattern(expression: str, imports: Sequence[str]) -> Pattern:
         return parse(expression)
     except ValueError as error:
         raise told(error, imports) from None
+
+
+def tokens_of(pattern: Pattern, seq_len: int | None) -> int:
+    """The tokens that were asked for; else those that the pattern is for.
+
+    Raises:
+        ValueError: neither is known.
+    """
+    tokens = pattern.known_size if seq_len is None else seq_len
+    if tokens is None:
+        raise ValueError(f"--seq-len is missing: {pattern} is for any number of tokens; write --seq-len 4096 for 4,096")
+    return tokens
 
 
 def check_file(option: str, path: Path, suffixes: tuple[str, ...]) -> None:

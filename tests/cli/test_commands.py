@@ -114,6 +114,15 @@ def test_bench_refuses(options: tuple[object, ...], words: str) -> None:
     assert words in refused("bench", "--pattern", "local(4)", "--seq-len", 64, *options)
 
 
+def test_a_grid_says_how_many_tokens_there_are() -> None:
+    grid = "beside(neighborhood((8, 8), 1), before=5)"
+    assert "69 queries x 69 keys" in invoke("show", grid).stdout
+    found = json.loads(invoke("bench", "--pattern", grid, "--heads", 1, "--head-dim", 8, "--runs", 1, "--json").stdout)
+    assert found["seq_len"] == 69
+    for command in (("show", "local(3)"), ("bench", "--pattern", "local(3)")):
+        assert "local(3) is for any number of tokens; write --seq-len 4096 for 4,096" in refused(*command)
+
+
 def test_version() -> None:
     from sparseflash import __version__
 
