@@ -251,7 +251,8 @@ def _literal(node: ast.expr, source: str) -> object:
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         words = "arguments are literals such as 1024, (0, 5) or None"
         if isinstance(node, ast.Set):
-            words += f"; a model fills in names in braces, elsewhere write the numbers, as (14, 14) for {ast.unparse(node)}"
+            name = ast.unparse(node)
+            words += f"; a model fills in names in braces, elsewhere write the numbers, as (14, 14) for {name}"
         raise _error(source, node, words) from None
 
 

@@ -260,13 +260,15 @@ def test_a_saved_model_keeps_the_text_and_is_told_of_its_patches_before_the_firs
     loaded = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="block_sparse").eval()
     torch.testing.assert_close(loaded(**given).last_hidden_state, model(**given).last_hidden_state)
     fresh = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="block_sparse").eval()
-    with pytest.raises(ValueError, match=r"Dinov2Attention has not been told of its patches yet: call .*use_pattern"):
-        fresh.encoder.layer[0].attention(torch.zeros(1, 37, 24))
+    for part in (fresh.encoder.layer[0].attention, fresh.encoder):
+        with pytest.raises(ValueError, match=r"Dinov2Attention has not been told of its patches yet: .*use_pattern"):
+            part(torch.zeros(1, 37, 24))
+    torch.testing.assert_close(fresh(**given).last_hidden_state, model(**given).last_hidden_state)
 
 
 REFUSED = [
     ("vit", "neighborhod({grid}, 1)", "did you mean neighborhood"),
-    ("vit", "neighborhood({grid}, kernel_size=9)", r"a window of 9 does not fit axis 0 of 6 places; .*kernel_size=6"),
+    ("vit", "per_sample(neighborhood({grid}, 1), full())", "cannot be per sample"),
     ("vit", "neighborhood({grid}, (1, 1, 1))", r"radius must be one for all axes or one for each of the 2"),
     ("vit", "neighborhood({grid}, 1, 'morton')", r"row by row, not in morton order: leave order= out"),
     (
@@ -311,8 +313,11 @@ def test_images_that_do_not_fit_say_so() -> None:
         ValueError, match=r"30 tokens.*has 3 x 4 x 4 patches.*\(bool_masked_pos\).*use_pattern\(model, None\)"
     ):
         model(**images("videomae", (3, 4, 4)), bool_masked_pos=hidden)
-    with pytest.raises(ValueError, match=r"call the whole model, or write the shape in place of \{grid\}"):
+    with pytest.raises(ValueError, match=r"compile, the whole model, or write the shape in place of \{grid\}"):
         model.encoder(torch.zeros(1, 48, 24))
     wide = use_pattern(made("dinov2"), "neighborhood({grid}, kernel_size=5)", block=16)
     with pytest.raises(ValueError, match=re.escape("a window of 5 does not fit axis 0 of 2 places")):
         wide(**images("dinov2", (2, 9)))
+    use_pattern(wide, "neighborhood({grid}, kernel_size=9)", block=16)(**images("dinov2", (9, 9)))
+    with pytest.raises(ValueError, match=r"a window of 9 does not fit axis 0 of 6 places; nearest is kernel_size=6"):
+        wide(**images("dinov2", (6, 6)))

@@ -13,7 +13,7 @@ from sparseflash.functional.arguments import under_autocast
 from sparseflash.integrations.transformers.drawing import known
 from sparseflash.integrations.transformers.masks import describe, of_drawn
 from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
-from sparseflash.integrations.transformers.patches import at_home, names_patches, of_module, reads_none
+from sparseflash.integrations.transformers.patches import check, names_patches, of_module, reads_none
 from sparseflash.integrations.transformers.placing import placed
 
 # Not "sparseflash": a name with "flash" in it is taken by Transformers for a flavour of FlashAttention.
@@ -192,7 +192,10 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
         pattern = pattern[layer]
     text = EVERYTHING if pattern is None else pattern
     if not torch.compiler.is_compiling():
-        checked(at_home(module, text) if isinstance(text, str) and names_patches(text) else text)
+        if isinstance(text, str) and names_patches(text):
+            check(module, text)
+        else:
+            checked(text)
     return text, 128 if block is None else block
 
 

@@ -21,8 +21,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from sparseflash.integrations.transformers.operators import BETWEEN_SAMPLES
-from sparseflash.patterns.parsing import parse
+from sparseflash.integrations.transformers.operators import BETWEEN_SAMPLES, checked
 
 Shape: TypeAlias = tuple[int, ...]
 
@@ -54,11 +53,12 @@ class Patches:
         self.home = _of_config(config)
         self._cut_before = cut_before  # and padded: images of several shapes make rows of one length
         self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of the forward pass that runs there
-        self._read: set[tuple[Shape, ...]] = set()  # in all of them
+        self._read: dict[int, list[tuple[Shape, ...]]] = {}  # by the number of patches, two at most
 
     def of_convolution(self, module: nn.Module, args: Any, out: Tensor) -> None:
         """Patches were cut, [B, C, height, width] or [B, C, frames, height, width]."""
-        self._begin((tuple(int(side) for side in out.shape[2:]),))
+        shape = tuple(int(side) for side in out.shape[2:])
+        self._begin(math.prod(shape), (shape,))
 
     def of_shapes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Patches came cut, with the (height, width) of each image, int [B, 2]."""
@@ -67,18 +67,20 @@ class Patches:
                 f"{type(module).__name__} is told the shapes of its images as a tensor, which a graph that is being "
                 "traced cannot read: call the model without torch.compile, or without a pattern"
             )
-        shapes = kwargs["spatial_shapes"] if "spatial_shapes" in kwargs else args[1]
-        found = tuple((int(height), int(width)) for height, width in shapes.tolist())
-        self._begin(found[:1] if len(set(found)) == 1 else found)
+        given = dict(zip(("pixel_values", "spatial_shapes"), args, strict=False)) | kwargs
+        found = tuple((int(height), int(width)) for height, width in given["spatial_shapes"].tolist())
+        self._begin(given["pixel_values"].shape[1], found[:1] if len(set(found)) == 1 else found)
 
     def end(self, *_: Any) -> None:
         """The images of this forward pass are read."""
         self._now.pop(_thread(), None)
 
-    def _begin(self, shapes: tuple[Shape, ...]) -> None:
+    def _begin(self, patches: int, shapes: tuple[Shape, ...]) -> None:
         self._now[_thread()] = shapes
         if not torch.compiler.is_compiling():
-            self._read.add(shapes)
+            read = self._read.setdefault(patches, [])
+            if shapes not in read[:2]:
+                read[1:] = [shapes]
 
     def written(self, text: str, tokens: int) -> str:
         """The pattern of a layer with so many tokens, for the images of this forward pass.
@@ -114,17 +116,17 @@ class Patches:
         patches = tokens - self.special
         found = self._now.get(_thread(), ())
         if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # recomputed in a backward
-            fitting = [shapes for shapes in self._read if self._fits(shapes, patches)]
-            if len(fitting) > 1:
+            read = self._read.get(patches, [])
+            if len(read) > 1:
                 raise ValueError(
                     f"gradient checkpointing recomputes a layer of {patches:,} patches, and this model has read images "
-                    f"of {_listed(fitting)}: train without checkpointing, or on images of one shape"
+                    f"of {_listed(read)}: train without checkpointing, or on images of one shape"
                 )
-            found = fitting[0] if fitting else ()
+            found = read[0] if read else ()
         if not found:
             raise ValueError(
-                "a pattern that names {grid} is for images that are cut into patches in the same forward pass: call "
-                "the whole model, or write the shape in place of {grid}"
+                "a pattern that names {grid} is for images that are cut into patches in the same forward pass: call, "
+                "or compile, the whole model, or write the shape in place of {grid}"
             )
         if not self._fits(found, patches):
             raise ValueError(
@@ -170,15 +172,17 @@ def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
         model: of Transformers, or a part of one.
         readers: its modules that ask for attention.
     """
-    asking = set(map(id, readers))
+    asking, seeing = set(map(id, readers)), set()
     for part in model.modules():
         if _kind(part) not in KINDS or not (watched := _cutting(part)):
             continue
-        known = [module for module in part.modules() if id(module) in asking and not hasattr(module, ATTRIBUTE)]
+        seeing.add(_kind(part))
+        known = [m for m in part.modules() if id(m) in asking and not isinstance(getattr(m, ATTRIBUTE, None), Patches)]
         if not known:
             continue
-        patches = Patches(part.config, cut_before=not isinstance(watched, nn.Conv2d | nn.Conv3d))
-        if isinstance(watched, nn.Conv2d | nn.Conv3d):
+        cuts = isinstance(watched, nn.Conv2d | nn.Conv3d)
+        patches = Patches(part.config, cut_before=not cuts)
+        if cuts:
             watched.register_forward_hook(patches.of_convolution)
         else:
             watched.register_forward_pre_hook(patches.of_shapes, with_kwargs=True)
@@ -186,8 +190,8 @@ def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
         for module in known:
             setattr(module, ATTRIBUTE, patches)
         _draw_masks_for_pooling(part)
-    for module in readers:
-        if _kind(module) in KINDS and not hasattr(module, ATTRIBUTE):
+    for module in readers:  # of an encoder by itself nothing is known
+        if _kind(module) in seeing and not hasattr(module, ATTRIBUTE):
             setattr(module, ATTRIBUTE, None)
 
 
@@ -227,17 +231,29 @@ def at_home(module: nn.Module, text: str) -> str:
     """The text of a pattern that leaves the grid to the model, for the images that the config speaks of.
 
     Raises:
-        ValueError: a model that is not known to read patches, or a pattern with tokens in another order than theirs.
+        ValueError: nothing is known of the patches that a module reads.
     """
     patches = of_module(module, text)
-    filled = patches.of_grid(text, patches.home)
-    orders = sorted({image.order for image in parse(filled).placed_images()} - {"raster"})
+    return patches.of_grid(text, patches.home)
+
+
+def check(module: nn.Module, text: str) -> None:
+    """Raise for a text that is no pattern of patches, whatever the size of the images.
+
+    Raises:
+        TypeError: numbers of another kind, or for other axes.
+        ValueError: nothing is known of the patches that a module reads; a text that is no pattern, or one per sample;
+            a pattern with tokens in another order than theirs.
+    """
+    patches = of_module(module, text)
+    # Images may be larger than the config says; whether a window fits them a forward pass knows.
+    pattern = checked(patches.of_grid(text, tuple(4 * side for side in patches.home)))
+    orders = sorted({image.order for image in pattern.placed_images()} - {"raster"})
     if orders:
         raise ValueError(
             f"{text}: the tokens of a vision model are its patches row by row, not in {orders[0]} order: leave "
             "order= out"
         )
-    return filled
 
 
 def of_module(module: nn.Module, text: str) -> Patches:
