@@ -87,6 +87,11 @@ PARTS: dict[str, tuple[str, str]] = {
         "From pattern to mask on one core: processor time, the shortest of three runs. Stored / allowed is how "
         "many pairs lie in stored blocks for each pair that is allowed.",
     ),
+    "grid_attention": (
+        "attention over images and videos",
+        "One head of 128, forward, processor time of one thread, blocks of 128. Dense SDPA is measured for 2,048 "
+        "queries over all keys, and multiplied by tokens / 2,048. Of ideal is its time x density / ours.",
+    ),
     "peers": ("making a mask on the GPU", ""),
     "communication": (
         "bytes between ranks",

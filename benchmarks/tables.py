@@ -151,6 +151,17 @@ SHAPES: dict[str, tuple[Shape, ...]] = {
             label=lambda row: str(row["grid"]),
         ),
     ),
+    "grid_attention": (
+        Shape(
+            [
+                PATTERN, ("density", "density", "{:.1%}"), ("token_density", "of all pairs", "{:.1%}"),
+                ("stored_over_allowed", "stored / allowed", "{:.2f}"), ("ours_fwd_ms", "forward, ms", "{:,.0f}"),
+                ("sdpa_fwd_ms", "dense SDPA, ms", "{:,.0f}"), ("over_sdpa", "its time / ours", "{:.1f}"),
+                ("of_ideal_fwd", "of ideal", "{:.2f}"),
+            ],
+            label=lambda row: str(row["grid"]),
+        ),
+    ),
     "cpu": (
         Shape(
             [

@@ -77,6 +77,11 @@ class AxisTiles:
             {axis: span for axis, span in enumerate(term) if not span.unbounded} or {0: term[0]} for term in terms
         ]
         self._q = q
+        # Of blocks that hold tokens; those that hold none are not asked about.
+        self._stretch = [
+            (np.minimum(places.min(axis=1), NOWHERE - 1), np.where(places < NOWHERE, places, 0).max(axis=1))
+            for places in q
+        ]
         self._k = {axis: Keys.of(k[axis]) for term in self._terms for axis in term}
         self.nbytes = q.nbytes + sum(array.nbytes for keys in self._k.values() for array in keys)
 
@@ -102,13 +107,33 @@ class AxisTiles:
 
     def kinds(self, rows: Ints, cols: Ints) -> Ints:
         """Numbers of blocks, equal only for blocks with equal tiles."""
-        key = np.zeros_like(rows)
+        key, numbers = np.zeros_like(rows), 1
         for term in self._terms:
-            along = [self._kinds_along(axis, span, rows, cols) for axis, span in term.items()]
-            # Empty along one axis is empty.
-            some = np.logical_and.reduce([kind >= 0 for kind in along])
-            key = joint_key(key, np.where(some, joint_key(*along), -1))
+            # Most blocks of a pattern of many terms are empty in most of them, and keep their number.
+            here = np.arange(rows.size) if len(self._terms) == 1 else self._near(term, rows, cols)
+            kind = None
+            for axis, span in term.items():
+                along = self._kinds_along(axis, span, rows[here], cols[here])
+                some = np.flatnonzero(along >= 0)  # empty along one axis is empty
+                kind = along[some] if kind is None else joint_key(kind[some], along[some])
+                here = here[some]
+            assert kind is not None
+            found, index = distinct(joint_key(key[here], kind))
+            key[here] = numbers + index
+            numbers += found.size
         return key
+
+    def _near(self, term: dict[int, Span], rows: Ints, cols: Ints) -> Ints:
+        """Which blocks may see anything by a term, from the stretches of places of their queries and keys."""
+        here = np.arange(rows.size)
+        for axis, span in term.items():
+            if not here.size:
+                return here
+            (first, last), keys = self._stretch[axis], self._k[axis]
+            i, j = rows[here], cols[here]
+            begin = keys.origin[j]
+            here = here[span.meets(first[i], last[i], begin, begin + keys.extent[keys.kind[j]] - 1)]
+        return here
 
     def _kinds_along(self, axis: int, span: Span, rows: Ints, cols: Ints) -> Ints:
         """Numbers of the tiles along one axis, equal only for equal ones; -1 for empty ones."""

@@ -124,13 +124,16 @@ class ImagePattern(Pattern):
         return int(some[0]), Boxes(first, last)
 
     def _meets(self, q: Boxes, i: Ints, k: Boxes, j: Ints) -> Bools:
-        seen = np.zeros(i.size, bool)
+        seen, left = np.zeros(i.size, bool), np.arange(i.size)
         for term in self.spans:
-            meets = np.ones(i.size, bool)
+            here = left
             for axis, span in enumerate(term):
-                if not span.unbounded:
-                    meets &= span.meets(q.first[axis][i], q.last[axis][i], k.first[axis][j], k.last[axis][j])
-            seen |= meets
+                if not span.unbounded and here.size:
+                    at_q, at_k = i[here], j[here]
+                    boxes = q.first[axis][at_q], q.last[axis][at_q], k.first[axis][at_k], k.last[axis][at_k]
+                    here = here[span.meets(*boxes)]
+            seen[here] = True
+            left = left[~seen[left]]
         return seen
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:

@@ -255,7 +255,11 @@ def _literal(node: ast.expr, source: str) -> object:
     try:
         return ast.literal_eval(node)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
-        raise _error(source, node, "arguments are literals such as 1024, (0, 5) or None") from None
+        words = "arguments are literals such as 1024, (0, 5) or None"
+        if isinstance(node, ast.Set):
+            name = ast.unparse(node)
+            words += f"; a model fills in names in braces, elsewhere write the numbers, as (14, 14) for {name}"
+        raise _error(source, node, words) from None
 
 
 def _lines(source: str) -> list[str]:

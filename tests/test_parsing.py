@@ -42,6 +42,7 @@ def test_reads(text: str, pattern: P.Pattern) -> None:
         ("strided(4, unti=3)", "unexpected keyword argument 'unti'; did you mean unit?", 0),
         ("local(2 ** 70)", "arguments are literals", 6),
         ("local(__import__('os').getpid())", "arguments are literals", 6),
+        ("neighborhood({grid}, 1)", "elsewhere write the numbers, as (14, 14) for {grid}", 13),
         ("causal", "written as a call: causal()", 0),
         ("causal() + full()", "patterns are joined by | & or -", 0),
         ("(lambda: 1)()", "expected a pattern", 0),

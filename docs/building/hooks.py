@@ -16,6 +16,7 @@ from docs.building.places import LINK, MOVED, ROOT, both_schemes, followed, plac
 
 EXAMPLES = {
     "examples/denoise.py": "A video model becomes sparse",
+    "examples/moving_shapes.py": "A video model learns motion",
     "examples/needle.py": "Routing learns to find",
     "examples/sparsify.py": "A dense model becomes sparse",
 }

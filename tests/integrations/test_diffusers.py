@@ -213,6 +213,25 @@ def test_gradients_are_those_of_the_dense_mask(tiny: Tiny) -> None:
         assert (mine - theirs).norm() <= 1e-5 * largest
 
 
+def test_a_compiled_model_attends_outside_of_its_graphs(tiny: Tiny) -> None:
+    """The order of tokens and the steps are those of the plain model."""
+    timesteps = [torch.tensor([t, t]) for t in (900.0, 800.0, 500.0)]
+    setting: dict[str, Any] = {"dense_steps": 1, "block": 16}
+    torch._dynamo.reset()
+    use_pattern(tiny.model, "neighborhood((12, 4), 1, 'morton')", **setting)
+    wanted = [tiny.run(timestep=timestep) for timestep in timesteps]
+    use_pattern(tiny.model, "neighborhood((12, 4), 1, 'morton')", **setting)
+    compiled = Tiny(torch.compile(tiny.model, backend="eager"), tiny.given)
+    found = [compiled.run(timestep=timestep) for timestep in timesteps]
+    assert all(map(close, found, wanted))
+    assert not close(found[1], tiny.over(None)), "the second step is sparse"
+    use_pattern(tiny.model, IMAGE, block=16)
+    torch._dynamo.reset()
+    whole = Tiny(torch.compile(tiny.model, backend="eager", fullgraph=True), tiny.given)
+    with pytest.raises(torch._dynamo.exc.Unsupported, match=r"call torch.compile without\s+fullgraph=True"):
+        whole.run()
+
+
 def test_a_copy_counts_for_itself() -> None:
     tiny = wan_alone()
     native = tiny.run()

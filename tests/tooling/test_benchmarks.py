@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import compile_time, cpu, grids, numerics, numerics_page, report
+from benchmarks import compile_time, cpu, grid_attention, grids, numerics, numerics_page, report
 from benchmarks.masks import CPU_MASKS, MASKS
 from sparseflash import patterns as P
 from sparseflash import reference
@@ -131,6 +131,19 @@ def test_the_shapes_of_models_have_patterns_that_fit_them() -> None:
     for name, shape, pattern in grids.cases():
         last = int(np.prod(shape)) - 1
         assert pattern.allows(np.array([last]), np.array([last])).all(), name
+
+
+def test_attention_over_grids_is_measured_beside_all_queries_of_sdpa() -> None:
+    for name, shape, patterns in grid_attention.cases():
+        assert all(pattern.known_size == int(np.prod(shape)) for pattern in patterns), name
+        assert len(set(patterns)) == len(patterns), name
+    pattern = P.neighborhood((64, 64), kernel_size=9)
+    (row,) = grid_attention.measure("small", (64, 64), [pattern], "float32", runs=3)
+    assert row["grid"] == "small: 64 x 64, 4,096 tokens, float32"
+    assert row["density"] == pattern.compile(4096).density
+    assert row["sdpa_queries"] == 2048
+    assert row["over_sdpa"] == row["sdpa_fwd_ms"] / row["ours_fwd_ms"] > 1
+    assert row["of_ideal_fwd"] == row["over_sdpa"] * row["density"]
 
 
 def test_flex_attention_s_mods_mean_the_patterns() -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache, wraps
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
@@ -22,6 +23,10 @@ from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables.padded import kept
 
 ATTRIBUTE = "sparseflash_layer"  # of a processor: how it attends
+EAGER = (
+    "use_pattern: layers that keep to a pattern run their attention outside of a graph: call torch.compile without "
+    "fullgraph=True"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +109,7 @@ def sparse(processor: Any, pattern: Pattern, text: str | None, denoising: Denois
 def _kind(native: Any) -> Any:
     """A subclass: attention modules ask a processor's class for the arguments that it takes."""
 
+    @torch.compiler.disable(reason=EAGER)  # type: ignore[untyped-decorator]  # tables are made on the host
     @wraps(native.__call__)
     def call(self: Any, *args: Any, **kwargs: Any) -> Any:
         layer: Layer = getattr(self, ATTRIBUTE)

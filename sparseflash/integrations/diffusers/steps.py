@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparseflash.patterns.pattern import checked_int
@@ -56,6 +57,7 @@ class Denoising:
         """Whether this pass keeps to the pattern."""
         return self.step >= self._dense_steps if self._steps is None else self.step in self._steps
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # waits for a number of the device
     def begin(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """A forward pass begins, with these arguments."""
         given = inspect.signature(transformer.forward).bind_partial(*args, **kwargs).arguments

@@ -6,7 +6,8 @@ what each layer then reads. Or ``register()`` once, and ``attn_implementation="b
 
 - ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None, and no
   such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
-  ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything.
+  ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything. In a vision model the text may name the
+  ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
 - ``config.block_sparse_block``: tokens a block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
@@ -29,6 +30,7 @@ from sparseflash.integrations.transformers.attention import (
 from sparseflash.integrations.transformers.attention import layers as attending
 from sparseflash.integrations.transformers.masks import describe as described
 from sparseflash.integrations.transformers.operators import checked
+from sparseflash.integrations.transformers.patches import names_patches
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.pattern import Pattern
 
@@ -131,7 +133,8 @@ def from_pretrained(
             f"{getattr(kind, '__name__', kind)}.from_pretrained"
         )
     for one in _each(_texts(pattern)):  # before gigabytes are read
-        checked(one)
+        if not names_patches(one):  # of a model that is not there yet
+            checked(one)
     if pattern is None and (layers is not None or block is not None):
         raise ValueError("layers= and block= are about a pattern: give pattern= with them")
     model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)

@@ -13,6 +13,7 @@ from sparseflash.functional.arguments import under_autocast
 from sparseflash.integrations.transformers.drawing import known
 from sparseflash.integrations.transformers.masks import describe, of_drawn
 from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
+from sparseflash.integrations.transformers.patches import check, names_patches, of_module, reads_none
 from sparseflash.integrations.transformers.placing import placed
 
 # Not "sparseflash": a name with "flash" in it is taken by Transformers for a flavour of FlashAttention.
@@ -76,6 +77,8 @@ def block_sparse_attention(
     _refuse(module, kwargs)
     pattern, block = pattern_of(module)
     batch, q_len, kv_len = query.shape[0], query.shape[2], key.shape[2]
+    if names_patches(pattern):
+        pattern = of_module(module, pattern).written(pattern, q_len)
     own = attention_mask is not None and attention_mask.dtype != torch.int32
     if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
@@ -168,6 +171,8 @@ def side_of(module: nn.Module) -> str:
 def pattern_of(module: nn.Module) -> tuple[str, int]:
     """The text of a layer's pattern, and its block size, from the config. Cross-attention sees everything.
 
+    The text may leave the grid of patches to the forward pass, see ``patches.py``.
+
     Raises:
         TypeError: no text.
         ValueError: a text that is no pattern, or a list that has no entry for this layer.
@@ -187,7 +192,10 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
         pattern = pattern[layer]
     text = EVERYTHING if pattern is None else pattern
     if not torch.compiler.is_compiling():
-        checked(text)
+        if isinstance(text, str) and names_patches(text):
+            check(module, text)
+        else:
+            checked(text)
     return text, 128 if block is None else block
 
 
@@ -195,7 +203,7 @@ def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
     """What the config says for the stack of layers that a module is in, and how many layers that has."""
     config: Any = module.config
     count = getattr(config, "num_hidden_layers", 0)
-    if pattern is None or crosses(module):
+    if pattern is None or crosses(module) or reads_none(module):
         return None, count
     name, two = type(module).__name__, getattr(config, "is_encoder_decoder", False)
     if may_cross(module) and getattr(module, CROSSES, None) is None:

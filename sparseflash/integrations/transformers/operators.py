@@ -41,6 +41,7 @@ from sparseflash.tables.table import LookupTable
 # Rooms for a growing cache are powers of two from here on: each is compiled once.
 SMALLEST_ROOM = 256
 EVERYTHING = "full()"
+BETWEEN_SAMPLES = "\x1e"  # in the text of patterns that differ from sample to sample, which no user's does
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
@@ -163,8 +164,8 @@ def compiled(
     text: str, told: Description, shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
 ) -> BlockMask:
     """Who sees whom among the tokens of each sample: the pattern where the model allows it, for each sequence alone."""
-    pattern = checked(text)
-    if told.first_query and _depends_on_length(pattern):
+    patterns = [checked(one) for one in text.split(BETWEEN_SAMPLES)]
+    if told.first_query and any(map(_depends_on_length, patterns)):
         raise ValueError(
             f"the pattern {text} is another one for every length, so a growing cache has none to go by; "
             "call the model with use_cache=False, or take a pattern without random_blocks"
@@ -175,12 +176,15 @@ def compiled(
             "another one (cross-attention), and nothing says so: call use_pattern(model, ...), which finds such modules"
         )
     if told.causal:
-        pattern = pattern & causal()
+        patterns = [pattern & causal() for pattern in patterns]
     if told.chunk is not None:
-        pattern = pattern & fixed(told.chunk, summary=0)
+        patterns = [pattern & fixed(told.chunk, summary=0) for pattern in patterns]
     if told.window is not None:
-        pattern = pattern & local(told.window - told.causal)
-    masks = [_of_sample(pattern, pieces, shape, block, q_offset) for pieces in told.samples]
+        patterns = [pattern & local(told.window - told.causal) for pattern in patterns]
+    samples = told.samples
+    if len(patterns) == 1 or len(samples) == 1:
+        patterns, samples = patterns * len(samples), samples * len(patterns)
+    masks = [_of_sample(*sample, shape, block, q_offset) for sample in zip(patterns, samples, strict=True)]
     mask = BlockMask.of(stacked(masks, axis=0))
     if not told.drawn:
         return mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 from rich.console import Console
@@ -13,6 +14,7 @@ from torch import nn
 from sparseflash.integrations.transformers.attention import NAME, layers, pattern_of
 from sparseflash.integrations.transformers.masks import Description
 from sparseflash.integrations.transformers.operators import EVERYTHING, compiled
+from sparseflash.integrations.transformers.patches import at_home, names_patches, of_module
 from sparseflash.integrations.transformers.watching import mark_crossing
 
 
@@ -34,19 +36,21 @@ class Layer:
     speedup: float | None
 
 
-def describe(model: Any, tokens: int = 4096, *, console: Console | None = None) -> list[Layer]:
+def describe(model: Any, tokens: int | None = None, *, console: Console | None = None) -> list[Layer]:
     """Print layer, pattern, density and expected speed-up of a model's self-attention.
 
     Args:
         model: a model of Transformers whose attention is ``block_sparse``.
-        tokens: length of the one sequence for which densities are computed.
+        tokens: length of the one sequence for which densities are computed; default 4,096. Where a pattern names the
+            ``{grid}`` of patches, it is that of an image or a video of the config's size.
         console: where the table is printed; default the terminal.
 
     Returns:
         An entry for each layer; cross-attention, which has no pattern, is left out.
 
     Raises:
-        ValueError: a model with another attention, or one that does not tell which of its modules attend.
+        ValueError: a model with another attention, or one that does not tell which of its modules attend;
+            another length than that of an image.
 
     Example:
         >>> import transformers
@@ -64,22 +68,39 @@ def describe(model: Any, tokens: int = 4096, *, console: Console | None = None) 
             "patterns: call use_pattern(model, ...) first"
         )
     mark_crossing(model)
-    listed = {id(module) for module in layers(model)}
+    attending = layers(model)
+    listed, length = set(map(id, attending)), _length(attending, tokens)
 
     @cache
     def density(text: str, block: int, rules: Description) -> float:
-        return compiled(text, rules, (tokens, tokens), block, 0).density
+        return compiled(text, rules, (length, length), block, 0).density
 
     found = []
     for name, module in model.named_modules():
         if id(module) in listed:
             text, block = pattern_of(module)
-            rules = _rules(module, tokens)
-            stored = density(text, block, rules)
+            rules = _rules(module, length)
+            stored = density(at_home(module, text) if names_patches(text) else text, block, rules)
             speedup = density(EVERYTHING, block, rules) / stored if stored else None
             found.append(Layer(name, None if text == EVERYTHING else text, stored, speedup))
-    (console or Console()).print(_table(found, tokens))
+    (console or Console()).print(_table(found, length))
     return found
+
+
+def _length(attending: list[nn.Module], tokens: int | None) -> int:
+    """Of the sequence to describe: where a pattern leaves the grid to the model, of the images of the config."""
+    for module in attending:
+        text, _ = pattern_of(module)
+        if names_patches(text):
+            patches = of_module(module, text)
+            length = patches.special + prod(patches.home)
+            if tokens not in (None, length):
+                raise ValueError(
+                    f"images of {' x '.join(map(str, patches.home))} patches make {length:,} tokens, got "
+                    f"tokens={tokens}: leave it out"
+                )
+            return length
+    return 4096 if tokens is None else tokens
 
 
 def _rules(module: nn.Module, tokens: int) -> Description:

@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from sparseflash.integrations.transformers.attention import CALLS, CROSSES, NAME, attending, crosses, may_cross
+from sparseflash.integrations.transformers.patches import mark_patches
 
 KEYS = ("block_sparse_pattern", "block_sparse_block")
 MARK = "_block_sparse_watched"
@@ -202,6 +203,7 @@ def examine(model: Any) -> None:
                     f"read: {INSTEAD}"
                 )
     patterns = [(where, part) for where, part in _configs(model.config) if _pattern(part) is not None]
+    mark_patches(model, readers)
     if not patterns:
         return
     if not readers:
