@@ -186,8 +186,8 @@ def lesser() -> str | None:
 
 
 def serves(q: torch.Tensor, score: Score) -> bool:
-    """Whether the compiled kernel takes these operands: all but float64, and positions that are no int32."""
-    return q.dtype in KINDS and abs(score.q_offset) < 1 << 30 and library() is not None
+    """Whether the compiled kernel takes these operands: no float64, no bias, and positions that are int32."""
+    return q.dtype in KINDS and score.bias is None and abs(score.q_offset) < 1 << 30 and library() is not None
 
 
 class _Plan:

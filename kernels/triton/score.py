@@ -156,6 +156,8 @@ def retained(threshold):
 
 def feature_arguments(score: Score, device: torch.device) -> dict[str, Any]:
     """The kernels' arguments for the features of a score; None for those that are off."""
+    if score.bias is not None:
+        raise NotImplementedError("backend 'triton' takes no bias yet; backend 'cpu' does")
     arguments: dict[str, Any] = dict.fromkeys(("slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"))
     arguments["cap"] = score.softcap
     if score.slopes is not None:

@@ -118,7 +118,7 @@ def _backward(
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
     backend = "cpu" if q.device.type == "cpu" else "triton"
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse),
+        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse, None),
         *(*MaskArguments.of(table), backend, False),
         *(scale, softcap, None, 0, dropout, seed),
     )
