@@ -20,6 +20,7 @@ from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sparseflash.integrations.transformers.alibi import described
 from sparseflash.integrations.transformers.attention import (
     NAME,
     block_sparse_attention,
@@ -27,7 +28,6 @@ from sparseflash.integrations.transformers.attention import (
     side_of,
 )
 from sparseflash.integrations.transformers.attention import layers as attending
-from sparseflash.integrations.transformers.masks import describe as described
 from sparseflash.integrations.transformers.operators import checked
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.pattern import Pattern

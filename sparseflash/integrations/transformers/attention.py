@@ -28,6 +28,7 @@ HARMLESS = {
 
 SIDES = ("encoder", "decoder")
 CROSSES = "block_sparse_crosses"  # of a module: whether its keys are another sequence's
+SERVED = "_block_sparse_serves"  # of a class whose forward is ours
 
 
 class Calls(threading.local):
@@ -241,7 +242,7 @@ def attending(model: Any) -> list[nn.Module]:
     attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
     found: dict[int, nn.Module] = {}
     for named in model.modules():
-        if isinstance(named, attends):  # T5 names a layer around the module
+        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names a layer around the module
             inside = [named] if hasattr(named, "config") else [m for m in named.modules() if hasattr(m, "config")]
             found |= {id(m): m for m in inside if not crosses(m)}
     return list(found.values())

@@ -23,10 +23,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from sparseflash.integrations.transformers.alibi import is_served, serve
 from sparseflash.integrations.transformers.attention import (
     CALLS,
     CROSSES,
     NAME,
+    SERVED,
     attending,
     crosses,
     has_two_sides,
@@ -88,6 +90,7 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
     config = model.config
     if config._attn_implementation == NAME:
         refuse_misspelt(config)
+        serve(model)
         source = _source_around(type(model))
         if _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
             raise ValueError(_foreign(model))
@@ -102,6 +105,8 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch
+        model.config._attn_implementation_internal = attn_implementation
     if attn_implementation == NAME and model.config._attn_implementation != NAME:
         raise ValueError(_foreign(model))
     if model.config._attn_implementation == NAME:
@@ -198,7 +203,7 @@ def examine(model: Any) -> None:
     refuse_misspelt(model.config)
     mark_crossing(model)
     for part in model.modules():
-        around = _source_around(type(part)) if MARK in vars(part) else ""
+        around = _source_around(type(part)) if MARK in vars(part) and not is_served(type(part)) else ""
         if _ATTENDS.search(around) and _ASKS_FOR_MASKS.search(around) and not _ASKS.search(around):
             raise ValueError(_foreign(part))
     readers = [part for part in model.modules() if _asks(type(part)) and hasattr(part, "config")]
@@ -289,7 +294,8 @@ def _asks(kind: type[nn.Module]) -> bool:
         "torch",
         "transformers.modeling_utils",
     )  # what all models share speaks of the interface, and asks nothing
-    return any(_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
+    asks = (_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
+    return hasattr(kind, SERVED) or any(asks)
 
 
 def _known(kind: type[nn.Module]) -> bool:
