@@ -145,7 +145,9 @@ def _bias_gradient(
     if backend == "cpu":
         with _as_decided():
             return cpu.bias_gradient(results, q, k, v, bias, *sides, score)
-    raise NotImplementedError("backend 'triton' takes no bias yet; backend 'cpu' does")
+    from sparseflash.kernels.triton.backward_bias import bias_gradient
+
+    return bias_gradient(results, q, k, v, bias, *sides[1:], score)
 
 
 def _attention(
