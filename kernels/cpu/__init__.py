@@ -32,6 +32,8 @@ def bias_gradient(
     tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of a bias that is not one of queries (without sinks), in its shape and dtype."""
+    if native.serves(q, score):
+        return native.bias_gradient(results, q, k, v, bias, rows, columns, tiles, pattern_of, block, score)
     return plain.bias_gradient(results, q, k, v, bias, rows, tiles, pattern_of, block, score)
 
 

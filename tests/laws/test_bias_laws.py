@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.bias import summed
+from sparseflash.kernels.cpu import native
 from tests.laws.backend import BACKEND, DEVICE
 from tests.laws.test_attention_laws import Drawn, drawn
 from tests.oracle import BIASES, Case, by_pair, check, ours, random_case, random_features
@@ -96,6 +97,22 @@ def test_distances_are_pairs(d: Drawn, form: str) -> None:
     pairs = with_bias(case, by_pair(case, bias_of(case)).unsqueeze(0))
     for of_distances, of_pairs in zip(ours(case, mask, BACKEND)[:2], ours(pairs, mask, BACKEND)[:2], strict=True):
         assert torch.equal(of_distances, of_pairs)
+
+
+@pytest.mark.parametrize("form", ["near distances", "all distances"])
+def test_distances_are_summed_in_parts_where_memory_is_short(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    case = random_features(random_case(6, 1, 1, 2, 40, 70, 16, 16, torch.float32), 6, bias=form)
+    mask = (P.local(20) | P.strided(5)).compile((40, 70), block=16)
+    whole = ours(case, mask, BACKEND)
+    if BACKEND == "triton":
+        from sparseflash.kernels.triton import backward_bias
+
+        monkeypatch.setattr(backward_bias, "MEMORY", 4 * 3 * bias_of(case).numel())
+    monkeypatch.setattr(native, "SUMS", 4 * 3 * bias_of(case).numel())
+    in_parts = ours(case, mask, BACKEND)
+    check(case, torch.from_numpy(mask.to_dense()), in_parts)
+    for want, got in zip(whole[:-1], in_parts[:-1], strict=True):
+        assert torch.equal(want, got)
 
 
 @pytest.mark.parametrize("form", ["pairs", "keys", "queries", "near distances"])
