@@ -24,7 +24,7 @@ def bias_of(terms: Sequence[Bias], recording: Recording, sizes: Sizes, score: Te
     distances: Tensor | None = None
     for term in terms:
         value = (_of_distances if term.relative else _of_pairs)(term, recording, sizes, score)
-        value = -value if term.minus else value
+        value = value if term.number == 1 else value * term.number
         if term.relative:
             distances = value if distances is None else distances + value
         else:
@@ -36,7 +36,7 @@ def bias_of(terms: Sequence[Bias], recording: Recording, sizes: Sizes, score: Te
 
 def _of_pairs(term: Bias, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
     if term.origin is None:
-        return torch.full((1, 1, 1, 1), term.number, dtype=score.dtype, device=score.device)
+        return torch.ones((1, 1, 1, 1), dtype=score.dtype, device=score.device)
     asked = ("sample",), ("head",), ("query", "distance"), ("key", "distance")
     counts = Sizes(*(size if term.depends & set(names) else 1 for size, names in zip(sizes, asked, strict=True)))
     found = _looked_up(term.origin, recording, counts)

@@ -47,12 +47,14 @@ class Sizes(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A term that is added to scores, or subtracted: what it depends on, and where it came from."""
+    """A term that is added to scores: what it depends on, where it came from, and a number that multiplies it."""
 
     depends: frozenset[str]  # of sample, head, query, key, distance
-    origin: Origin | None  # None: it is a number
+    origin: Origin | None  # None: it is the number
     number: float
-    minus: bool
+
+    def times(self, number: float) -> Bias:
+        return self._replace(number=self.number * number)
 
     @property
     def of_row(self) -> bool:
@@ -90,6 +92,10 @@ class Distance(NamedTuple):
     absolute: bool
     bias: Bias | None = None
 
+    def times(self, factor: Factor) -> Distance:
+        bias = None if self.bias is None else self.bias.times(factor.number)
+        return Distance(self.factor.times(factor), self.absolute, bias)
+
 
 class Condition(NamedTuple):
     """A pair is seen where this is true, or where it is false."""
@@ -114,11 +120,16 @@ class Change:
 
     def times(self, factor: Factor) -> Change | None:
         """The product; None if it is not of this form."""
-        if self.moved or (self.conditions and (factor.terms or factor.number <= 0)):
+        if (factor.terms and self.moved) or (self.conditions and (factor.terms or factor.number <= 0)):
             return None
+        moved = replace(
+            self,
+            distances=tuple(distance.times(factor) for distance in self.distances),
+            biases=tuple(bias.times(factor.number) for bias in self.biases),
+        )
         if self.cap is None:
-            return replace(self, factor=self.factor.times(factor))
-        return replace(self, cap=self.cap.times(factor))
+            return replace(moved, factor=self.factor.times(factor))
+        return replace(moved, cap=self.cap.times(factor))
 
 
 Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it holds, else -inf
@@ -254,15 +265,15 @@ class _Reading:
         if isinstance(second, Distance):
             signed = self._scaled(second, Factor(-1.0)) if minus else second
             assert isinstance(signed, Distance)
-            bias = Bias(self.depends(other), other, 0.0, minus)
+            bias = Bias(self.depends(other), other, -1.0 if minus else 1.0)
             return replace(first, distances=(*first.distances, signed._replace(bias=bias)))
         if isinstance(second, Condition):
             return None if minus else replace(first, conditions=(*first.conditions, second))
         number = self._number(other)
         if number is None and (not isinstance(other, Made | Read) or self._shaped(other)[1].numel() != 1):
             return None
-        bias = Bias(self.depends(other), other if number is None else None, number or 0.0, minus)
-        return replace(first, biases=(*first.biases, bias))
+        bias = Bias(self.depends(other), other if number is None else None, 1.0 if number is None else number)
+        return replace(first, biases=(*first.biases, bias.times(-1.0) if minus else bias))
 
     def _product(self, one: Any, other: Any, divided: bool) -> Special | None:
         if self.special.get(one) is None and not divided:
@@ -274,7 +285,7 @@ class _Reading:
 
     def _scaled(self, found: Special | None, factor: Factor) -> Special | None:
         if isinstance(found, Distance):
-            return None if factor.of_query else Distance(found.factor.times(factor), found.absolute)
+            return None if factor.of_query else found.times(factor)
         return found.times(factor) if isinstance(found, Change) else None
 
     def _factor(self, argument: Any) -> Factor | None:

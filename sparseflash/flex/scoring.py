@@ -150,14 +150,14 @@ def _shift(
     total: Tensor | float = 0.0
     others = []
     for term in change.biases:
-        value = torch.tensor(term.number, dtype=score.dtype, device=score.device)
+        value = torch.ones_like(score)
         if term.of_row and term.origin is not None:
             queries = sizes.queries if "query" in term.depends else 1
             value = values_of(term.origin, recording, Sizes(sizes.samples, sizes.heads, queries, 1), score)[..., 0]
         if sinks or not term.of_row or value.requires_grad or not value.isfinite().all():
             others.append(term)
         else:
-            total = total - value if term.minus else total + value
+            total = total + value * term.number
     return total, others
 
 

@@ -119,6 +119,8 @@ BIASES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "relative, through buckets": lambda s, h, i, j: s + OF_PAIR[bucket(j - i), 5, h],
     "relative, of small numbers": lambda s, h, i, j: s + RELATIVE[(j.to(torch.int8) - i.to(torch.int8)).long() + M],
     "relative, beside keys": lambda s, h, i, j: s + RELATIVE[j - i + M] + OF_KEY[j] - 0.5 * (i - j).abs(),
+    "keys, scaled": lambda s, h, i, j: (s + OF_KEY[j] - RELATIVE[j - i + M] + 3) * 0.5,
+    "distances, scaled": lambda s, h, i, j: (s + (j - i) * SLOPES[h] - (j - i).abs()) / 4,
     "a product": lambda s, h, i, j: s + torch.dot(OF_PAIR[0, i], OF_PAIR[1, j]) / 16,
 }
 CONDITIONS: dict[str, Condition] = {
@@ -241,7 +243,7 @@ REFUSED: dict[str, tuple[ScoreMod, str]] = {
     "a cap of each head": (lambda s, b, h, i, j: SLOPES[h] * s.tanh(), "another number for each sample or head"),
     "a cap of nothing": (lambda s, b, h, i, j: 0 * s.tanh(), "or by 0"),
     "a cap that learns": (lambda s, b, h, i, j: LEARNED[0] * s.tanh(), "by one that requires a gradient"),
-    "a bias that is scaled": (lambda s, b, h, i, j: (s + OF_KEY[j]) * 2, r"do not \(aten.mul\)"),
+    "a bias that is scaled": (lambda s, b, h, i, j: (s + OF_KEY[j]) * OF_HEAD[h], r"do not \(aten.mul\)"),
 }
 
 
@@ -277,8 +279,8 @@ def test_what_a_term_depends_on_is_read_off_its_operations() -> None:
 
     found = terms(lambda s, b, h, i, j: s + OF_KEY[i] + OF_KEY[j] - RELATIVE[j - i + M] + PAIRS[i, j] * b)
     assert [sorted(term.depends) for term in found] == [["query"], ["key"], ["distance"], ["key", "query", "sample"]]
-    assert [(term.of_row, term.relative, term.minus) for term in found] == [
-        (True, False, False), (False, False, False), (False, True, True), (False, False, False)
+    assert [(term.of_row, term.relative, term.number) for term in found] == [
+        (True, False, 1.0), (False, False, 1.0), (False, True, -1.0), (False, False, 1.0)
     ]  # fmt: skip
     assert terms(lambda s, b, h, i, j: s + (j - i) * OF_HEAD[h]) == ()
     away: list[Callable[[Tensor, Tensor], Tensor]] = [
