@@ -19,9 +19,9 @@ RESULTS = Path(__file__).parent.parent / "tests" / "integrations" / "families" /
 TABLE = re.compile(r"(<!-- table: families -->\n).*?(<!-- end -->)", re.DOTALL)
 ROWS: Final = {
     "equal to eager": "equal",
-    "refused: position biases or other numbers are added to the scores": r"adds (a position bias|other numbers)",
+    "refused: its mask adds numbers to the scores": r"adds other numbers",
     "refused: selects keys itself": "selects keys itself",
-    "refused: computes attention itself, or has none": "mixes its tokens on its own",
+    "refused: computes attention itself, or has none": "mixes its tokens on its own|computes its attention itself",
     "refused": ".",
 }
 

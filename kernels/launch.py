@@ -40,6 +40,14 @@ class Configuration(NamedTuple):
     keys: Launch  # dK and dV
     queries: Launch  # dQ
 
+    def with_bias(self) -> Configuration:
+        """The launches where scores have an additive bias: half the step along the side that is walked, at least 16.
+
+        A program then holds as many numbers more as a step has pairs, and some launches would spill.
+        """
+        forward, queries = (x._replace(BN=max(16, x.BN // 2)) for x in (self.forward, self.queries))
+        return Configuration(forward, self.keys._replace(BM=max(16, self.keys.BM // 2)), queries)
+
 
 class Launches(NamedTuple):
     """What a file of launches holds; what the names mean is said in `launches.toml`."""
@@ -140,12 +148,13 @@ def configuration(
     cut: bool,
     block: tuple[int, int],
     tma: bool,
+    biased: bool = False,
 ) -> Configuration:
     """The launches for a device, the larger of the two head dims, a dtype and what `committed` takes."""
     key = table_key(device, head_dim, dtype)
     if key[0] == "interpreter":
         return INTERPRETER
-    return committed(key, featured=featured, cut=cut, block=block, tma=tma)
+    return committed(key, featured=featured, cut=cut, block=block, tma=tma, biased=biased)
 
 
 def table_key(device: torch.device, head_dim: int, dtype: torch.dtype) -> Key:
@@ -154,7 +163,9 @@ def table_key(device: torch.device, head_dim: int, dtype: torch.dtype) -> Key:
     return family(device), bucket, "single" if dtype == torch.float32 else "half"
 
 
-def committed(key: Key, *, featured: bool, cut: bool, block: tuple[int, int], tma: bool) -> Configuration:
+def committed(
+    key: Key, *, featured: bool, cut: bool, block: tuple[int, int], tma: bool, biased: bool = False
+) -> Configuration:
     """The launches of a key for a call; `launches.toml` says what stands in whose place.
 
     Args:
@@ -163,6 +174,7 @@ def committed(key: Key, *, featured: bool, cut: bool, block: tuple[int, int], tm
         cut: whether some lines are split.
         block: tokens of the table's blocks, queries x keys.
         tma: whether descriptors can read the operands; no launch uses them where they cannot.
+        biased: whether one of the features is an additive bias.
     """
     changed: dict[str, Launch] = {}
     if featured:
@@ -174,4 +186,5 @@ def committed(key: Key, *, featured: bool, cut: bool, block: tuple[int, int], tm
         narrow = {kernel: launch for kernel, launch in COMMITTED.narrow.get(key, {}).items() if held[kernel] <= 64}
         changed |= {kernel: launch._replace(tma=launch.tma and tma) for kernel, launch in narrow.items()}
     changed |= COMMITTED.split.get(key, {}) if cut else {}
-    return COMMITTED.usual[key]._replace(**changed)
+    chosen = COMMITTED.usual[key]._replace(**changed)
+    return chosen.with_bias() if biased else chosen

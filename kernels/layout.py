@@ -12,6 +12,9 @@ import torch
 
 FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)
 
+# What the gradient is given beside the operands: dout [B, Hq, N, Dv], dlse [B, Hq, N] or None, and out and lse alike.
+Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
+
 
 class Side(NamedTuple):
     """One side of a table: for each block row its key blocks, or for each block column its query blocks.
@@ -70,8 +73,10 @@ class Score(NamedTuple):
     q_offset: int = 0  # position of query 0; key 0 stands at 0
     dropout: float = 0.0  # share of the probabilities that becomes 0; needs a seed
     seed: torch.Tensor | None = None  # int64 []; None: no dropout
+    # The last one: operators take it ahead of the others, for it has a gradient.
+    bias: torch.Tensor | None = None  # floating, of a form of `bias`: s -> s + bias; -inf hides the pair
 
     @property
     def featured(self) -> bool:
         """Whether more than a factor comes between a product and its probability."""
-        return not (self.softcap is None and self.slopes is None and self.seed is None)
+        return not (self.softcap is None and self.slopes is None and self.seed is None and self.bias is None)

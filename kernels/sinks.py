@@ -37,8 +37,14 @@ def fold(
     w, rest = lead.sigmoid(), (-lead).sigmoid()  # not 1 - w, which cancels where the sink is light
     w.masked_fill_(lse.isnan(), 1)  # a NaN in dout would reach keys that its query does not see
     wide = dout.to(w.dtype).masked_fill((lse == -torch.inf).unsqueeze(-1), 0)
-    dsinks = rest * (wide * out.to(w.dtype)).sum(-1)
-    return (wide * w.unsqueeze(-1)).to(dout.dtype), -dsinks.sum((0, 2)).to(sinks.dtype)
+    lost = rest * (wide * out.to(w.dtype)).sum(-1)
+    return (wide * w.unsqueeze(-1)).to(dout.dtype), -lost.sum((0, 2)).to(sinks.dtype)
+
+
+def surplus(dout: torch.Tensor, out: torch.Tensor, lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
+    """(1 - w) D [B, Hq, N], which the ds of a row sum to beside dlse; for dout that is not folded."""
+    wide = dout.to(lse.dtype).masked_fill((lse == -torch.inf).unsqueeze(-1), 0)
+    return (-_lead(lse, sinks)).sigmoid() * (wide * out.to(lse.dtype)).sum(-1)
 
 
 def _lead(lse: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 
 
@@ -18,6 +19,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     q_offset: int | None = None,
     sinks: torch.Tensor | None = None,
     dropout_p: float = 0.0,
@@ -34,6 +36,8 @@ def attention(
         scale: factor on scores; default ``D ** -0.5``.
         softcap: c turns a scaled score s into ``c * tanh(s / c)``.
         alibi_slopes: [Hq] or [B, Hq]; ``slope * |q_position - k_position|`` is then subtracted.
+        bias: [B or 1, Hq or 1, N or 1, M or 1], or [Hq or 1, 2 R + 1] of distances, is then added; -inf hides a pair.
+            See :func:`sparseflash.attention`.
         q_offset: position of the first query, the first key stands at 0; default M - N.
         sinks: [Hq], one more logit for each row of a head, with no value.
         dropout_p: share of the probabilities that becomes 0, see :func:`dropout_mask`.
@@ -56,10 +60,15 @@ def attention(
     scores = q @ k.mT * scale
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    queries, keys = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
+    distance = keys - (queries[:, None] + (len(keys) - len(queries) if q_offset is None else q_offset))
     if alibi_slopes is not None:
-        queries, keys = (torch.arange(n, device=q.device) for n in scores.shape[-2:])
-        distance = (queries[:, None] + (len(keys) - len(queries) if q_offset is None else q_offset) - keys).abs()
-        scores = scores - alibi_slopes.to(scores.dtype)[..., None, None] * distance
+        scores = scores - alibi_slopes.to(scores.dtype)[..., None, None] * distance.abs()
+    if bias is not None:
+        if biases.is_relative(bias):
+            reach = biases.reach(bias)
+            bias = bias[:, distance.clamp(-reach, reach) + reach]
+        scores = (scores + bias.to(scores.dtype)).masked_fill(bias == -torch.inf, -torch.inf)
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask, -torch.inf)
     # The log-sum-exp of a row without keys has no gradient that is a number; such rows are cut out before it.

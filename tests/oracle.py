@@ -12,8 +12,24 @@ import torch
 
 import sparseflash as sf
 from sparseflash.functional.attention import Mask
+from sparseflash.kernels.bias import summed
 
-NAMES = ("out", "lse", "dq", "dk", "dv", "dsinks")
+NAMES = ("out", "lse", "dq", "dk", "dv", "dsinks", "dbias")
+
+# Shapes of biases for batch, heads, queries and keys.
+BIASES: dict[str, Callable[[int, int, int, int], tuple[int, ...]]] = {
+    "pairs": lambda B, H, N, M: (B, H, N, M),
+    "pairs by head": lambda B, H, N, M: (1, H, N, M),
+    "pairs by sample": lambda B, H, N, M: (B, 1, N, M),
+    "pairs shared": lambda B, H, N, M: (1, 1, N, M),
+    "keys": lambda B, H, N, M: (B, H, 1, M),
+    "keys by sample": lambda B, H, N, M: (B, 1, 1, M),
+    "queries": lambda B, H, N, M: (1, H, N, 1),
+    "a head": lambda B, H, N, M: (1, H, 1, 1),
+    "near distances": lambda B, H, N, M: (H, 7),
+    "distances shared": lambda B, H, N, M: (1, 41),
+    "all distances": lambda B, H, N, M: (H, 2 * (N + M) + 1),
+}
 
 
 @dataclass(frozen=True)
@@ -25,16 +41,18 @@ class Features:
     sinks: torch.Tensor | None = None
     dropout_p: float = 0.0
     seed: int = 0
+    bias: torch.Tensor | None = None
 
     def mapped(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Features:
-        """The features with both tensors changed; slopes stay fp32."""
+        """The features with every tensor changed; slopes stay fp32."""
         slopes = None if self.alibi_slopes is None else change(self.alibi_slopes).float()
-        return replace(self, alibi_slopes=slopes, sinks=None if self.sinks is None else change(self.sinks))
+        sinks, bias = (None if x is None else change(x) for x in (self.sinks, self.bias))
+        return replace(self, alibi_slopes=slopes, sinks=sinks, bias=bias)
 
-    def arguments(self, sinks: torch.Tensor | None) -> dict[str, Any]:
-        """Keyword arguments of attention, with these sinks."""
+    def arguments(self, sinks: torch.Tensor | None, bias: torch.Tensor | None = None) -> dict[str, Any]:
+        """Keyword arguments of attention, with these sinks and this bias; not everybody's takes a bias."""
         own = {"softcap": self.softcap, "alibi_slopes": self.alibi_slopes, "dropout_p": self.dropout_p}
-        return own | {"seed": self.seed, "sinks": sinks}
+        return own | {"seed": self.seed, "sinks": sinks} | ({} if bias is None else {"bias": bias})
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,21 @@ class Case:
         return Case(q, k, v, dout, dlse, self.scale, self.features.mapped(change), self.q_offset)
 
     def leaves(self) -> list[torch.Tensor]:
-        """Fresh leaves of q, k, v and, if there are any, sinks."""
-        given = (self.q, self.k, self.v, self.features.sinks)
+        """Fresh leaves of q, k, v and, if there are any, sinks and bias."""
+        given = (self.q, self.k, self.v, self.features.sinks, self.features.bias)
         return [x.detach().clone(memory_format=torch.preserve_format).requires_grad_() for x in given if x is not None]
+
+    def arguments(self, leaves: list[torch.Tensor]) -> dict[str, Any]:
+        """Keyword arguments of attention, sinks and bias from these leaves."""
+        rest = iter(leaves[3:])
+        sinks, bias = (None if x is None else next(rest) for x in (self.features.sinks, self.features.bias))
+        return self.features.arguments(sinks, bias)
+
+    @property
+    def names(self) -> list[str]:
+        """Of the results."""
+        given = {"dsinks": self.features.sinks, "dbias": self.features.bias}
+        return [name for name in NAMES if name not in given or given[name] is not None]
 
 
 def random_case(
@@ -87,13 +117,22 @@ def random_features(
     alibi: Literal["", "head", "sample"] = "",
     sinks: float = 0.0,
     dropout_p: float = 0.0,
+    bias: str = "",
 ) -> Case:
-    """The case with features; slopes of both signs one a head or one a sample too, sinks of this spread, 0 for none."""
+    """The case with features; slopes of both signs one a head or one a sample too, sinks of this spread, 0 for none.
+
+    A bias has one of the shapes of `BIASES`, and is in fp32 every other time.
+    """
     generator = torch.Generator().manual_seed(seed)
     batch, heads = case.q.shape[:2]
     slopes = torch.randn((batch, heads) if alibi == "sample" else (heads,), generator=generator).bfloat16().float() / 8
     logits = (torch.randn(heads, generator=generator) * sinks).to(case.q.dtype)
     features = Features(softcap, slopes if alibi else None, logits if sinks else None, dropout_p, seed - 7)
+    if bias:
+        shape = BIASES[bias](batch, heads, case.q.shape[2], case.k.shape[2])
+        drawn = (2 * torch.randn(shape, generator=generator)).to(case.q.dtype)
+        wide = seed % 2 and case.q.dtype != torch.float64
+        features = replace(features, bias=drawn.float() if wide else drawn)
     return replace(case, features=features)
 
 
@@ -120,7 +159,7 @@ def ours(case: Case, mask: Mask, backend: str | None) -> list[torch.Tensor]:
         on_gpu = ours(case.mapped(lambda x: x.cuda()), mask, None)
         return [x.cpu() for x in on_gpu]
     leaves = case.leaves()
-    arguments = case.features.arguments(leaves[3] if len(leaves) > 3 else None)
+    arguments = case.arguments(leaves)
     q, k, v = leaves[:3]
     with poisoned_memory():
         out, lse = sf.attention(q, k, v, mask, scale=case.scale, return_lse=True, backend=backend, **arguments)
@@ -131,7 +170,7 @@ def ours(case: Case, mask: Mask, backend: str | None) -> list[torch.Tensor]:
 def eager(case: Case, token_mask: torch.Tensor) -> list[torch.Tensor]:
     """The same through masked dense attention in the dtype of the case."""
     leaves = case.leaves()
-    arguments = case.features.arguments(leaves[3] if len(leaves) > 3 else None)
+    arguments = case.arguments(leaves)
     arguments |= {"scale": case.scale, "q_offset": case.q_offset}
     q, k, v = leaves[:3]
     out, lse = sf.reference.attention(q, k, v, token_mask, return_lse=True, **arguments)
@@ -164,15 +203,21 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
         bend_terms = 2 * t.abs() * (bend * score_terms / f.softcap + 3 * fine * t.abs()) + 2 * fine
         score_terms = bend * score_terms + 4 * fine * scores.abs()  # t and the product with the cap
     if f.alibi_slopes is not None:
-        bias = f.alibi_slopes.double()[..., None, None] * distances(c)
+        bias = f.alibi_slopes.double()[..., None, None] * distances(c).abs()
         scores = scores - bias
         score_terms = score_terms + fine * (2 * bias.abs() + scores.abs())  # unit, product, difference
+    if f.bias is not None:
+        bias = by_pair(c, f.bias)
+        token_mask = token_mask & (bias != -torch.inf)
+        bias = bias.masked_fill(bias == -torch.inf, 0)
+        scores = scores + bias
+        score_terms = score_terms + fine * (2 * bias.abs() + scores.abs())  # likewise
     scores = scores.masked_fill(~token_mask, -torch.inf)
     lse = scores.logsumexp(-1, keepdim=True)
     p = scores.softmax(-1).nan_to_num(0)
     growth = 1 + score_terms.masked_fill(~token_mask, 0) + lse.abs().nan_to_num(0, 0)
     weight, weight_terms = torch.ones(()).double(), torch.zeros(()).double()
-    dsinks_terms = []
+    more_terms = []
     if f.sinks is not None:
         gap = (lse - f.sinks[:, None, None]).masked_fill(lse == -torch.inf, -torch.inf)
         weight = gap.sigmoid()
@@ -202,19 +247,54 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
         dot_terms = dot.abs() + (c.dout.square() * (out.square() + out_terms.square())).sum(-1, keepdim=True).sqrt()
         # Of sigmoid(-gap), relative: weight times the error of the gap, and three roundings.
         terms = (-gap).sigmoid() * (dot_terms + dot.abs() * (weight * gap_terms + 3 * fine))
-        dsinks_terms = [terms.square().sum((0, 2, 3))]
+        more_terms += [terms.square().sum((0, 2, 3))]
+    if f.bias is not None:
+        # An error of delta or of lse is one for all pairs of a row: those of a row that share an element add up.
+        own = p * (dp_terms + (dp - delta).abs() * (growth - lse.abs().nan_to_num(0, 0)))
+        of_row = p * (delta_terms + (dp - delta).abs() * lse.abs().nan_to_num(0, 0))
+        more_terms += [squares_by_element(c, f.bias, own, of_row)]
     by_key_head = [
         (x.square().mT @ squares).unflatten(1, (-1, group)).sum(2)
         for x, squares in ((ds, c.q.square()), (dv_terms, squares_of_shrunk))
     ]
-    squares = (out_terms.square(), growth.square(), ds.square() @ k.square(), *by_key_head, *dsinks_terms)
+    squares = (out_terms.square(), growth.square(), ds.square() @ k.square(), *by_key_head, *more_terms)
     return [float((s.max() + low**2).sqrt()) if s.numel() else 0.0 for s in squares]
 
 
+def squares_by_element(case: Case, bias: torch.Tensor, own: torch.Tensor, of_row: torch.Tensor) -> torch.Tensor:
+    """The summed squares of terms [B, Hq, N, M] for each element of a bias; those `of_row` are added within a row."""
+    if bias.dim() == 4:
+        of_row = of_row.sum(3, keepdim=True) if bias.shape[3] == 1 else of_row
+        return summed(own.square(), bias.shape) + summed(of_row.square(), bias.shape)
+    B, H, N, M = own.shape
+    index = elements(case, bias).expand(B, H, N, M)
+    found = own.new_zeros(B, H, N, bias.shape[1])
+    squares = found.scatter_add(3, index, own.square()) + found.scatter_add(3, index, of_row).square()
+    return summed(squares.sum((0, 2)), bias.shape)
+
+
+def elements(case: Case, bias: torch.Tensor) -> torch.Tensor:
+    """Which element of its head's relative bias a pair takes, [N, M]."""
+    reach = bias.shape[1] // 2
+    return (-distances(case)).clamp(-reach, reach) + reach
+
+
+def by_pair(case: Case, bias: torch.Tensor) -> torch.Tensor:
+    """A bias in a shape that broadcasts to [B, Hq, N, M]."""
+    return bias if bias.dim() == 4 else bias[:, elements(case, bias)]
+
+
+def pairs_an_element(case: Case, token_mask: torch.Tensor) -> int:
+    """At most how many visible pairs share an element of the bias."""
+    assert case.features.bias is not None
+    ones = token_mask.expand(*case.q.shape[:3], case.k.shape[2]).double()
+    return int(squares_by_element(case, case.features.bias, ones, 0 * ones).max())
+
+
 def distances(case: Case) -> torch.Tensor:
-    """|query's position - key's position|, [N, M]."""
+    """Query's position - key's position, [N, M]."""
     (N, M), offset = (case.q.shape[2], case.k.shape[2]), case.q_offset
-    return (torch.arange(N)[:, None] + (M - N if offset is None else offset) - torch.arange(M)).abs()
+    return torch.arange(N)[:, None] + (M - N if offset is None else offset) - torch.arange(M)
 
 
 def check(case: Case, token_mask: torch.Tensor, results: list[Any]) -> None:
@@ -227,11 +307,9 @@ def check(case: Case, token_mask: torch.Tensor, results: list[Any]) -> None:
     """
     dtype = case.q.dtype
     longest = max(*case.q.shape[2:], *case.v.shape[2:])
-    ulp = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * longest**0.5
     exact, dense = eager(case.to(torch.float64), token_mask), eager(case, token_mask)
-    names = NAMES if case.features.sinks is not None else NAMES[:-1]
     for name, got, want, same_dtype, largest in zip(
-        names, results, exact, dense, largest_terms(case, token_mask), strict=True
+        case.names, results, exact, dense, largest_terms(case, token_mask), strict=True
     ):
         if got is None:
             continue
@@ -240,6 +318,8 @@ def check(case: Case, token_mask: torch.Tensor, results: list[Any]) -> None:
             continue
         dead = want == -torch.inf
         assert torch.equal(got == -torch.inf, dead), f"{name}: rows that see nothing differ"
+        terms = pairs_an_element(case, token_mask) if name == "dbias" else longest
+        ulp = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * terms**0.5
         error, allowed = ((x.double() - want).masked_fill(dead, 0).abs().max() for x in (got, same_dtype))
         bound = 2 * float(allowed) + ulp * largest
         assert float(error) <= bound, f"{name}: error {float(error):.3g} above {bound:.3g} ({dtype})"

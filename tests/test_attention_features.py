@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import sparseflash as sf
 from sparseflash import patterns as P
@@ -29,6 +30,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"alibi_slopes": torch.ones(3)}, ValueError, r"alibi_slopes must be \[2\] or \[1, 2\] for q .* got \(3,\)"),
     ({"alibi_slopes": torch.ones(2, device="meta")}, ValueError, "alibi_slopes must lie on cpu with q, got meta"),
     ({"alibi_slopes": torch.ones(2, requires_grad=True)}, ValueError, r"no gradient.*alibi_slopes.detach\(\)"),
+    ({"bias": 0.5}, TypeError, "bias must be a tensor or None, got 0.5"),
+    ({"bias": torch.ones(1, 1, 32, 32).bool()}, TypeError, r"got torch.bool; a mask is given as mask: .*from_dense"),
+    ({"bias": torch.ones(2, 3).double()}, TypeError, r"bias must be torch.float32 for.*float64; give bias.to"),
+    ({"bias": torch.ones(2, 3).half()}, TypeError, "must be torch.float32 for q of torch.float32, got torch.float16"),
+    ({"bias": torch.ones(2, 4)}, ValueError, r"\[2 or 1, 2 R \+ 1\], an odd width.*got \(2, 4\); .*bias\[None, None\]"),
+    ({"bias": torch.ones(3, 3)}, ValueError, r"bias must be \[1 or 1, 2 or 1, 32 or 1, 32 or 1\].*got \(3, 3\)"),
+    ({"bias": torch.ones(2, 32, 32)}, ValueError, r"got \(2, 32, 32\); one of pairs .* dims: bias\[None\]"),
+    ({"bias": torch.ones(32)}, ValueError, r"got \(32,\); one .* has four dims: bias\[None, None, None\]"),
+    ({"bias": torch.ones(1, 2, 31, 32)}, ValueError, r"for q \(1, 2, 32, 16\) and k .*got \(1, 2, 31, 32\)$"),
+    ({"bias": torch.ones(2, 3, device="meta")}, ValueError, "bias must lie on cpu with q, got meta"),
+    ({"bias": torch.ones(2, 3).to_sparse()}, ValueError, "bias must be a dense tensor"),
     ({"sinks": 1.0}, TypeError, "sinks must be a floating tensor, got float"),
     ({"sinks": torch.ones(2, dtype=torch.int64)}, TypeError, "sinks must be a floating tensor, got torch.int64"),
     ({"sinks": torch.ones(1, 2)}, ValueError, r"sinks must be \[2\], one a query head.*got \(1, 2\)"),
@@ -56,7 +68,10 @@ ON: dict[str, dict[str, Any]] = {
     "alibi": {"alibi": "head"},
     "sinks": {"sinks": 1.0},
     "dropout": {"dropout_p": 0.3},
-    "all": {"softcap": 3.0, "alibi": "sample", "sinks": 1.0, "dropout_p": 0.3},
+    "bias": {"bias": "pairs shared"},
+    "bias of queries": {"bias": "queries", "sinks": 1.0},
+    "bias of distances": {"bias": "near distances"},
+    "all": {"softcap": 3.0, "alibi": "sample", "sinks": 1.0, "dropout_p": 0.3, "bias": "keys"},
 }
 
 
@@ -71,11 +86,12 @@ def test_compiles_into_one_graph(on: dict[str, Any]) -> None:
     case = random_features(random_case(1, 2, 1, 2, 40, 40, 16, 16, torch.float32), 1, **on).mapped(on_the_device)
     leaves = case.leaves()
 
-    def layer(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None = None) -> torch.Tensor:
-        out: torch.Tensor = sf.attention(q * 2, k, v, P.causal(), **case.features.arguments(sinks))
+    def layer(leaves: list[torch.Tensor]) -> torch.Tensor:
+        q, k, v = leaves[:3]
+        out: torch.Tensor = sf.attention(q * 2, k, v, P.causal(), **case.arguments(leaves))
         return out.sin()
 
-    plain, graph = layer(*leaves), torch.compile(layer, fullgraph=True)(*leaves)
+    plain, graph = layer(leaves), torch.compile(layer, fullgraph=True)(leaves)
     torch.testing.assert_close(graph, plain)
     gradients = [torch.autograd.grad(out.sum(), leaves) for out in (plain, graph)]
     for a, b in zip(*gradients, strict=True):
@@ -123,10 +139,10 @@ def test_autocast_casts_q_k_v_and_changes_nothing_else() -> None:
     for enabled in (False, True):
         leaves = case.leaves()
         with torch.autocast(DEVICE, torch.bfloat16, enabled=enabled):
-            q, k, v, sinks = leaves
+            q, k, v = leaves[:3]
             if not enabled:
                 q, k, v = (x.bfloat16() for x in (q, k, v))
-            out = sf.attention(q, k, v, P.causal(), **case.features.arguments(sinks))
+            out = sf.attention(q, k, v, P.causal(), **case.arguments(leaves))
             results.append([out, *torch.autograd.grad(out.sum(), leaves)])
     for plain, cast in zip(*results, strict=True):
         assert torch.equal(plain, cast)
@@ -152,13 +168,75 @@ def test_sinks_may_have_another_dtype() -> None:
     assert torch.equal(outs[0], outs[2])
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("form", ["pairs", "keys", "near distances"])
+def test_one_graph_serves_every_length_with_a_bias(form: str) -> None:
+    torch._dynamo.reset()
+    count, pattern = CompileCounterWithBackend("aot_eager"), P.causal() & P.local(40)
+
+    def layer(q: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        return sf.attention(q, q, q, pattern, bias=bias)
+
+    graph = torch.compile(layer, backend=count, fullgraph=True, dynamic=True)
+    frames = set()
+    for tokens in (300, 64, 2, 513):
+        case = random_features(random_case(tokens, 2, 2, 1, tokens, tokens, 16, 16, torch.float32), 0, bias=form)
+        assert case.features.bias is not None
+        leaf, other = (case.features.bias.clone().requires_grad_() for _ in range(2))
+        out, expected = graph(case.q, leaf), layer(case.q, other)
+        assert torch.equal(out, expected)
+        assert torch.equal(*(torch.autograd.grad(x.sin().sum(), y)[0] for x, y in ((out, leaf), (expected, other))))
+        frames.add(count.frame_count)
+    assert len(frames) == 1, frames
+
+
+@pytest.mark.parametrize("form", ["pairs by head", "keys", "queries", "near distances"])
+def test_transforms_of_a_bias(form: str) -> None:
+    case = random_features(random_case(0, 1, 2, 1, 30, 30, 8, 8, torch.float64), 0, bias=form, sinks=1.0)
+    bias, sinks = case.features.bias, case.features.sinks
+    assert bias is not None
+
+    def loss(bias: torch.Tensor) -> torch.Tensor:
+        out, lse = sf.attention(case.q, case.k, case.v, P.local(9), bias=bias, sinks=sinks, return_lse=True)
+        return out.square().sum() + lse.cos().sum()
+
+    leaf = bias.clone().requires_grad_()
+    (want,) = torch.autograd.grad(loss(leaf), leaf)
+    assert torch.equal(torch.func.grad(loss)(bias), want)
+    several = torch.stack([bias, bias * 0, bias])
+    found = torch.func.vmap(torch.func.grad(loss))(several)
+    torch.testing.assert_close(found[0], want)
+    torch.testing.assert_close(found[1], torch.func.grad(loss)(bias * 0))
+    with pytest.raises(NotImplementedError, match="forward-mode derivatives"):
+        torch.func.jvp(loss, (bias,), (bias,))
+    if form != "queries":  # whose gradient is a few operators of torch
+        (first,) = torch.autograd.grad(loss(leaf), leaf, create_graph=True)
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(first.sum(), leaf)
+
+
+def test_a_bias_may_require_its_gradient_alone() -> None:
+    case = random_features(random_case(4, 2, 2, 1, 40, 40, 16, 16, torch.float32), 4, bias="pairs shared")
+    bias = case.features.bias
+    assert bias is not None
+    leaf, (q, k, v) = bias.clone().requires_grad_(), (x.clone().requires_grad_() for x in (case.q, case.k, case.v))
+    (alone,) = torch.autograd.grad(sf.attention(case.q, case.k, case.v, bias=leaf).sum(), leaf)
+    *_, together = torch.autograd.grad(sf.attention(q, k, v, bias=leaf).sum(), (q, k, v, leaf))
+    assert torch.equal(alone, together)
+    without = torch.autograd.grad(sf.attention(q, k, v, bias=bias).sum(), (q, k, v))
+    assert all(x.isfinite().all() for x in without)
+
+
 def test_features_in_closed_form() -> None:
-    """Two keys, scores by hand: 6 and 0, capped at 4, biased by half the distance, beside a sink of 1."""
+    """Two keys, scores by hand: 6 and 0, capped at 4, with two biases of distances, beside a sink of 1."""
     q, k = torch.tensor([6.0]).reshape(1, 1, 1, 1), torch.tensor([1.0, 0.0]).reshape(1, 1, 2, 1)
     v = torch.tensor([[10.0], [20.0]]).reshape(1, 1, 2, 1)
     slopes, sinks = torch.tensor([0.5]), torch.tensor([1.0])
-    out, lse = sf.attention(q, k, v, scale=1.0, softcap=4.0, alibi_slopes=slopes, sinks=sinks, return_lse=True)
-    scores = np.array([4 * math.tanh(6 / 4) - 0.5 * 1, 0.0])  # the query stands at position 1
+    bias = torch.tensor([-7.0, 0.25, 0.75])  # of distances -1, 0 and 1
+    out, lse = sf.attention(
+        q, k, v, scale=1.0, softcap=4.0, alibi_slopes=slopes, bias=bias[None], sinks=sinks, return_lse=True
+    )
+    scores = np.array([4 * math.tanh(6 / 4) - 0.5 * 1 - 7, 0.25])  # the query stands at position 1
     weights = np.exp(scores)
     assert math.isclose(float(lse), math.log(weights.sum()), rel_tol=1e-6)
     assert math.isclose(float(out), (weights @ [10, 20]) / (weights.sum() + math.e), rel_tol=1e-6)

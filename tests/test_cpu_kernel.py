@@ -310,7 +310,7 @@ def test_the_operator_refuses_operands_that_do_not_fit(name: str) -> None:
         given |= {key: given[key][:, :, :40] for key in ("q", "dout", "out", "lse")}
     del given["rows"]
     tensors = [*table.rows.tensors(), *table.columns.tensors(), *table.tiles.tensors(), table.pattern_of]
-    rest = tensors, table.block, "", "cpu", False, 0.3, None, None, 0, 0.0, None
+    rest = None, tensors, table.block, "", "cpu", False, 0.3, None, None, 0, 0.0, None
     with pytest.raises(ValueError, match=r"must be|do not fit|is not for"):
         torch.ops.sparseflash.attention_backward(
             given["dout"], None, given["q"], given["k"], given["v"], given["out"], given["lse"], *rest

@@ -56,7 +56,12 @@ def predicate(b: Any, h: Any, q: Any, k: Any) -> Any:
     ("mask", "words"),
     [
         (torch.ones(64, 64).bool(), r"Tensor of torch.bool, shape \(64, 64\); .*BlockMask.from_dense\(mask.cpu"),
-        (torch.zeros(64, 64), r"Tensor of torch.float32, shape \(64, 64\); biases are no masks"),
+        (
+            torch.zeros(64, 64),
+            r"Tensor of torch.float32, shape \(64, 64\); biases are no masks: .*bias=mask\[None, None\]",
+        ),
+        (torch.zeros(1, 1, 64, 64), r"biases are no masks: sparseflash.attention\(..., bias=mask\) adds one"),
+        (torch.ones(64, 64).int(), r"that is 0 where a query does not see a key, .*from_dense\(\(mask != 0\).cpu"),
         (np.ones((64, 64), bool), r"ndarray of bool, shape \(64, 64\); .*BlockMask.from_dense"),
         (predicate, r"create_block_mask\(mask_mod, B, H, q_len, kv_len\)"),
         (lambda q, k: q >= k, r"where\(fn\)"),
@@ -65,7 +70,10 @@ def predicate(b: Any, h: Any, q: Any, k: Any) -> Any:
         (True, "True is no pattern"),
         (5, "must be a Pattern, its text, a BlockMask, a LookupTable or None, got 5$"),
     ],
-    ids=["bool tensor", "float tensor", "array", "mask_mod", "lambda", "causal", "local", "bool", "int"],
+    ids=[
+        *("bool tensor", "float tensor", "bias", "int tensor", "array"),
+        *("mask_mod", "lambda", "causal", "local", "bool", "int"),
+    ],
 )
 def test_what_is_no_mask_is_refused_with_the_line_to_write(mask: Any, words: str) -> None:
     q, k, v = qkv(1, 1, 64, 16)

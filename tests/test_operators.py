@@ -33,8 +33,9 @@ def arguments(requires_grad: bool, features: bool, kind: str) -> tuple[object, .
     mask = mask or MaskArguments.named(PATTERN, (16, 16))
     q, k, v = (x.requires_grad_(requires_grad) for x in (case.q, case.k, case.v))
     sinks = torch.randn(4).requires_grad_(requires_grad) if features else None
+    bias = torch.randn(1, 4, 1, 64).requires_grad_(requires_grad) if features else None
     score = Score(0.25, 2.0, torch.rand(4), 0, 0.2, torch.tensor(3)) if features else Score(0.25)
-    return q, k, v, sinks, *mask, "cpu", False, *score
+    return q, k, v, sinks, bias, *mask, "cpu", False, *score[:-1]
 
 
 MASKS = pytest.mark.parametrize(
@@ -53,10 +54,12 @@ def test_opcheck_backward(with_dlse: bool, kind: str, features: bool) -> None:
     inputs = arguments(False, features, kind)
     out, lse = torch.ops.sparseflash.attention(*inputs)
     dlse = torch.ones_like(lse) if with_dlse else None
-    torch.library.opcheck(
-        torch.ops.sparseflash.attention_backward.default,
-        (torch.ones_like(out), dlse, *inputs[:3], out, lse, *inputs[4:]),
-    )
+    given = torch.ones_like(out), dlse, *inputs[:3], out, lse, *inputs[4:]
+    torch.library.opcheck(torch.ops.sparseflash.attention_backward.default, given)
+    if features:
+        *mask, backend, _deterministic = given[8:13]
+        of_bias = *given[:8], *mask, backend, *given[13:]
+        torch.library.opcheck(torch.ops.sparseflash.attention_bias_backward.default, of_bias)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler

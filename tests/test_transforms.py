@@ -45,8 +45,8 @@ class Example:
     rest: tuple[Any, ...]
 
     def __call__(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        result: tuple[Tensor, ...] = getattr(torch.ops.sparseflash, self.name)(*tensors, *self.rest)
-        return result
+        result: Tensor | tuple[Tensor, ...] = getattr(torch.ops.sparseflash, self.name)(*tensors, *self.rest)
+        return (result,) if isinstance(result, Tensor) else result
 
     def first(self, x: Tensor) -> Tensor:
         """The first result as a function of the first argument."""
@@ -61,17 +61,21 @@ def examples() -> dict[str, Example]:
     case = random_case(0, 1, 1, 2, TOKENS, TOKENS, 8, 8, torch.float32)
     q, k, v = case.q, case.k, case.v
     sinks, slopes = torch.zeros(2), torch.ones(2)
-    setting = *MaskArguments.named(PATTERN, (16, 16)), "cpu", False, *Score(0.3, 2.0, slopes)
+    mask, score = MaskArguments.named(PATTERN, (16, 16)), Score(0.3, 2.0, slopes)[:-1]
+    setting = *mask, "cpu", False, *score
+    bias = torch.randn(1, 2, TOKENS, TOKENS, generator=torch.Generator().manual_seed(0))
     table = sf.lookup(PATTERN.compile(TOKENS, block=16, q_offset=0))
     told = describe(1, TOKENS, TOKENS, mask_function=causal_mask_function)
     model = told, "local(9)", 16, 0.3, None, 0.0, None
-    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *setting)
+    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, bias, *setting)
+    given = case.dout, case.dlse, q, k, v, out, lse, bias
     model_out, model_lse = torch.ops.sparseflash.model_attention(q, k, v, sinks, *model)
     rows, tiles = ([x.clone() for x in part.tensors()] for part in (table.rows, table.tiles))
     decoding = torch.tensor([17]), rows, tiles, table.pattern_of.clone(), 16, 16, "cpu", 0.3, None, slopes
     made = (
-        Example("attention", (q, k, v, sinks), setting),
-        Example("attention_backward", (case.dout, case.dlse, q, k, v, out, lse), setting),
+        Example("attention", (q, k, v, sinks, bias), setting),
+        Example("attention_backward", given, setting),
+        Example("attention_bias_backward", given, (*mask, "cpu", *score)),
         Example("decode", (q[:, :, :3].contiguous(), k, v, sinks), decoding),
         Example("model_attention", (q, k, v, sinks), model),
         Example("model_attention_backward", (case.dout, q, k, v, model_out, model_lse), model),
@@ -295,8 +299,9 @@ def test_operators_are_registered_with_the_package() -> None:
 def test_another_process_loads_a_program(imports: str, tmp_path: Path) -> None:
     q, file = torch.randn(1, 2, 40, 8), str(tmp_path / "program.pt2")
     out = sf.attention(q, q, q, PATTERN)
-    setting = *MaskArguments.named(PATTERN, (128, 128)), "cpu", False, *Score(8**-0.5)
-    torch.export.save(torch.export.export(Program(Example("attention", (q, q, q), (None, *setting))), (q, q, q)), file)
+    setting = *MaskArguments.named(PATTERN, (128, 128)), "cpu", False, *Score(8**-0.5)[:-1]
+    program = Program(Example("attention", (q, q, q), (None, None, *setting)))
+    torch.export.save(torch.export.export(program, (q, q, q)), file)
     torch.save((q, out), tmp_path / "tensors.pt")
     code = f"""{imports}
 q, out = torch.load({str(tmp_path / "tensors.pt")!r}, weights_only=True)
@@ -376,9 +381,9 @@ def test_an_exported_layer_serves_every_length() -> None:
 
 
 def test_a_program_names_the_pattern_that_a_process_does_not_know() -> None:
-    q = torch.zeros(1, 1, 16, 8)
+    q, score = torch.zeros(1, 1, 16, 8), Score(1.0)[:-1]
     with pytest.raises(ValueError, match=r"asks for the pattern mine\(\), which this process does not know"):
-        torch.ops.sparseflash.attention(q, q, q, None, None, [16, 16], "mine()", "cpu", False, *Score(1.0))
+        torch.ops.sparseflash.attention(q, q, q, None, None, None, [16, 16], "mine()", "cpu", False, *score)
 
 
 @given(

@@ -94,7 +94,7 @@ def _walk(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c,
             ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         ds = ds.to(q.dtype)
         dk = tl.dot(ds, q, keys.dk, input_precision="ieee")
-        keys = Keys(keys.k, keys.v, dk, dv)
+        keys = Keys(keys.k, keys.v, dk, dv, keys.first)
         dq = tl.dot(tl.trans(ds), finite, input_precision="ieee")
         if dq_rows.descriptor is not None:  # rows that are not there are left out
             dq_rows.descriptor.atomic_add([dq_rows.batch, dq_rows.head, first, 0], dq.reshape(1, 1, BM, sizes.DP))
@@ -175,7 +175,7 @@ def one_pass_kernel(
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
     # A key that no query sees has dS = 0, but may be anything; queries that see an infinite one have NaN in dS.
     finite = tl.where(tl.abs(k) < float("inf"), k, 0.0)
-    keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32))
+    keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32), first)
     for member in range(0, group):
         head = key_head * group + member
         row = (batch * (Hkv * group) + head).to(tl.int64)

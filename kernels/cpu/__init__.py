@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from sparseflash.kernels.cpu import native, plain
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import Results, Score, Side, Tiles
 
 
 def forward(
@@ -25,6 +25,16 @@ def backward(
     """Gradients of q, k, v (without sinks) in their dtypes."""
     run = native.backward if native.serves(q, score) else plain.backward
     return run(dout, dlse, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
+
+
+def bias_gradient(
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, columns: Side,
+    tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of a bias that is not one of queries (without sinks), in its shape and dtype."""
+    if native.serves(q, score):
+        return native.bias_gradient(results, q, k, v, bias, rows, columns, tiles, pattern_of, block, score)
+    return plain.bias_gradient(results, q, k, v, bias, rows, tiles, pattern_of, block, score)
 
 
 def decode(

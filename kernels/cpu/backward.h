@@ -25,7 +25,8 @@ static INLINE long below(const int32_t* list, long first, long last, int32_t x) 
 }
 
 // T, P and F as of Rows.
-template <class T, bool P, bool F> struct Column {
+// BIAS: for the gradient of a bias, dS is that by scores, not by what a cap makes them of, and nothing is summed here.
+template <class T, bool P, bool F, bool BIAS = false> struct Column {
   const Problem& a;
   const int k_words, v_words, k_dims, v_dims, k_line;  // k_line: of keys as products for dQ read them
   const float factor;
@@ -66,6 +67,7 @@ template <class T, bool P, bool F> struct Column {
     const T *keys = line<T>(a.k, a.sk, b, hk, col * a.BK), *values = line<T>(a.v, a.sv, b, hk, col * a.BK);
     pack_panels<T, P>(keys, a.sk[2], size, a.D, k);
     pack_panels<T, P>(values, a.sv[2], size, a.V, v);
+    if constexpr (BIAS) return;
     memset(k_lines, 0, (size_t)panels * PW / E * k_line * 4);
     if constexpr (P)
       for (int first = 0; first < size; first += 2)
@@ -130,10 +132,11 @@ template <class T, bool P, bool F> struct Column {
         const float *l = g < n / G ? lse + g * G : lse_tail, *d = g < n / G ? delta + g * G : delta_tail;
         for (int r = 0; r < G; r += R) weigh(p, i, g, r, at, col, row, q_rows, do_rows, l + r, d + r, bits, words);
       }
+      if constexpr (BIAS) continue;
       add_products<P>(do_sums, P ? scores : weights, numbers, count, false, dv + (long)p * PW * v_dims, v_dims);
       add_products<P>(q_sums, P ? dp : ds[p], numbers, count, !P, dk + (long)p * PW * k_dims, k_dims);
     }
-    take_turn(at, col, row, n, groups, first);
+    if constexpr (!BIAS) take_turn(at, col, row, n, groups, first);
   }
 
   // P and dS of R queries of a group: row i G + r0 of what products for dV read, g G + r0 of what those for dQ do.
@@ -169,9 +172,12 @@ template <class T, bool P, bool F> struct Column {
           w0 = k0 ? w0 : all(0.f), w1 = k1 ? w1 : all(0.f);
         }
         vf s0 = p0 * (g0 - delta[r]), s1 = p1 * (g1 - delta[r + 1]);
-        if (F && a.softcap) {
+        if (F && a.softcap && !BIAS) {
           const float* b = bend + (i * G + r0 + r) * PW + c * VL;
           s0 *= load(b), s1 *= load(b + PW);
+        }
+        if (F && a.bias) {  // what -inf hides, as what the mask does
+          s0 = p0 == all(0.f) ? all(0.f) : s0, s1 = p1 == all(0.f) ? all(0.f) : s1;
         }
         if (bits || edge) {  // a product of what is hidden may not be finite, and 0 times it is NaN
           s0 = seen(bits, words, g * G + r0 + r, p, c, edge) ? s0 : all(0.f);
@@ -208,7 +214,18 @@ template <class T, bool P, bool F> struct Column {
       apart = apart < 0 ? -apart : apart;
       x -= all(at.slope) * __builtin_convertvector(apart, vf);
     }
+    if (a.bias) x = biased(x, biases(at, key, query));
     return x * all(LOG2_E);
+  }
+  // Those of VL keys from `key` on; of keys and queries past the end, of any.
+  INLINE vf biases(const Head& at, long key, long query) const {
+    query = at_most(query, a.N - 1);
+    const long apart = key - query - a.q_offset;
+    if (a.reach < 0 ? a.bias_m == 1 && key + VL <= a.M : apart >= -a.reach && apart + VL - 1 <= a.reach)
+      return load(at.bias + (a.reach < 0 ? query * a.bias_n + key : apart));
+    vf found;
+    for (int i = 0; i < VL; i++) found[i] = bias_of(a, at, query, at_most(key + i, a.M - 1));
+    return found;
   }
   INLINE vi stays(const Head& at, long query, long key) const {
     vu number;

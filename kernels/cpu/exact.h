@@ -19,14 +19,19 @@ template <class T> static INLINE void narrow_to(double x, T& to) { narrow((float
 
 // A score (natural log) and its derivative by the scaled product.
 struct Scored { double score, bend; };
-static INLINE Scored scored(const Problem& a, double product, double slope, long query, long key) {
+static INLINE Scored scored(const Problem& a, double product, const Head& at, long query, long key) {
   double s = product * a.scale, bend = 1;
   if (a.softcap) {
     const double t = __builtin_tanh(s / a.softcap);
     s = a.softcap * t, bend = 1 - t * t;
   }
   const long distance = query + a.q_offset - key;
-  return {slope ? s - slope * (double)(distance < 0 ? -distance : distance) : s, bend};
+  if (at.slope) s -= at.slope * (double)(distance < 0 ? -distance : distance);
+  if (at.bias) {
+    const double bias = bias_of(a, at, query, key);
+    s = bias == -INFINITY ? bias : s + bias;
+  }
+  return {s, bend};
 }
 
 // f(key) for what query i of a block row sees, below `bound`.
@@ -68,13 +73,13 @@ static void exact_out(const Problem& a, const Head& head, long query, long at, l
   double top = -INFINITY, total = 0;
   bool any = false;
   const auto score = [&](long key) {
-    return scored(a, dot(q, line<T>(a.k, a.sk, head.b, head.hk, key), a.D), head.slope, query, key).score;
+    return scored(a, dot(q, line<T>(a.k, a.sk, head.b, head.hk, key), a.D), head, query, key).score;
   };
   for (long d = 0; d < a.V; d++) sums[d] = 0;
   const uint32_t keys = row_key(a, head, query);
   keys_of(a, head.pattern, query / a.BQ, query % a.BQ, bound, [&](long key) {
-    any = true;
     const double s = score(key);
+    any |= !a.bias || s != -INFINITY;
     if (s == -INFINITY) return;
     if (!(s <= top)) {  // larger, or NaN, which stays
       const double fade = total == 0 ? 0 : exp(top - s);
@@ -99,7 +104,8 @@ template <class T> static Pair differentiated(const Problem& a, const Head& head
   const T* q = line<T>(a.q, a.sq, head.b, head.h, query);
   const T* k = line<T>(a.k, a.sk, head.b, head.hk, key);
   const long at = (head.b * a.Hq + head.h) * a.N + query;
-  const Scored s = scored(a, dot(q, k, a.D), head.slope, query, key);
+  const Scored s = scored(a, dot(q, k, a.D), head, query, key);
+  if (a.bias && s.score == -INFINITY) return {0, 0, 0};
   const double p = exp(s.score - a.lse[at]);
   const bool stays = !a.dropping || kept(a, row_key(a, head, query), key);
   const double factor = stays ? retained(a) : 0;

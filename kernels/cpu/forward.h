@@ -35,6 +35,9 @@ template <class T, bool P, bool F> struct Rows {
   const float factor;     // from what `scores` holds to scores in base 2
   float *q, *out, *top, *sum, *scores, *weights, *k_copy, *v_copy, *k_tail, *v_tail;
   Lanes lane;
+  float* biases;          // of a panel's lanes, [keys][PW]
+  Head head{};            // whose they are: lanes are queries from `query` on
+  long query = 0;
   int panels, lanes_used;
   // What is not read where it lies.
   const bool copies;
@@ -45,7 +48,7 @@ template <class T, bool P, bool F> struct Rows {
 
   static size_t floats(const Problem& a, long lanes) {
     const long all_lanes = up(lanes, PW), deepest = a.D > padded(a) ? a.D : padded(a);
-    return all_lanes * (a.D + padded(a) + 5) + up(a.BK, TILE) * PW * 2 + (a.BK + 2 * G) * deepest * 2;
+    return all_lanes * (a.D + padded(a) + 5) + up(a.BK, TILE) * PW * (a.bias ? 3 : 2) + (a.BK + 2 * G) * deepest * 2;
   }
   Rows(const Problem& a, Scratch& s, long lanes)
       : a(a), words(P ? a.D / 2 : a.D), dims(padded(a)), factor(F ? 1.f : (float)(a.scale * LOG2_E)), copies(copied(a)),
@@ -56,8 +59,9 @@ template <class T, bool P, bool F> struct Rows {
     k_copy = s.take(a.BK * deepest), v_copy = s.take(a.BK * deepest);
     k_tail = s.take(G * deepest), v_tail = s.take(G * deepest);
     lane = {s.take<int32_t>(all_lanes), s.take(all_lanes), s.take<uint32_t>(all_lanes)};
+    biases = a.bias ? s.take(up(a.BK, TILE) * PW) : nullptr;
   }
-  static constexpr int pieces = 13;
+  static constexpr int pieces = 14;
 
   void begin(long lanes) {
     lanes_used = lanes, panels = (lanes + PW - 1) / PW;
@@ -124,6 +128,7 @@ template <class T, bool P, bool F> struct Rows {
           for (int g = 0; g < TILE / G; g++) groups[count++] = t * (TILE / G) + g;
       if (!count) continue;
       const float* panel = q + (long)p * PW * words;
+      if (F && a.bias) read_biases(p, first, n);
       vf largest[C];
       for (int c = 0; c < C; c++) largest[c] = all(-INFINITY);
       for (int i = 0; i < count; i += TILE / G) {
@@ -158,6 +163,7 @@ template <class T, bool P, bool F> struct Rows {
     int groups[64];
     const int count = listed(hidden.groups & ((1ull << (n + G - 1) / G) - 1), groups);
     if (!count) return;
+    if (F && a.bias) read_biases(p, first, n);
     vf largest[C];
     for (int c = 0; c < C; c++) largest[c] = all(-INFINITY);
     for (int i = 0; i < count; i++)
@@ -177,7 +183,7 @@ template <class T, bool P, bool F> struct Rows {
   INLINE void settle(vf (&acc)[R][C], int p, int n, long first, const Hidden& hidden, int g, int r0, float* to, vf (&largest)[C]) {
     if constexpr (F)
       for (int r = 0; r < R; r++)
-        for (int c = 0; c < C; c++) acc[r][c] = shaped(acc[r][c], p * PW + c * VL, first + g * G + r0 + r);
+        for (int c = 0; c < C; c++) acc[r][c] = shaped(acc[r][c], p * PW + c * VL, first, g * G + r0 + r);
     if (hidden.words || (g + 1) * G > n)
       for (int r = 0; r < R; r++) {
         const int key = g * G + r0 + r;
@@ -192,15 +198,30 @@ template <class T, bool P, bool F> struct Rows {
         largest[c] = larger(largest[c], acc[r][c]);
       }
   }
-  // Products as scores in base 2.
-  INLINE vf shaped(vf x, int at, long key) const {
+  // What the lanes of a panel get for the `n` keys from `first` on.
+  void read_biases(int p, long first, int n) {
+    for (int i = 0; i < PW; i++) {
+      const long row = query + p * PW + i;
+      float* to = biases + i;
+      if (p * PW + i >= lanes_used)
+        for (int key = 0; key < n; key++) to[key * PW] = 0;
+      else if (a.reach < 0)
+        for (int key = 0; key < n; key++) to[key * PW] = head.bias[row * a.bias_n + (first + key) * a.bias_m];
+      else
+        for (int key = 0; key < n; key++) to[key * PW] = bias_of(a, head, row, first + key);
+    }
+    for (long i = (long)n * PW; i < up(n, TILE) * PW; i++) biases[i] = 0;
+  }
+  // Products as scores in base 2, of key `number` of the block that starts at `first`.
+  INLINE vf shaped(vf x, int at, long first, int number) const {
     x *= all((float)a.scale);
     if (a.softcap) x = all((float)a.softcap) * tanh(x * all((float)(1 / a.softcap)));
     if (a.slopes) {
-      vi apart = (vi)load(lane.position + at) - (int32_t)key;
+      vi apart = (vi)load(lane.position + at) - (int32_t)(first + number);
       apart = apart < 0 ? -apart : apart;
       x -= load(lane.slope + at) * __builtin_convertvector(apart, vf);
     }
+    if (a.bias) x = biased(x, load(biases + number * PW + at % PW));
     return x * all(LOG2_E);
   }
   void raise(int p, const vf (&largest)[C]) {
@@ -289,6 +310,7 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
       pack_panels<T, P>(line<T>(a.q, a.sq, at.b, at.h, first), a.sq[2], n, a.D, rows.q);
       rows.begin(n);
       for (int i = 0; i < n; i++) rows.describe(i, at, first + i, first + i);
+      rows.head = at, rows.query = first;
       const int32_t* span = a.row_spans + (at.pattern * a.nQ + row) * 4;
       const auto walk = [&](bool clean) {
         for (long e = span[0]; e < span[1]; e++) {

@@ -1,16 +1,17 @@
 // Block-sparse attention over a lookup table on a CPU: what the library offers. native.py calls it.
 //
 // There are no headers of torch here and no C++ runtime: the C library alone.
-#include "backward.h"
+#include "bias.h"
 #include "forward.h"
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-enum Pass { FORWARD, BACKWARD, DECODE };
+enum Pass { FORWARD, BACKWARD, DECODE, BIAS };
 template <Pass W, class T, bool P, bool F> static int walk(const Problem& a) {
   if constexpr (W == FORWARD) return forward<T, P, F>(a);
   if constexpr (W == BACKWARD) return backward<T, P, F>(a);
   if constexpr (W == DECODE) return decode<T, P, F>(a);
+  if constexpr (W == BIAS) return bias_gradient<T, F>(a);
 }
 template <Pass W, bool F> static int of_kind(const Problem& a) {
   // Pairs are read where they lie: whole ones. (Queries of decoding are copied.)
@@ -18,7 +19,7 @@ template <Pass W, bool F> static int of_kind(const Problem& a) {
                     (W == DECODE || a.sq[2] % 2 == 0) && (W != BACKWARD || a.sdo[2] % 2 == 0);
   if (a.kind == 0) return walk<W, float, false, F>(a);
   if (a.kind == 2) return walk<W, fp16, false, F>(a);
-  if constexpr (PAIRS)
+  if constexpr (PAIRS && W != BIAS)  // whose sums are of dS in full
     if (even) return walk<W, bf16, true, F>(a);
   return walk<W, bf16, false, F>(a);
 }
@@ -28,6 +29,9 @@ template <Pass W> static int run(const Problem* a) { return featured(*a) ? of_ki
 EXPORT int32_t sparseflash_forward(const Problem* a) { return run<FORWARD>(a); }
 EXPORT int32_t sparseflash_backward(const Problem* a) { return run<BACKWARD>(a); }
 EXPORT int32_t sparseflash_decode(const Problem* a) { return run<DECODE>(a); }
+
+// With the fields of a gradient, and lse2 and delta filled in.
+EXPORT int32_t sparseflash_bias_gradient(const Problem* a) { return of_kind<BIAS, true>(*a); }
 
 EXPORT int64_t sparseflash_problem_size(void) { return sizeof(Problem); }
 EXPORT int64_t sparseflash_panel(void) { return PW; }

@@ -21,13 +21,16 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 from sparseflash.kernels.cpu import build, levels
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import Results, Score, Side, Tiles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Bytes of dQ in float32 that are held at a time, or those of one key head, where dQ itself is of half precision.
 HELD = 1 << 25
+# Bytes of a bias's gradient by distance that are held at a time, each block column with its own.
+SUMS = 1 << 26
 # Keys of one work item of decoding: a row of more is split.
 SPLIT = 2048
 # Multiplications below which one thread is as fast as several.
@@ -36,16 +39,18 @@ SMALL = 1 << 18
 FORMS = 64
 VARIABLE = "SPARSEFLASH_CPU"
 PLAIN = "plain"
+LOG2_E = 1.4426950408889634
 
 _pointers = (
     *("q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv", "dq_sum", "delta", "lse2", "turns", "slopes"),
-    *("sinks", "row_spans", "row_full", "row_partial", "row_tile", "row_order"),
+    *("sinks", "bias", "bias_sums", "row_spans", "row_full", "row_partial", "row_tile", "row_order"),
     *("col_spans", "col_full", "col_partial", "col_tile", "pattern_of", "bits", "seen_keys", "turned", "row_cells"),
     *("col_cells", "lengths", "parts"),
 )
 _numbers = (
     *("B", "Hq", "Hkv", "N", "M", "D", "V", "BQ", "BK", "nQ", "nK", "slope_b", "slope_h", "pattern_b", "pattern_h"),
-    *("q_offset", "kind", "held", "chunk", "chunks", "dropping", "limit", "seed_low", "seed_high", "threads"),
+    *("q_offset", "bias_b", "bias_h", "bias_n", "bias_m", "reach", "bias_samples", "bias_heads", "bias_rows"),
+    *("first_col", "cols", "kind", "held", "chunk", "chunks", "dropping", "limit", "seed_low", "seed_high", "threads"),
 )
 
 
@@ -87,7 +92,7 @@ class Library:
             os.register_at_fork(after_in_child=lambda: self.use_threads(None))
         self.turn, self.cells = library.sparseflash_turn, library.sparseflash_cells
         self._calls = {}
-        for call in ("forward", "backward", "decode"):
+        for call in ("forward", "backward", "decode", "bias_gradient"):
             function = getattr(library, f"sparseflash_{call}")
             function.argtypes, function.restype = (ctypes.POINTER(Problem),), ctypes.c_int32
             self._calls[call] = function
@@ -330,7 +335,7 @@ class _Form:
             raise ValueError(f"the table is not for {M} tokens")
         if call == "forward" and problem.nQ * bq - N not in range(bq):
             raise ValueError(f"the table is not for {N} queries")
-        if call == "backward" and (
+        if call in ("backward", "bias_gradient") and (
             problem.nQ * bq - N not in range(bq) or plan.most_rows > problem.nQ or problem.nK * bk - M not in range(bk)
         ):
             raise ValueError(f"the table is not for {N} queries and {M} keys")
@@ -362,11 +367,32 @@ class _Call:
             slopes = score.slopes.float().expand(q.shape[:2])
             problem.slope_b, problem.slope_h = slopes.stride()
             self.point("slopes", slopes)
+        if score.bias is not None:
+            self.take_bias(score.bias, q, k)
         if score.seed is not None:
             seed = int(score.seed)
             problem.dropping, problem.seed_low, problem.seed_high = 1, seed & 0xFFFFFFFF, seed >> 32 & 0xFFFFFFFF
             problem.limit = dropout.threshold(score.dropout)
         problem.threads = 1 if self.form.work < SMALL else torch.get_num_threads()
+
+    def take_bias(self, bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
+        """Let it be read where it lies, in fp32."""
+        problem = self.problem
+        sizes = (*q.shape[:3], k.shape[2]) if bias.dim() == 4 else (q.shape[1], bias.shape[1])
+        if any(have not in (1, size) for have, size in zip(bias.shape, sizes, strict=True)):
+            raise ValueError(f"bias does not fit the operands: {tuple(bias.shape)}, which must be {sizes} or 1")
+        for dim, stride in enumerate(bias.stride()):
+            if stride == 0:  # as expanded tensors have: they would be copied whole
+                bias = bias.narrow(dim, 0, 1)
+        whole = bias.float()
+        steps = [0 if size == 1 else step for size, step in zip(whole.shape, whole.stride(), strict=True)]
+        problem.reach = -1
+        if whole.dim() == 4:
+            problem.bias_b, problem.bias_h, problem.bias_n, problem.bias_m = steps
+        else:
+            whole = whole.contiguous()
+            problem.bias_h, problem.reach = 0 if whole.shape[0] == 1 else whole.shape[1], whole.shape[1] // 2
+        self.point("bias", whole)
 
     def results(self, q: torch.Tensor, sinks: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
         """Memory for out and lse, whose share the sinks take."""
@@ -454,6 +480,42 @@ def backward(
         call.point("dq_sum", _empty((problem.held * form.one,)))
     build.run("backward", problem)
     return dq, dk, dv
+
+
+def bias_gradient(
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, columns: Side,
+    tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of a bias (without sinks), in its shape and dtype. Sums are in fp32."""
+    build, (dout, dlse, out, lse) = _served(), results
+    call = _Call("bias_gradient", q, k, v, _plan(build, rows, columns, tiles, pattern_of, block), score)
+    form, problem = call.form, call.problem
+    call.check(out, "out", form.out, q.dtype)
+    call.check(dout, "dout", form.out, q.dtype)
+    call.check(lse, "lse", form.lse, torch.float32)
+    call.operand("dout", "sdo", dout)
+    delta = (dout.float() * out.float()).sum(-1)
+    if dlse is not None:
+        call.check(dlse, "dlse", form.lse, dlse.dtype)
+        delta -= dlse
+    call.point("delta", delta)
+    call.point("lse2", (lse * LOG2_E).masked_fill_(lse == -torch.inf, torch.inf).contiguous())
+    relative = biases.is_relative(bias)
+    problem.bias_samples, problem.bias_heads, problem.bias_rows = (1, bias.shape[0], 1) if relative else bias.shape[:3]
+    total = torch.zeros(bias.shape, dtype=torch.float32, device=_CPU)
+    if not relative:
+        problem.cols = problem.nK
+        call.point("bias_sums", total)
+        build.run("bias_gradient", problem)
+        return total.to(bias.dtype)
+    together = max(1, SUMS // (4 * total.numel()))
+    for first in range(0, problem.nK, together):
+        problem.first_col, problem.cols = first, min(together, problem.nK - first)
+        sums = torch.zeros((problem.cols, *total.shape), dtype=torch.float32, device=_CPU)
+        problem.bias_sums = sums.data_ptr()
+        build.run("bias_gradient", problem)
+        total += sums.sum(0)
+    return total.to(bias.dtype)
 
 
 def decode(

@@ -10,12 +10,14 @@ see, D head dim of q and k, V that of v.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Score, Side, Tiles
+from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Results, Score, Side, Tiles
 
 
 def forward(
@@ -80,6 +82,21 @@ def backward(
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)
 
 
+def bias_gradient(
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, tiles: Tiles,
+    pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+) -> torch.Tensor:  # fmt: skip
+    """The gradient of a bias (without sinks), in its shape and dtype. Sums are in fp32, or fp64 for fp64 inputs."""
+    call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
+    total = bias.new_zeros(bias.shape, dtype=call.dtype)
+    for heads in call.heads:
+        for row in range(rows.spans.shape[1]):
+            first = row * block[0]
+            here = range(first, min(first + block[0], q.shape[2]))
+            call.differentiate_bias(heads, row, here, results, total)
+    return total.to(bias.dtype)
+
+
 @dataclass(frozen=True)
 class _Heads:
     """Query heads that share a pattern."""
@@ -91,6 +108,18 @@ class _Heads:
     def of_sample(self, sample: int) -> _Heads:
         mine = self.sample == sample
         return _Heads(self.pattern, self.sample[mine], self.number[mine])
+
+
+class _Part(NamedTuple):
+    """What a block row has of the gradient."""
+
+    keys: torch.Tensor  # int64 [T]
+    dead: torch.Tensor  # bool [H, n, 1]: queries that see nothing
+    q: torch.Tensor  # [H, n, D]
+    dout: torch.Tensor  # [H, n, V]
+    given: torch.Tensor  # [H, n, T]: probabilities after dropout
+    ds: torch.Tensor  # [H, n, T]: by scores
+    bend: torch.Tensor | None  # [H, n, T]: of scores by scaled products, None for 1
 
 
 class _Call:
@@ -148,7 +177,25 @@ class _Call:
             queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
             distance = (queries[:, None] - keys).abs().to(self.dtype)
             scores.addcmul_(self.slopes[heads.sample, heads.number][:, None, None], distance, value=-1)
+        if self.score.bias is not None:
+            bias = self.bias_of(self.score.bias, heads, positions, keys)
+            scores.add_(bias).masked_fill_(bias == -torch.inf, -torch.inf)
         return scores.masked_fill_(~visible, -torch.inf), bend
+
+    def bias_of(self, bias: torch.Tensor, heads: _Heads, positions: range, keys: torch.Tensor) -> torch.Tensor:
+        """A bias [H, n, T] of queries and keys."""
+        B, Hq, N = self.q.shape[:3]
+        if biases.is_relative(bias):
+            return bias.expand(Hq, -1)[heads.number][:, self.apart(bias, positions, keys)].to(self.dtype)
+        queries = torch.arange(positions.start, positions.stop)[:, None]
+        every = bias.expand(B, Hq, N, self.k.shape[2])
+        return every[heads.sample[:, None, None], heads.number[:, None, None], queries, keys].to(self.dtype)
+
+    def apart(self, bias: torch.Tensor, positions: range, keys: torch.Tensor) -> torch.Tensor:
+        """Which number [n, T] of its head's relative bias a pair takes."""
+        most = biases.reach(bias)
+        queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+        return (keys - queries[:, None]).clamp_(-most, most).add_(most)
 
     def taken(self, x: torch.Tensor, heads: _Heads, keys: torch.Tensor) -> torch.Tensor:
         """Keys or values [H, T, ...]."""
@@ -176,29 +223,26 @@ class _Call:
         positions = range(position, position + len(places))
         scores, _ = self.scores(heads, positions, keys, visible, self.q[at].to(self.dtype))
         total = scores.logsumexp(-1, keepdim=True)
-        # A query that sees none of these keys: -inf - -inf is NaN.
-        p = scores.sub_(total.masked_fill(~visible.any(-1, keepdim=True), 0)).exp_()
+        dead = total == -torch.inf
+        p = scores.sub_(total.masked_fill(dead, 0)).exp_()  # -inf - -inf is NaN
         if (gone := self.dropped(heads, positions, keys)) is not None:
             p.masked_fill_(gone, 0).mul_(self.retained)
-        out[at] = (p @ self.taken(self.v, heads, keys)).masked_fill_(~visible.any(-1, keepdim=True), 0)
+        out[at] = (p @ self.taken(self.v, heads, keys)).masked_fill_(dead, 0)
         lse[at] = total.squeeze(-1)
 
-    def differentiate(
-        self, heads: _Heads, row: int, places: range,
-        results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor],
-        gradients: tuple[torch.Tensor, ...],
-    ) -> None:  # fmt: skip
-        """Add the part of a block row to the gradients of q, k and v."""
+    def part(self, heads: _Heads, row: int, places: range, results: Results) -> _Part | None:
+        """What a block row adds to gradients; None for nothing."""
         keys, visible = self.seen(heads.pattern, row, range(len(places)), self.k.shape[2])
         if not len(keys):
-            return
+            return None
         at = heads.sample, heads.number, slice(places.start, places.stop)
-        dead = ~visible.any(-1, keepdim=True)
         # Whatever a query that sees nothing is, and its cotangents, it adds nothing.
         q, dout, out, lse = (x[at].to(self.dtype) for x in (self.q, results[0], *results[2:]))
+        dead = lse.unsqueeze(-1) == -torch.inf
         q, dout = q.masked_fill(dead, 0), dout.masked_fill(dead, 0)
         scores, bend = self.scores(heads, places, keys, visible, q)
-        p = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_(~visible, 0)
+        hidden = (scores == -torch.inf) | dead
+        p = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_(hidden, 0)
         dp = dout @ self.taken(self.v, heads, keys).mT
         given = p
         if (gone := self.dropped(heads, places, keys)) is not None:
@@ -207,11 +251,37 @@ class _Call:
         delta = (dout * out).sum(-1, keepdim=True)
         if results[1] is not None:
             delta = delta - results[1][at].to(self.dtype).unsqueeze(-1)
-        ds = p * (dp - delta)
-        if bend is not None:
-            ds *= bend
-        ds.masked_fill_(~visible, 0)
-        gradients[0][at] = (ds @ self.taken(self.k, heads, keys)).masked_fill_(dead, 0) * self.score.scale
-        index = heads.sample[:, None], heads.number[:, None] // self.group, keys
-        gradients[1].index_put_(index, ds.mT @ q * self.score.scale, accumulate=True)
-        gradients[2].index_put_(index, given.mT @ dout, accumulate=True)
+        ds = (p * (dp - delta)).masked_fill_(hidden, 0)
+        return _Part(keys, dead, q, dout, given, ds, bend)
+
+    def differentiate(
+        self, heads: _Heads, row: int, places: range, results: Results, gradients: tuple[torch.Tensor, ...]
+    ) -> None:
+        """Add the part of a block row to the gradients of q, k and v."""
+        part = self.part(heads, row, places, results)
+        if part is None:
+            return
+        ds = part.ds if part.bend is None else part.ds * part.bend
+        dq = (ds @ self.taken(self.k, heads, part.keys)).masked_fill_(part.dead, 0) * self.score.scale
+        gradients[0][heads.sample, heads.number, places.start : places.stop] = dq
+        index = heads.sample[:, None], heads.number[:, None] // self.group, part.keys
+        gradients[1].index_put_(index, ds.mT @ part.q * self.score.scale, accumulate=True)
+        gradients[2].index_put_(index, part.given.mT @ part.dout, accumulate=True)
+
+    def differentiate_bias(self, heads: _Heads, row: int, places: range, results: Results, total: torch.Tensor) -> None:
+        """Add the part of a block row to the gradient of a bias."""
+        part = self.part(heads, row, places, results)
+        if part is None:
+            return
+        if biases.is_relative(total):
+            index = self.apart(total, places, part.keys).flatten().expand(len(part.ds), -1)
+            sums = total.new_zeros(len(part.ds), total.shape[1]).scatter_add_(1, index, part.ds.flatten(1))
+            total.index_add_(0, heads.number * (total.shape[0] > 1), sums)
+            return
+        samples, numbers, queries, _ = total.shape
+        ds = part.ds if queries > 1 else part.ds.sum(1, keepdim=True)
+        owner = heads.sample * (samples > 1) * numbers + heads.number * (numbers > 1)
+        owners, place = owner.unique(return_inverse=True)
+        sums = total.new_zeros(len(owners), *ds.shape[1:]).index_add_(0, place, ds)
+        here = torch.arange(places.start, places.stop) if queries > 1 else torch.zeros(1, dtype=torch.int64)
+        total.flatten(0, 1)[owners[:, None, None], here[:, None], part.keys] += sums

@@ -27,6 +27,8 @@ struct Problem {
   int32_t* turns;                        // [B, Hq, nQ], 0 at first
   const float* slopes;                   // with slope_b, slope_h between those of samples and heads; or none
   const float* sinks;                    // [Hq] or none
+  const float* bias;                     // with bias_b, bias_h, bias_n, bias_m of pairs, or with reach of distances; or none
+  float* bias_sums;                      // see bias.h
   const int32_t *row_spans, *row_full, *row_partial, *row_tile, *row_order;
   const int32_t *col_spans, *col_full, *col_partial, *col_tile;
   const int32_t* pattern_of;             // with pattern_b, pattern_h between those of samples and heads
@@ -39,6 +41,9 @@ struct Problem {
   int64_t sq[3], sk[3], sv[3], so[3], sdo[3];
   int64_t B, Hq, Hkv, N, M, D, V, BQ, BK, nQ, nK;
   int64_t slope_b, slope_h, pattern_b, pattern_h, q_offset;
+  int64_t bias_b, bias_h, bias_n, bias_m, reach;  // reach -1: of pairs
+  int64_t bias_samples, bias_heads, bias_rows;    // of a bias's gradient: its dims before the last, rows 1 or N
+  int64_t first_col, cols;                        // likewise: block columns of this call
   int64_t kind;                          // of numbers: 0 float, 1 bf16, 2 fp16
   int64_t held;                          // key heads at a time in the backward
   int64_t chunk, chunks;                 // decode: entries of an item, and items a row
@@ -123,11 +128,21 @@ struct Head {
   long b, h, hk;    // sample, query head, key head
   long pattern;
   float slope;
+  const float* bias;  // of its pairs, or of distance 0; or none
 };
 static INLINE Head head_of(const Problem& a, long b, long h) {
   const float slope = a.slopes ? a.slopes[b * a.slope_b + h * a.slope_h] : 0.f;
-  return {b, h, h / (a.Hq / a.Hkv), a.pattern_of[b * a.pattern_b + h * a.pattern_h], slope};
+  const float* bias = a.bias ? a.bias + b * a.bias_b + h * a.bias_h + (a.reach < 0 ? 0 : a.reach) : nullptr;
+  return {b, h, h / (a.Hq / a.Hkv), a.pattern_of[b * a.pattern_b + h * a.pattern_h], slope, bias};
 }
+// The bias of a pair.
+static INLINE float bias_of(const Problem& a, const Head& at, long query, long key) {
+  if (a.reach < 0) return at.bias[query * a.bias_n + key * a.bias_m];
+  const long apart = key - query - a.q_offset;
+  return at.bias[apart < -a.reach ? -a.reach : apart > a.reach ? a.reach : apart];
+}
+// A score with its bias: -inf hides the pair, whatever the score is.
+static INLINE vf biased(vf x, vf bias) { return bias == all(-INFINITY) ? bias : x + bias; }
 static INLINE uint32_t row_key(const Problem& a, const Head& at, long query) {
   const uint32_t key = absorbed(absorbed(0, (uint32_t)a.seed_low), (uint32_t)a.seed_high);
   return absorbed(absorbed(key, (uint32_t)(at.b * a.Hq + at.h)), absorbed(0, (uint32_t)query));
@@ -139,7 +154,7 @@ static INLINE float retained(const Problem& a) { return a.dropping ? (float)(167
 // Whether more than a factor comes between a product and its score in base 2. (A factor of 0 or nearly: -inf times it
 // would not hide.)
 static INLINE bool featured(const Problem& a) {
-  return a.softcap || a.slopes || a.dropping || !(a.scale * LOG2_E >= 1.17549435e-38f);
+  return a.softcap || a.slopes || a.bias || a.dropping || !(a.scale * LOG2_E >= 1.17549435e-38f);
 }
 
 // Lines x [n][dim] as panels [panel][dim or dim / 2][PW], a line a lane; 0 in lanes without one.

@@ -149,7 +149,10 @@ def backward(
     q, score, share = with_normal_scale(q, score)
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     cut = rows.slots + columns.slots > 0
-    chosen = partial(configuration, q.device, max(D, DV), q.dtype, featured=score.featured, cut=cut, block=block)
+    featured, biased = score.featured, score.bias is not None
+    chosen = partial(
+        configuration, q.device, max(D, DV), q.dtype, featured=featured, cut=cut, block=block, biased=biased
+    )
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
     pattern_b, pattern_h = pattern_strides(pattern_of)
@@ -190,7 +193,7 @@ def backward(
             *(block_lists(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides, pattern_b, pattern_h),
-            *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),
+            *(score.scale, N, NP, M, Hq, Hq // Hkv, n_rows, B * Hq),
             heads_together(M * width * Hkv // Hq, B * Hq),
             *(None if dq_parts is None else rows.items, dq_parts),
             **features,

@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, share, spread_t, store_rows
 from sparseflash.kernels.triton.score import (
     bend,
@@ -23,7 +24,7 @@ from sparseflash.kernels.triton.score import (
     scored,
     slope_of,
 )
-from sparseflash.kernels.triton.types import Keys, Place, Rows, Saved, Score, Sizes
+from sparseflash.kernels.triton.types import Bias, Keys, Place, Rows, Saved, Score, Sizes
 from sparseflash.kernels.triton.walk import (
     block_of,
     blocks_of,
@@ -42,10 +43,11 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
 
     `key` is the first one of the program within its block, `columns` [BN] are the indices of its keys.
     """
+    HIDDEN: tl.constexpr = PARTIAL or score.bias is not None
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BQ // BM
-    f = factor(score.c, score.cap, score.slope)
+    f = factor(score)
     block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
         ahead = first_query_bits(blocks, bits, key, sizes)
@@ -64,7 +66,9 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
         norm = tl.load(saved.norm + rows)
         product = tl.dot(keys.k, tl.trans(q), input_precision="ieee")
         dp = tl.dot(keys.v, tl.trans(dout), input_precision="ieee")
-        s = scored(product, score.c, score.cap, score.slope, score.position, first)
+        s = scored(product, score, first)
+        if score.bias is not None:
+            s = biased(s, tl.trans(bias_at(score.bias, first, keys.first, PARTIAL, BM, BN)), score.bias)
         if PARTIAL:
             s = tl.where(spread_t(words, key, BM, BN), s, float("-inf"))
         p = exponential(s * f - norm[None, :], q.dtype == tl.float32)
@@ -78,10 +82,10 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
         ds = p * (dp - delta[None, :])
         if score.cap is not None:
             ds *= bend(product, score.c, score.cap)
-        if PARTIAL:
+        if HIDDEN:
             ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         dk = tl.dot(ds.to(q.dtype), q, keys.dk, input_precision="ieee")
-        keys = Keys(keys.k, keys.v, dk, dv)
+        keys = Keys(keys.k, keys.v, dk, dv, keys.first)
     return keys
 
 
@@ -90,6 +94,7 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
         *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hkv", "group", "lines", "heads", "together"),
         *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m", "reach"),
     ]
 )
 def keys_kernel(
@@ -132,12 +137,18 @@ def keys_kernel(
     items,  # of work; from here to dv_parts_ptr: None where no column is cut
     dk_parts_ptr,  # fp32 [slots, B * Hkv, BK, D]
     dv_parts_ptr,  # fp32 [slots, B * Hkv, BK, DV]
-    cap,  # from here to threshold: None where the feature is off
+    cap,  # from here to reach: None where the feature is off
     slopes_ptr,
     slopes_b,
     q_offset,
     seed_ptr,
     threshold,
+    bias_ptr,
+    bias_b,
+    bias_h,
+    bias_n,
+    bias_m,
+    reach,
     UNIT: tl.constexpr,
     D: tl.constexpr,
     DP: tl.constexpr,
@@ -177,7 +188,7 @@ def keys_kernel(
     keep = first + tl.arange(0, BN) < M
     k = load_rows(matrix(k_ptr, batch, key_head, k_b, k_h, UNIT), first, k_n, keep, UNIT, BN, D, DP)
     v = load_rows(matrix(v_ptr, batch, key_head, v_b, v_h, UNIT), first, v_n, keep, UNIT, BN, DV, DVP)
-    keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32))
+    keys = Keys(k, v, tl.zeros((BN, DP), tl.float32), tl.zeros((BN, DVP), tl.float32), first)
     for member in range(0, group):
         head = key_head * group + member
         row = (batch * (Hkv * group) + head).to(tl.int64) * NP
@@ -191,7 +202,11 @@ def keys_kernel(
         dropout = None
         if seed_ptr is not None:
             dropout = head_key(seed_ptr, batch * (Hkv * group) + head)
-        score = Score(c, cap, slope, position, dropout, threshold)
+        bias = None
+        if bias_ptr is not None:
+            start = bias_of(bias_ptr, batch, head, bias_b, bias_h)
+            bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, unit))
+        score = Score(c, cap, slope, position, dropout, threshold, bias)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
         span = lists.spans + (p * lines + line) * 4
         blocks = blocks_of(lists, span, low, high, False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, store_rows
 from sparseflash.kernels.triton.score import (
     bend,
@@ -23,7 +24,7 @@ from sparseflash.kernels.triton.score import (
     slope_of,
 )
 from sparseflash.kernels.triton.tiles import seen_by
-from sparseflash.kernels.triton.types import Place, Queries, Rows, Score, Sizes
+from sparseflash.kernels.triton.types import Bias, Place, Queries, Rows, Score, Sizes
 from sparseflash.kernels.triton.walk import (
     block_of,
     blocks_of,
@@ -42,7 +43,7 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
-    f = factor(score.c, score.cap, score.slope)
+    f = factor(score)
     block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
         ahead = first_key_bits(blocks, bits, query, sizes)
@@ -58,7 +59,9 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         product = tl.dot(queries.q, tl.trans(k), input_precision="ieee")
         dp = tl.dot(queries.dout, tl.trans(v), input_precision="ieee")
-        s = scored(product, score.c, score.cap, score.slope, score.position, first)
+        s = scored(product, score, first)
+        if score.bias is not None:
+            s = biased(s, bias_at(score.bias, queries.first, first, PARTIAL, BM, BN), score.bias)
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
         p = exponential(s * f - queries.norm[:, None], k.dtype == tl.float32)
@@ -70,6 +73,8 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
             ds *= bend(product, score.c, score.cap)
         if PARTIAL:
             ds = tl.where(visible, ds, 0.0)
+        if score.bias is not None:
+            ds = tl.where(p == 0.0, 0.0, ds)
         dq = tl.dot(ds.to(k.dtype), k, dq, input_precision="ieee")
     return dq
 
@@ -77,8 +82,9 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
 @triton.jit(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
-        *("pattern_b", "pattern_h", "scale", "N", "NP", "Hq", "group", "lines", "heads", "together"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hq", "group", "lines", "heads", "together"),
         *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m", "reach"),
     ]
 )
 def queries_kernel(
@@ -111,6 +117,7 @@ def queries_kernel(
     scale,
     N,
     NP,
+    M,
     Hq,
     group,  # query heads per key head
     lines,  # block rows
@@ -118,12 +125,18 @@ def queries_kernel(
     together,
     items,  # of work; from here to parts_ptr: None where no row is cut
     parts_ptr,  # fp32 [slots, B * Hq, BQ, D]
-    cap,  # from here to threshold: None where the feature is off
+    cap,  # from here to reach: None where the feature is off
     slopes_ptr,
     slopes_b,
     q_offset,
     seed_ptr,
     threshold,
+    bias_ptr,
+    bias_b,
+    bias_h,
+    bias_n,
+    bias_m,
+    reach,
     FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -156,13 +169,17 @@ def queries_kernel(
     position = position_of(first, q_offset)
     rows = first + tl.arange(0, BM)
     dropout = dropout_keys(seed_ptr, index, first, BM)
-    score = Score(c, cap, slope, position, dropout, threshold)
+    bias = None
+    if bias_ptr is not None:
+        start = bias_of(bias_ptr, batch, head, bias_b, bias_h)
+        bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, unit))
+    score = Score(c, cap, slope, position, dropout, threshold, bias)
     keep = rows < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     dout_ptr = matrix(dout_ptr, batch, head, dout_b, dout_h, UNIT)
     dout = load_rows(dout_ptr, first, dout_n, keep, UNIT, BM, DV, DVP)
     row = index.to(tl.int64) * NP
-    queries = Queries(q, dout, tl.load(norm_ptr + row + rows), tl.load(delta_ptr + row + rows))
+    queries = Queries(q, dout, tl.load(norm_ptr + row + rows), tl.load(delta_ptr + row + rows), first)
     k_rows = Rows(matrix(k_ptr, batch, head // group, k_b, k_h, UNIT), k_n, k_tiles, batch, head // group)
     v_rows = Rows(matrix(v_ptr, batch, head // group, v_b, v_h, UNIT), v_n, v_tiles, batch, head // group)
     dq = tl.zeros((BM, DP), tl.float32)

@@ -114,7 +114,7 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, bound, score, PARTIAL: tl.co
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
-    f = factor(score.c, score.cap, score.slope)
+    f = factor(score)
     block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
         tile = tl.load(blocks.tile, mask=blocks.count > 0, other=0)
@@ -139,7 +139,7 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, bound, score, PARTIAL: tl.co
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        s = capped(s, score.c, score.cap, score.slope)
+        s = capped(s, score)
         if score.slope is not None:
             s -= score.slope[:, None] * tl.abs(score.position[:, None] - keys[None, :]).to(tl.float32)
         s += hidden[None, :]
@@ -268,7 +268,7 @@ def decode_kernel(
     if slopes_ptr is not None:
         slope = tl.load(slopes_ptr + batch * slopes_b + head) * LOG2E
     bits = RowBits(bits_ptr, rows, BQ)
-    score = Score(c, cap, slope, position, None, None)
+    score = Score(c, cap, slope, position, None, None, None)
     softmax = nothing_seen(BM, DVP)
 
     begin = tl.minimum(start, full)

@@ -16,6 +16,7 @@ from sparseflash.kernels import candidates, layout
 from sparseflash.kernels.launch import configuration
 from sparseflash.kernels.layout import Side, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
+from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
@@ -48,7 +49,7 @@ from sparseflash.kernels.triton.score import (
 )
 from sparseflash.kernels.triton.softmax import absorb, nothing_seen
 from sparseflash.kernels.triton.tiles import ordered, seen_by
-from sparseflash.kernels.triton.types import Bits, Place, Rows, Score, Sizes
+from sparseflash.kernels.triton.types import Bias, Bits, Place, Rows, Score, Sizes
 from sparseflash.kernels.triton.walk import (
     block_of,
     blocks_of,
@@ -62,12 +63,16 @@ from sparseflash.kernels.triton.walk import (
 
 
 @triton.jit
-def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.constexpr, sizes):
-    """The softmax with a row's blocks of one kind; `query` is the first one of the program within its block."""
+def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, row, score, PARTIAL: tl.constexpr, sizes):
+    """The softmax with a row's blocks of one kind.
+
+    `query` is the first one of the program within its block, `row` within the sequence.
+    """
+    HIDDEN: tl.constexpr = PARTIAL or score.bias is not None
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     SPLIT: tl.constexpr = sizes.BK // BN
-    f = factor(score.c, score.cap, score.slope)
+    f = factor(score)
     block = block_of(blocks, 0, SPLIT)
     if PARTIAL:
         ahead = first_key_bits(blocks, bits, query, sizes)
@@ -82,10 +87,12 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.co
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
         s = tl.dot(q, tl.trans(k), input_precision="ieee")
-        s = scored(s, score.c, score.cap, score.slope, score.position, first)
+        s = scored(s, score, first)
+        if score.bias is not None:
+            s = biased(s, bias_at(score.bias, row, first, PARTIAL, BM, BN), score.bias)
         if PARTIAL:
             s = tl.where(visible, s, float("-inf"))
-        softmax = absorb(softmax, s, f, v, first, score, PARTIAL)
+        softmax = absorb(softmax, s, f, v, first, score, HIDDEN)
     return softmax
 
 
@@ -94,6 +101,7 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.co
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "pattern_b", "pattern_h"),
         *("scale", "N", "M", "Hq", "group", "lines", "heads", "together"),
         *("items", "sinks_ptr", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
+        *("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m", "reach"),
     ]
 )
 def forward_kernel(
@@ -129,13 +137,19 @@ def forward_kernel(
     items,  # of work; from here to lses_ptr: None where no row is cut
     parts_ptr,  # fp32 [slots, B * Hq, BQ, DV]: outputs of pieces, sinks left out
     lses_ptr,  # fp32 [slots, B * Hq, BQ], base 2
-    sinks_ptr,  # fp32 [Hq]; from here to threshold: None where the feature is off
+    sinks_ptr,  # fp32 [Hq]; from here to reach: None where the feature is off
     cap,
     slopes_ptr,
     slopes_b,
     q_offset,
     seed_ptr,
     threshold,
+    bias_ptr,
+    bias_b,
+    bias_h,
+    bias_n,
+    bias_m,
+    reach,
     FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -166,7 +180,11 @@ def forward_kernel(
     slope = slope_of(slopes_ptr, slopes_b, batch, head, LOG2E)
     position = position_of(first, q_offset)
     dropout = dropout_keys(seed_ptr, index, first, BM)
-    score = Score(c, cap, slope, position, dropout, threshold)
+    bias = None
+    if bias_ptr is not None:
+        start = bias_of(bias_ptr, batch, head, bias_b, bias_h)
+        bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, LOG2E))
+    score = Score(c, cap, slope, position, dropout, threshold, bias)
     keep = first + tl.arange(0, BM) < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)
     k_rows = Rows(matrix(k_ptr, batch, head // group, k_b, k_h, UNIT), k_n, k_tiles, batch, head // group)
@@ -176,7 +194,7 @@ def forward_kernel(
     span = span_of(lists, own, line)
     blocks = blocks_of(lists, span, None, None, False)
     softmax = _walk(
-        *(softmax, q, k_rows, v_rows, blocks, bits, query, score, False),
+        *(softmax, q, k_rows, v_rows, blocks, bits, query, first, score, False),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
     blocks = blocks_of(lists, span, None, None, True)
@@ -184,7 +202,7 @@ def forward_kernel(
     k_rows = Rows(k_rows.ptr, k_n, None, batch, head // group)
     v_rows = Rows(v_rows.ptr, v_n, None, batch, head // group)
     softmax = _walk(
-        *(softmax, q, k_rows, v_rows, blocks, bits, query, score, True),
+        *(softmax, q, k_rows, v_rows, blocks, bits, query, first, score, True),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
 
@@ -242,7 +260,12 @@ def forward(
     q, score, _ = with_normal_scale(q, score)
     q, k, v = readable(q), readable(k), readable(v)
     chosen = configuration(
-        q.device, max(D, DV), q.dtype, featured=score.featured, cut=rows.slots > 0, block=block, tma=tileable(k, v)
+        *(q.device, max(D, DV), q.dtype),
+        featured=score.featured,
+        cut=rows.slots > 0,
+        block=block,
+        tma=tileable(k, v),
+        biased=score.bias is not None,
     )
     at = chosen.forward.within(block)
     unit = stride_unit(q, k, v)

@@ -29,6 +29,7 @@ from sparseflash.kernels.candidates.gluon_forward import gluon_kernel
 from sparseflash.kernels.candidates.one_pass import one_pass_kernel
 from sparseflash.kernels.launch import COMMITTED, SHARED_MEMORY, Launch, committed
 from sparseflash.kernels.triton.backward import prepare_kernel
+from sparseflash.kernels.triton.backward_bias import bias_kernel
 from sparseflash.kernels.triton.backward_keys import keys_kernel
 from sparseflash.kernels.triton.backward_queries import queries_kernel
 from sparseflash.kernels.triton.common import padded
@@ -46,10 +47,10 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 DTYPES = {"half": ("bf16", "fp16"), "single": ("fp32",)}
-_MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv", "to")}
+_MATRICES = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv", "to", "bias")}
 _FLOATS = {"scale", "cap"} | {
     f"{name}_ptr"
-    for name in ("lse", "dlse", "norm", "delta", "sinks", "slopes", "parts", "lses", "dk_parts", "dv_parts")
+    for name in ("lse", "dlse", "norm", "delta", "sinks", "slopes", "parts", "lses", "dk_parts", "dv_parts", "sums")
 }
 # The arguments of a feature, None where it is off.
 FEATURES = {
@@ -57,6 +58,12 @@ FEATURES = {
     "alibi": ("slopes_ptr", "slopes_b", "q_offset"),
     "sinks": ("sinks_ptr",),
     "dropout": ("seed_ptr", "threshold"),
+}
+# Likewise of the forms of a bias, of which a call has one.
+BIASES = {
+    "bias of pairs": ("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m"),
+    "bias of keys": ("bias_ptr", "bias_b", "bias_h", "bias_m"),
+    "bias of distances": ("bias_ptr", "bias_b", "bias_h", "reach", "q_offset"),
 }
 # Those of pieces of lines, None where no line is cut.
 PIECES = ("items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
@@ -108,7 +115,8 @@ def cases(
     for (architecture, D, dtype_class), block in itertools.product(COMMITTED.usual, blocks):
         featured = bool(set(features) - {"sinks"})
         key = architecture, D, dtype_class
-        launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma)
+        biased = bool(set(features) & set(BIASES))
+        launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma, biased=biased)
         for kernel, launch in launches._asdict().items():
             if architecture in architectures:
                 case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
@@ -139,14 +147,36 @@ def compile_case(case: Case) -> Any:
         constants["FRAGMENTS"] = fragmented(case.architecture, case.dtype == "fp32")
     if not at.tma:
         constants |= dict.fromkeys(argument for argument in kernel.arg_names if argument.endswith("_tiles"))
-    off = {argument for name, needs in FEATURES.items() if name not in case.features for argument in needs}
-    off.update(() if case.cut else PIECES)
+    off = _off(case)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
     if not case.cut:
         constants["lists", "work"] = None
     if case.kernel in ("keys", "one_pass"):
         constants["bits", "seen"] = None
     return _compile(kernel, constants, case, at.warps, at.stages)
+
+
+def _off(case: Case) -> set[str]:
+    """The arguments that are None."""
+    needs = FEATURES | BIASES
+    on = {argument for name in case.features for argument in needs[name]}
+    return {argument for needed in needs.values() for argument in needed}.difference(on).union(
+        () if case.cut else PIECES
+    )
+
+
+def compile_bias(case: Case) -> Any:
+    """The compiled kernel of a bias's gradient, for the shapes and the launch of a case of `keys`."""
+    at = case.at
+    constants: Constants = {
+        "UNIT": 8,
+        **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
+        **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
+        **dict.fromkeys(_off(case).intersection(bias_kernel.arg_names)),
+        ("lists", "work"): None,
+        ("bits", "seen"): None,
+    }
+    return _compile(bias_kernel, constants, case, at.warps, at.stages)
 
 
 def compile_prepare(case: Case) -> Any:

@@ -15,8 +15,10 @@ import torch
 import triton
 import triton.language as tl
 
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 from sparseflash.kernels.layout import Score
+from sparseflash.kernels.triton.bias import bias_arguments
 
 _GOLDEN = tl.constexpr(dropout.GOLDEN)
 _MIX_1 = tl.constexpr(dropout.MIX_1)
@@ -65,35 +67,37 @@ def position_of(first, q_offset):
 
 
 @triton.jit
-def capped(s, c, cap, slope):
-    """Products to scores without their bias in the unit of c, or, with neither cap nor slope, the products."""
-    if cap is not None:
-        s = tanh(s * (c / cap)) * cap
-    elif slope is not None:
-        s = s * c
+def capped(s, score):
+    """Products to scores without a bias in the unit of c, or, with neither cap nor bias, the products."""
+    if score.cap is not None:
+        s = tanh(s * (score.c / score.cap)) * score.cap
+    elif score.slope is not None or score.bias is not None:
+        s = s * score.c
     return s
 
 
 @triton.jit
-def scored(s, c, cap, slope, row, column):
-    """Products to scores in the unit of c, or, with neither cap nor slope, the products: see `factor`.
+def scored(s, score, column):
+    """Products to scores but for an additive bias in the unit of c, or, with neither cap nor bias, the products.
 
-    `row` and `column` are the positions of the first row and column of s.
+    Where they stay products is said by `factor`. `column` is the position of the first column of s.
     """
-    s = capped(s, c, cap, slope)
-    if slope is not None:
-        rows = (row - column).to(tl.float32) + tl.arange(0, s.shape[0]).to(tl.float32)
-        s -= slope * tl.abs(rows[:, None] - tl.arange(0, s.shape[1]).to(tl.float32)[None, :])
+    s = capped(s, score)
+    if score.slope is not None:
+        rows = (score.position - column).to(tl.float32) + tl.arange(0, s.shape[0]).to(tl.float32)
+        s -= score.slope * tl.abs(rows[:, None] - tl.arange(0, s.shape[1]).to(tl.float32)[None, :])
     return s
 
 
 @triton.jit
-def factor(c, cap, slope):
+def factor(score):
     """What `scored` has left to multiply by: plain products are scaled inside the exponential, for nothing."""
-    left = c
-    if cap is not None:
+    left = score.c
+    if score.cap is not None:
         left = 1.0
-    if slope is not None:
+    if score.slope is not None:
+        left = 1.0
+    if score.bias is not None:
         left = 1.0
     return left
 
@@ -157,10 +161,12 @@ def retained(threshold):
 def feature_arguments(score: Score, device: torch.device) -> dict[str, Any]:
     """The kernels' arguments for the features of a score; None for those that are off."""
     arguments: dict[str, Any] = dict.fromkeys(("slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"))
+    arguments |= bias_arguments(score.bias)
     arguments["cap"] = score.softcap
     if score.slopes is not None:
         slopes = score.slopes.contiguous()
         arguments |= {"slopes_ptr": slopes, "slopes_b": slopes.shape[-1] if slopes.dim() == 2 else 0}
+    if score.slopes is not None or (score.bias is not None and biases.is_relative(score.bias)):
         arguments["q_offset"] = score.q_offset
     if score.seed is not None:
         if score.seed.device != device and torch.cuda.is_current_stream_capturing():

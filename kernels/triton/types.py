@@ -97,6 +97,19 @@ class QueryBits(NamedTuple):
     words: Any
 
 
+class Bias(NamedTuple):
+    """The additive bias of one head, see `bias`. `row` and `column` are None where there is one for all."""
+
+    ptr: Any  # to the number of query 0 and key 0, or of distance -R
+    row: Any  # elements from one query to the next; None in a relative bias, as `column`
+    column: Any
+    reach: Any  # R of a relative bias, else None
+    offset: Any  # position of query 0, where there is a reach
+    queries: Any  # N
+    keys: Any  # M
+    unit: Any  # of scores
+
+
 class Score(NamedTuple):
     """From products to scores, see `score`; None where a feature is off."""
 
@@ -106,6 +119,7 @@ class Score(NamedTuple):
     position: Any  # of the first row of this step, queries counted from the first key; in decoding of each row [BM]
     dropout: Any  # keys of the rows [BM]; in the pass over columns the key of the head
     threshold: Any
+    bias: Any  # `Bias`
 
 
 class Softmax(NamedTuple):
@@ -123,6 +137,7 @@ class Queries(NamedTuple):
     dout: Any  # [BM, DVP]
     norm: Any  # fp32 [BM], see `backward`
     delta: Any  # fp32 [BM]
+    first: Any  # index of the first one
 
 
 class Saved(NamedTuple):
@@ -140,6 +155,25 @@ class Keys(NamedTuple):
     v: Any  # [BN, DVP]
     dk: Any  # fp32 [BN, DP]
     dv: Any  # fp32 [BN, DVP]
+    first: Any  # index of the first one
+
+
+class Held(NamedTuple):
+    """Keys and values that a program holds."""
+
+    k: Any  # [BN, DP]
+    v: Any  # [BN, DVP]
+    first: Any  # index of the first key
+
+
+class Sums(NamedTuple):
+    """What a program has of a bias's gradient."""
+
+    ptr: Any  # fp32, to the head's elements; of a relative bias to the program's own
+    width: Any  # M
+    keys: Any  # fp32 [BN]: of each key, where the bias is one of keys
+    below: Any  # fp32: of distances below -R
+    above: Any  # likewise above R
 
 
 class Pieces(NamedTuple):

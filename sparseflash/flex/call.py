@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from sparseflash.flex.block_mask import BlockMask
 from sparseflash.flex.converting import all_pairs, check_made_for, from_torch
 from sparseflash.flex.max_scores import largest_scores
-from sparseflash.flex.scoring import refuse, scored
+from sparseflash.flex.scoring import scored
 from sparseflash.functional.attention import Mask, attention
 from sparseflash.tables.table import PackedTable
 
@@ -66,10 +66,11 @@ def flex_attention(
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
         score_mod: ``fn(score, b, h, q_idx, kv_idx)``, of which kernels here do these, read off the operations that it
-            runs: factors (numbers, or numbers of each sample, head and query), ``c * tanh(score / c)``, ALiBi
-            (``slopes[h] * (kv_idx - q_idx)`` over a causal mask, or of ``abs(q_idx - kv_idx)`` over any), numbers of
-            each query that are added, -inf masks, and what is composed of them in this order. What it captures is read
-            at every call and gets no gradient.
+            runs: factors (numbers, or numbers of each sample, head and query), ``c * tanh(score / c)``, terms that do
+            not depend on the score, -inf masks, and what is composed of them in this order. Terms are computed once a
+            distance where they depend on the head and on ``kv_idx - q_idx`` alone (tables of distances, T5's buckets),
+            read in place where they are ``bias[b, h, q_idx, kv_idx]``, else for all pairs on which they depend. What it
+            captures is read at every call and gets its gradient.
         block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Of torch's own,
             and of one made of tables, what it reads is compared at every call, and converted anew when it changed. Or
             any mask that :func:`sparseflash.attention` takes; a Pattern puts the last query on the last key.
@@ -90,8 +91,8 @@ def flex_attention(
         an ``AuxOutput`` that holds what return_aux asks for.
 
     Raises:
-        NotImplementedError: a score_mod of another form; one that masks or adds ALiBi, or the largest scores, over a
-            LookupTable.
+        NotImplementedError: a score_mod of another form; one that masks or looks at distances, or the largest scores,
+            over a LookupTable.
         TypeError: a score_mod that is not callable, and what attention refuses.
         ValueError: a score_mod beside softcap or alibi_slopes, heads that differ without enable_gqa, both ways of
             asking for lse, a mask made for one sample or head of several that differ, and what attention refuses.
@@ -116,21 +117,19 @@ def flex_attention(
         )
     if key.shape[0] == value.shape[0] == 1 < query.shape[0]:
         key, value = (x.expand(query.shape[0], *x.shape[1:]) for x in (key, value))
-    queries, shift = query, None
+    queries, shift, bias = query, None, None
     if score_mod is not None:
         if softcap is not None or alibi_slopes is not None:
             raise ValueError("score_mod caps and biases scores itself: leave out softcap and alibi_slopes beside it")
         change = scored
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import scored as change
-        changed = change(score_mod, query, key, block_mask, scale)
-        queries, block_mask, scale, softcap, alibi_slopes, shift = changed
-        if sinks is not None and (isinstance(shift, Tensor) or shift):
-            refuse("adds the same number to all scores of a query, beside sinks, which it does not move")
+        changed = change(score_mod, query, key, block_mask, scale, sinks is not None)
+        queries, block_mask, scale, softcap, alibi_slopes, shift, bias = changed
     mask = _mask(block_mask, query, key, alibi_slopes is not None)
     out, lse = attention(
         *(queries, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
-        scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, return_lse=True,
+        scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, sinks=sinks, return_lse=True,
     )  # fmt: skip
     out = _strides_like(out, query)
     lse = lse if shift is None else lse + shift
@@ -141,7 +140,7 @@ def flex_attention(
         find = largest_scores
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import largest_scores as find
-        largest = find(queries, key, block_mask, scale, softcap, alibi_slopes)
+        largest = find(queries, key, block_mask, scale, softcap, alibi_slopes, bias)
         largest = largest if shift is None else largest + shift
     return out, AuxOutput(lse=lse if return_aux.lse else None, max_scores=largest)
 

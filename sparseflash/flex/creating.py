@@ -33,7 +33,7 @@ def create_block_mask(
     A mask_mod that compares whole numbers of the query with whole numbers of the key, and joins such comparisons, is
     recognised from the operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``,
     ``ids[q] == ids[k]``, ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is made without asking about pairs: for
-    262,144 tokens in 0.04 to 0.14 s of one core (AMD EPYC, 2026-11-30). Any other is asked about all pairs, some at a
+    262,144 tokens in 0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other is asked about all pairs, some at a
     time. Then, for long sequences, a warning (``SlowScan``) names the pattern that the mask turned out to be: patterns
     compile in the size of their answer, and :func:`flex_attention` takes them as they are. Samples and heads are looked
     at only as far as the answer depends on them.

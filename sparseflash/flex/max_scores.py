@@ -27,7 +27,13 @@ PAIRS_AT_ONCE = 1 << 22
 
 
 def max_scores(
-    q: Tensor, k: Tensor, mask: SparseBlockMask, scale: float | None, softcap: float | None, slopes: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    mask: SparseBlockMask,
+    scale: float | None,
+    softcap: float | None,
+    slopes: Tensor | None,
+    bias: Tensor | None = None,
 ) -> Tensor:
     """The largest of a query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
 
@@ -53,11 +59,18 @@ def max_scores(
                 scores = queries[b, h, row].to(dtype) @ keys[b, h // group, col].to(dtype).mT * scale
                 if softcap is not None:
                     scores = softcap * (scores / softcap).tanh()
+                at, key = (torch.arange(side, device=q.device) for side in (bq, bk))
+                at, key = (row[:, None] * bq + at)[..., None], (col[:, None] * bk + key)[:, None]
+                away = key - at - mask.q_offset
                 if slopes is not None:
-                    at, key = (torch.arange(side, device=q.device) for side in (bq, bk))
-                    away = (row[:, None] * bq + at + mask.q_offset)[..., None] - (col[:, None] * bk + key)[:, None]
                     slope = slopes[h] if slopes.dim() == 1 else slopes[b, h]
                     scores = scores - slope.to(dtype) * away.abs()
+                if bias is not None and bias.dim() == 2:
+                    reach = bias.shape[1] // 2
+                    scores = scores + bias[h % bias.shape[0], reach + away.clamp(-reach, reach)]
+                elif bias is not None:
+                    of_head = bias[b % bias.shape[0], h % bias.shape[1]]
+                    scores = scores + of_head[at.clamp(max=of_head.shape[0] - 1), key.clamp(max=of_head.shape[1] - 1)]
                 seen = torch.from_numpy(unpack(words[letters[some]], bk)).to(q.device)
                 largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
                 best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")

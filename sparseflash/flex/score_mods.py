@@ -8,7 +8,6 @@ here. Nothing is guessed from values: a function of another form is not known, w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -32,25 +31,40 @@ NAMES = {SAMPLE: "sample", HEAD: "head", QUERY: "query", KEY: "key", SCORE: "sco
 OF_HEADS = frozenset(("sample", "head"))
 OF_ROWS = OF_HEADS | {"query"}
 INFINITY = float("inf")
-INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)
+WIDE = (torch.int64, torch.int32)  # whose sums of indices do not wrap around
+INTEGERS = (*WIDE, torch.int16, torch.int8, torch.uint8, torch.bool)
+PLACES = (*WIDE, torch.float32, torch.float64)  # that hold every index
+SAME = (aten.alias, aten.clone, aten.detach, aten.expand, aten.view, aten._to_copy)
 
 
-class Kind(Enum):
-    """What a term that is added to scores depends on, besides sample and head."""
+class Sizes(NamedTuple):
+    """Of a call."""
 
-    ROW = "a number of each sample, head or query"
-    KEY = "a number of each key"
-    RELATIVE = "a number of the distance between query and key"
-    DENSE = "a number of each query and key"
+    samples: int
+    heads: int
+    queries: int
+    keys: int
 
 
 class Bias(NamedTuple):
-    """A term that is added to scores, or subtracted: what it depends on, and where it came from."""
+    """A term that is added to scores: what it depends on, where it came from, and a number that multiplies it."""
 
-    kind: Kind
-    origin: Origin | None  # None: it is a number
+    depends: frozenset[str]  # of sample, head, query, key, distance
+    origin: Origin | None  # None: it is the number
     number: float
-    minus: bool
+
+    def times(self, number: float) -> Bias:
+        return self._replace(number=self.number * number)
+
+    @property
+    def of_row(self) -> bool:
+        """Whether it moves all scores of a query alike."""
+        return self.depends <= OF_ROWS
+
+    @property
+    def relative(self) -> bool:
+        """Whether it is a number of each head and distance."""
+        return "distance" in self.depends and self.depends <= {"head", "distance"}
 
 
 class Factor(NamedTuple):
@@ -72,10 +86,15 @@ ONE = Factor()
 
 
 class Distance(NamedTuple):
-    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``."""
+    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``; and the same as a term like any other."""
 
     factor: Factor
     absolute: bool
+    bias: Bias | None = None
+
+    def times(self, factor: Factor) -> Distance:
+        bias = None if self.bias is None else self.bias.times(factor.number)
+        return Distance(self.factor.times(factor), self.absolute, bias)
 
 
 class Condition(NamedTuple):
@@ -101,11 +120,16 @@ class Change:
 
     def times(self, factor: Factor) -> Change | None:
         """The product; None if it is not of this form."""
-        if self.moved or (self.conditions and (factor.terms or factor.number <= 0)):
+        if (factor.terms and self.moved) or (self.conditions and (factor.terms or factor.number <= 0)):
             return None
+        moved = replace(
+            self,
+            distances=tuple(distance.times(factor) for distance in self.distances),
+            biases=tuple(bias.times(factor.number) for bias in self.biases),
+        )
         if self.cap is None:
-            return replace(self, factor=self.factor.times(factor))
-        return replace(self, cap=self.cap.times(factor))
+            return replace(moved, factor=self.factor.times(factor))
+        return replace(moved, cap=self.cap.times(factor))
 
 
 Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it holds, else -inf
@@ -134,6 +158,8 @@ class _Reading:
         self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
         self.special: dict[Origin, Special] = {SCORE: Change()}
         self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype
+        # Whole numbers that are a times the query's index and b times the key's, and what depends on neither.
+        self._slopes: dict[Origin, tuple[int, int]] = {QUERY: (1, 0), KEY: (0, 1)}
         for index, step in enumerate(recording.steps):
             free = step.operator.overloadpacket in VALUE_FREE
             depends = frozenset().union(*map(self.depends, () if free else step.arguments))
@@ -156,12 +182,16 @@ class _Reading:
         return "is not known"
 
     def _read(self, made: Made, operator: Any, arguments: tuple[Any, ...]) -> None:
-        one = arguments[0]
-        if operator in (aten.alias, aten.clone, aten.detach, aten.expand, aten.view, aten._to_copy):
-            if one in self._position:
+        one, dtype = arguments[0], self.recording.steps[made.step].outputs[0][0]
+        if (slopes := self._sloped(operator, arguments)) is not None and dtype in WIDE:
+            self._slopes[made] = slopes
+            if slopes[0] == -slopes[1]:
+                self._depends[made] = self._depends[made] - {"query", "key"} | ({"distance"} if slopes[1] else set())
+        if operator in SAME:
+            if one in self._position and dtype in PLACES:
                 self._position[made] = self._position[one]
             found = self.special.get(one)
-            integer = self.recording.steps[made.step].outputs[0][0] in INTEGERS
+            integer = dtype in INTEGERS
             if found is not None and not (integer and not isinstance(found, Distance)):
                 self.special[made] = found
             return
@@ -170,6 +200,36 @@ class _Reading:
             self._depends[made] = self._depends[made] - {"query", "key"} | {"distance"}
         if found is not None:
             self.special[made] = found
+
+    def _sloped(self, operator: Any, arguments: tuple[Any, ...]) -> tuple[int, int] | None:
+        """How a whole number grows with the query's index and with the key's; None if that is not told."""
+        one, *rest = map(self._slope, arguments)
+        if one is None:
+            return None
+        if operator in SAME:
+            return one
+        if operator == aten.neg:
+            return -one[0], -one[1]
+        if operator in (aten.add, aten.sub) and len(rest) == 1 and rest[0] is not None:
+            sign = 1 if operator == aten.add else -1
+            return one[0] + sign * rest[0][0], one[1] + sign * rest[0][1]
+        return None
+
+    def _slope(self, argument: Any) -> tuple[int, int] | None:
+        if not isinstance(argument, Made | Read):
+            return (0, 0) if argument[0] is int else None
+        if argument in self._slopes:
+            return self._slopes[argument]
+        whole = self._shaped(argument)[0] in INTEGERS
+        return (0, 0) if whole and self.depends(argument) <= OF_HEADS else None
+
+    def _shaped(self, origin: Origin) -> tuple[torch.dtype, torch.Size]:
+        if isinstance(origin, Read):
+            found = self.recording.contents[origin.number]
+            return found.dtype, found.shape
+        if origin.step < 0:
+            return (torch.float32 if origin == SCORE else torch.int64), torch.Size((1,))
+        return self.recording.steps[origin.step].outputs[origin.number]
 
     def _computed(self, operator: Any, arguments: tuple[Any, ...]) -> Special | None:
         one, *rest = arguments
@@ -205,19 +265,15 @@ class _Reading:
         if isinstance(second, Distance):
             signed = self._scaled(second, Factor(-1.0)) if minus else second
             assert isinstance(signed, Distance)
-            return replace(first, distances=(*first.distances, signed))
+            bias = Bias(self.depends(other), other, -1.0 if minus else 1.0)
+            return replace(first, distances=(*first.distances, signed._replace(bias=bias)))
         if isinstance(second, Condition):
             return None if minus else replace(first, conditions=(*first.conditions, second))
         number = self._number(other)
-        origin = other if number is None else None
-        bias = Bias(self._kind(origin), origin, number or 0.0, minus)
-        return replace(first, biases=(*first.biases, bias))
-
-    def _kind(self, origin: Origin | None) -> Kind:
-        depends = self.depends(origin) - OF_HEADS
-        if depends <= {"query"}:
-            return Kind.ROW
-        return {frozenset(("key",)): Kind.KEY, frozenset(("distance",)): Kind.RELATIVE}.get(depends, Kind.DENSE)
+        if number is None and (not isinstance(other, Made | Read) or self._shaped(other)[1].numel() != 1):
+            return None
+        bias = Bias(self.depends(other), other if number is None else None, 1.0 if number is None else number)
+        return replace(first, biases=(*first.biases, bias.times(-1.0) if minus else bias))
 
     def _product(self, one: Any, other: Any, divided: bool) -> Special | None:
         if self.special.get(one) is None and not divided:
@@ -229,24 +285,23 @@ class _Reading:
 
     def _scaled(self, found: Special | None, factor: Factor) -> Special | None:
         if isinstance(found, Distance):
-            return None if factor.of_query else Distance(found.factor.times(factor), found.absolute)
+            return None if factor.of_query else found.times(factor)
         return found.times(factor) if isinstance(found, Change) else None
 
     def _factor(self, argument: Any) -> Factor | None:
         if (number := self._number(argument)) is not None:
             return Factor(number)
-        if isinstance(argument, Made) and argument not in self.special and self.depends(argument) <= OF_ROWS:
-            _, shape = self.recording.steps[argument.step].outputs[argument.number] if argument.step >= 0 else (0, (1,))
-            of_query = "query" in self.depends(argument)
-            return Factor(1.0, ((argument, False),), of_query) if shape == (1,) else None
-        return None
+        told = isinstance(argument, Made | Read) and argument not in self.special
+        if not told or self._shaped(argument)[1].numel() != 1 or not self.depends(argument) <= OF_ROWS:
+            return None
+        return Factor(1.0, ((argument, False),), "query" in self.depends(argument))
 
     def _number(self, argument: Any) -> float | None:
-        """A number that depends on nothing."""
+        """A number that depends on nothing, and asks for no gradient."""
         if not isinstance(argument, Made | Read):
             _, value = argument
             return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        if self.depends(argument):
+        if self.depends(argument) or self.recording.learns(argument):
             return None
         value = self.recording.function(argument)(*self._zeros)
         return float(value) if value.numel() == 1 and not value.is_complex() else None
@@ -263,24 +318,21 @@ class _Reading:
         return told if self._number(kept) == 0 else None
 
 
-def value_of(factor: Factor, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | None:
-    """The numbers in a factor, multiplied, [B, H, N], or [B, H, 1] if none depends on the query; None if none is there.
-
-    ``sizes`` are samples, heads and queries.
-    """
+def value_of(factor: Factor, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor | None:
+    """The numbers in a factor, multiplied, [B, H, N], or [B, H, 1] if none depends on the query; None without any."""
     product: Tensor | None = None
     for origin, divided in factor.terms:
-        found = values_of(origin, recording, (*sizes[:2], sizes[2] if factor.of_query else 1), score)
+        queries = sizes.queries if factor.of_query else 1
+        found = values_of(origin, recording, Sizes(sizes.samples, sizes.heads, queries, 1), score)[..., 0]
         found = found.reciprocal() if divided else found
         product = found if product is None else product * found
     return product
 
 
-def values_of(origin: Origin, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor:
-    """Numbers of all samples, heads and queries, [B, H, N]."""
+def values_of(origin: Origin, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
+    """Numbers of all samples, heads, queries and keys, [B, H, N, M]."""
     one = recording.function(origin)
-    for axis in (2, 1, 0):
+    for axis in (3, 2, 1, 0):
         one = torch.vmap(one, in_dims=tuple(0 if at == axis else None for at in range(5)))
-    key = torch.zeros((), dtype=torch.long, device=score.device)
-    with torch.no_grad():
-        return one(*(torch.arange(size, device=score.device) for size in sizes), key, score)
+    found = one(*(torch.arange(size, device=score.device) for size in sizes), score)
+    return found.reshape(sizes).to(score.dtype)

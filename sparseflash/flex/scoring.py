@@ -1,4 +1,4 @@
-"""``score_mod`` functions over the kernels of this library: as a scale, a cap, slopes and a mask.
+"""``score_mod`` functions over the kernels of this library: as a scale, a cap, slopes, a bias and a mask.
 
 Source of the forms: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, section 3; ALiBi: Press et
 al. (2022), https://arxiv.org/abs/2108.12409; caps: Gemma 2, https://arxiv.org/abs/2408.00118.
@@ -16,8 +16,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 from torch.utils.weak import WeakIdKeyDictionary
 
+from sparseflash.flex.biases import bias_of
 from sparseflash.flex.converting import host_mask
-from sparseflash.flex.score_mods import Change, Condition, Distance, Kind, change_of, value_of, values_of
+from sparseflash.flex.score_mods import Bias, Change, Condition, Distance, Sizes, change_of, value_of, values_of
 from sparseflash.functional.arguments import checked_scale
 from sparseflash.functional.attention import Mask
 from sparseflash.integrations.mask_mods import Recording
@@ -40,7 +41,8 @@ class Scored(NamedTuple):
     scale: float
     softcap: float | None
     slopes: Tensor | None
-    shift: Tensor | float  # what each row's scores have more, [B, H, N or 1]: it does not change the output
+    shift: Tensor | float  # what each row's scores have more, [B or 1, H or 1, N or 1]: it does not change the output
+    bias: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,38 +72,40 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def refuse(what: str) -> NoReturn:
     raise NotImplementedError(
-        f"score_mod {what}. Kernels here read data: factors, a cap c * tanh(score / c), ALiBi, -inf masks and what is "
-        f"composed of them are recognised; sinks=[Hq] of flex_attention adds a logit to each row. {IN_TORCH}"
+        f"score_mod {what}. Kernels here read data: factors, a cap c * tanh(score / c), terms that do not depend on "
+        f"the score, -inf masks and what is composed of them are recognised. {IN_TORCH}"
     )
 
 
 def scored(
-    score_mod: Callable[..., Tensor], query: Tensor, key: Tensor, mask: Mask | FlexMask, scale: float | None
+    score_mod: Callable[..., Tensor],
+    query: Tensor,
+    key: Tensor,
+    mask: Mask | FlexMask,
+    scale: float | None,
+    sinks: bool = False,
 ) -> Scored:
-    """What attention is called with in place of a score_mod.
+    """What attention is called with in place of a score_mod; ``sinks`` beside it are not moved with the scores.
 
     Raises:
-        NotImplementedError: a score_mod of another form, a bias that kernels cannot add, captured tensors that ask for
-            a gradient, a mask whose blocks lie on the device.
+        NotImplementedError: a score_mod of another form, a cap that asks for a gradient, a mask whose blocks lie on
+            the device.
         TypeError: score_mod is not callable.
     """
     if not callable(score_mod):
         raise TypeError(f"score_mod must be callable as fn(score, b, h, q_idx, kv_idx), got {score_mod!r}")
     score = torch.zeros((), dtype=torch.promote_types(query.dtype, torch.float32), device=query.device)
-    known = _read(score_mod, score)
-    change, recording = known.change, known.recording
+    known, recording = _read(score_mod, score)
+    change = known.change
     if isinstance(change, str):
         refuse(change)
-    samples, heads, _ = sizes = int(query.shape[0]), int(query.shape[1]), int(query.shape[2])
-    shift = _shift(change, recording, sizes, score)
-    if recording.needs_gradient:
-        refuse("reads a tensor that requires a gradient, which it would not get: detach it, or multiply query by it")
+    sizes = Sizes(*map(int, (*query.shape[:3], key.shape[2])))
     factor, cap = change.factor, change.cap
     scale = checked_scale(scale, query.shape[-1]) * factor.number
     softcap = None
     if cap is not None:
         if cap.terms or not cap.number:
-            refuse("caps scores by another number for each sample or head, or by 0")
+            refuse("caps scores by another number for each sample or head, by one that requires a gradient, or by 0")
         softcap = abs(cap.number)
         scale *= cap.number
     numbers = value_of(factor, recording, sizes, score)
@@ -109,47 +113,58 @@ def scored(
         scale, numbers = -scale, -(score + 1 if numbers is None else numbers)
     if numbers is not None:
         query = (query.to(score.dtype) * numbers[..., None]).to(query.dtype)
+    shift, terms = _shift(change, recording, sizes, score, sinks)
     slopes = None
-    if change.distances or change.conditions:
+    if change.distances or change.conditions or any(term.relative for term in terms):
         masked = _masked(known, change.conditions, mask, query, key)
         mask = masked.mask
         for distance in change.distances:
-            slope = _slopes(distance, masked, value_of(distance.factor, recording, sizes, score))
-            slopes = slope if slopes is None else slopes + slope
+            slope = _slopes(distance, masked, value_of(distance.factor, recording, sizes, score), query.dtype)
+            if slope is None:
+                assert distance.bias is not None
+                terms.append(distance.bias)
+            else:
+                slopes = slope if slopes is None else slopes + slope
         if slopes is not None:
-            slopes = _rounded(slopes, query).to(query.device).expand(samples, heads, 1).squeeze(-1)
-    return Scored(query, mask, scale, softcap, slopes, shift)
+            slopes = slopes.float().to(query.device).expand(sizes.samples, sizes.heads, 1).squeeze(-1)
+    return Scored(query, mask, scale, softcap, slopes, shift, bias_of(terms, recording, sizes, score))
 
 
-def _read(score_mod: Callable[..., Tensor], score: Tensor) -> _Known:
+def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Recording]:
     """What a score_mod does now: what it reads is compared at every call, as torch reads it at every call."""
     recording = Recording.of(score_mod, score.device, score.dtype)
     known: _Known | None = _known.get(score_mod)
     if known is None or not recording.same(known.recording):
-        known = _Known(recording, change_of(recording))
+        known = _Known(recording.kept(), change_of(recording))
         _known[score_mod] = known
-    return known
+    return known, recording
 
 
-def _shift(change: Change, recording: Recording, sizes: tuple[int, int, int], score: Tensor) -> Tensor | float:
-    """What is added to all scores of a row; any other bias is refused here."""
+def _shift(
+    change: Change, recording: Recording, sizes: Sizes, score: Tensor, sinks: bool
+) -> tuple[Tensor | float, list[Bias]]:
+    """What is added to all scores of a row alike, which no kernel has to do; and all other terms.
+
+    Sinks are not moved with a row, and a tensor that asks for a gradient gets one, though of 0: these are no shifts.
+    """
     total: Tensor | float = 0.0
-    for bias in change.biases:
-        if bias.kind is not Kind.ROW:
-            refuse(f"adds {bias.kind.value}, and kernels add no bias but ALiBi's")
-        value: Tensor | float = bias.number
-        if bias.origin is not None:
-            value = values_of(bias.origin, recording, sizes, score).to(score.dtype)
-        if not torch.as_tensor(value).isfinite().all():
-            refuse("adds a number that is not finite to all scores of a query")
-        total = total - value if bias.minus else total + value
-    return total
+    others = []
+    for term in change.biases:
+        value = torch.ones_like(score)
+        if term.of_row and term.origin is not None:
+            queries = sizes.queries if "query" in term.depends else 1
+            value = values_of(term.origin, recording, Sizes(sizes.samples, sizes.heads, queries, 1), score)[..., 0]
+        if sinks or not term.of_row or value.requires_grad or not value.isfinite().all():
+            others.append(term)
+        else:
+            total = total + value * term.number
+    return total, others
 
 
 def _masked(
     known: _Known, conditions: tuple[Condition, ...], mask: Mask | FlexMask, query: Tensor, key: Tensor
 ) -> _Masked:
-    base = host_mask(mask, query, key, "a score_mod that masks or adds ALiBi")
+    base = host_mask(mask, query, key, "a score_mod that masks or looks at distances")
     sizes = int(query.shape[0]), int(query.shape[1])
     place = id(base), *sizes
     found = known.masks.get(place)
@@ -181,25 +196,15 @@ def _of_conditions(
     return mask_of(mask_mod, found, samples, heads, mask.grid, device)
 
 
-def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None) -> Tensor:
-    """Slopes of ``- slope * |q - k|``, which a signed distance is where all keys lie on one side of their queries."""
+def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Slopes of ``- slope * |q - k|``, which a signed distance is where all keys lie on one side of their queries.
+
+    None where it is not, and for slopes that kernels do not hold: they hold them in float32, and without gradients.
+    """
     slopes = (torch.ones(1, 1, 1) if numbers is None else numbers) * distance.factor.number
-    if distance.absolute:
-        return -slopes
-    if not masked.side:
-        refuse(
-            "adds a number times k_idx - q_idx, which is ALiBi where no query sees a later key, or none an earlier "
-            "one, but this mask has both: make the block mask causal, or take abs() of the distance"
-        )
-    return masked.side * slopes
-
-
-def _rounded(slopes: Tensor, query: Tensor) -> Tensor:
-    """Slopes in float32, as kernels hold them."""
-    rounded = slopes.float()
-    if query.dtype == torch.float64 and not torch.equal(rounded.to(slopes.dtype), slopes):
-        refuse("has ALiBi slopes of float64, and kernels hold them in float32: round them, slopes.float()")
-    return rounded
+    exact = dtype != torch.float64 or torch.equal(slopes.float().to(slopes.dtype), slopes)
+    side = -1 if distance.absolute else masked.side
+    return side * slopes if side and exact and not slopes.requires_grad else None
 
 
 def _none_later(mask: BlockMask) -> bool:

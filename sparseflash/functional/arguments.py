@@ -54,7 +54,12 @@ canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a
 def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a LookupTable or None") -> NoReturn:
     """Raise TypeError for what is no mask, with the line to write instead; ``takes`` says what is one here."""
     hint = ""
-    if isinstance(mask, torch.Tensor) and mask.dim() > 2:
+    if isinstance(mask, torch.Tensor) and mask.is_floating_point():
+        given = f"bias=mask{_to_four_dims(mask)}"
+        hint = f"; biases are no masks: sparseflash.attention(..., {given}) adds one to the scores"
+        if mask.dim() == 2:
+            hint += "; of one that is 0 where a query sees a key, give BlockMask.from_dense((mask == 0).cpu().numpy())"
+    elif isinstance(mask, torch.Tensor) and mask.dim() > 2:
         hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         hint = (
@@ -63,8 +68,8 @@ def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a Loo
         )
     elif isinstance(mask, torch.Tensor):
         hint = (
-            "; biases are no masks: of one that is 0 where a query sees a key [q_len, kv_len], give "
-            "BlockMask.from_dense((mask == 0).cpu().numpy()); of distances, alibi_slopes="
+            "; of one [q_len, kv_len] that is 0 where a query does not see a key, give "
+            "BlockMask.from_dense((mask != 0).cpu().numpy())"
         )
     elif any(base.__module__ == "torch.nn.attention.flex_attention" for base in type(mask).__mro__):
         hint = "; of a FlexAttention block mask, give sparseflash.integrations.flex.from_flex(block_mask)"
@@ -252,6 +257,42 @@ def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
         raise ValueError(f"alibi_slopes must lie on {q.device} with q, got {slopes.device}")
     if slopes.requires_grad:
         raise ValueError("alibi_slopes get no gradient, but require one; pass alibi_slopes.detach()")
+
+
+def check_bias(bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> None:
+    if bias is None:
+        return
+    if not isinstance(bias, torch.Tensor):
+        raise TypeError(f"bias must be a tensor or None, got {described(bias)}")
+    if bias.dtype == torch.bool:
+        raise TypeError(
+            "bias must be a floating tensor, got torch.bool; a mask is given as mask: of a bool tensor [q_len, kv_len] "
+            "that is true where a query sees a key, BlockMask.from_dense(x.cpu().numpy())"
+        )
+    check_layout("bias", bias)
+    if bias.dtype != q.dtype and (bias.dtype != torch.float32 or q.dtype == torch.float64):
+        takes = str(q.dtype) if q.dtype in (torch.float32, torch.float64) else f"{q.dtype} or torch.float32"
+        raise TypeError(f"bias must be {takes} for q of {q.dtype}, got {bias.dtype}; give bias.to(q.dtype)")
+    B, Hq, N = q.shape[:3]
+    M, shape = k.shape[2], tuple(bias.shape)
+    if bias.dim() == 4:
+        fits = all(have in (1, size) for have, size in zip(shape, (B, Hq, N, M), strict=True))
+        hint = ""
+    else:
+        fits = bias.dim() == 2 and shape[0] in (1, Hq) and shape[1] % 2 == 1
+        hint = "" if bias.dim() > 3 else f"; one of pairs or keys has four dims: bias{_to_four_dims(bias)}"
+    if not fits:
+        raise ValueError(
+            f"bias must be [{B} or 1, {Hq} or 1, {N} or 1, {M} or 1], or of distances [{Hq} or 1, 2 R + 1], an odd "
+            f"width, for q {tuple(q.shape)} and k {tuple(k.shape)}; got {shape}{hint}"
+        )
+    if bias.device != q.device:
+        raise ValueError(f"bias must lie on {q.device} with q, got {bias.device}; give bias.to(q.device)")
+
+
+def _to_four_dims(x: torch.Tensor) -> str:
+    """The index that makes x one of four dims, the missing ones leading."""
+    return f"[{', '.join(['None'] * (4 - x.dim()))}]" if x.dim() < 4 else ""
 
 
 def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:

@@ -10,6 +10,7 @@ import torch
 from sparseflash.functional import operators as ops
 from sparseflash.functional.arguments import (
     canonical_text,
+    check_bias,
     check_operands,
     check_sinks,
     check_slopes,
@@ -51,14 +52,16 @@ BLOCK = (128, 128)  # that patterns are compiled at
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
+    bias: torch.Tensor | None = None, sinks: torch.Tensor | None = None, dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
     return_lse: Literal[False] = False, deterministic: bool = False, backend: str | None = None,
 ) -> torch.Tensor: ...  # fmt: skip
 @overload
 def attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Mask = None, *,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
-    sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
+    bias: torch.Tensor | None = None, sinks: torch.Tensor | None = None, dropout_p: float = 0.0,
+    seed: int | torch.Tensor | None = None,
     return_lse: Literal[True], deterministic: bool = False, backend: str | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]: ...  # fmt: skip
 
@@ -72,6 +75,7 @@ def attention(
     scale: float | None = None,
     softcap: float | None = None,
     alibi_slopes: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None,
     dropout_p: float = 0.0,
     seed: int | torch.Tensor | None = None,
@@ -79,7 +83,7 @@ def attention(
     deterministic: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention that touches only the blocks of a mask. Differentiable in q, k, v and sinks, also through lse.
+    """Attention that touches only the blocks of a mask. Differentiable in q, k, v, bias and sinks, also through lse.
 
     The probability of a key is softmax(s) over the keys that the mask allows, where s is q.k times scale, then capped,
     then biased. Features cost nothing where they are not asked for.
@@ -94,6 +98,13 @@ def attention(
         softcap: c > 0 turns a scaled score s into ``c * tanh(s / c)`` (Gemma 2, arXiv 2408.00118).
         alibi_slopes: fp32 [Hq] or [B, Hq]. ``slope * |q_position - k_position|`` is subtracted from capped scores;
             the mask's ``q_offset`` is the position of the first query (ALiBi, arXiv 2108.12409). Gets no gradient.
+        bias: added to capped scores, in the blocks of the mask alone; in q's dtype or fp32 (fp64 for fp64). Either of
+            pairs, [B or 1, Hq or 1, N or 1, M or 1], where a dim of 1 is broadcast and any strides will do; or of
+            distances, [Hq or 1, 2 R + 1]: a query at position p gives key j number ``R + clamp(j - p, -R, R)`` of its
+            head, with positions as for ``alibi_slopes`` (T5's buckets spread out, arXiv 1910.10683; Swin's tables,
+            arXiv 2103.14030). Gets a gradient in its own shape, summed in fp32 (fp64), equal bit for bit in every run,
+            and 0 where the mask has no block. -inf hides a pair as the mask does; inf and NaN spread as in q and k, and
+            what lies at hidden pairs does not matter.
         sinks: floating [Hq]. One more logit for every row of a head, which takes its share of the softmax and has no
             value (arXiv 2309.17453, as learned in gpt-oss). Compared with s after cap and bias; gets a gradient. -inf
             is no sink.
@@ -150,23 +161,28 @@ def attention(
     scale = checked_scale(scale, q.shape[-1])
     softcap = checked_softcap(softcap, scale)
     check_slopes(alibi_slopes, q)
+    check_bias(bias, q, k)
     check_sinks(sinks, q)
     dropout_p = checked_dropout(dropout_p)
     found, q_offset = _mask_arguments(mask, q, k)
-    score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, checked_seed(seed, q) if dropout_p else None)
+    seed = checked_seed(seed, q) if dropout_p else None
+    score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, seed, bias)
     if not q.shape[0]:
-        out, lse = empty_batch(q, k, v, sinks)
+        out, lse = empty_batch(q, k, v, sinks, bias)
     else:
         out, lse = ops.attention(q, k, v, sinks, found, backend, deterministic, score)
     return (out, lse) if return_lse else out
 
 
 def empty_batch(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, bias: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The results for a batch of no samples: differentiable, with gradients that are empty, or 0 for sinks."""
+    """The results for a batch of no samples: differentiable, with gradients that are empty, or 0 for sinks and bias."""
     groups = q.shape[1] // k.shape[1]
     scores = q @ k.repeat_interleave(groups, 1).mT
+    if bias is not None:
+        bias = bias.sum(1)[:, None, None] if bias.dim() == 2 else bias
+        scores = scores + bias.to(scores.dtype)
     if sinks is not None:
         scores = scores + sinks[:, None, None].to(scores.dtype)
     lse = scores.sum(-1)

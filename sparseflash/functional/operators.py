@@ -1,7 +1,8 @@
 """The operators behind ``attention``: schemas, fakes, backends, the gradient.
 
-A table travels as a list of tensors, a score in the order of :class:`Score`, so that compiled graphs take masks, seeds
-and offsets as run-time arguments. A graph may instead name a pattern, whose table is looked up when it runs.
+A table travels as a list of tensors, a score in the order of :class:`Score`, its bias ahead with all that has a
+gradient, so that compiled graphs take masks, seeds and offsets as run-time arguments. A graph may instead name a
+pattern, whose table is looked up when it runs.
 
 A plain call, which nothing traces, transforms or watches, goes to the backend without the dispatcher: taking some
 thirty arguments apart and together again, twice, costs more than all else that the host does.
@@ -16,9 +17,10 @@ from typing import Any, NamedTuple
 import torch
 
 from sparseflash.functional import transforms
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import cpu
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import Results, Score, Side, Tiles
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables.named import name_of, named_table
@@ -110,7 +112,7 @@ _NOTHING: AbstractContextManager[object] = nullcontext()
 
 
 def _backward(
-    results: tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor],  # dout, dlse, out, lse
+    results: Results,
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
@@ -129,11 +131,31 @@ def _backward(
     return backward(dout, dlse, q, k, v, out, lse, *sides, score, deterministic)
 
 
+def _bias_gradient(
+    results: Results,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    bias: torch.Tensor,
+    table: _Operands | LookupTable,
+    score: Score,
+    backend: str,
+) -> torch.Tensor:
+    sides = table.rows, table.columns, table.tiles, table.pattern_of, table.block
+    if backend == "cpu":
+        with _as_decided():
+            return cpu.bias_gradient(results, q, k, v, bias, *sides, score)
+    from sparseflash.kernels.triton.backward_bias import bias_gradient
+
+    return bias_gradient(results, q, k, v, bias, *sides[1:], score)
+
+
 def _attention(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
     sinks: torch.Tensor | None,
+    bias: torch.Tensor | None,
     table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
@@ -141,7 +163,7 @@ def _attention(
     deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score)._replace(bias=bias))
     return _forward(q, k, v, sinks, *operands, backend)
 
 
@@ -153,6 +175,7 @@ def _attention_backward(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
+    bias: torch.Tensor | None,
     table: Tensors | None,
     layout: Sequence[int],
     pattern: str,
@@ -160,8 +183,27 @@ def _attention_backward(
     deterministic: bool,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score))
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score)._replace(bias=bias))
     return _backward((dout, dlse, out, lse), q, k, v, *operands, backend, deterministic)
+
+
+def _attention_bias_backward(
+    dout: torch.Tensor,
+    dlse: torch.Tensor | None,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    bias: torch.Tensor,
+    table: Tensors | None,
+    layout: Sequence[int],
+    pattern: str,
+    backend: str,
+    *score: Any,
+) -> torch.Tensor:
+    operands = _operands(q, k, MaskArguments(table, layout, pattern), Score(*score)._replace(bias=bias))
+    return _bias_gradient((dout, dlse, out, lse), q, k, v, bias, *operands, backend)
 
 
 def _attention_fake(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *rest: Any) -> tuple[torch.Tensor, torch.Tensor]:
@@ -175,41 +217,58 @@ def _backward_fake(
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _bias_backward_fake(dout: torch.Tensor, *arguments: Any) -> torch.Tensor:
+    bias: torch.Tensor = arguments[6]
+    return bias.new_empty(bias.shape)
+
+
 def _save(ctx: Any, inputs: Sequence[Any], output: tuple[torch.Tensor, torch.Tensor]) -> None:
-    q, k, v, sinks, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = inputs
+    q, k, v, sinks, bias, table, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic, *score = inputs
     ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed = score
-    ctx.save_for_backward(q, k, v, *output, sinks, slopes, seed, *(table or ()))
+    ctx.save_for_backward(q, k, v, *output, sinks, bias, slopes, seed, *(table or ()))
 
 
 def _gradient(ctx: Any, dout: torch.Tensor | None, dlse: torch.Tensor | None) -> tuple[Any, ...]:
-    q, k, v, out, lse, sinks, slopes, seed, *table = ctx.saved_tensors
+    q, k, v, out, lse, sinks, bias, slopes, seed, *table = ctx.saved_tensors
     if dout is None:
         dout = torch.zeros_like(out)
-    dsinks = None
+    dsinks = dbias = None
+    wants_bias = ctx.needs_input_grad[4]
+    if wants_bias and biases.is_of_queries(bias):
+        dbias, wants_bias = biases.of_queries(bias, dout, dlse, out, lse, sinks), False
     if sinks is not None:
         dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
-    dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, dlse, q, k, v, out, lse, table or None, ctx.layout, ctx.pattern, ctx.backend, ctx.deterministic),
-        *(ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed),
-    )
-    return dq, dk, dv, dsinks
+    given = dout, dlse, q, k, v, out, lse, bias, table or None, ctx.layout, ctx.pattern, ctx.backend
+    score = ctx.scale, ctx.softcap, slopes, ctx.q_offset, ctx.dropout, seed
+    dq, dk, dv = torch.ops.sparseflash.attention_backward(*given, ctx.deterministic, *score)
+    if wants_bias:
+        dbias = torch.ops.sparseflash.attention_bias_backward(*given, *score)
+    return dq, dk, dv, dsinks, dbias
 
 
 transforms.register(
     _library,
-    f"attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_MASK}, str backend, bool deterministic, {_SCORE}) "
-    "-> (Tensor out, Tensor lse)",
+    "attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? bias, "
+    f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor out, Tensor lse)",
     _attention,
     _attention_fake,
-    transforms.differentiable("attention", 4, _save, _gradient),
+    transforms.differentiable("attention", 5, _save, _gradient),
 )
 transforms.register(
     _library,
-    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "attention_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? bias, "
     f"{_MASK}, str backend, bool deterministic, {_SCORE}) -> (Tensor dq, Tensor dk, Tensor dv)",
     _attention_backward,
     _backward_fake,
-    transforms.derived("attention_backward", 7),
+    transforms.derived("attention_backward", 8),
+)
+transforms.register(
+    _library,
+    "attention_bias_backward(Tensor dout, Tensor? dlse, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    f"Tensor bias, {_MASK}, str backend, {_SCORE}) -> Tensor",
+    _attention_bias_backward,
+    _bias_backward_fake,
+    transforms.derived("attention_bias_backward", 8),
 )
 
 
@@ -223,16 +282,17 @@ class _Plain(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, table: LookupTable,
-        backend: str, deterministic: bool, score: Score,
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None,
+        bias: torch.Tensor | None, table: LookupTable, backend: str, deterministic: bool, score: Score,
     ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+        score = score._replace(bias=bias)
         out, lse = _forward(q, k, v, sinks, table, score, backend)
         ctx.set_materialize_grads(False)
-        if sinks is None and score.slopes is None and score.seed is None:
+        if sinks is None and bias is None and score.slopes is None and score.seed is None:
             ctx.save_for_backward(q, k, v, out, lse)
         else:
-            ctx.save_for_backward(q, k, v, out, lse, sinks, score.slopes, score.seed)
-            score = score._replace(slopes=None, seed=None)
+            ctx.save_for_backward(q, k, v, out, lse, sinks, bias, score.slopes, score.seed)
+            score = score._replace(slopes=None, seed=None, bias=None)
         ctx.call = table, backend, deterministic, score
         return out, lse
 
@@ -242,20 +302,27 @@ class _Plain(torch.autograd.Function):
         table, backend, deterministic, score = ctx.call
         if dout is None:
             dout = torch.zeros_like(out)
-        dsinks = None
+        dsinks = dbias = None
+        wants_bias = ctx.needs_input_grad[4]
         if features:
-            sinks, slopes, seed = features
-            score = score._replace(slopes=slopes, seed=seed)
+            sinks, bias, slopes, seed = features
+            score = score._replace(slopes=slopes, seed=seed, bias=bias)
+            if wants_bias and biases.is_of_queries(bias):
+                dbias, wants_bias = biases.of_queries(bias, dout, dlse, out, lse, sinks), False
             if sinks is not None:
                 dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
         # A gradient that is recorded itself is for the operator, which refuses to be differentiated.
         if torch.is_grad_enabled() or not transforms.plain(q, dout, dlse):
-            mask = MaskArguments.of(table)
-            given = (dout, dlse, q, k, v, out, lse, *mask, backend, deterministic, *score)
-            dq, dk, dv = torch.ops.sparseflash.attention_backward(*given)
+            given = dout, dlse, q, k, v, out, lse, score.bias, *MaskArguments.of(table), backend
+            dq, dk, dv = torch.ops.sparseflash.attention_backward(*given, deterministic, *score[:-1])
+            if wants_bias:
+                dbias = torch.ops.sparseflash.attention_bias_backward(*given, *score[:-1])
         else:
-            dq, dk, dv = _backward((dout, dlse, out, lse), q, k, v, table, score, backend, deterministic)
-        return dq, dk, dv, dsinks, None, None, None, None
+            results = dout, dlse, out, lse
+            dq, dk, dv = _backward(results, q, k, v, table, score, backend, deterministic)
+            if wants_bias:
+                dbias = _bias_gradient(results, q, k, v, score.bias, table, score, backend)
+        return dq, dk, dv, dsinks, dbias, None, None, None, None
 
 
 def attention(
@@ -268,18 +335,21 @@ def attention(
     deterministic: bool,
     score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Output and lse of attention; differentiable in q, k, v and sinks. Nothing is checked here.
+    """Output and lse of attention; differentiable in q, k, v, sinks and bias. Nothing is checked here.
 
     Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
     """
     if isinstance(mask, LookupTable):
-        if transforms.plain(q, k, v, sinks, score.slopes, score.seed, mask.pattern_of):
+        bias = score.bias
+        if transforms.plain(q, k, v, sinks, bias, score.slopes, score.seed, mask.pattern_of):
             if torch.is_grad_enabled() and (
                 q.requires_grad or k.requires_grad or v.requires_grad or (sinks is not None and sinks.requires_grad)
-            ):
-                out, lse = _Plain.apply(q, k, v, sinks, mask, backend, deterministic, score)
+                or (bias is not None and bias.requires_grad)
+            ):  # fmt: skip
+                score = score._replace(bias=None)  # a gradient goes to an argument of its own
+                out, lse = _Plain.apply(q, k, v, sinks, bias, mask, backend, deterministic, score)
                 return out, lse
             return _forward(q, k, v, sinks, mask, score, backend)
         mask = MaskArguments.of(mask)
-    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, *mask, backend, deterministic, *score)
+    out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, score.bias, *mask, backend, deterministic, *score[:-1])
     return out, lse

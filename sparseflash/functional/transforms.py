@@ -221,6 +221,8 @@ def _slices_of(name: str) -> Callable[..., Any]:
             for i in range(info.batch_size)
         ]
         results = [operator(*given) for given in slices]
+        if isinstance(results[0], torch.Tensor):
+            return torch.stack(results), 0
         return tuple(torch.stack(every) for every in zip(*results, strict=True)), 0
 
     return mapped

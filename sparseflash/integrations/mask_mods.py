@@ -11,7 +11,7 @@ change of anything has to be noticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -73,8 +73,9 @@ class Recording:
         looks_at_sample: whether the answer may depend on ``b``.
         looks_at_head: whether it may depend on ``h``.
         mutates: whether some operation wrote into a tensor: the steps then are no graph.
-        needs_gradient: whether a tensor that was read asks for a gradient.
+        learned: numbers of the tensors that were read and ask for a gradient.
         device: where the arguments lay.
+        live: those tensors themselves, so that a replay has their gradients.
     """
 
     steps: tuple[Step, ...]
@@ -83,8 +84,9 @@ class Recording:
     looks_at_sample: bool
     looks_at_head: bool
     mutates: bool
-    needs_gradient: bool
+    learned: frozenset[int]
     device: torch.device
+    live: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
@@ -97,12 +99,16 @@ class Recording:
         sample, head = recorder.looks(answer)
         return cls(
             *(tuple(recorder.steps), tuple(recorder.contents), recorder.origin(answer), sample, head),
-            *(recorder.mutates, recorder.needs_gradient, device),
+            *(recorder.mutates, frozenset(recorder.live), device, recorder.live),
         )
 
     def same(self, other: Recording) -> bool:
         """Whether both calls ran the same operations on equal tensors, so that all answers are equal."""
-        return self.steps == other.steps and equal(self.contents, other.contents)
+        return (self.steps, self.learned) == (other.steps, other.learned) and equal(self.contents, other.contents)
+
+    def kept(self) -> Recording:
+        """The same without the tensors that ask for a gradient, whose graphs it would keep alive."""
+        return replace(self, live={})
 
     @property
     def widest(self) -> int:
@@ -115,7 +121,7 @@ class Recording:
 
         def computed(*arguments: Tensor) -> Tensor:
             values: dict[Origin, Tensor] = {Made(-1, number): x.reshape(1) for number, x in enumerate(arguments)} | {
-                Read(number): x for number, x in enumerate(self.contents)
+                Read(number): self.live.get(number, x) for number, x in enumerate(self.contents)
             }
             for index in wanted:
                 step = self.steps[index]
@@ -137,6 +143,11 @@ class Recording:
                 waiting += self.steps[found.step].arguments
         return sorted(wanted)
 
+    def learns(self, origin: Origin) -> bool:
+        """Whether a tensor is made of one that asks for a gradient."""
+        read = [x for index in self.behind(origin) for x in self.steps[index].arguments] + [origin]
+        return any(isinstance(x, Read) and x.number in self.learned for x in read)
+
 
 def _tensors(result: Any) -> list[Tensor]:
     return [x for x in tree_leaves(result) if isinstance(x, Tensor)]
@@ -155,7 +166,7 @@ class _Recorder(TorchDispatchMode):
         self.steps: list[Step] = []
         self.contents: list[Tensor] = []
         self.mutates = False  # whatever was written into may depend on more than it was made of
-        self.needs_gradient = False
+        self.live: dict[int, Tensor] = {}
         # Kept alive, so that no other tensor gets the id of one of them.
         self._alive: list[Tensor] = list(arguments)
         self._origin: dict[int, Origin] = {id(x): Made(-1, i) for i, x in enumerate(arguments)}
@@ -182,7 +193,8 @@ class _Recorder(TorchDispatchMode):
         if found is None:
             found = Read(len(self.contents))
             self.contents.append(x.detach().clone())
-            self.needs_gradient |= x.requires_grad
+            if x.requires_grad:
+                self.live[found.number] = x
             self._alive.append(x)
             self._origin[id(x)] = found
         return found

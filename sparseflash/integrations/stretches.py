@@ -7,15 +7,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
+from scipy import sparse
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.pattern import Bools, Pattern
-from sparseflash.patterns.tiles import Words, pack
+from sparseflash.patterns.runs import distinct
+from sparseflash.patterns.tiles import Words, distinct_rows, pack
 
 # Blocks whose bounds are compared at once.
 BLOCKS_AT_ONCE = 1 << 22
+# Stretches of keys with one number, of a block: with more of them it is faster to compare every pair.
+MOST_STRETCHES = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -60,8 +65,7 @@ class Stretches(Pattern):
         q = rows[:, None] * grid.bq + np.arange(grid.bq)
         inside = np.minimum(q, grid.q_len - 1)
         low, stop = low[inside], np.where(q < grid.q_len, stop[inside], 0)
-        # Row n of this table has its first n bits set: keys [low, stop) of a block are a difference of two rows.
-        below = pack(np.tri(grid.bk + 1, grid.bk, -1, dtype=bool))
+        below = _below(grid.bk)
         first = grid.k_start(cols)[:, None]
         words: Words = below.take(np.clip(stop - first, 0, grid.bk), axis=0)
         words &= (~below).take(np.clip(low - first, 0, grid.bk), axis=0)
@@ -72,8 +76,9 @@ class Stretches(Pattern):
 class Compared(Pattern):
     """Allowed where ``of_key[k] <= of_query[q]``, or where both are equal: for numbers in any order.
 
-    Blocks are told apart by the smallest and the largest numbers of their queries and keys: O(blocks), and pairs are
-    asked about only where these do not decide.
+    Blocks are told apart by the smallest and the largest numbers of their queries and keys: O(blocks). Equal numbers
+    are looked for by the blocks in which each occurs, where that is less: documents whose parts lie apart take time
+    in proportion to the blocks in which they meet. Tokens are compared only in blocks that this does not decide.
     """
 
     of_query: Ints  # int64 [q_len]
@@ -90,6 +95,51 @@ class Compared(Pattern):
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         return _decided(self, grid)[1]
 
+    def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
+        """Tiles are equal where numbers differ from those of the block's first query and key by as much."""
+        row, first_query = _shapes(self.of_query, grid.bq)
+        col, first_key = _shapes(self.of_key, grid.bk)
+        kind = row[rows] * (int(col.max()) + 1) + col[cols]
+        away = distinct(first_query[rows] - first_key[cols])[1]
+        return kind * (int(away.max(initial=0)) + 1) + away
+
+    def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
+        """A tile holds the same bits wherever neighbouring keys have one number: written for all of them at once."""
+        k = cols[:, None] * grid.bk + np.arange(grid.bk)
+        numbers = self.of_key[np.minimum(k, grid.kv_len - 1)]
+        begins = np.append(np.ones((cols.size, 1), bool), numbers[:, 1:] != numbers[:, :-1], axis=1)
+        block, start = np.nonzero(begins)
+        if block.size > MOST_STRETCHES * cols.size:
+            return None
+        stop = np.append(start[1:], grid.bk)
+        stop[np.append(block[1:] != block[:-1], True)] = grid.bk
+        stop = np.minimum(stop, grid.kv_len - cols[block] * grid.bk)
+        below = _below(grid.bk)
+        bits = below[np.maximum(stop, start)] & ~below[start]  # [stretches, W]
+        q = rows[:, None] * grid.bq + np.arange(grid.bq)
+        of_query = self.of_query[np.minimum(q, grid.q_len - 1)]
+        words = np.zeros((rows.size, grid.bq, bits.shape[1]), np.uint32)
+        place = np.arange(block.size) - np.searchsorted(block, np.arange(rows.size))[block]
+        for turn in range(int(place.max(initial=-1)) + 1):
+            here = np.flatnonzero(place == turn)
+            number, asked = numbers[block[here], start[here]][:, None], of_query[block[here]]
+            seen = asked == number if self.equal else number <= asked
+            words[block[here]] |= np.where(seen[..., None], bits[here, None], np.uint32(0))
+        words[q >= grid.q_len] = 0
+        return words
+
+
+def _below(bk: int) -> Words:
+    """Row n has its first n bits set: keys [low, stop) of a block are a difference of two rows."""
+    return pack(np.tri(bk + 1, bk, -1, dtype=bool))
+
+
+def _shapes(numbers: Ints, side: int) -> tuple[Ints, Ints]:
+    """Of each block: which blocks have numbers that differ from their first one by as much; and that first one."""
+    blocks = np.append(numbers, np.repeat(numbers[-1:], -numbers.size % side)).reshape(-1, side)
+    first = blocks[:, 0]
+    return distinct_rows((blocks - first[:, None]).view(np.uint64))[1], first
+
 
 @lru_cache(maxsize=1)  # both methods ask for it, one after the other
 def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tuple[Ints, Ints]]:
@@ -97,6 +147,10 @@ def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tu
     rows, cols = grid.all_rows(), np.arange(grid.cols)
     q_low, q_high = (f.reduceat(pattern.of_query, rows * grid.bq)[:, None] for f in (np.minimum, np.maximum))
     k_low, k_high = (f.reduceat(pattern.of_key, cols * grid.bk) for f in (np.minimum, np.maximum))
+    if pattern.equal and (found := _meeting(pattern, grid)) is not None:
+        row, col = found
+        every = (q_low[row, 0] == q_high[row, 0]) & (k_low[col] == k_high[col])
+        return (row[every], col[every], col[every] + 1), (row[~every], col[~every])
     full: list[tuple[Ints, Ints, Ints]] = []
     undecided: list[tuple[Ints, Ints]] = []
     step = max(1, BLOCKS_AT_ONCE // grid.cols)
@@ -116,3 +170,31 @@ def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tu
         tuple(np.concatenate(parts) for parts in zip(*full, strict=True)),  # type: ignore[return-value]
         tuple(np.concatenate(parts) for parts in zip(*undecided, strict=True)),
     )
+
+
+def _meeting(pattern: Compared, grid: Grid) -> tuple[Ints, Ints] | None:
+    """Blocks in which a query and a key have an equal number, sorted; None if listing them takes more than all blocks.
+
+    Source: a product of two sparse matrices, of rows by numbers and of numbers by columns.
+    """
+    numbers, of_both = distinct(np.concatenate([pattern.of_query, pattern.of_key]))
+    of_query, of_key = np.split(of_both, [grid.q_len])
+    rows = _occurrences(of_query, grid.bq, (grid.rows, numbers.size))
+    cols = _occurrences(of_key, grid.bk, (grid.cols, numbers.size))
+    products = rows.sum(0, dtype=np.int64) @ cols.sum(0, dtype=np.int64).T
+    if products.item() > grid.rows * grid.cols:
+        return None
+    met = (rows @ cols.T).tocsr()
+    met.sort_indices()
+    row = np.repeat(np.arange(grid.rows), np.diff(met.indptr))
+    return row, met.indices.astype(np.int64)
+
+
+def _occurrences(numbers: Ints, side: int, shape: tuple[int, int]) -> Any:
+    """A sparse matrix [blocks, numbers], true where a number occurs in a block."""
+    changed = np.append(True, numbers[1:] != numbers[:-1])
+    changed[::side] = True
+    at = np.flatnonzero(changed)
+    found = sparse.csr_array((np.ones(at.size, bool), (at // side, numbers[at])), shape)
+    found.sum_duplicates()
+    return found

@@ -105,12 +105,12 @@ CPU = [
         "PARTIAL_START, PARTIAL_STOP, FULL_START, FULL_STOP = range(4)",
     ),
     Fault("the cotangent of lse is lost", "kernels.cpu.plain", "if results[1] is not None:", "if False:"),
-    Fault("delta is lost", "kernels.cpu.plain", "ds = p * (dp - delta)", "ds = p * dp"),
+    Fault("delta is lost", "kernels.cpu.plain", "ds = (p * (dp - delta))", "ds = (p * dp)"),
     Fault(
         "gradients of shared keys overwrite each other",
         "kernels.cpu.plain",
-        "ds.mT @ q * self.score.scale, accumulate=True",
-        "ds.mT @ q * self.score.scale, accumulate=False",
+        "ds.mT @ part.q * self.score.scale, accumulate=True",
+        "ds.mT @ part.q * self.score.scale, accumulate=False",
     ),
     Fault(
         "survivors of dropout are not scaled",
@@ -118,7 +118,37 @@ CPU = [
         "given = p.masked_fill(gone, 0).mul_(self.retained)",
         "given = p.masked_fill(gone, 0)",
     ),
-    Fault("the cap has no derivative", "kernels.cpu.plain", "ds *= bend", "pass"),
+    Fault(
+        "the cap has no derivative",
+        "kernels.cpu.plain",
+        "ds = part.ds if part.bend is None else part.ds * part.bend",
+        "ds = part.ds",
+    ),
+    Fault(
+        "a bias is taken the other way round",
+        "kernels.cpu.plain",
+        "(keys - queries[:, None])",
+        "(queries[:, None] - keys)",
+    ),
+    Fault(
+        "distances beyond the last are left out",
+        "kernels.cpu.plain",
+        ".clamp_(-most, most).add_(most)",
+        ".add_(most).remainder_(2 * most + 1)",
+    ),
+    Fault(
+        "a bias of -inf does not hide",
+        "kernels.cpu.plain",
+        "scores.add_(bias).masked_fill_(bias == -torch.inf, -torch.inf)",
+        "scores.add_(bias.clamp(min=-1e4))",
+    ),
+    Fault(
+        "the last head's bias gradient overwrites those before",
+        "kernels.cpu.plain",
+        "total.flatten(0, 1)[owners[:, None, None], here[:, None], part.keys] += sums",
+        "total.flatten(0, 1)[owners[:, None, None], here[:, None], part.keys] = sums",
+    ),
+    Fault("a bias of queries forgets the sink", "kernels.bias", "if sinks is not None:", "if False:"),
 ]
 
 # Of the compiled kernel: modules are its files.
@@ -176,6 +206,31 @@ NATIVE = [
     Fault("the cotangent of lse is lost", "backward.h", "total - (a.dlse ? a.dlse[at] : 0.f)", "total"),
     Fault("delta is lost", "backward.h", "vf s0 = p0 * (g0 - delta[r])", "vf s0 = p0 * g0"),
     Fault("the cap has no derivative", "backward.h", "s0 *= load(b), s1 *= load(b + PW);", "(void)b;"),
+    Fault(
+        "a bias of -inf does not hide",
+        "problem.h",
+        "return bias == all(-INFINITY) ? bias : x + bias;",
+        "return x + larger(bias, all(-1e4f));",
+    ),
+    Fault(
+        "distances beyond the last are read past the end",
+        "backward.h",
+        "apart >= -a.reach && apart + VL - 1 <= a.reach",
+        "apart >= -a.reach && apart <= a.reach",
+    ),
+    Fault(
+        "a bias's gradient has the derivative of the cap",
+        "backward.h",
+        "if (F && a.softcap && !BIAS) {",
+        "if (F && a.softcap) {",
+    ),
+    Fault(
+        "distances beyond the last are left out of the gradient",
+        "bias.h",
+        "to[apart + j < 0 ? 0 : at_most(apart + j, 2 * a.reach)] += ds[j];",
+        "if (apart + j >= 0 && apart + j <= 2 * a.reach) to[apart + j] += ds[j];",
+    ),
+    Fault("the gradient of one head alone", "bias.h", "member < samples * heads", "member < samples"),
     Fault("survivors of dropout are not scaled", "backward.h", "y[d * PW] * (F ? retained(a) : 1.f)", "y[d * PW]"),
     Fault(
         "a block's share overwrites those before",
@@ -281,6 +336,24 @@ TRITON = [
         "kernels.triton.forward",
         "total = tl.where(dead, 1.0, total)",
         "total = total",
+    ),
+    Fault(
+        "a bias is taken the other way round",
+        "kernels.triton.bias",
+        "apart = (key - (query + bias.offset)) + (keys - queries)",
+        "apart = (query + bias.offset - key) + (queries - keys)",
+    ),
+    Fault(
+        "distances beyond the last are left out of the gradient",
+        "kernels.triton.backward_bias",
+        "tl.where(met & (apart > bias.reach), total, 0.0)",
+        "tl.where(met & (apart > bias.reach), 0.0, 0.0)",
+    ),
+    Fault(
+        "a diagonal is summed beside its own",
+        "kernels.triton.backward_bias",
+        "tl.arange(0, BM)[None, :] - (BM - 1)\n    there",
+        "tl.arange(0, BM)[None, :] - BM\n    there",
     ),
     Fault("unseen keys are read", "kernels.triton.forward", "keep = ahead.seen", "keep = None"),
     Fault(

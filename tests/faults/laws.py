@@ -13,6 +13,7 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import native
 from tests.laws import test_attention_laws as attention
+from tests.laws import test_bias_laws as biases
 from tests.laws import test_decode as decoding
 from tests.laws import test_heavy_lines as heavy
 from tests.laws import test_pattern_laws as tables
@@ -28,7 +29,7 @@ ALL: dict[str, Any] = {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p
 
 def use(backend: str) -> None:
     """Let the laws run on this backend."""
-    for module in (attention, heavy, decoding):
+    for module in (attention, biases, heavy, decoding):
         vars(module)["BACKEND"] = backend
 
 
@@ -57,6 +58,12 @@ CASES = [
 def law_5() -> None:
     for case in CASES:
         inner(attention.test_law_5_attention_is_masked_dense_attention)(case)
+
+
+def biased() -> None:
+    case = drawn(P.causal() | P.strided(3), 2, (16, 32), 3, softcap=3.0, sinks=1.0)
+    for form in ("near distances", "pairs shared", "keys", "queries"):
+        inner(biases.test_minus_infinity_hides_a_pair)(case, form, 0.2, 0)
 
 
 def law_9() -> None:
@@ -123,7 +130,7 @@ def decoded() -> None:
             law(decoding.Drawn(pattern, *sizes, torch.float32, 5, True, 3.0, "sample", 1.0))
 
 
-ATTENTION: list[Law] = [("law 5", law_5), ("law 9", law_9), ("heavy lines", in_pieces)]
+ATTENTION: list[Law] = [("law 5", law_5), ("biases", biased), ("law 9", law_9), ("heavy lines", in_pieces)]
 LAWS: dict[str, list[Law]] = {
     "table": [("law 4", law_4), ("table check", checked)],
     "cpu": [*ATTENTION, ("far scores", far_scores), ("halves", halves), ("decoding", decoded)],

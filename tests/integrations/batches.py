@@ -57,6 +57,7 @@ def reference_attention(
     mask: Tensor | None,
     scaling: float,
     softcap: float | None = None,
+    position_bias: Tensor | None = None,
     **rest: Any,
 ) -> tuple[Tensor, None]:
     """Masked dense attention in the dtype of its operands, over the model's mask and the config's pattern.
@@ -75,6 +76,7 @@ def reference_attention(
         allowed = allowed & torch.from_numpy(np.array(inside))
     scores = query @ key.mT * scaling
     scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+    scores = scores if position_bias is None else scores + position_bias
     probabilities = scores.masked_fill(~allowed, -torch.inf).softmax(-1).nan_to_num(0)
     return (probabilities @ value).transpose(1, 2).contiguous(), None
 

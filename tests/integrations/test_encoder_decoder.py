@@ -30,6 +30,19 @@ def made(family: str, attention: str = "block_sparse") -> Any:
         "whisper": lambda: transformers.WhisperConfig(
             **SIZES, **ENDS, **speech, begin_suppress_tokens=None, suppress_tokens=None
         ),
+        "t5": lambda: transformers.T5Config(
+            vocab_size=61,
+            d_model=32,
+            d_kv=8,
+            d_ff=48,
+            num_layers=2,
+            num_decoder_layers=1,
+            num_heads=4,
+            relative_attention_num_buckets=8,
+            relative_attention_max_distance=20,
+            dropout_rate=0.0,
+            **ENDS | {"pad_token_id": 0},
+        ),
     }[family]()
     torch.manual_seed(0)
     kind = transformers.AutoModelForSpeechSeq2Seq if family == "whisper" else transformers.AutoModelForSeq2SeqLM
@@ -44,7 +57,7 @@ def inputs(family: str, answers: int = 30) -> dict[str, Any]:
     return given | ({"decoder_input_ids": ids(3, answers, seed=1)} if answers else {})
 
 
-FAMILY = ("bart", "marian", "whisper")
+FAMILY = ("bart", "marian", "t5", "whisper")
 
 
 @pytest.mark.parametrize("answers", [30, 40])
@@ -70,6 +83,16 @@ def test_generation_equals_eager_token_for_token(family: str, cache: dict[str, s
     assert torch.equal(*found)
 
 
+def referenced(sparse: Any) -> Any:
+    """The same model with dense attention over the pattern of each layer, masked."""
+    reference = like(sparse, "reference")
+    for module in reference.modules():
+        if hasattr(module, "layer_idx") and hasattr(module, "config"):
+            module.config = copy.copy(module.config)
+            module.config.block_sparse_pattern = pattern_of(module)[0]
+    return reference
+
+
 @pytest.mark.parametrize("family", FAMILY)
 def test_a_pattern_is_for_self_attention_alone(family: str) -> None:
     """Equal to the reference, which is told so layer by layer, with as many tokens on both sides."""
@@ -78,11 +101,7 @@ def test_a_pattern_is_for_self_attention_alone(family: str) -> None:
         inputs(family, 40),
     )
     given.pop("attention_mask", None)
-    reference = like(sparse, "reference")
-    for module in reference.modules():
-        if hasattr(module, "layer_idx"):
-            module.config = copy.copy(module.config)
-            module.config.block_sparse_pattern = pattern_of(module)[0]
+    reference = referenced(sparse)
     assert sum(crosses(module) for module in reference.modules()) == 1
     with torch.no_grad():
         torch.testing.assert_close(sparse(**given).logits, reference(**given).logits, **CLOSE)
@@ -160,10 +179,40 @@ def test_a_mapping_for_one_stack_and_layers_of_two_are_refused() -> None:
         made("bart")(**inputs("bart", 40), cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
-@pytest.mark.parametrize("name", ["T5", "MT5", "UMT5"])
-def test_a_position_bias_is_refused_by_name(name: str) -> None:
-    config = getattr(transformers, name + "Config")(
-        vocab_size=61, d_model=32, d_kv=8, d_ff=48, num_layers=1, num_heads=4
-    )
-    with pytest.raises(ValueError, match=rf"{name}Attention adds a position bias to its scores.*eager"):
-        transformers.AutoModel.from_config(config, attn_implementation="block_sparse")(ids(1), decoder_input_ids=ids(1))
+def test_the_position_bias_of_t5_learns_over_a_pattern() -> None:
+    """Its stacks have configs of their own, copies of the model's; the first layer of each has the table of buckets."""
+    sparse = use_pattern(made("t5"), {"encoder": "local(3)", "decoder": ["local(5)"]}, block=16)
+    masked, given = referenced(sparse), inputs("t5")
+    got, want = sparse(**given), masked(**given)
+    torch.testing.assert_close(got.logits, want.logits, **CLOSE)
+    for out in (got, want):
+        out.logits.square().mean().backward()
+    for side in ("encoder", "decoder"):
+        tables = [
+            m.get_submodule(f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias").weight.grad
+            for m in (sparse, masked)
+        ]
+        assert tables[0].abs().max() > 0
+        torch.testing.assert_close(*tables, **CLOSE)
+
+
+def test_a_layer_that_computes_its_attention_itself_has_no_pattern() -> None:
+    """LongT5 and Pegasus-X attend by blocks of their own in the encoder, and ask for attention in the decoder."""
+    config = transformers.PegasusXConfig(**SIZES, **ENDS, block_size=16, num_global_tokens=4)
+    sparse = transformers.AutoModelForSeq2SeqLM.from_config(config).eval()
+    with pytest.raises(
+        ValueError, match=r"PegasusXGlobalLocalAttention of PegasusX.* would not read its pattern.*eager"
+    ):
+        use_pattern(sparse, "local(3)")
+    given = inputs("bart")
+    with torch.no_grad():
+        want = like(sparse, "eager")(**given).logits
+        torch.testing.assert_close(use_pattern(sparse, {"decoder": "full()"})(**given).logits, want, **CLOSE)
+
+
+def test_a_position_bias_of_another_shape_is_refused() -> None:
+    sparse = made("t5")
+    attend = sparse.encoder.block[0].layer[0].SelfAttention
+    attend.compute_bias = lambda *sizes, **rest: torch.zeros(4, 40, 40)
+    with pytest.raises(ValueError, match=r"T5Attention hands a position_bias \(4, 40, 40\).*four dims"):
+        sparse(**inputs("t5"))

@@ -28,6 +28,7 @@ def numbers(*shape: int) -> Tensor:
 
 
 OF_HEAD, OF_SAMPLE, OF_TOKEN, PAIRS = numbers(H), numbers(B + 3), numbers(2 * N), numbers(2 * N, 2 * N)
+NEAREST = torch.randint(0, 9, (B, N, N), generator=torch.Generator().manual_seed(0))
 MANY = numbers(B + 3, 2 * N, 4)
 SLOPES = torch.exp2(-(torch.arange(4 * H) + 1) * 8.0 / (4 * H))
 DOCUMENT, HALF = torch.arange(4 * N) // 17, torch.arange(4 * N) >= N // 2
@@ -84,19 +85,22 @@ SCORE_MODS: dict[str, Mod] = {
     "captured number": lambda s, b, h, i, j: s + ONE,
     "indexed twice": lambda s, b, h, i, j: s + MANY[b][i][2],
     "captured reduction": lambda s, b, h, i, j: s + MANY[b, i].sum(),
-}
-# Kernels add no bias of keys or pairs yet, and compute no other function of a score.
-REFUSED: dict[str, Mod] = {
-    "squared": lambda s, b, h, i, j: s * s,
     "relative": lambda s, b, h, i, j: s + (i - j),
     "alibi": lambda s, b, h, i, j: s + (j - i) * SLOPES[h],
     "relative table": lambda s, b, h, i, j: s + OF_TOKEN[(i - j) + N],
     "dense table": lambda s, b, h, i, j: s + PAIRS[i % N, j % N],
     "floor division": lambda s, b, h, i, j: s - i // (1 + j),
+    "latent": lambda s, b, h, i, j: s + torch.dot(MANY[b, i], MANY[b, j]),
+    "graph distances": lambda s, b, h, i, j: s + OF_TOKEN[NEAREST[b % B, i % N, j % N]] * OF_HEAD[h % H],
+    "sandwich": lambda s, b, h, i, j: s + torch.cos((i - j) * SLOPES / 3).sum() * (h + 1) / H,
+}
+# Kernels compute no other function of a score.
+REFUSED: dict[str, Mod] = {
+    "squared": lambda s, b, h, i, j: s * s,
+    "activation": lambda s, b, h, i, j: torch.log(torch.nn.functional.gelu(s) + 1),
     "silu": lambda s, b, h, i, j: torch.nn.functional.silu(s),
     "trigonometry": lambda s, b, h, i, j: torch.sin(torch.cos(s)) + torch.tan(b),
     "padded": lambda s, b, h, i, j: torch.where(s <= b, s, -INF),
-    "latent": lambda s, b, h, i, j: s + torch.dot(MANY[b, i], MANY[b, j]),
 }
 # Samples, query heads, key samples, key heads, queries, keys, head dim, value dim, BLOCK_SIZE of a causal mask or None.
 SHAPES: dict[str, tuple[int, int, int, int, int, int, int, int, Any]] = {
@@ -139,8 +143,7 @@ def test_score_mods_of_torchs_tests(name: str, shape: str) -> None:
             )
             return [out, told.lse]
 
-        biased_alone = name in ("relative", "alibi") and (sizes[-1] is not None or shape == "one token")
-        if name in REFUSED and flex is ours and not biased_alone:
+        if name in REFUSED and flex is ours:
             with pytest.raises(NotImplementedError, match="It runs in torch, over the same mask"):
                 call()
             return
@@ -251,6 +254,6 @@ def test_masks_of_torchs_tests_and_of_attention_gym(name: str, shape: str) -> No
 
 
 def test_how_many_run() -> None:
-    """Programs by shapes: 301 run, 70 are refused by name."""
-    assert (len(SCORE_MODS) + len(MASK_MODS)) * len(SHAPES) == 301
-    assert len(REFUSED) * len(SHAPES) == 70
+    """Programs by shapes: 357 run, 35 are refused by name."""
+    assert (len(SCORE_MODS) + len(MASK_MODS)) * len(SHAPES) == 357
+    assert len(REFUSED) * len(SHAPES) == 35

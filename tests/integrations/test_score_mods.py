@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import math
+import weakref
 from collections.abc import Callable
 from typing import Any
 from unittest.mock import Mock
@@ -17,7 +20,8 @@ import sparseflash as sf
 from sparseflash import flex as ours
 from sparseflash import patterns as P
 from sparseflash.flex import scoring
-from sparseflash.flex.score_mods import Change, Kind, change_of
+from sparseflash.flex.biases import bias_of
+from sparseflash.flex.score_mods import Bias, Change, Sizes, change_of
 from sparseflash.integrations.mask_mods import Recording
 from sparseflash.integrations.scanning import mask_of
 from tests.oracle import random_case
@@ -35,11 +39,12 @@ Condition = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def table(*shape: int, seed: int = 0) -> Tensor:
     """Numbers of which float32 holds sums exactly, as it has to hold slopes."""
-    return (torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).double() * 256).round() / 256
+    return (torch.randn(shape, generator=torch.Generator().manual_seed(seed)).double() * 256).round() / 256
 
 
 OF_HEAD, OF_BOTH, SLOPES, OF_KEY = table(H), table(B, H, seed=1), table(H, seed=2).abs(), table(M, seed=4)
 IDS = torch.arange(M) // 17
+OF_PAIR, RELATIVE = table(H, M, M, seed=5), table(2 * M, seed=6)
 PAIRS = torch.rand(M, M, generator=torch.Generator().manual_seed(3)) < 0.5
 
 
@@ -58,6 +63,12 @@ def dense(
     scores = mapped(score_mod, q @ k.repeat_interleave(groups, 1).mT * scale)
     scores = scores.masked_fill(~token_mask, -INF)
     return torch._safe_softmax(scores, -1) @ v.repeat_interleave(groups, 1), scores.logsumexp(-1), scores.amax(-1)
+
+
+def bucket(away: Tensor) -> Tensor:
+    """Of a distance, as T5's: a few small ones each, larger ones by their logarithm."""
+    near, far = away.abs(), 2 + (torch.log(away.abs().float() / 2) / math.log(16 / 2) * 2).long()
+    return torch.where(near < 2, near, torch.min(far, torch.full_like(far, 3)))
 
 
 FACTORS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
@@ -90,6 +101,27 @@ BIASES: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
     "alibi of both sides": lambda s, h, i, j: s - SLOPES[h] * (i - j).abs(),
     "bias of both sides": lambda s, h, i, j: torch.abs(j - i) * 0.25 + s,
     "two": lambda s, h, i, j: s + (i - j).abs() * SLOPES[h] - 2 * (i - j),
+    "signed": lambda s, h, i, j: s + (j - i) * SLOPES[h],
+    "finer slopes": lambda s, h, i, j: s + (i - j).abs() * (SLOPES[h] / 3),
+    "slopes of each query": lambda s, h, i, j: s - (i - j).abs() * OF_KEY[i] / 8,
+    "dense": lambda s, h, i, j: s + OF_PAIR[h, i, j],
+    "dense, turned": lambda s, h, i, j: OF_PAIR[h, j, i] + s,
+    "dense, of equals": lambda s, h, i, j: s - OF_PAIR[0, i, i] + OF_PAIR[1][j, i],
+    "of pairs": lambda s, h, i, j: s + torch.where(PAIRS[i, j], 1.0, 2.0),
+    "of pairs, a mask": lambda s, h, i, j: s + torch.where(PAIRS[i, j], OF_KEY[i - j], -INF),
+    "keys": lambda s, h, i, j: s + OF_KEY[j],
+    "keys of each head": lambda s, h, i, j: s - OF_PAIR[h, 3, j] * OF_HEAD[h],
+    "queries, infinite": lambda s, h, i, j: torch.where(j <= i, s, -INF) - 1 / (i % 5),
+    "relative": lambda s, h, i, j: s + RELATIVE[i - j + M] * OF_HEAD[h],
+    "relative, from the key on": lambda s, h, i, j: s - RELATIVE[(j + M) - i],
+    "relative, cut off": lambda s, h, i, j: s + OF_PAIR[h, 0, (j - i).clamp(-8, 8) + 8],
+    "relative, squared": lambda s, h, i, j: s - (i - j) ** 2 / 64,
+    "relative, through buckets": lambda s, h, i, j: s + OF_PAIR[bucket(j - i), 5, h],
+    "relative, of small numbers": lambda s, h, i, j: s + RELATIVE[(j.to(torch.int8) - i.to(torch.int8)).long() + M],
+    "relative, beside keys": lambda s, h, i, j: s + RELATIVE[j - i + M] + OF_KEY[j] - 0.5 * (i - j).abs(),
+    "keys, scaled": lambda s, h, i, j: (s + OF_KEY[j] - RELATIVE[j - i + M] + 3) * 0.5,
+    "distances, scaled": lambda s, h, i, j: (s + (j - i) * SLOPES[h] - (j - i).abs()) / 4,
+    "a product": lambda s, h, i, j: s + torch.dot(OF_PAIR[0, i], OF_PAIR[1, j]) / 16,
 }
 CONDITIONS: dict[str, Condition] = {
     "causal": lambda b, h, i, j: i >= j,
@@ -114,10 +146,9 @@ MASKINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 @st.composite
 def score_mods(draw: st.DrawFn) -> ScoreMod:
     factor, cap, bias = (draw(st.sampled_from(sorted(forms))) for forms in (FACTORS, CAPS, BIASES))
-    signed = bias not in ("no bias", "alibi of both sides", "bias of both sides")
-    condition = draw(st.sampled_from(list(CONDITIONS.values()) + list(LATER.values())[: 1 if signed else None]))
+    condition = draw(st.sampled_from(list((CONDITIONS | LATER).values())))
     masking, row = draw(st.sampled_from(list(MASKINGS.values()))), draw(st.sampled_from(sorted(ROWS)))
-    masked = signed or draw(st.booleans())
+    masked = draw(st.booleans())
     first = masked and draw(st.booleans())
     moved = bias != "no bias" or cap != "no cap"
 
@@ -195,16 +226,8 @@ def test_a_factor_of_each_head_in_low_precision(dtype: torch.dtype) -> None:
     assert (out.double() - want).abs().max() <= 2 * worst + torch.finfo(dtype).eps * want.abs().max()
 
 
-RELATIVE = table(2 * M)
 LEARNED = torch.nn.Parameter(table(H))
 REFUSED: dict[str, tuple[ScoreMod, str]] = {
-    "relative": (lambda s, b, h, i, j: s + RELATIVE[i - j + M] * OF_HEAD[h], "a number of the distance"),
-    "signed": (lambda s, b, h, i, j: s + (j - i) * SLOPES[h], "make the block mask causal, or take abs"),
-    "squares": (lambda s, b, h, i, j: s - (i - j) ** 2, "a number of the distance"),
-    "per key": (lambda s, b, h, i, j: s + OF_KEY[j], "a number of each key, and kernels add no bias but ALiBi's"),
-    "per row, not finite": (lambda s, b, h, i, j: s + i / 0.0, "a number that is not finite to all scores"),
-    "slopes of each query": (lambda s, b, h, i, j: s - (i - j).abs() * OF_KEY[i], "a number of each query and key"),
-    "dense": (lambda s, b, h, i, j: s + torch.where(PAIRS[i, j], 1.0, 2.0), "a number of each query and key"),
     "per key before a cap": (lambda s, b, h, i, j: (s + OF_KEY[j]).tanh(), r"what kernels do not \(aten.tanh\)"),
     "square": (lambda s, b, h, i, j: s * s, r"what kernels do not \(aten.mul\)"),
     "sines": (lambda s, b, h, i, j: torch.sin(torch.cos(s)) + torch.tan(b), r"do not \(aten.cos\)"),
@@ -219,10 +242,8 @@ REFUSED: dict[str, tuple[ScoreMod, str]] = {
     "no score": (lambda s, b, h, i, j: (i - j).double(), "does not use the score"),
     "a cap of each head": (lambda s, b, h, i, j: SLOPES[h] * s.tanh(), "another number for each sample or head"),
     "a cap of nothing": (lambda s, b, h, i, j: 0 * s.tanh(), "or by 0"),
-    "a bias with a gradient": (lambda s, b, h, i, j: s + LEARNED[j % H], "a number of each key, and kernels"),
-    "a gradient of a row": (lambda s, b, h, i, j: s + LEARNED[h], "reads a tensor that requires a gradient"),
-    "a gradient": (lambda s, b, h, i, j: s * LEARNED[h], "reads a tensor that requires a gradient"),
-    "finer slopes": (lambda s, b, h, i, j: s + (i - j).abs() * (SLOPES[h] / 3), "round them, slopes.float"),
+    "a cap that learns": (lambda s, b, h, i, j: LEARNED[0] * s.tanh(), "by one that requires a gradient"),
+    "a bias that is scaled": (lambda s, b, h, i, j: (s + OF_KEY[j]) * OF_HEAD[h], r"do not \(aten.mul\)"),
 }
 
 
@@ -243,20 +264,98 @@ def test_sinks_are_not_moved_with_the_scores_of_a_row() -> None:
     sinks = torch.zeros(H, dtype=torch.float64)
     doubled = ours.flex_attention(x, x, x, lambda s, b, h, i, j: 2 * s, sinks=sinks)
     torch.testing.assert_close(doubled, ours.flex_attention(x, x, x, scale=0.5, sinks=sinks))
-    for score_mod in (lambda s, b, h, i, j: s + 1, lambda s, b, h, i, j: s + OF_HEAD[h]):
-        with pytest.raises(NotImplementedError, match="the same number to all scores of a query, beside sinks"):
-            ours.flex_attention(x, x, x, score_mod, sinks=sinks)
+    moved: list[ScoreMod] = [lambda s, b, h, i, j: s + 1, lambda s, b, h, i, j: s + OF_HEAD[h] - OF_KEY[i]]
+    for score_mod in moved:
+        scores = mapped(score_mod, x @ x.mT / 4)
+        with_sink = torch.cat([scores, scores.new_zeros(B, H, M, 1)], -1).softmax(-1)[..., :-1]
+        torch.testing.assert_close(ours.flex_attention(x, x, x, score_mod, sinks=sinks), with_sink @ x)
 
 
-def test_biases_have_names() -> None:
-    def kinds(score_mod: ScoreMod) -> list[Kind]:
+def test_what_a_term_depends_on_is_read_off_its_operations() -> None:
+    def terms(score_mod: ScoreMod) -> tuple[Bias, ...]:
         change = change_of(Recording.of(score_mod, torch.device("cpu"), torch.float32))
         assert isinstance(change, Change)
-        return [bias.kind for bias in change.biases]
+        return change.biases
 
-    found = kinds(lambda s, b, h, i, j: s + OF_KEY[i] + OF_KEY[j] - RELATIVE[j - i + M] + PAIRS[i, j] * b)
-    assert found == [Kind.ROW, Kind.KEY, Kind.RELATIVE, Kind.DENSE]
-    assert kinds(lambda s, b, h, i, j: s + (j - i) * OF_HEAD[h]) == []
+    found = terms(lambda s, b, h, i, j: s + OF_KEY[i] + OF_KEY[j] - RELATIVE[j - i + M] + PAIRS[i, j] * b)
+    assert [sorted(term.depends) for term in found] == [["query"], ["key"], ["distance"], ["key", "query", "sample"]]
+    assert [(term.of_row, term.relative, term.number) for term in found] == [
+        (True, False, 1.0), (False, False, 1.0), (False, True, -1.0), (False, False, 1.0)
+    ]  # fmt: skip
+    assert terms(lambda s, b, h, i, j: s + (j - i) * OF_HEAD[h]) == ()
+    away: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda i, j: j - i, lambda i, j: -(i + 7) + (j - 3), lambda i, j: j.int() - i.int(), lambda i, j: i - i
+    ]  # fmt: skip
+    for number in away:
+        (term,) = terms(lambda s, b, h, i, j, number=number: s + RELATIVE[number(i, j) + M])  # type: ignore[misc]
+        assert term.relative or term.of_row
+    near: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda i, j: j + i, lambda i, j: 2 * j - i, lambda i, j: (j.to(torch.int8) - i.to(torch.int8)).long(),
+        lambda i, j: (j.half() - i.half()).long(), lambda i, j: j // 2 - i // 2,
+    ]  # fmt: skip
+    for number in near:
+        (term,) = terms(lambda s, b, h, i, j, number=number: s + RELATIVE[number(i, j) + M])  # type: ignore[misc]
+        assert term.depends == {"query", "key"}
+
+
+LEARNS = [table(*shape, seed=7).requires_grad_() for shape in ((H, M, M), (B, M), (H, 2 * M + 1), (H, H), ())]
+LEARNING: dict[str, ScoreMod] = {
+    "dense": lambda s, b, h, i, j: s + LEARNS[0][h, i, j],
+    "dense, of all samples": lambda s, b, h, i, j: s - 2 * LEARNS[0][h, j, i].sin(),
+    "keys and queries": lambda s, b, h, i, j: s + LEARNS[1][b, j] - LEARNS[1][b, i],
+    "relative": lambda s, b, h, i, j: s + LEARNS[2][h, j - i + M],
+    "buckets, causal": lambda s, b, h, i, j: torch.where(i >= j, s - LEARNS[3][bucket(i - j), h], -INF),
+    "slopes": lambda s, b, h, i, j: torch.where(i >= j, s + (j - i) * LEARNS[3][0, h], -INF),
+    "a factor": lambda s, b, h, i, j: s * LEARNS[3][1, h] + LEARNS[2][h, 5],
+    "a temperature": lambda s, b, h, i, j: s * LEARNS[4] + LEARNS[4],
+    "two": lambda s, b, h, i, j: torch.tanh(s) + LEARNS[2][0, i - j + M] + LEARNS[1][b, j] * LEARNS[3][h, h],
+}
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_what_it_reads_learns(name: str) -> None:
+    case = random_case(3, B, H // 2, 2, N, M, 16, 16, torch.float64)
+    results = []
+    for ask in (ours.flex_attention, None):
+        q, k, v = x = case.leaves()
+        if ask is None:
+            out, lse, _ = dense(q, k, v, LEARNING[name], torch.ones(N, M, dtype=torch.bool), 0.25)
+        else:
+            out, lse = ours.flex_attention(q, k, v, LEARNING[name], enable_gqa=True, return_lse=True)
+        loss = (out * case.dout).sum() + lse.masked_fill(lse == -INF, 0).sin().sum()
+        results.append([out.detach(), *torch.autograd.grad(loss, (*x, *LEARNS), allow_unused=True)])
+    for got, want in zip(*results, strict=True):
+        assert (got is None) == (want is None)
+        if want is not None and got is not None:
+            torch.testing.assert_close(got, want, rtol=1e-7, atol=1e-8)
+
+
+def test_a_score_mod_keeps_no_graph_alive() -> None:
+    x = torch.randn(1, H, 32, 16)
+    bias = torch.zeros(H, 32, 32, requires_grad=True) * 2
+    alive = weakref.ref(bias)
+
+    def score_mod(s: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        return s + here[0][h, i, j]
+
+    here = [bias]
+    ours.flex_attention(x, x, x, score_mod)
+    del bias
+    here[0] = torch.zeros(H, 32, 32)
+    gc.collect()
+    assert alive() is None
+
+
+def test_no_pair_is_listed_for_what_depends_on_distance() -> None:
+    """A quarter of a million tokens, of which numbers of all pairs would take 256 GB."""
+    tokens = 1 << 18
+    of_side = torch.zeros(H, 2)
+    score_mod: ScoreMod = lambda s, b, h, i, j: s + of_side[h, ((j - i) // tokens).clamp(0, 1)]  # noqa: E731
+    change = change_of(recording := Recording.of(score_mod, torch.device("cpu"), torch.float32))
+    assert isinstance(change, Change)
+    found = bias_of(change.biases, recording, Sizes(1, H, tokens, tokens), torch.zeros(()))
+    assert found is not None
+    assert found.shape == (H, 2 * tokens - 1)
 
 
 def test_a_mask_is_found_once_and_what_changes_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,8 +408,11 @@ def test_tables_and_things_that_are_no_functions() -> None:
     made = sf.lookup(P.causal().compile(64))
     plain = ours.flex_attention(x, x, x, lambda s, b, h, i, j: s * 2, made)
     assert torch.equal(plain, ours.flex_attention(x, x, x, block_mask=made, scale=0.5))
-    with pytest.raises(NotImplementedError, match="masks or adds ALiBi cannot use a table"):
+    with pytest.raises(NotImplementedError, match="masks or looks at distances cannot use a table"):
         ours.flex_attention(x, x, x, lambda s, b, h, i, j: s - (i - j).abs(), made)
+    keys = torch.randn(64)
+    biased = ours.flex_attention(x, x, x, lambda s, b, h, i, j: s + keys[j], made)
+    assert torch.equal(biased, sf.attention(x, x, x, made, bias=keys[None, None, None]))
     with pytest.raises(TypeError, match="score_mod must be callable as fn"):
         ours.flex_attention(x, x, x, 2.0)  # type: ignore[call-overload]
     one = ours.create_block_mask(lambda b, h, q, k: q - k < 5 * h, None, 1, 64, 64, device="cpu")

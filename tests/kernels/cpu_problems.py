@@ -23,7 +23,7 @@ from sparseflash import LookupTable
 from sparseflash import patterns as P
 from sparseflash.kernels.cpu import levels, native
 from tests.laws.test_decode import check as check_decoded
-from tests.oracle import Case, check, random_case, random_features
+from tests.oracle import BIASES, Case, check, random_case, random_features
 
 LIBRARIES = "SPARSEFLASH_CPU_LIBRARIES"
 DIMS = (1, 7, 8, 9, 13, 16, 24, 32, 40, 64, 72, 96, 128)
@@ -57,9 +57,10 @@ class Problem:
             del named["dropout_p"], named["seed"]
             lengths = torch.tensor(self.lengths)
             return list(sf.decode(c.q, c.k, c.v, self.table, lengths=lengths, scale=c.scale, return_lse=True, **named))
-        leaves = [x.detach().requires_grad_() for x in (c.q, c.k, c.v, c.features.sinks) if x is not None]
-        q, k, v, *sinks = leaves
-        named = c.features.arguments(sinks[0] if sinks else None)
+        given = (c.q, c.k, c.v, c.features.sinks, c.features.bias)
+        leaves = [x.detach().requires_grad_() for x in given if x is not None]
+        q, k, v = leaves[:3]
+        named = c.arguments(leaves)
         out, lse = sf.attention(q, k, v, self.table, scale=c.scale, return_lse=True, backend="cpu", **named)
         torch.autograd.backward((out, lse), (c.dout, c.dlse))
         return [out.detach(), lse.detach(), *(x.grad for x in leaves if x.grad is not None)]
@@ -95,6 +96,7 @@ def problem(seed: int) -> Problem:
         case = random_features(
             case, seed, softcap=dice.choice([None, 0.5, 20.0]), alibi=dice.choice(["", "head", "sample"]),
             sinks=dice.choice([0.0, 1.0]), dropout_p=0.0 if decoding else dice.choice([0.0, 0.3]),
+            bias="" if decoding else dice.choice(["", *BIASES]),
         )  # fmt: skip
     table, truth = _dynamic(dice, batch, heads * group, q_len, kv_len, block) if dice.random() < 0.15 else (
         _compiled(dice, batch, heads * group, q_len, kv_len, block, decoding)

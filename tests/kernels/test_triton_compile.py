@@ -31,6 +31,7 @@ from benchmarks.gpu.gates import MOST_SPILLED, MOST_SPILLED_ONCE
 from docs import make_kernels as page
 from sparseflash.kernels.triton import report
 from sparseflash.kernels.triton.backward import prepare_kernel
+from sparseflash.kernels.triton.backward_bias import bias_kernel
 from sparseflash.kernels.triton.common import block_lists
 from sparseflash.kernels.triton.merge import outputs_kernel, sums_kernel
 from tests.versions import SUPPORTED
@@ -102,6 +103,17 @@ def test_launches_fit_with_one_feature_on(feature: str) -> None:
         if case.D in (64, 128) and case.dtype == "bf16":
             need = report.resources(report.compile_case(case))
             assert fits(case, need), report.line(case, need)
+
+
+@pytest.mark.parametrize("form", report.BIASES)
+def test_launches_fit_with_a_bias(form: str) -> None:
+    for case in report.cases(("sm_90",), features=(form,), tma=True):
+        if case.D in (64, 128) and case.dtype == "bf16":
+            compiled = [report.compile_case(case)]
+            if case.kernel == "keys":
+                compiled.append(report.compile_bias(case))
+            for need in map(report.resources, compiled):
+                assert need.fits("sm_90", MOST_SPILLED), report.line(case, need)
 
 
 @pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
@@ -210,7 +222,7 @@ def test_sums_of_one_pass_are_reduced_by_the_memory_accelerator_or_in_fp32() -> 
 
 @pytest.mark.parametrize(
     "kernel",
-    [*report.KERNELS.values(), one_pass_kernel, prepare_kernel, outputs_kernel, sums_kernel],
+    [*report.KERNELS.values(), bias_kernel, one_pass_kernel, prepare_kernel, outputs_kernel, sums_kernel],
     ids=lambda k: k.__name__,
 )
 def test_no_run_time_argument_is_specialised_by_value(kernel: object) -> None:

@@ -22,7 +22,7 @@ from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import FULL, Runs
 from sparseflash.patterns.tiles import pack
 from tests.laws.backend import BACKEND, BLOCKS, COMPILED, DEVICE, DIMS, DTYPES, INTERPRETED
-from tests.oracle import Case, Features, check, ours, random_case, random_features
+from tests.oracle import BIASES, Case, Features, check, ours, random_case, random_features
 from tests.strategies import WIDER, compiled_for, expressions, is_placed, leaves, per_head
 
 pytestmark = pytest.mark.interpreted
@@ -64,6 +64,7 @@ SETTINGS = {
     "alibi": st.sampled_from(["head", "sample"]),
     "sinks": st.sampled_from([1.0, 20.0]),
     "dropout_p": st.sampled_from([0.1, 0.5, 0.9]),
+    "bias": st.sampled_from(list(BIASES)),
 }
 ON: list[tuple[str, ...]] = [(), *((name,) for name in SETTINGS), tuple(SETTINGS)]  # features that are on together
 if not COMPILED:
@@ -215,12 +216,13 @@ def test_what_rows_that_see_nothing_hold_leaves_no_trace(name: str) -> None:
 
 
 @pytest.mark.skipif(BACKEND != "cpu", reason="the Triton kernels take no float64")
-def test_float64_gradients_agree_with_finite_differences() -> None:
-    case = random_features(random_case(4, 1, 1, 2, 5, 18, 3, 4, torch.float64), 4, 1.5, "head", 1.0, 0.2)
+@pytest.mark.parametrize("bias", ["pairs shared", "keys", "queries", "near distances"])
+def test_float64_gradients_agree_with_finite_differences(bias: str) -> None:
+    case = random_features(random_case(4, 1, 1, 2, 5, 18, 3, 4, torch.float64), 4, 1.5, "head", 1.0, 0.2, bias)
     mask = (P.local(4) | P.strided(3)).compile((5, 18), block=16)
 
-    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None = None) -> Any:
-        features = {} if sinks is None else case.features.arguments(sinks)
+    def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *leaves: torch.Tensor) -> Any:
+        features = case.arguments([q, k, v, *leaves]) if leaves else {}
         return sf.attention(q, k, v, mask, return_lse=True, **features)
 
     for operands in (case.leaves()[:3], case.leaves()):
@@ -259,7 +261,9 @@ ALL_ON: dict[str, dict[str, Any]] = {
     "alibi a sample": {"alibi": "sample"},
     "sinks": {"sinks": 1.0},
     "dropout": {"dropout_p": 0.3},
-    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3},
+    **{f"bias of {name}": {"bias": name} for name in BIASES},
+    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3, "bias": "pairs"},
+    "all, by distance": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3, "bias": "near distances"},
 }
 
 

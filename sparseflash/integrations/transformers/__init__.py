@@ -21,6 +21,7 @@ from importlib import import_module
 from itertools import count
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from sparseflash.integrations.transformers.alibi import described
 from sparseflash.integrations.transformers.attention import (
     NAME,
     block_sparse_attention,
@@ -28,7 +29,6 @@ from sparseflash.integrations.transformers.attention import (
     side_of,
 )
 from sparseflash.integrations.transformers.attention import layers as attending
-from sparseflash.integrations.transformers.masks import describe as described
 from sparseflash.integrations.transformers.operators import checked
 from sparseflash.integrations.transformers.patches import names_patches
 from sparseflash.patterns.grid import make_grid
@@ -171,17 +171,19 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     register()
     make_grid(block, block, None)
     config = model.config.get_text_config()
-    before = {name: getattr(config, name, None) for name in ("block_sparse_pattern", "block_sparse_block")}
     implementation = model.config._attn_implementation
     watching = import_module(f"{__name__}.watching")
     watching.mark_crossing(model)
+    written = [config, *watching.copies(model)]
+    before = [[getattr(one, name, None) for name in watching.KEYS] for one in written]
     if layers is not None and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"layers= counts those of one stack, {type(model).__name__} has two: give one for each layer, "
             'as {"encoder": [...], "decoder": [...]}'
         )
     texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
-    config.block_sparse_pattern, config.block_sparse_block = texts, block
+    for one in written:
+        one.block_sparse_pattern, one.block_sparse_block = texts, block
     try:
         model.set_attn_implementation(NAME)
         watching.examine(model)
@@ -192,8 +194,8 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
                 module.layer_idx = layer  # type: ignore[assignment]
             pattern_of(module)
     except (TypeError, ValueError):
-        for name, value in before.items():
-            setattr(config, name, value)
+        for one, values in zip(written, before, strict=True):
+            one.block_sparse_pattern, one.block_sparse_block = values
         if model.config._attn_implementation != implementation:
             model.set_attn_implementation(implementation)
         raise

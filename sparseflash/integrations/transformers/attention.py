@@ -29,6 +29,7 @@ HARMLESS = {
 
 SIDES = ("encoder", "decoder")
 CROSSES = "block_sparse_crosses"  # of a module: whether its keys are another sequence's
+SERVED = "_block_sparse_serves"  # of a class whose forward is ours
 
 
 class Calls(threading.local):
@@ -63,16 +64,19 @@ def block_sparse_attention(
     is_causal: bool | None = None,
     softcap: float | None = None,
     s_aux: Tensor | None = None,
+    position_bias: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention of one layer over the config's pattern: query [B, Hq, N, D], key [B, Hkv, M, D], value [B, Hkv, M, Dv].
+
+    position_bias: [B or 1, Hq or 1, N or 1, M or 1], as T5 hands it over: added to the scores, with a gradient.
 
     Returns:
         [B, N, Hq, Dv], and None for the weights, which are never made.
 
     Raises:
-        ValueError: what block-sparse attention cannot do: weights asked for, a position bias, a mask of numbers that
-            are added, a tensor among ``kwargs`` that nothing is known of, positions of a part of a sequence.
+        ValueError: what block-sparse attention cannot do: weights asked for, a tensor among ``kwargs`` that nothing is
+            known of, positions of a part of a sequence.
     """
     _refuse(module, kwargs)
     pattern, block = pattern_of(module)
@@ -100,11 +104,19 @@ def block_sparse_attention(
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
     if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
         q, k = q.to(v.dtype), k.to(v.dtype)
+    bias = position_bias
+    if bias is not None and bias.dim() != 4:
+        raise ValueError(
+            f"{type(module).__name__} hands a position_bias {tuple(bias.shape)} to its attention; block_sparse "
+            'adds one of four dims, [B or 1, heads or 1, N or 1, M or 1]: use attn_implementation="eager"'
+        )
+    if bias is not None and (bias.dtype != torch.float32 or q.dtype == torch.float64):
+        bias = bias.to(q.dtype)
     seed = torch.randint(-(1 << 63), (1 << 63) - 1, (), dtype=torch.int64) if dropout else None
     out = model_attention(
         *(q, k, v, attention_mask),
         pattern=pattern, block=block, scale=q.shape[-1] ** -0.5 if scaling is None else scaling,
-        sinks=s_aux, softcap=softcap, dropout=dropout, seed=seed,
+        sinks=s_aux, bias=bias, softcap=softcap, dropout=dropout, seed=seed,
     )  # fmt: skip
     return out.transpose(1, 2).contiguous(), None
 
@@ -113,10 +125,6 @@ def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
     name, instead = type(module).__name__, 'use attn_implementation="eager"'
     if kwargs.get("output_attentions"):
         raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
-    if kwargs.get("position_bias") is not None:
-        raise ValueError(
-            f"{name} adds a position bias to its scores, which block_sparse has no kernel for yet: {instead}"
-        )
     if crosses(module) and (kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None):
         raise ValueError(
             f"{name} attends to another sequence, of which cu_seq_lens_q and cu_seq_lens_k of packed rows say nothing: "
@@ -159,7 +167,12 @@ def crosses(module: nn.Module) -> bool:
 def may_cross(module: nn.Module) -> bool:
     """Whether a module belongs to a model that has cross-attention."""
     config: Any = getattr(module, "config", None)
-    return bool(getattr(config, "is_encoder_decoder", False) or getattr(config, "add_cross_attention", False))
+    return has_two_sides(config) or bool(getattr(config, "add_cross_attention", False))
+
+
+def has_two_sides(config: Any) -> bool:
+    """Whether a config is that of an encoder and a decoder; T5's stacks have copies of it that deny it."""
+    return bool(getattr(config, "is_encoder_decoder", False)) or hasattr(config, "num_decoder_layers")
 
 
 def side_of(module: nn.Module) -> str:
@@ -205,7 +218,7 @@ def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
     count = getattr(config, "num_hidden_layers", 0)
     if pattern is None or crosses(module) or reads_none(module):
         return None, count
-    name, two = type(module).__name__, getattr(config, "is_encoder_decoder", False)
+    name, two = type(module).__name__, has_two_sides(config)
     if may_cross(module) and getattr(module, CROSSES, None) is None:
         raise ValueError(
             f"{name} belongs to a model with cross-attention, in which block_sparse has to find the self-attention "
@@ -235,7 +248,12 @@ def attending(model: Any) -> list[nn.Module]:
         kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
         kinds += [getattr(one, "target_class", one) for one in (kind if isinstance(kind, list | tuple) else [kind])]
     attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
-    return [m for m in model.modules() if isinstance(m, attends) and hasattr(m, "config") and not crosses(m)]
+    found: dict[int, nn.Module] = {}
+    for named in model.modules():
+        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names a layer around the module
+            inside = [named] if hasattr(named, "config") else [m for m in named.modules() if hasattr(m, "config")]
+            found |= {id(m): m for m in inside if not crosses(m)}
+    return list(found.values())
 
 
 def layers(model: Any) -> list[nn.Module]:

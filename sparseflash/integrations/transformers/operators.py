@@ -25,6 +25,7 @@ from sparseflash.functional.operators import MaskArguments
 from sparseflash.integrations.transformers.drawing import mask_of
 from sparseflash.integrations.transformers.masks import Description, read
 from sparseflash.integrations.transformers.sequences import Piece, within
+from sparseflash.kernels import bias as biases
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import MASKS, TABLES
@@ -59,13 +60,17 @@ def model_attention(
     block: int,
     scale: float,
     sinks: Tensor | None = None,
+    bias: Tensor | None = None,
     softcap: float | None = None,
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """Attention [B, Hq, N, Dv] over a pattern within the sequences that a description speaks of."""
+    """Attention [B, Hq, N, Dv] over a pattern within the sequences that a description speaks of.
+
+    bias: [B or 1, Hq or 1, N or 1, M or 1], added to the scores.
+    """
     out: Tensor = torch.ops.sparseflash.model_attention(
-        q, k, v, sinks, mask, pattern, block, scale, softcap, dropout, seed if dropout else None
+        q, k, v, sinks, bias, mask, pattern, block, scale, softcap, dropout, seed if dropout else None
     )[0]
     return out
 
@@ -75,6 +80,7 @@ def _forward(
     k: Tensor,
     v: Tensor,
     sinks: Tensor | None,
+    bias: Tensor | None,
     mask: Tensor,
     pattern: str,
     block: int,
@@ -85,7 +91,7 @@ def _forward(
 ) -> tuple[Tensor, Tensor]:
     told = read(mask, q.shape[2], k.shape[2])
     keys = told.keys(q.shape[2], k.shape[2])
-    if _decodes(told, q) and not dropout:
+    if _decodes(told, q) and not dropout and bias is None:
         table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
         # Keys at or past `keys` are not read: the table may speak of more than there is memory for.
         fitting = dataclasses.replace(table, shape=(k.shape[2], k.shape[2]))
@@ -95,7 +101,8 @@ def _forward(
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         return attention(
             *(q, k[:, :, :keys], v[:, :, :keys], table),
-            scale=scale, softcap=softcap, sinks=sinks, dropout_p=dropout, seed=seed, return_lse=True,
+            scale=scale, softcap=softcap, bias=_of_keys(bias, keys), sinks=sinks, dropout_p=dropout, seed=seed,
+            return_lse=True,
         )  # fmt: skip
 
 
@@ -106,6 +113,7 @@ def _backward(
     v: Tensor,
     out: Tensor,
     lse: Tensor,
+    bias: Tensor | None,
     mask: Tensor,
     pattern: str,
     block: int,
@@ -119,13 +127,45 @@ def _backward(
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
     backend = "cpu" if q.device.type == "cpu" else "triton"
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
-        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse),
+        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse, _of_keys(bias, keys)),
         *(*MaskArguments.of(table), backend, False),
         *(scale, softcap, None, 0, dropout, seed),
     )
     if room := k.shape[2] - keys:
         dk, dv = (F.pad(x, (0, 0, 0, room)) for x in (dk, dv))
     return dq, dk, dv
+
+
+def _bias_backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    bias: Tensor,
+    mask: Tensor,
+    pattern: str,
+    block: int,
+    scale: float,
+    softcap: float | None,
+    dropout: float,
+    seed: Tensor | None,
+) -> Tensor:
+    told = read(mask, q.shape[2], k.shape[2])
+    keys = told.keys(q.shape[2], k.shape[2])
+    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
+    of_keys: Tensor = torch.ops.sparseflash.attention_bias_backward(
+        *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse, _of_keys(bias, keys)),
+        *(*MaskArguments.of(table), "cpu" if q.device.type == "cpu" else "triton"),
+        *(scale, softcap, None, 0, dropout, seed),
+    )
+    return F.pad(of_keys, (0, bias.shape[3] - of_keys.shape[3]))
+
+
+def _of_keys(bias: Tensor | None, keys: int) -> Tensor | None:
+    """The bias of the keys that there are: a cache may have room for more."""
+    return bias if bias is None or bias.shape[3] == 1 else bias[..., :keys]
 
 
 def _decodes(told: Description, q: Tensor) -> bool:
@@ -220,20 +260,26 @@ def _depends_on_length(pattern: Pattern) -> bool:
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, sinks, mask, *ctx.setting, seed = inputs
+    q, k, v, sinks, bias, mask, *ctx.setting, seed = inputs
     ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(q, k, v, *output, sinks, mask, seed)
+    ctx.save_for_backward(q, k, v, *output, sinks, bias, mask, seed)
 
 
 def _gradient(ctx: Any, dout: Tensor | None, dlse: Tensor | None) -> tuple[Tensor | None, ...]:
-    q, k, v, out, lse, sinks, mask, seed = ctx.saved_tensors
-    dsinks = None
+    q, k, v, out, lse, sinks, bias, mask, seed = ctx.saved_tensors
+    dsinks = dbias = None
     if dout is None:
-        return (None,) * 4
+        return (None,) * 5
+    wants_bias = ctx.needs_input_grad[4]
+    if wants_bias and biases.is_of_queries(bias):
+        dbias, wants_bias = biases.of_queries(bias, dout, None, out, lse, sinks), False
     if sinks is not None:
         dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
-    dq, dk, dv = torch.ops.sparseflash.model_attention_backward(dout, q, k, v, out, lse, mask, *ctx.setting, seed)
-    return dq, dk, dv, dsinks
+    given = dout, q, k, v, out, lse, bias, mask, *ctx.setting, seed
+    dq, dk, dv = torch.ops.sparseflash.model_attention_backward(*given)
+    if wants_bias:
+        dbias = torch.ops.sparseflash.model_attention_bias_backward(*given)
+    return dq, dk, dv, dsinks, dbias
 
 
 def _forward_fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
@@ -245,20 +291,35 @@ def _backward_fake(dout: Tensor, q: Tensor, k: Tensor, v: Tensor, *rest: Any) ->
     return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
 
 
+def _bias_backward_fake(dout: Tensor, *arguments: Any) -> Tensor:
+    bias: Tensor = arguments[5]
+    return bias.new_empty(bias.shape)
+
+
 transforms.register(
     _library,
-    f"model_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, {_SETTING}) -> (Tensor out, Tensor lse)",
+    f"model_attention(Tensor q, Tensor k, Tensor v, Tensor? sinks, Tensor? bias, {_SETTING}) "
+    "-> (Tensor out, Tensor lse)",
     _forward,
     _forward_fake,
-    transforms.differentiable("model_attention", 4, _save, _gradient),
+    transforms.differentiable("model_attention", 5, _save, _gradient),
     _TAGS,
 )
 transforms.register(
     _library,
-    "model_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, "
+    "model_attention_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor? bias, "
     f"{_SETTING}) -> (Tensor dq, Tensor dk, Tensor dv)",
     _backward,
     _backward_fake,
-    transforms.derived("model_attention_backward", 6),
+    transforms.derived("model_attention_backward", 7),
+    _TAGS,
+)
+transforms.register(
+    _library,
+    "model_attention_bias_backward(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor out, Tensor lse, Tensor bias, "
+    f"{_SETTING}) -> Tensor",
+    _bias_backward,
+    _bias_backward_fake,
+    transforms.derived("model_attention_bias_backward", 7),
     _TAGS,
 )

@@ -15,7 +15,7 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import wraps
 from typing import Any
@@ -23,7 +23,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from sparseflash.integrations.transformers.attention import CALLS, CROSSES, NAME, attending, crosses, may_cross
+from sparseflash.integrations.transformers.alibi import is_served, serve
+from sparseflash.integrations.transformers.attention import (
+    CALLS,
+    CROSSES,
+    NAME,
+    SERVED,
+    attending,
+    crosses,
+    has_two_sides,
+    may_cross,
+    side_of,
+)
 from sparseflash.integrations.transformers.patches import mark_patches
 
 KEYS = ("block_sparse_pattern", "block_sparse_block")
@@ -80,6 +91,7 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
     config = model.config
     if config._attn_implementation == NAME:
         refuse_misspelt(config)
+        serve(model)
         source = _source_around(type(model))
         if _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
             raise ValueError(_foreign(model))
@@ -94,6 +106,8 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch
+        model.config._attn_implementation_internal = attn_implementation
     if attn_implementation == NAME and model.config._attn_implementation != NAME:
         raise ValueError(_foreign(model))
     if model.config._attn_implementation == NAME:
@@ -140,6 +154,13 @@ def _configs(config: Any, where: str = "config") -> Iterator[tuple[str, Any]]:
             yield from _configs(part, f"{where}.{name}")
 
 
+def copies(model: Any) -> list[Any]:
+    """Configs of a model's parts that are copies of its own, in which nobody would look for entries: T5's stacks'."""
+    listed, kind = {id(part) for _, part in _configs(model.config)}, type(model.config.get_text_config())
+    held = {id(part.config): part.config for part in model.modules() if isinstance(getattr(part, "config", None), kind)}
+    return [config for key, config in held.items() if key not in listed]
+
+
 def _look_before_forward(model: Any) -> None:
     if MARK not in vars(model):
         setattr(model, MARK, True)
@@ -175,24 +196,19 @@ def examine(model: Any) -> None:
     """Raise for a model in which block_sparse would not do what its config says.
 
     Raises:
-        ValueError: a misspelt entry; a part that takes our masks, but not our attention; one that selects keys itself,
-            or adds a position bias; a pattern that no attention module reads.
+        ValueError: a misspelt entry; a part that takes our masks, but not our attention; one that selects keys itself;
+            a pattern that no attention module reads.
     """
     if model.config._attn_implementation != NAME:
         return
     refuse_misspelt(model.config)
     mark_crossing(model)
     for part in model.modules():
-        around = _source_around(type(part)) if MARK in vars(part) else ""
+        around = _source_around(type(part)) if MARK in vars(part) and not is_served(type(part)) else ""
         if _ATTENDS.search(around) and _ASKS_FOR_MASKS.search(around) and not _ASKS.search(around):
             raise ValueError(_foreign(part))
     readers = [part for part in model.modules() if _asks(type(part)) and hasattr(part, "config")]
     for reader in readers:
-        if getattr(reader, "has_relative_attention_bias", False):
-            raise ValueError(
-                f"{type(reader).__name__} adds a position bias to its scores, which block_sparse has no kernel for "
-                f"yet: {INSTEAD}"
-            )
         for name, child in reader.named_children():
             if _SELECTS.search(type(child).__name__):
                 handed = "".join(
@@ -221,6 +237,28 @@ def examine(model: Any) -> None:
                 f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
+    if (alone := _computing(model, model.config)) is not None:
+        half = (
+            'give the decoder alone one, {"decoder": ...}, or '
+            if has_two_sides(model.config) and attending(model)
+            else ""
+        )
+        raise ValueError(
+            f"{type(alone).__name__} of {type(model).__name__} computes its attention itself and would not read its "
+            f"pattern: {half}{INSTEAD}"
+        )
+
+
+def _computing(module: nn.Module, config: Any) -> nn.Module | None:
+    """A module that computes attention on its own where the config has a pattern for it."""
+    config = getattr(module, "config", config)
+    pattern = _pattern(config)
+    if isinstance(pattern, Mapping):
+        pattern = pattern.get(side_of(module))
+    kind = type(module)
+    if pattern is not None and "Attention" in kind.__name__ and "softmax(" in _source(kind) and not _asks(kind):
+        return module
+    return next((found for child in module.children() if (found := _computing(child, config)) is not None), None)
 
 
 def mark_crossing(model: Any) -> None:
@@ -258,7 +296,8 @@ def _asks(kind: type[nn.Module]) -> bool:
         "torch",
         "transformers.modeling_utils",
     )  # what all models share speaks of the interface, and asks nothing
-    return any(_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
+    asks = (_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
+    return hasattr(kind, SERVED) or any(asks)
 
 
 def _known(kind: type[nn.Module]) -> bool:

@@ -1,0 +1,82 @@
+"""Terms that a ``score_mod`` adds, as the one tensor that kernels add: of pairs of tokens, or of their distances.
+
+Shape legend: B samples, H query heads, N queries, M keys; R, the largest distance between a query and a key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sparseflash.flex.score_mods import Bias, Sizes, values_of
+from sparseflash.integrations.mask_mods import HEAD, KEY, QUERY, SAMPLE, Made, Origin, Read, Recording, aten
+
+
+def bias_of(terms: Sequence[Bias], recording: Recording, sizes: Sizes, score: Tensor) -> Tensor | None:
+    """The sum of all terms as ``bias`` of :func:`sparseflash.attention`; None if there are none.
+
+    A number of each head and distance is asked for once a distance, and stays [H or 1, 2 R + 1]. With other terms
+    beside it the sum is of pairs, [B or 1, H or 1, N or 1, M or 1], each dim 1 if no term looks at it.
+    """
+    pairs: Tensor | None = None
+    distances: Tensor | None = None
+    for term in terms:
+        value = (_of_distances if term.relative else _of_pairs)(term, recording, sizes, score)
+        value = value if term.number == 1 else value * term.number
+        if term.relative:
+            distances = value if distances is None else distances + value
+        else:
+            pairs = value if pairs is None else pairs + value
+    if pairs is None or distances is None:
+        return distances if pairs is None else pairs
+    return pairs + _spread(distances, sizes)
+
+
+def _of_pairs(term: Bias, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
+    if term.origin is None:
+        return torch.ones((1, 1, 1, 1), dtype=score.dtype, device=score.device)
+    asked = ("sample",), ("head",), ("query", "distance"), ("key", "distance")
+    counts = Sizes(*(size if term.depends & set(names) else 1 for size, names in zip(sizes, asked, strict=True)))
+    found = _looked_up(term.origin, recording, counts)
+    return values_of(term.origin, recording, counts, score) if found is None else found.to(score.dtype)
+
+
+def _of_distances(term: Bias, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
+    """[H or 1, 2 R + 1], of keys from R behind their query to R ahead of it; no pair has those past the lengths."""
+    assert term.origin is not None
+    reach = max(sizes.queries, sizes.keys) - 1
+    away = torch.arange(-reach, reach + 1, device=score.device).clamp(1 - sizes.queries, sizes.keys - 1)
+    heads = torch.arange(sizes.heads if "head" in term.depends else 1, device=score.device)
+    one = torch.vmap(recording.function(term.origin), in_dims=(None, None, 0, 0, None))
+    every = torch.vmap(one, in_dims=(None, 0, None, None, None))
+    table: Tensor = every(torch.zeros_like(away[0]), heads, (-away).clamp(min=0), away.clamp(min=0), score)
+    return table.reshape(heads.numel(), away.numel()).to(score.dtype)
+
+
+def _looked_up(origin: Origin, recording: Recording, counts: Sizes) -> Tensor | None:
+    """``x[b, h, q_idx, kv_idx]``, or some of them in any order, as a view of the tensor x; None for any other term."""
+    if not isinstance(origin, Made) or origin.step < 0:
+        return None
+    step = recording.steps[origin.step]
+    source, *indices = step.arguments
+    if step.operator.overloadpacket != aten.index or not isinstance(source, Read):
+        return None
+    tensor = recording.live.get(source.number, recording.contents[source.number])
+    axes = {SAMPLE: 0, HEAD: 1, QUERY: 2, KEY: 3}
+    dims = [axes[index] for index in indices if index in axes]
+    if len(dims) != len(indices) or len(set(dims)) != len(dims) or tensor.dim() != len(dims):
+        return None
+    for dim, axis in enumerate(dims):
+        if tensor.shape[dim] < counts[axis]:  # which fails when it is asked for, in torch's words
+            return None
+        tensor = tensor.narrow(dim, 0, counts[axis])
+    places = tuple(slice(None) if axis in dims else None for axis in range(4))
+    return tensor.permute(sorted(range(len(dims)), key=dims.__getitem__))[places]
+
+
+def _spread(distances: Tensor, sizes: Sizes) -> Tensor:
+    """Numbers of distances [H or 1, 2 R + 1] as numbers of pairs, [1, H or 1, N, M]."""
+    queries, keys = (torch.arange(size, device=distances.device) for size in sizes[2:])
+    return distances[:, distances.shape[1] // 2 + keys - queries[:, None]][None]

@@ -1,0 +1,135 @@
+"""Bloom and MPT, whose layers compute attention with ALiBi themselves: they ask for ours in its place.
+
+Their classes get a ``forward`` that does what theirs does up to the scores and after them, for models whose attention
+is block_sparse; other models go on as before. What ALiBi adds to the scores of a key is handed to the attention as a
+bias, as the model made it: positions in it skip padding, and are rounded to the model's dtype.
+
+Source of both: Transformers, models/bloom/modeling_bloom.py and models/mpt/modeling_mpt.py. Falcon is not served: the
+mask that it hands to its layers is computed from ours.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparseflash.integrations.transformers.attention import NAME, SERVED, block_sparse_attention
+from sparseflash.integrations.transformers.masks import describe
+
+PACKAGE = "transformers.models."
+BITS = 32
+
+
+def serve(model: Any) -> bool:
+    """Have the layers of a model ask for our attention; False for a model that is none of these."""
+    module = sys.modules.get(type(model).__module__)
+    name = next((name for name in _FORWARDS if getattr(module, name, None) is not None), None)
+    if module is None or name is None or not module.__name__.startswith(PACKAGE):
+        return False
+    kind = getattr(module, name)
+    if SERVED not in vars(kind):
+        kind.__init__ = _told(kind.__init__)
+        kind.forward = _chosen(kind.forward, _FORWARDS[name])
+        setattr(kind, SERVED, True)
+    for part in model.modules():
+        if isinstance(part, kind):
+            part.config = model.config
+    return True
+
+
+def _told(init: Callable[..., None]) -> Callable[..., None]:
+    """A layer that keeps its config, in which its pattern is."""
+
+    @wraps(init)
+    def told(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, config, *args, **kwargs)
+        self.config = config
+
+    return told
+
+
+def _chosen(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(theirs)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        config = getattr(self, "config", None)
+        return (ours if getattr(config, "_attn_implementation", None) == NAME else theirs)(self, *args, **kwargs)
+
+    return forward
+
+
+def _bloom(
+    self: Any,
+    hidden_states: Tensor,
+    residual: Tensor,
+    alibi: Tensor,
+    attention_mask: Tensor,
+    layer_past: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    if self.pretraining_tp > 1 and self.slow_but_exact:
+        raise ValueError(
+            f"{type(self).__name__} with slow_but_exact adds its output in {self.pretraining_tp} parts, which "
+            'block_sparse does not: set slow_but_exact=False, or use attn_implementation="eager"'
+        )
+    query, key, value = self._reshape(self.query_key_value(hidden_states))
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, self.layer_idx)
+    out, weights = block_sparse_attention(
+        *(self, query, key, value, attention_mask),
+        dropout=self.attention_dropout.p if self.training else 0.0, scaling=self.inv_norm_factor,
+        position_bias=alibi.unflatten(0, (-1, self.num_heads)), output_attentions=output_attentions,
+    )  # fmt: skip
+    return residual + F.dropout(self.dense(out.flatten(2)), self.hidden_dropout, self.training), weights
+
+
+def _mpt(
+    self: Any,
+    hidden_states: Tensor,
+    position_bias: Tensor,
+    cache: Any = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    mixed = self.Wqkv(hidden_states)
+    if self.clip_qkv:
+        mixed = mixed.clamp(min=-self.clip_qkv, max=self.clip_qkv)
+    query, key, value = (x.unflatten(2, (self.n_heads, -1)).transpose(1, 2) for x in mixed.chunk(3, dim=2))
+    if cache is not None:
+        key, value = cache.update(key, value, self.layer_idx, kwargs=kwargs)
+    assert attention_mask is not None
+    out, weights = block_sparse_attention(
+        *(self, query, key, value, _words(attention_mask)),
+        dropout=self.attn_dropout_p if self.training else 0.0, scaling=self.softmax_scale,
+        position_bias=position_bias[None, :, :, -key.shape[2] :],
+    )  # fmt: skip
+    return self.out_proj(out.flatten(2)), weights
+
+
+_FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttention": _mpt}
+
+
+def described(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
+    """The description of a batch (:func:`describe`), for MPT in bits: it makes booleans of every mask."""
+    mask = describe(*args, config=config, **kwargs)
+    if getattr(config, "model_type", None) != "mpt":
+        return mask
+    return ((mask[..., None] >> torch.arange(BITS)) & 1).bool().flatten(-2)
+
+
+def _words(bits: Tensor) -> Tensor:
+    words: Tensor = (bits.unflatten(-1, (-1, BITS)).int() << torch.arange(BITS)).sum(-1).int()
+    return words
+
+
+def is_served(kind: type[nn.Module]) -> bool:
+    """Whether a class of Transformers stands beside layers that ask for our attention."""
+    module = sys.modules.get(kind.__module__)
+    return any(SERVED in vars(getattr(module, name, object)) for name in _FORWARDS)
