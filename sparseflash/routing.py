@@ -16,6 +16,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from sparseflash.functional.arguments import check_queries_and_keys, check_size
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.tables.table import LookupTable
 
@@ -88,13 +89,12 @@ def topk_blocks(
         >>> sf.attention(q, k, v, table).shape
         torch.Size([1, 4, 1024, 32])
     """
-    _check_operands(q, k)
+    check_queries_and_keys(q, k)
+    if not q.shape[0]:
+        raise ValueError(f"q must have at least one sample to choose blocks for, got q {tuple(q.shape)}")
     for name, number, least in (("k_blocks", k_blocks, 1), ("local_blocks", local_blocks, 0),
                                 ("sink_blocks", sink_blocks, 0)):  # fmt: skip
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+        check_size(name, number, least)
     if query not in ("mean", "first"):
         raise ValueError(f"query must be 'mean' or 'first', got {query!r}")
     # Lengths may be symbols of a compiled graph; a grid belongs to numbers, and range() decides on them.
@@ -152,22 +152,6 @@ def topk_table(
         indices, counts, shape=(q.shape[2], k.shape[2]), block=block, q_offset=q_offset, q_heads=q.shape[1],
         causal=causal,
     )  # fmt: skip
-
-
-def _check_operands(q: torch.Tensor, k: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a floating tensor [batch, heads, tokens, dim], got {got}")
-        if x.dim() != 4 or 0 in x.shape:
-            raise ValueError(f"{name} must be [batch, heads, tokens, dim], none of them 0, got {tuple(x.shape)}")
-    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}"
-    if q.device != k.device:
-        raise ValueError(f"q and k must lie on one device, got {q.device} and {k.device}")
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must have one batch size and one head dim; {shapes}")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
 
 
 class Places(NamedTuple):

@@ -135,36 +135,62 @@ def _is_plain(x: Any) -> bool:
 
 
 def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        check_layout(name, x)
-        if x.dim() != 4:
-            raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
+    operands = {"q": q, "k": k, "v": v}
+    for name, x in operands.items():
+        _check_operand(name, x)
     if not q.dtype == k.dtype == v.dtype:
         raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if not q.device == k.device == v.device:
-        raise ValueError(f"q, k and v must lie on one device, got {q.device}, {k.device}, {v.device}")
-    if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k and v must have one batch size; {shapes}")
-    if k.shape[1:3] != v.shape[1:3]:
-        raise ValueError(f"k and v must have equal heads and tokens; {shapes}")
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must have one head dim; {shapes}")
-    if q.shape[2] > MOST_TOKENS or k.shape[2] > MOST_TOKENS:
-        raise ValueError(f"sequences have at most {MOST_TOKENS:,} tokens; {shapes}")
-    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
-        raise ValueError(f"no dimension but the batch may be 0; {shapes}")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
+    _check_fit(operands)
+    for name, x in operands.items():
         if x.stride(3) != 1 and x.shape[3] > 1:
             raise ValueError(
                 f"the last dim of {name} must be contiguous, got strides {x.stride()}; call {name}.contiguous()"
             )
+
+
+def check_queries_and_keys(q: torch.Tensor, k: torch.Tensor) -> None:
+    """Raise unless these are q and k of attention, for routers: strides and dtypes are free."""
+    operands = {"q": q, "k": k}
+    for name, x in operands.items():
+        _check_operand(name, x)
+    _check_fit(operands)
+
+
+def _check_operand(name: str, x: torch.Tensor) -> None:
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    check_layout(name, x)
+    if x.dim() != 4:
+        raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
+
+
+def _check_fit(operands: dict[str, torch.Tensor]) -> None:
+    """Raise unless q, k and, if it is there, v fit each other in device and shape."""
+    q, k, *values = operands.values()
+    names = "q, k and v" if values else "q and k"
+    if any(x.device != q.device for x in (k, *values)):
+        devices = ", ".join(str(x.device) for x in operands.values())
+        raise ValueError(f"{names} must lie on one device, got {devices}")
+    if any(x.shape[0] != q.shape[0] for x in (k, *values)):
+        raise ValueError(f"{names} must have one batch size; got {_shapes(operands)}")
+    if any(x.shape[1:3] != k.shape[1:3] for x in values):
+        raise ValueError(f"k and v must have equal heads and tokens; got {_shapes(operands)}")
+    if q.shape[3] != k.shape[3]:
+        raise ValueError(f"q and k must have one head dim; got {_shapes(operands)}")
+    if q.shape[2] > MOST_TOKENS or k.shape[2] > MOST_TOKENS:
+        raise ValueError(f"sequences have at most {MOST_TOKENS:,} tokens; got {_shapes(operands)}")
+    if any(0 in x.shape[1:] for x in operands.values()):
+        raise ValueError(f"no dimension but the batch may be 0; got {_shapes(operands)}")
+    if q.shape[1] % k.shape[1]:
+        raise ValueError(
+            f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; got {_shapes(operands)}"
+        )
+
+
+def _shapes(operands: dict[str, torch.Tensor]) -> str:
+    return ", ".join(f"{name} {tuple(x.shape)}" for name, x in operands.items())
 
 
 def check_layout(name: str, x: torch.Tensor) -> None:
@@ -222,9 +248,7 @@ def checked_scale(scale: float | None, dim: int) -> float:
     return float(scale)
 
 
-def checked_softcap(softcap: float | None, scale: float) -> float | None:
-    if softcap is None:
-        return None
+def checked_softcap(softcap: float, scale: float) -> float:
     if isinstance(softcap, bool) or not isinstance(softcap, Real):
         raise TypeError(f"softcap must be a number or None, got {described(softcap)}")
     # Kernels hold log2(e) times the cap, and the scale divided by it, in float32.
@@ -236,9 +260,7 @@ def checked_softcap(softcap: float | None, scale: float) -> float | None:
     return float(softcap)
 
 
-def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
-    if slopes is None:
-        return
+def check_slopes(slopes: torch.Tensor, q: torch.Tensor) -> None:
     if not isinstance(slopes, torch.Tensor) or slopes.dtype != torch.float32:
         got = slopes.dtype if isinstance(slopes, torch.Tensor) else type(slopes).__name__
         raise TypeError(f"alibi_slopes must be a float32 tensor, got {got}")
@@ -254,9 +276,7 @@ def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
         raise ValueError("alibi_slopes get no gradient, but require one; pass alibi_slopes.detach()")
 
 
-def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
-    if sinks is None:
-        return
+def check_sinks(sinks: torch.Tensor, q: torch.Tensor) -> None:
     if not isinstance(sinks, torch.Tensor) or sinks.dtype not in DTYPES:
         got = sinks.dtype if isinstance(sinks, torch.Tensor) else type(sinks).__name__
         raise TypeError(f"sinks must be a floating tensor, got {got}")
@@ -269,11 +289,11 @@ def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
         raise ValueError(f"sinks must lie on {q.device} with q, got {sinks.device}")
 
 
-def checked_dropout(dropout_p: float) -> float:
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, Real):
-        raise TypeError(f"dropout_p must be a number, got {described(dropout_p)}")
+def checked_dropout(dropout_p: float, name: str = "dropout_p") -> float:
+    if type(dropout_p) is not float and (isinstance(dropout_p, bool) or not isinstance(dropout_p, Real)):
+        raise TypeError(f"{name} must be a number, got {described(dropout_p)}")
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {described(dropout_p)}")
+        raise ValueError(f"{name} must be at least 0 and below 1, got {described(dropout_p)}")
     return float(dropout_p)
 
 
@@ -292,3 +312,53 @@ def checked_seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tens
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"seed must fit in 64 bits with a sign, got {described(seed)}")
     return torch.tensor(seed, dtype=torch.int64)
+
+
+def check_size(name: str, number: int, least: int = 1) -> None:
+    """Raise unless an argument that counts something is an int of at least ``least``."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_counts(name: str, counts: torch.Tensor, like: torch.Tensor, owner: str) -> None:
+    """Raise unless ``counts`` has one int32 or int64 a sample, [B], and lies where ``like`` [B, ...] does."""
+    if not isinstance(counts, torch.Tensor) or counts.dtype not in (torch.int32, torch.int64):
+        got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
+        raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
+    if counts.shape != (like.shape[0],):
+        raise ValueError(f"{name} must be [{like.shape[0]}], one a sample of {owner}, got {tuple(counts.shape)}")
+    if counts.device != like.device:
+        raise ValueError(
+            f"{name} must lie on {like.device} with {owner}, got {counts.device}; {name}.to({str(like.device)!r})"
+        )
+
+
+def checked_lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Lengths of decoding as a tensor [B] on q's device."""
+    if isinstance(lengths, torch.Tensor):
+        check_counts("lengths", lengths, q, "q")
+        return lengths
+    if isinstance(lengths, bool) or not isinstance(lengths, int):
+        raise TypeError(f"lengths must be a tensor of ints [{q.shape[0]}] or an int, got {described(lengths)}")
+    new, capacity = q.shape[2], k.shape[2]
+    if not new <= lengths <= capacity:
+        raise ValueError(
+            f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
+            f"(q {tuple(q.shape)}, k {tuple(k.shape)})"
+        )
+    return torch.full((q.shape[0],), lengths, dtype=torch.int32, device=q.device)
+
+
+def check_no_gradient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None) -> None:
+    """Raise where decoding, which has no gradient, would have to record one."""
+    if not torch.is_grad_enabled():
+        return
+    operands = {"q": q, "k": k, "v": v, "sinks": sinks}
+    names = ", ".join(name for name, x in operands.items() if x is not None and x.requires_grad)
+    if names:
+        raise ValueError(
+            f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
+            "or train with sparseflash.attention"
+        )

@@ -10,19 +10,10 @@ import torch
 from sparseflash.functional import operators as ops
 from sparseflash.functional.arguments import (
     canonical_text,
-    check_operands,
-    check_sinks,
-    check_slopes,
-    checked_backend,
-    checked_dropout,
-    checked_scale,
-    checked_seed,
-    checked_softcap,
     parsed,
     refuse_mask,
-    under_autocast,
 )
-from sparseflash.kernels.layout import Score
+from sparseflash.functional.call import Call
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.full import full
@@ -142,26 +133,24 @@ def attention(
         >>> bool(lse.max() <= 5 + torch.tensor(512.0).log())
         True
     """
-    q, k, v = under_autocast(q, k, v)
-    check_operands(q, k, v)
-    backend = checked_backend(backend, q, v)
-    if not isinstance(deterministic, bool):
-        raise TypeError(f"deterministic must be True or False, got {deterministic!r}")
-    scale = checked_scale(scale, q.shape[-1])
-    softcap = checked_softcap(softcap, scale)
-    check_slopes(alibi_slopes, q)
-    check_sinks(sinks, q)
-    dropout_p = checked_dropout(dropout_p)
-    found, q_offset = _mask_arguments(mask, q, k)
-    score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, checked_seed(seed, q) if dropout_p else None)
-    if not q.shape[0]:
-        out, lse = empty_batch(q, k, v, sinks)
-    else:
-        out, lse = ops.attention(q, k, v, sinks, found, backend, deterministic, score)
+    call = Call.checked(
+        q, k, v, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
+        dropout_p=dropout_p, seed=seed, deterministic=deterministic, backend=backend,
+    )  # fmt: skip
+    out, lse = attend(call, mask)
     return (out, lse) if return_lse else out
 
 
-def empty_batch(
+def attend(call: Call, mask: Mask | AtBlock | PackedTable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [B, Hq, N, Dv] and lse [B, Hq, N] of a call over a mask; see :func:`attention`."""
+    q, k, v = call.q, call.k, call.v
+    found, q_offset = _mask_arguments(mask, q, k)
+    if not q.shape[0]:
+        return _empty_batch(q, k, v, call.sinks)
+    return ops.attention(q, k, v, call.sinks, found, call.backend, call.deterministic, call.score(q_offset))
+
+
+def _empty_batch(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results for a batch of no samples: differentiable, with gradients that are empty, or 0 for sinks."""

@@ -10,21 +10,16 @@ import torch
 
 from sparseflash.functional import transforms
 from sparseflash.functional.arguments import (
-    check_operands,
-    check_sinks,
-    check_slopes,
-    checked_backend,
-    checked_scale,
-    checked_softcap,
+    check_no_gradient,
+    checked_lengths,
     parsed,
     refuse_mask,
-    under_autocast,
 )
 from sparseflash.functional.attention import Mask
+from sparseflash.functional.call import Call
 from sparseflash.kernels import cpu
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.described import described
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
@@ -161,55 +156,26 @@ def decode(
         >>> torch.allclose(out[1], everything[1, :, 50:53], atol=1e-5)
         True
     """
-    q, k, v = under_autocast(q, k, v)
-    check_operands(q, k, v)
-    backend = checked_backend(backend, q, v)
-    scale = checked_scale(scale, q.shape[-1])
-    softcap = checked_softcap(softcap, scale)
-    check_slopes(alibi_slopes, q)
-    check_sinks(sinks, q)
+    call = Call.checked(
+        q, k, v, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, backend=backend
+    )  # fmt: skip
+    q, k, v = call.q, call.k, call.v
     if q.shape[2] > MOST_QUERIES:
         raise ValueError(
             f"decode takes 1 to {MOST_QUERIES} new queries, got {q.shape[2]} (q {tuple(q.shape)}); "
             "sparseflash.attention takes longer stretches"
         )
-    given = {"q": q, "k": k, "v": v} | ({} if sinks is None else {"sinks": sinks})
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given.values()):
-        names = ", ".join(name for name, x in given.items() if x.requires_grad)
-        raise ValueError(
-            f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
-            "or train with sparseflash.attention"
-        )
-    lengths = _lengths(lengths, q, k)
+    check_no_gradient(q, k, v, sinks)
+    lengths = checked_lengths(lengths, q, k)
     table = _table(mask, q, k)
     if not q.shape[0]:  # mask and lengths have been looked at
         out, lse = _decode_fake(q, k, v)
         return (out, lse) if return_lse else out
     out, lse = torch.ops.sparseflash.decode(
         *(q, k, v, sinks, lengths, table.rows.tensors(), table.tiles.tensors(), table.pattern_of, *table.block),
-        *(backend, scale, softcap, alibi_slopes),
+        *(call.backend, call.scale, call.softcap, alibi_slopes),
     )
     return (out, lse) if return_lse else out
-
-
-def _lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    B, new, capacity = q.shape[0], q.shape[2], k.shape[2]
-    if isinstance(lengths, torch.Tensor):
-        if lengths.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"lengths must be int32 or int64, got {lengths.dtype}")
-        if lengths.shape != (B,):
-            raise ValueError(f"lengths must be [{B}], one a sample of q {tuple(q.shape)}, got {tuple(lengths.shape)}")
-        if lengths.device != q.device:
-            raise ValueError(f"lengths must lie on {q.device} with q, got {lengths.device}; lengths.to(q.device) once")
-        return lengths
-    if isinstance(lengths, bool) or not isinstance(lengths, int):
-        raise TypeError(f"lengths must be a tensor of ints [{B}] or an int, got {described(lengths)}")
-    if not new <= lengths <= capacity:
-        raise ValueError(
-            f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
-            f"(q {tuple(q.shape)}, k {tuple(k.shape)})"
-        )
-    return torch.full((B,), lengths, dtype=torch.int32, device=q.device)
 
 
 def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:

@@ -7,7 +7,7 @@ from typing import Literal, overload
 
 import torch
 
-from sparseflash.functional.arguments import DTYPES
+from sparseflash.functional.arguments import DTYPES, check_counts, check_size
 from sparseflash.functional.attention import Mask
 from sparseflash.functional.decode import decode
 from sparseflash.patterns.described import described
@@ -67,10 +67,7 @@ class KVCache:
         value_dim = head_dim if value_dim is None else value_dim
         sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in (sizes | {"value_dim": value_dim}).items():
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} must be an int, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_size(name, size)
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
         self.capacity = capacity
@@ -136,7 +133,7 @@ class KVCache:
                 ``SPARSEFLASH_DEBUG=1``.
         """
         if isinstance(tokens, torch.Tensor):
-            self._check_counts("tokens", tokens)
+            check_counts("tokens", tokens, self.lengths, "the cache")
         elif isinstance(tokens, bool) or not isinstance(tokens, int):
             raise TypeError(f"tokens must be an int or a tensor of ints [{len(self.lengths)}], got {described(tokens)}")
         elif tokens < 0:
@@ -222,16 +219,7 @@ class KVCache:
                 f"k_new and v_new must have equally many tokens, got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
             )
         if counts is not None:
-            self._check_counts("counts", counts)
-
-    def _check_counts(self, name: str, counts: torch.Tensor) -> None:
-        if not isinstance(counts, torch.Tensor) or counts.dtype not in (torch.int32, torch.int64):
-            got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
-            raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
-        if counts.shape != self.lengths.shape:
-            raise ValueError(f"{name} must be [{len(self.lengths)}], one a sample, got {tuple(counts.shape)}")
-        if counts.device != self.lengths.device:
-            raise ValueError(f"{name} must lie on {self.lengths.device} with the cache, got {counts.device}")
+            check_counts("counts", counts, self.lengths, "the cache")
 
     def _within(self, name: str, numbers: torch.Tensor, most: int | torch.Tensor) -> torch.Tensor:
         """Numbers in 0 to ``most``: an error for others where the host sees them, else those nearest to them."""

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseflash.functional.arguments import check_size, checked_dropout
 from sparseflash.functional.attention import AtBlock, Mask, attention
 from sparseflash.nn.checks import (
     Router,
     check_input,
-    check_size,
     checked_answer,
     checked_block,
-    checked_dropout,
     checked_mask,
 )
 from sparseflash.patterns.block_mask import BlockMask
@@ -118,7 +117,7 @@ class SparseAttention(nn.Module):
             rotary.check_head_dim(head_dim)
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
         self.mask, self.rotary, self.block = checked_mask(mask), rotary, checked_block(block)
-        self.softcap, self.alibi, self.dropout = softcap, alibi, checked_dropout(dropout)
+        self.softcap, self.alibi, self.dropout = softcap, alibi, checked_dropout(dropout, "dropout")
         self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)

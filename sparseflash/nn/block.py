@@ -10,9 +10,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseflash.functional.arguments import check_size, checked_dropout
 from sparseflash.functional.attention import Mask
 from sparseflash.nn.attention import SparseAttention
-from sparseflash.nn.checks import Router, check_input, check_size, checked_dropout
+from sparseflash.nn.checks import Router, check_input
 from sparseflash.tables.padded import Lengths, Padding
 
 
@@ -78,7 +79,7 @@ class SparseTransformerBlock(nn.Module):
         if mlp_width is None:
             mlp_width = 4 * width if mlp == "gelu" else -(-width // 3) * 8
         check_size("mlp_width", mlp_width)
-        self.dropout = checked_dropout(dropout)
+        self.dropout = checked_dropout(dropout, "dropout")
         self.attention_norm, self.mlp_norm = (
             nn.RMSNorm(width, eps=1e-6) if norm == "rms" else nn.LayerNorm(width) for _ in range(2)
         )

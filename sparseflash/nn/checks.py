@@ -90,18 +90,3 @@ def check_input(x: Tensor, width: int, projection: nn.Module) -> None:
 def checked_block(block: Any) -> tuple[int, int]:
     grid = make_grid(1, block, None)
     return grid.bq, grid.bk
-
-
-def check_size(name: str, number: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int, got {number!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-
-
-def checked_dropout(dropout: float) -> float:
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-    return float(dropout)

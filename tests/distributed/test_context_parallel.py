@@ -134,7 +134,7 @@ WRONG = {
     "batch": r"all ranks must make the same call, but rank 0 of [0-9] has q \[1, 2.*; rank [0-9] has q \[2, 2",
     "mask": "all ranks must make the same call|rank [0-9] of [0-9] holds",
     "no tensor": "q must be a tensor, got NoneType",
-    "option": "rank 0 of [0-9] has .*no options.*rank [0-9] has .*softcap=2.0",
+    "option": "rank 0 of [0-9] has .*; scale=[0-9.]+, backend=.cpu.; .*rank [0-9] has .*, softcap=2.0, ",
     "deal": "all ranks must make the same call|rank [0-9] of [0-9] holds",
     "gradient": "gradients of none.*gradients of q",
     "length": "sharding is for 300 tokens, the mask for 301",
