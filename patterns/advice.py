@@ -120,16 +120,16 @@ def _depends_on_difference(mask: MaskData) -> bool:
         return False
     runs = mask.runs
     for row in range(rows - 1):
-        here = runs.letter_at(row * grid.cols + np.arange(cols - 1))
-        after = runs.letter_at((row + 1) * grid.cols + np.arange(1, cols))
+        here = runs.code_at(row * grid.cols + np.arange(cols - 1))
+        after = runs.code_at((row + 1) * grid.cols + np.arange(1, cols))
         if not np.array_equal(here, after):
             return False
     diagonals = np.arange(1 - rows, cols)  # of blocks, by column - row
-    letters = runs.letter_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
+    codes = runs.code_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
     words = tile_table(mask.tiles, grid.bq, grid.bk)
     below = above = np.empty((0, 0), bool)
-    for begin in range(0, letters.size, TILES_AT_ONCE):
-        bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)
+    for begin in range(0, codes.size, TILES_AT_ONCE):
+        bits = unpack(words[codes[begin : begin + TILES_AT_ONCE]], grid.bk)
         if (bits[:, 1:, 1:] != bits[:, :-1, :-1]).any():
             return False
         # The part of a block above its diagonal continues below the diagonal of the next block.

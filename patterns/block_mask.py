@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from sparseflash.patterns import checking, conversions, mask_file
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.misuse import TRUTH
+from sparseflash.patterns.renamed import renamed
 from sparseflash.patterns.set_operations import difference, full_mask, intersection, transposed, union
 
 
@@ -71,22 +72,23 @@ class BlockMask(MaskData):
         return conversions.to_dense(self)
 
     def to_scipy(self, pattern: int = 0) -> csr_array:
-        """Letters of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
+        """Block codes of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
         return conversions.to_scipy(self, pattern)
 
     @classmethod
+    @renamed(letters="codes")
     def from_scipy(
         cls,
-        letters: Any,
+        codes: Any,
         seq_len: int | tuple[int, int],
         block: int | tuple[int, int] = 128,
         tiles: NDArray[Any] | None = None,
         q_offset: int | None = None,
     ) -> BlockMask:
-        """The mask of a scipy.sparse matrix of letters [nQ, nK]: what :meth:`to_scipy` gives, or blocks to see whole.
+        """The mask of a scipy.sparse matrix of block codes [nQ, nK], from :meth:`to_scipy`, or of blocks to see whole.
 
         Args:
-            letters: booleans or ints. 0, or not stored, is EMPTY; 1 is FULL; t >= 2 is PARTIAL with ``tiles[t - 2]``.
+            codes: booleans or ints. 0, or not stored, is EMPTY; 1 is FULL; t >= 2 is PARTIAL with ``tiles[t - 2]``.
             seq_len: tokens, or (q_len, kv_len). Blocks that reach past them are cut.
             block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
             tiles: token bits, bool [T, BQ, BK], or packed as ``BlockMask.tiles``, uint32 [T, BQ, ceil(BK / 32)].
@@ -94,7 +96,7 @@ class BlockMask(MaskData):
 
         Raises:
             TypeError: not a scipy.sparse matrix of booleans or ints, or a length, block or offset that is no int.
-            ValueError: a matrix that does not fit the lengths, a letter without a tile, tiles that do not fit the
+            ValueError: a matrix that does not fit the lengths, a code without a tile, tiles that do not fit the
                 block.
 
         Example:
@@ -104,7 +106,7 @@ class BlockMask(MaskData):
             >>> mask.nnz, mask.full_blocks, mask.to_scipy().toarray()[-1].tolist()
             (8, 7, [0, 0, 0, 0, 0, 0, 0, 2])
         """
-        return cls.of(conversions.from_scipy(letters, seq_len, block, tiles, q_offset))
+        return cls.of(conversions.from_scipy(codes, seq_len, block, tiles, q_offset))
 
     def check(self) -> None:
         """Look, slowly and independently of the compiler, whether the mask keeps everything that it promises.

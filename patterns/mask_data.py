@@ -30,7 +30,7 @@ class MaskData(Constant):
     """
 
     grid: Grid  # lengths, block size, and the position of the first query
-    runs: Runs  # letters of the P matrices [nQ, nK], one below the other
+    runs: Runs  # codes of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
     # Of the pattern it was compiled from, and no part of what makes masks equal:
@@ -39,9 +39,9 @@ class MaskData(Constant):
 
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> Self:
-        """Bring letters, tiles and patterns into the canonical form, in which equal masks have equal bytes."""
+        """Bring codes, tiles and patterns into the canonical form, in which equal masks have equal bytes."""
         runs, kept, pattern_of = canonical(grid, runs, tiles, pattern_of)
-        for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
+        for array in (runs.start, runs.stop, runs.code, kept, pattern_of):
             frozen(array)  # masks are cached and shared
         return cls(grid, runs, kept, pattern_of)
 
@@ -68,7 +68,7 @@ class MaskData(Constant):
     @property
     def nbytes(self) -> int:
         """Bytes of the arrays that hold it."""
-        return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.letter, self.tiles, self.pattern_of))
+        return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.code, self.tiles, self.pattern_of))
 
     @cached_property
     def patterns(self) -> int:
@@ -89,7 +89,7 @@ class MaskData(Constant):
     @cached_property
     def full_blocks(self) -> int:
         """Stored blocks that need no masking, summed like :attr:`nnz`."""
-        counts = np.bincount(self.runs.row, weights=self.runs.length * (self.runs.letter == FULL))
+        counts = np.bincount(self.runs.row, weights=self.runs.length * (self.runs.code == FULL))
         counts = np.pad(counts, (0, self.runs.shape[0] - counts.size)).reshape(self.patterns, -1)
         return int(counts.sum(axis=1)[self.pattern_of].sum())
 
@@ -97,15 +97,15 @@ class MaskData(Constant):
     def tokens(self) -> int:
         """Allowed (query, key) pairs, summed like :attr:`nnz`."""
         in_tiles = np.bitwise_count(self.tiles).sum(axis=(1, 2), dtype=np.int64)
-        per_letter = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
-        letters = len(per_letter)
-        which = self.runs.letter
+        per_code = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
+        codes = len(per_code)
+        which = self.runs.code
         if self.patterns > 1:
-            which = which + self.runs.row // self.grid_shape[0] * letters
-        blocks = np.zeros((self.patterns, letters), np.int64)
+            which = which + self.runs.row // self.grid_shape[0] * codes
+        blocks = np.zeros((self.patterns, codes), np.int64)
         np.add.at(blocks.reshape(-1), which, self.runs.length)
         # Sums of Python ints: long sequences have more pairs than int64 counts.
-        totals = [sum(n * t for n, t in zip(line, per_letter, strict=True)) for line in blocks.tolist()]
+        totals = [sum(n * t for n, t in zip(line, per_code, strict=True)) for line in blocks.tolist()]
         return sum(totals[p] for p in self.pattern_of.flat)
 
     @property
@@ -141,7 +141,7 @@ class MaskData(Constant):
 
     @property
     def _content(self) -> tuple[NDArray[Any], ...]:
-        return self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles
+        return self.pattern_of, self.runs.start, self.runs.stop, self.runs.code, self.tiles
 
     def __repr__(self) -> str:
         (q, k), (bq, bk), (nq, nk) = self.shape, self.block, self.grid_shape

@@ -41,7 +41,7 @@ def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
     arrays = {
         "start": mask.runs.start,
         "stop": mask.runs.stop,
-        "letter": mask.runs.letter,
+        "letter": mask.runs.code,
         "tiles": mask.tiles,
         "pattern_of": mask.pattern_of,
     }
@@ -127,13 +127,13 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> MaskD
             raise ValueError(f"{name} must be {dtype}, got {arrays[name].dtype}")
     shape, block = (_pair(metadata, name) for name in ("shape", "block"))
     grid = make_grid(shape, block, json.loads(metadata["q_offset"]))
-    start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
+    start, stop, code, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
     nq, nk = grid.shape
     if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
         raise ValueError(f"tiles of shape {tiles.shape}")
     if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:
         raise ValueError("pattern_of is out of range")
-    if not start.ndim == stop.ndim == letter.ndim == 1 or not start.size == stop.size == letter.size:
+    if not start.ndim == stop.ndim == code.ndim == 1 or not start.size == stop.size == code.size:
         raise ValueError("runs of unequal number")
     patterns = int(pattern_of.max()) + 1
     if patterns * nq > (most := MAX_ROWS + ROWS_A_RUN * start.size):
@@ -143,9 +143,9 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> MaskD
             raise ValueError("runs are out of range or overlap")
         if (start // nk != (stop - 1) // nk).any():
             raise ValueError("a run crosses a row")
-        if letter.min() < FULL or letter.max() >= FIRST_TILE + len(tiles):
-            raise ValueError("a letter has no tile")
-    runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
+        if code.min() < FULL or code.max() >= FIRST_TILE + len(tiles):
+            raise ValueError("a block code has no tile")
+    runs = Runs((patterns * nq, nk), start, stop, code.astype(np.int32))
     mask = MaskData(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
     if _checksum(mask, metadata["expression"]) != metadata["checksum"]:
         raise ValueError("the checksum does not match")

@@ -45,36 +45,36 @@ def no_tiles(bq: int, bk: int) -> Words:
 
 
 def tile_table(tiles: Words, bq: int, bk: int) -> Words:
-    """The bits of every letter, uint32 [2 + T, BQ, W]: of EMPTY, of FULL, then the tiles; index it with letters."""
+    """The bits of every code, uint32 [2 + T, BQ, W]: of EMPTY, of FULL, then the tiles; index it with codes."""
     constant = pack(np.stack([np.zeros((bq, bk), bool), np.ones((bq, bk), bool)]))
     return np.concatenate([constant, tiles])
 
 
 class TileSet:
-    """Distinct tiles and their letters, numbered in the order in which tiles are first met."""
+    """Distinct tiles and their codes, numbered in the order in which tiles are first met."""
 
     def __init__(self, bq: int, bk: int) -> None:
         empty, full = tile_table(no_tiles(bq, bk), bq, bk)
-        self._letter = {_digest(empty): EMPTY, _digest(full): FULL}
+        self._code = {_digest(empty): EMPTY, _digest(full): FULL}
         self._tiles = no_tiles(bq, bk)
 
     def __len__(self) -> int:
         """Number of distinct tiles."""
-        return len(self._letter) - FIRST_TILE
+        return len(self._code) - FIRST_TILE
 
-    def letters(self, words: Words) -> NDArray[np.int32]:
-        """Letters of tiles [n, BQ, W]; new tiles are added to the set."""
+    def codes(self, words: Words) -> NDArray[np.int32]:
+        """Codes of tiles [n, BQ, W]; new tiles are added to the set."""
         before = len(self)
-        letters, new = self.numbered(words)
+        codes, new = self.numbered(words)
         if len(self) > len(self._tiles):
             # Grown in place, with room to spare: tiles can be most of the memory and arrive in many small portions.
             self._tiles.resize((max(len(self), len(self._tiles) * 3 // 2), *self._tiles.shape[1:]), refcheck=False)
         self._tiles[before : len(self)] = words[new]
-        return letters
+        return codes
 
     def numbered(self, words: Words) -> tuple[NDArray[np.int32], Ints]:
-        """Letters of tiles [n, BQ, W], and the indices of new ones, which get a letter but are not stored."""
-        letters = np.empty(len(words), np.int32)
+        """Codes of tiles [n, BQ, W], and the indices of new ones, which get a code but are not stored."""
+        codes = np.empty(len(words), np.int32)
         new: list[int] = []
         for begin in range(0, len(words), TILES_AT_ONCE):
             some = words[begin : begin + TILES_AT_ONCE]
@@ -83,16 +83,16 @@ class TileSet:
             found = np.empty(first.size, np.int32)
             for i, at in enumerate(first.tolist()):
                 digest = _digest(some[at])
-                letter = self._letter.get(digest)
-                if letter is None:
-                    letter = self._letter[digest] = FIRST_TILE + len(self)
+                code = self._code.get(digest)
+                if code is None:
+                    code = self._code[digest] = FIRST_TILE + len(self)
                     new.append(begin + at)
-                found[i] = letter
-            letters[begin : begin + TILES_AT_ONCE] = found[index]
-        return letters, np.array(new, np.int64)
+                found[i] = code
+            codes[begin : begin + TILES_AT_ONCE] = found[index]
+        return codes, np.array(new, np.int64)
 
     def tiles(self) -> Words:
-        """The stored tiles, uint32 [T, BQ, W], in order of their letters. Call it once, at the end."""
+        """The stored tiles, uint32 [T, BQ, W], in order of their codes. Call it once, at the end."""
         self._tiles.resize((len(self), *self._tiles.shape[1:]), refcheck=False)
         return self._tiles
 

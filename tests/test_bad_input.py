@@ -98,7 +98,7 @@ def test_a_users_pattern_needs_one_method() -> None:
 
 def test_cached_masks_cannot_be_changed() -> None:
     mask = P.causal().compile(64, block=32)
-    for array in (mask.tiles, mask.pattern_of, mask.runs.start, mask.runs.stop, mask.runs.letter):
+    for array in (mask.tiles, mask.pattern_of, mask.runs.start, mask.runs.stop, mask.runs.code):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 

@@ -36,7 +36,7 @@ def max_scores(
     q, k = under_autocast(q, k)
     scale = checked_scale(scale, q.shape[-1])
     (bq, bk), (nq, nk), dtype = mask.block, mask.grid_shape, torch.promote_types(q.dtype, torch.float32)
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     words = tile_table(mask.tiles, bq, bk)
     best = torch.full((*q.shape[:2], nq, bq), -torch.inf, dtype=dtype, device=q.device)
     step = max(1, PAIRS_AT_ONCE // (bq * bk))
@@ -58,7 +58,7 @@ def max_scores(
                     away = (row[:, None] * bq + at + mask.q_offset)[..., None] - (col[:, None] * bk + key)[:, None]
                     slope = slopes[h] if slopes.dim() == 1 else slopes[b, h]
                     scores = scores - slope.to(dtype) * away.abs()
-                seen = torch.from_numpy(unpack(words[letters[some]], bk)).to(q.device)
+                seen = torch.from_numpy(unpack(words[codes[some]], bk)).to(q.device)
                 largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
                 best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")
     return best.flatten(2)[..., : q.shape[2]]

@@ -125,11 +125,11 @@ def _check_against(found: Entries, table: LookupTable, mask: BlockMask) -> None:
     _demand(table.shape == mask.shape and table.block == mask.block, "the table has the mask's lengths and block")
     _demand(table.q_offset == mask.q_offset, "the table has the mask's offset")
     _demand(np.array_equal(table.pattern_of.cpu().numpy(), mask.pattern_of), "heads have the mask's patterns")
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     n = mask.grid_shape[0]
     stored = {
-        (row // n, row % n, col): letter - 2
-        for row, col, letter in zip(rows.tolist(), cols.tolist(), letters.tolist(), strict=True)
+        (row // n, row % n, col): code - 2
+        for row, col, code in zip(rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
     }
     _demand(found == stored, "the table lists the mask's blocks and tiles")
     if len(mask.tiles):

@@ -139,17 +139,17 @@ class Edges(NamedTuple):
     q_offset: int
     nearest: int  # the smallest distance listed; there and before, the diagonal cuts nothing
     farthest: int  # the largest distance listed; there and beyond, nothing is left
-    letters: torch.Tensor  # int32 [distances * 4]: by distance, in the last block row?, in the last block column?
+    codes: torch.Tensor  # int32 [distances * 4]: by distance, in the last block row?, in the last block column?
     tiles: Tiles
 
-    def letters_at(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-        """Letters of the blocks (rows, cols), int64 tensors that broadcast."""
+    def codes_at(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """Codes of the blocks (rows, cols), int64 tensors that broadcast."""
         (nq, nk), (bq, bk) = self.blocks, self.block
         index = (rows == nq - 1) * 2 + (cols == nk - 1)
         if self.farthest > self.nearest:
             ahead = (cols * bk - rows * bq - self.q_offset) // min(bq, bk)
             index = index + (ahead.clamp(self.nearest, self.farthest) - self.nearest) * 4
-        return self.letters[index]
+        return self.codes[index]
 
 
 def _edges(
@@ -182,7 +182,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     last_col = np.stack([j < bk, j < grid.kv_len - (nk - 1) * bk])[:, None]
     bits = bits & last_row & last_col
     tile_set = TileSet(bq, bk)
-    letters = tile_set.letters(pack(bits.reshape(-1, bq, bk)))
+    codes = tile_set.codes(pack(bits.reshape(-1, bq, bk)))
     return Edges(
         shape=(grid.q_len, grid.kv_len),
         block=(bq, bk),
@@ -190,7 +190,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
         q_offset=grid.q_offset,
         nearest=nearest,
         farthest=farthest,
-        letters=tensor(letters, device),
+        codes=tensor(codes, device),
         tiles=Tiles(*(tensor(array, device) for array in tile_arrays(tile_set.tiles()))),
     )
 
@@ -205,18 +205,18 @@ def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> t
     line = torch.arange(lines, device=indices.device).unsqueeze(-1)
     chosen = indices.long()
     column = chosen.clamp(0, nk - 1)
-    letter = edges.letters_at(line, column)
-    kept = (chosen == column) & (letter != EMPTY)
+    code = edges.codes_at(line, column)
+    kept = (chosen == column) & (code != EMPTY)
     if counts is not None:
         kept = kept & _counted(indices, counts)
-    key = torch.where(kept, column + nk * (letter != FULL), 2 * nk).sort(-1).values
+    key = torch.where(kept, column + nk * (code != FULL), 2 * nk).sort(-1).values
     again = key.diff(dim=-1, prepend=key.new_full((patterns, lines, 1), -1)) == 0
     key = key.masked_fill(again, 2 * nk).sort(-1).values
 
     full, stored = (key < nk).sum(-1), (key < 2 * nk).sum(-1)
     start = torch.arange(patterns * lines, device=key.device).view(patterns, lines) * k
     spans = torch.stack([start, start + full, start + full, start + stored], -1)
-    return _side(spans, key % nk, edges.letters_at(line, key % nk)), key
+    return _side(spans, key % nk, edges.codes_at(line, key % nk)), key
 
 
 def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
@@ -231,13 +231,13 @@ def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
     bounds = bounds + torch.arange(patterns, device=key.device).unsqueeze(-1) * (lines * k)
     start, middle, stop = bounds[:, 0:-1:2], bounds[:, 1::2], bounds[:, 2::2]
     column = (key // (2 * lines)).clamp(max=nk - 1)
-    return _side(torch.stack([start, middle, middle, stop], -1), key % lines, edges.letters_at(key % lines, column))
+    return _side(torch.stack([start, middle, middle, stop], -1), key % lines, edges.codes_at(key % lines, column))
 
 
-def _side(spans: torch.Tensor, others: torch.Tensor, letters: torch.Tensor) -> Side:
+def _side(spans: torch.Tensor, others: torch.Tensor, codes: torch.Tensor) -> Side:
     """One side from its spans [P, n, 4], which point into the flat list of blocks on the other side."""
     entries = F.pad(others.flatten(), (0, READ_AHEAD)).int()
-    tile = F.pad((letters - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
+    tile = F.pad((codes - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
     weight = spans[..., 3] - spans[..., 0]
     order = weight.argsort(dim=1, descending=True, stable=True)
     patterns = spans.shape[0]  # how many pieces there are is unknown on the host: none

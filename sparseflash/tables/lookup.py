@@ -79,7 +79,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     lines, others = runs.shape
     row, length = runs.row, runs.length
     first = runs.start - row * others
-    is_full = runs.letter == FULL
+    is_full = runs.code == FULL
     filled, partial = np.flatnonzero(is_full), np.flatnonzero(~is_full)
     shared = np.bincount(row[filled], minlength=lines) == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
     in_range = shared[row[filled]]
@@ -98,7 +98,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     line, begin = row[alone], first[alone]
     spans[line, 0], spans[line, 1] = begin, begin + length[alone]
     full, masked = (positions(at, at + length[chosen]) for chosen in (rest, partial) for at in (first[chosen],))
-    letter = np.repeat(runs.letter[partial], length[partial])
+    code = np.repeat(runs.code[partial], length[partial])
     by_pattern = spans.reshape(patterns, -1, 4)
     weight = weights(by_pattern)
     work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
@@ -108,7 +108,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
         by_pattern,
         _padded(np.arange(common, dtype=np.int32), full),
         _padded(masked),
-        _padded(letter - FIRST_TILE),
+        _padded(code - FIRST_TILE),
         np.argsort(-weight, axis=1, kind="stable"),
         work,
         merges,

@@ -43,7 +43,7 @@ class Lines:
     shape: tuple[int, int]  # n lines, and blocks on the other side
     start: Tensor  # int64 [R + 1]: places line * others + other, patterns one below the other
     length: Tensor  # int64 [R + 1]
-    letter: Tensor  # int64 [R + 1]
+    code: Tensor  # int64 [R + 1]
     full_before: Tensor  # int64 [R + 1]: FULL blocks in earlier runs
     partial_before: Tensor  # int64 [R + 1]
 
@@ -52,14 +52,14 @@ class Lines:
         def on_device(first: int, array: NDArray[np.integer]) -> Tensor:
             return torch.from_numpy(np.concatenate([[first], array]).astype(np.int64)).to(device)
 
-        filled = runs.length * (runs.letter == FULL)
+        filled = runs.length * (runs.code == FULL)
         before = (np.cumsum(counted) - counted for counted in (filled, runs.length - filled))
         return cls(
             side,
             (runs.shape[0] // patterns, runs.shape[1]),
             on_device(-1, runs.start),
             on_device(0, runs.length),
-            on_device(EMPTY, runs.letter),
+            on_device(EMPTY, runs.code),
             *(on_device(0, count) for count in before),
         )
 
@@ -72,7 +72,7 @@ class Lines:
         """How many FULL and how many PARTIAL blocks stand before each place."""
         run = torch.searchsorted(self.start, place, right=True) - 1
         inside = torch.minimum(place - self.start[run], self.length[run])
-        is_full = self.letter[run] == FULL
+        is_full = self.code[run] == FULL
         return self.full_before[run] + inside * is_full, self.partial_before[run] + inside * ~is_full
 
     def counts(self, which: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,11 +81,11 @@ class Lines:
         begin, end = self.counts_before(first), self.counts_before(first + stop[:, None, None])
         return end[0] - begin[0], end[1] - begin[1]
 
-    def letters(self, which: Tensor, other: Tensor) -> Tensor:
-        """The letter of each line at the block `other` [B], [B, K, n]."""
+    def codes(self, which: Tensor, other: Tensor) -> Tensor:
+        """The code of each line at the block `other` [B], [B, K, n]."""
         place = self.first_places(which) + other[:, None, None]
         run = torch.searchsorted(self.start, place, right=True) - 1
-        return self.letter[run] * (place < self.start[run] + self.length[run])
+        return self.code[run] * (place < self.start[run] + self.length[run])
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class Whole:
     rooms: Rooms
     which: Tensor  # int64 [samples or 1, K]: the patterns of each sample
     pattern_of: Tensor  # int64 [samples or 1, heads or 1]: which of these K a head has
-    tiles: Tensor  # int32 [T + 2, BQ, W]: bits by letter
+    tiles: Tensor  # int32 [T + 2, BQ, W]: bits by code
     low_bits: Tensor  # int32 [33]: words whose lowest bits are set, by how many
 
 
@@ -185,13 +185,13 @@ def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
 
     there = torch.arange(nq, device=lengths.device) < rows[:, None, None]  # [B, 1, nQ]
     ending = there & (keys_left > 0)[:, None, None]
-    letter = base.rows.letters(which, last_column) * ending  # [B, K, nQ]
+    code = base.rows.codes(which, last_column) * ending  # [B, K, nQ]
     words = torch.arange(base.tiles.shape[2], device=lengths.device) * 32
     seen_there = base.low_bits[(keys_left[:, None] - words).clamp(0, 32)]  # [B, W]
-    cut = base.tiles[letter] & seen_there[:, None, None, None]  # [B, K, nQ, BQ, W]
+    cut = base.tiles[code] & seen_there[:, None, None, None]  # [B, K, nQ, BQ, W]
     cut_seen = _any(cut)
     is_cut = (cut_seen != 0).any(-1)
-    tile = len(base.table.tiles.bits) + torch.arange(letter.numel(), device=lengths.device).view_as(letter)
+    tile = len(base.table.tiles.bits) + torch.arange(code.numel(), device=lengths.device).view_as(code)
 
     return LookupTable(
         shape=mask.shape,
