@@ -30,11 +30,11 @@ class Interval(Pattern):
         return np.clip(low, 0, grid.kv_len), np.clip(stop, 0, grid.kv_len)
 
     def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints]:
-        _, _, c, d = _columns(self, grid)
+        _, _, c, d = allowed_columns(self, grid)
         return grid.all_rows(), c, d
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
-        a, b, c, d = _columns(self, grid)
+        a, b, c, d = allowed_columns(self, grid)
         rows = np.repeat(grid.all_rows(), 2)
         return grid.expand(rows, np.stack([a, d], axis=1).ravel(), np.stack([c, b], axis=1).ravel())
 
@@ -52,7 +52,7 @@ class Interval(Pattern):
 
 
 @lru_cache(maxsize=1)  # both methods that make compiling linear ask for it, one after the other
-def _columns(pattern: Interval, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
+def allowed_columns(pattern: Interval, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
     """Per row: columns touched [a, b) and columns filled [c, d) inside them."""
     rows = grid.all_rows()
     first_low, first_stop = pattern.existing(grid.q_start(rows), grid)

@@ -48,7 +48,7 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    table = unless_fake(_lookup)(mask, device)
+    table = unless_fake(cached_lookup)(mask, device)
     if capturing(device):
         _captured.add(table)
     return table
@@ -56,7 +56,8 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
 
 @TABLES.bounds
 @per_device(maxsize=64)
-def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
+def cached_lookup(mask: BlockMask, device: torch.device) -> LookupTable:
+    """:func:`lookup` for a device with an index, remembered."""
     check_not_capturing(device)
     patterns = mask.patterns
     arrays = [
