@@ -16,7 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
-from sparseflash.functional.arguments import check_queries_and_keys, check_size
+from sparseflash.functional.arguments import check_size
+from sparseflash.functional.operands import check_queries_and_keys
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.tables.table import LookupTable
 

@@ -15,9 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
 from sparseflash.distributed.plan import Layout, LocalLayout, Plan, local_mask, plan, send_recv_lists
 from sparseflash.distributed.sharding import Deal, Sharding
-from sparseflash.functional.arguments import check_operands, parsed
+from sparseflash.functional.arguments import parsed
 from sparseflash.functional.attention import attend
 from sparseflash.functional.call import Call
+from sparseflash.functional.operands import check_operands
 from sparseflash.functional.transforms import refuse_all
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask

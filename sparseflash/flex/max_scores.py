@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.flex.converting import host_mask
-from sparseflash.functional.arguments import checked_scale, under_autocast
+from sparseflash.functional.arguments import checked_scale
 from sparseflash.functional.attention import Mask
+from sparseflash.functional.operands import under_autocast
 from sparseflash.patterns.block_mask import BlockMask as SparseBlockMask
 from sparseflash.patterns.tiles import tile_table, unpack
 

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 
 from sparseflash.functional.arguments import (
-    check_operands,
     check_sinks,
     check_slopes,
     checked_backend,
@@ -15,8 +14,8 @@ from sparseflash.functional.arguments import (
     checked_scale,
     checked_seed,
     checked_softcap,
-    under_autocast,
 )
+from sparseflash.functional.operands import check_operands, under_autocast
 from sparseflash.kernels.layout import Score
 
 

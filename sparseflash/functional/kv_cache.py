@@ -7,9 +7,10 @@ from typing import Literal, overload
 
 import torch
 
-from sparseflash.functional.arguments import DTYPES, check_counts, check_size
+from sparseflash.functional.arguments import check_counts, check_size
 from sparseflash.functional.attention import Mask
 from sparseflash.functional.decode import decode
+from sparseflash.functional.operands import DTYPES
 from sparseflash.patterns.described import described
 
 

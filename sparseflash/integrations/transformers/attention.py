@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.functional.arguments import under_autocast
+from sparseflash.functional.operands import under_autocast
 from sparseflash.integrations.transformers.drawing import known
 from sparseflash.integrations.transformers.masks import describe, of_drawn
 from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
