@@ -56,7 +56,7 @@ def predicate(b: Any, h: Any, q: Any, k: Any) -> Any:
     ("mask", "words"),
     [
         (torch.ones(64, 64).bool(), r"Tensor of torch.bool, shape \(64, 64\); .*BlockMask.from_dense\(mask.cpu"),
-        (torch.zeros(64, 64), r"Tensor of torch.float32, shape \(64, 64\); biases are no masks"),
+        (torch.zeros(64, 64), r"Tensor of torch.float32, shape \(64, 64\); a bias is not a mask"),
         (np.ones((64, 64), bool), r"ndarray of bool, shape \(64, 64\); .*BlockMask.from_dense"),
         (predicate, r"create_block_mask\(mask_mod, B, H, q_len, kv_len\)"),
         (lambda q, k: q >= k, r"where\(fn\)"),

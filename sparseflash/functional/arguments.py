@@ -30,29 +30,29 @@ canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a
 
 
 def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a LookupTable or None") -> NoReturn:
-    """Raise TypeError for what is no mask, with the line to write instead; ``takes`` says what is one here."""
+    """Raise TypeError for a value that is not a mask, with the line to write instead; ``takes`` lists valid masks."""
     hint = ""
     if isinstance(mask, torch.Tensor) and mask.dim() > 2:
-        hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
+        hint = "; for a mask per sample or per head, combine patterns: patterns.per_sample(...), patterns.per_head(...)"
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         hint = (
-            "; of a bool tensor [q_len, kv_len], true where a query sees a key, give "
-            "BlockMask.from_dense(mask.cpu().numpy()); for padding, lengths= of the modules"
+            "; for a bool tensor [q_len, kv_len], true where a query sees a key, write "
+            "BlockMask.from_dense(mask.cpu().numpy()); for padding, use lengths= of the modules"
         )
     elif isinstance(mask, torch.Tensor):
         hint = (
-            "; biases are no masks: of one that is 0 where a query sees a key [q_len, kv_len], give "
-            "BlockMask.from_dense((mask == 0).cpu().numpy()); of distances, alibi_slopes="
+            "; a bias is not a mask: if it is 0 where a query sees a key [q_len, kv_len], write "
+            "BlockMask.from_dense((mask == 0).cpu().numpy()); for biases of distances, use alibi_slopes="
         )
     elif any(base.__module__ == "torch.nn.attention.flex_attention" for base in type(mask).__mro__):
-        hint = "; of a FlexAttention block mask, give sparseflash.integrations.flex.from_flex(block_mask)"
+        hint = "; for a FlexAttention block mask, write sparseflash.integrations.flex.from_flex(block_mask)"
     elif callable(mask) and _arguments_of(mask) == 4:
         hint = (
-            "; of a FlexAttention mask_mod, give sparseflash.integrations.flex.from_flex(sparseflash.flex."
+            "; for a FlexAttention mask_mod, write sparseflash.integrations.flex.from_flex(sparseflash.flex."
             "create_block_mask(mask_mod, B, H, q_len, kv_len))"
         )
-    elif isinstance(mask, LookupTable):  # which a module does not keep
-        hint = "; a table belongs to one batch: give it to the call, module(x, mask=table)"
+    elif isinstance(mask, LookupTable):  # modules do not keep one
+        hint = "; a table belongs to one batch: pass it to the call, module(x, mask=table)"
     elif (words := instead(mask)) is not None:
         hint = f"; {words}"
     raise TypeError(f"mask must be {takes}, got {described(mask)}{hint}")

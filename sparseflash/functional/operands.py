@@ -17,9 +17,9 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 def under_autocast(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The operands in the dtype that ``torch.autocast`` asks for, as scaled_dot_product_attention takes them.
+    """The operands cast to the dtype of ``torch.autocast``, as scaled_dot_product_attention does.
 
-    float64 stays, and so does everything where autocast is off.
+    float64 operands stay, and all of them if autocast is off.
     """
     first = operands[0]
     if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
@@ -40,19 +40,19 @@ _SDPA = None if _shared_out(F.scaled_dot_product_attention) else F.scaled_dot_pr
 
 
 def check_whole() -> None:
-    """Raise inside of torch's ``context_parallel``, where each rank holds a part of what attention is about.
+    """Raise inside of torch's ``context_parallel``, where each rank holds a part of the sequence.
 
-    That context replaces ``scaled_dot_product_attention`` and nothing else, so ours would take the part for the whole.
+    That context replaces ``scaled_dot_product_attention`` only; this library would take the part for the whole.
     """
     if F.scaled_dot_product_attention is not _SDPA and _shared_out(F.scaled_dot_product_attention):
         raise ValueError(
-            "inside of torch's context_parallel each rank holds a part of the tokens, and attention there would be "
-            "about that part alone: leave that context, cut q, k and v with sparseflash.distributed.Sharding, and call "
+            "inside of torch's context_parallel each rank holds a part of the tokens, and attention would see only "
+            "that part: leave that context, shard q, k and v with sparseflash.distributed.Sharding, and call "
             "sparseflash.distributed.context_parallel_attention(q, k, v, mask, mesh)"
         )
 
 
-# What operands that passed had in common with those to come: most calls are like one before.
+# Dtypes, shapes, strides and devices of operands that passed: most calls repeat those of an earlier one.
 _passed: set[tuple[Any, ...]] = set()
 MOST_PASSED = 4096
 
@@ -63,7 +63,7 @@ def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
     if torch.compiler.is_compiling() or not (_is_plain(q) and _is_plain(k) and _is_plain(v)):
         _check_operands(q, k, v)
         return
-    # Written out: a loop takes half as long again.
+    # Written out, because a loop takes half as long again.
     key = (
         *(q.dtype, q.shape, q.stride(), q.device, k.dtype, k.shape, k.stride(), k.device),
         *(v.dtype, v.shape, v.stride(), v.device),
@@ -140,7 +140,7 @@ def _shapes(operands: dict[str, torch.Tensor]) -> str:
 
 
 def check_layout(name: str, x: torch.Tensor) -> None:
-    """Raise for tensors whose numbers do not lie in one place: nested, sparse and distributed ones."""
+    """Raise for nested, sparse and distributed tensors."""
     if x.layout is torch.strided and not x.is_nested and type(x).__name__ != "DTensor":
         return
     if x.is_nested:

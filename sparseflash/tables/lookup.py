@@ -20,18 +20,18 @@ from sparseflash.tables.packing import Header, pack, tile_arrays
 from sparseflash.tables.splitting import cuts, deal, weights
 from sparseflash.tables.table import LookupTable
 
-# A CUDA graph reads the tables it was captured with as long as it is replayed, whatever the cache forgets.
+# A CUDA graph reads the tables it was captured with as long as it is replayed, so the cache may not free them.
 _captured: set[LookupTable] = set()
 
 
 def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask on a device, cached by content and device. ``attention`` calls this by itself.
 
-    The cache holds 64 tables, and no more than 256 MB of them beside the newest.
+    The cache holds at most 64 tables and, besides the newest, at most 256 MB.
 
     Args:
         mask: a compiled pattern.
-        device: where the tensors are to lie.
+        device: device of the table's tensors.
 
     Raises:
         TypeError: mask is not a BlockMask.
