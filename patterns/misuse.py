@@ -14,12 +14,12 @@ def instead_of(value: Any) -> str | None:
     """As :func:`sparseflash.patterns.pattern.instead`, for a value that is neither a class nor a mask."""
     name = getattr(value, "__name__", "the function")
     if isinstance(value, bool | np.bool_):
-        return f"{value} is no pattern: write full(), or ~full() for nothing"
+        return f"{value} is not a pattern: write full(), or ~full() for nothing"
     if isinstance(value, str):
-        return f"text is no pattern: write parse({_shortened(value)})"
+        return f"text is not a pattern: write parse({_shortened(value)})"
     if hasattr(value, "__array__") and np.ndim(value):
         return (
-            "an array is no pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
+            "an array is not a pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
             "BlockMask.from_dense(array) for one a pair of tokens"
         )
     if not callable(value):

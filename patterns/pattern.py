@@ -380,7 +380,7 @@ def instead(value: Any) -> str | None:
         >>> instead(P.local)
         'local is not called: write local(window)'
         >>> instead(True)
-        'True is no pattern: write full(), or ~full() for nothing'
+        'True is not a pattern: write full(), or ~full() for nothing'
     """
     if isinstance(value, type):
         name = value.__name__

@@ -72,7 +72,7 @@ def _parts(index: int, size: int) -> list[tuple[int, slice, slice]]:
 
 
 def _moved(mask: MaskData, grid: Grid, down: int, right: int) -> Runs:
-    """The codes of each pattern, moved by whole blocks; what would lie outside the grid is no token of the mask."""
+    """The codes of each pattern, moved by whole blocks. Blocks that leave the grid hold no token of the mask."""
     rows, cols = grid.shape
     row, runs = mask.runs.row, mask.runs
     pattern, inside = np.divmod(row, mask.grid_shape[0])

@@ -32,7 +32,7 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
         True
         >>> open_untrusted(Path("/dev/zero")).__enter__()
         Traceback (most recent call last):
-        ValueError: /dev/zero is no regular file
+        ValueError: /dev/zero is not a regular file
     """
     if inside is not None:
         check_inside(path, inside)
@@ -41,11 +41,12 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(f"{shown(path)} is no regular file ({error.strerror})") from None  # a socket cannot be opened
+        # A socket cannot be opened.
+        raise ValueError(f"{shown(path)} is not a regular file ({error.strerror})") from None
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise ValueError(f"{shown(path)} is no regular file")
+        raise ValueError(f"{shown(path)} is not a regular file")
     with open(descriptor, "rb") as file:
         yield file, found.st_size
 

@@ -62,7 +62,7 @@ def predicate(b: Any, h: Any, q: Any, k: Any) -> Any:
         (lambda q, k: q >= k, r"where\(fn\)"),
         (P.causal, r"causal is not called: write causal\(\)"),
         (P.local, r"write local\(window\)"),
-        (True, "True is no pattern"),
+        (True, "True is not a pattern"),
         (5, "must be a Pattern, its text, a BlockMask, a LookupTable or None, got 5$"),
     ],
     ids=["bool tensor", "float tensor", "array", "mask_mod", "lambda", "causal", "local", "bool", "int"],

@@ -44,7 +44,7 @@ def test_a_forged_mask_is_refused(
     path = tmp_path / "m.safetensors"
     MASK.save(path)
     with safe_open(path, "numpy") as file:
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
         said = dict(file.metadata())
     for name, array in arrays.items():
         kind = held[name].dtype if name in held and array.dtype.kind != "f" else array.dtype

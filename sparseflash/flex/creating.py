@@ -63,7 +63,7 @@ def create_block_mask(
 
     Raises:
         TypeError: an argument that torch's function has not either, a mask_mod that is not callable or gives no
-            booleans, lengths or a BLOCK_SIZE that are no ints.
+            booleans, lengths or a BLOCK_SIZE that are not ints.
         ValueError: a length, block side, B or H below 1, or a mask_mod that looks at samples or heads of which B or H
             does not say how many there are.
 

@@ -54,7 +54,7 @@ class Call(NamedTuple):
 
         Raises:
             TypeError: an argument of another type, dtypes that differ or are not floating.
-            ValueError: shapes, heads or devices that do not fit each other, numbers out of range, slopes that require
+            ValueError: shapes, heads or devices that do not match, numbers out of range, slopes that require
                 a gradient, an unknown backend.
         """
         q, k, v = under_autocast(q, k, v)

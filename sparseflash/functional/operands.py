@@ -113,7 +113,7 @@ def _check_operand(name: str, x: torch.Tensor) -> None:
 
 
 def _check_fit(operands: dict[str, torch.Tensor]) -> None:
-    """Raise unless q, k and, if it is there, v fit each other in device and shape."""
+    """Raise unless the devices and shapes of q, k and, if given, v match."""
     q, k, *values = operands.values()
     names = "q, k and v" if values else "q and k"
     if any(x.device != q.device for x in (k, *values)):

@@ -147,7 +147,7 @@ def _refuse_twice(linear: Ints, heads: int, grid: Grid) -> None:
 
 
 def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], theirs: Grid, grid: Grid) -> BlockMask:
-    """The mask on blocks that are no parts of theirs: every pair is asked about, whether its block is listed too."""
+    """The mask on blocks that do not divide theirs: evaluates every pair, and whether its block is listed."""
     device = block_mask.kv_indices.device
     samples, heads = asked
     listed = np.zeros((2, samples * heads * theirs.rows * theirs.cols), bool)
@@ -246,7 +246,7 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
         device: where the queries will lie.
 
     Raises:
-        TypeError: mask is no block mask.
+        TypeError: mask is not a block mask.
         ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
             would not hold in less than 10 GB. Use larger blocks.
 

@@ -37,7 +37,7 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
     images = image[None].to(device)
     place = model.tokens(images, tokens).place[0]
     if not len(at := (place == pixel[0] * width + pixel[1]).nonzero()):
-        raise ValueError(f"pixel {pixel!r} is no token: it, or its tile, is black")
+        raise ValueError(f"pixel {pixel!r} is not a token: it, or its tile, is black")
 
     inputs: list[tuple[Layer, tuple[Any, ...]]] = []
 

@@ -59,5 +59,5 @@ def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> M
     try:
         config = config_from(parse_json(text))
     except ValueError as error:
-        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {shown_lines(error)}") from None
+        raise ValueError(f"{Path(folder) / CONFIG} is not a model config: {shown_lines(error)}") from None
     return loaded(lambda: build(config), weights, Path(folder)).to(device)

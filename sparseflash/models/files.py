@@ -56,7 +56,7 @@ def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = No
     """
     with open_untrusted(path, inside) as (file, size):
         if _size_in_header(file) != size:
-            raise ValueError(f"{path} is no complete safetensors file; it is damaged, truncated or foreign")
+            raise ValueError(f"{path} is not a complete safetensors file; it is damaged, truncated or foreign")
         file.seek(0)
         content = file.read(size)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -65,7 +65,7 @@ def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = No
         return dict(load(content))
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} is no complete safetensors file ({shown(error)}): damaged, truncated or foreign"
+            f"{path} is not a complete safetensors file ({shown(error)}): damaged, truncated or foreign"
         ) from None
 
 

@@ -94,7 +94,7 @@ class SequenceTransformer(nn.Module):
             tokens: int [B, N], or [B, 2, N] where an example is two documents; -1 behind the end of one.
 
         Raises:
-            ValueError: tokens of another shape or dtype, an empty document, or a token that is no symbol.
+            ValueError: tokens of another shape or dtype, an empty document, or a token that is not a symbol.
         """
         per_example = self.config.documents
         if tokens.dtype.is_floating_point or tokens.ndim != (2 if per_example == 1 else 3):

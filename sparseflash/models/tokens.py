@@ -103,11 +103,11 @@ class Canvas:
             lit: bool [B, P] in raster order.
 
         Raises:
-            ValueError: the config's patterns are of another kind, or the pixels are no whole number of blocks.
+            ValueError: the config's patterns are of another kind, or the pixels are not a whole number of blocks.
         """
         size, pixels = self._config.block[0], len(self.pixels)
         if pixels % size:
-            raise ValueError(f"{pixels} pixels are no whole number of blocks of {size} tokens")
+            raise ValueError(f"{pixels} pixels are not a whole number of blocks of {size} tokens")
         lit = lit[:, self.pixels]
         blocks = (lit.sum(1).clamp(min=1) + size - 1) // size  # [B]
         dark_after = (~lit).flip(1).cumsum(1).flip(1)

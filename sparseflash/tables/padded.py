@@ -48,7 +48,7 @@ class Padding:
         """From what a user gives beside x [B, N, C]; None where both are None.
 
         Raises:
-            TypeError: lengths that are no ints, a mask that is no tensor of booleans.
+            TypeError: lengths that are not ints, a mask that is not a tensor of booleans.
             ValueError: both given, shapes that do not fit x, lengths outside 0 to N.
         """
         if lengths is None and key_padding_mask is None:

@@ -182,7 +182,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """
     path = resolve(path)
     if not (path / STATE).is_file():
-        raise FileNotFoundError(f"{path} is no training checkpoint: it has no {STATE}")
+        raise FileNotFoundError(f"{path} is not a training checkpoint: it has no {STATE}")
     try:
         state = parse_json(read_text(path / STATE, inside=path))
         if state["format"] != FORMAT:

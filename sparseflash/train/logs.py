@@ -190,7 +190,7 @@ def _cut(path: Path, step: int, evaluated: int) -> None:
     """Drop the lines after a step, evaluations after another, and a line that a kill left half written.
 
     Raises:
-        ValueError: a line that is no figures of a step, or a file that is no log of ours: nothing is changed then.
+        ValueError: a line that is no figures of a step, or a file that is not a log of ours: nothing is changed then.
     """
     if not path.exists():
         return

@@ -81,9 +81,9 @@ def load_preset(name: str | Path) -> Preset:
         if cpu_batch is not None:
             replace(config, batch=_whole("cpu_batch", cpu_batch))  # bounded as every batch is
     except (AttributeError, RecursionError, KeyError, TypeError, ValueError) as error:
-        raise explained(ValueError(f"{path} is no preset: {shown_lines(error)}"), "", imports) from None
+        raise explained(ValueError(f"{path} is not a preset: {shown_lines(error)}"), "", imports) from None
     if config.task not in TASKS:
-        raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
+        raise ValueError(f"{path} is not a preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
     return Preset(summary, config, config.batch if cpu_batch is None else cpu_batch)
 
 
@@ -166,7 +166,7 @@ def recipe(
         given.setdefault("dense_classes", 3 if given["dense_weight"] else 0)
     in_model = {field.name for field in dataclasses.fields(config.model)}
     if foreign := sorted((given.keys() & _PIXELS) - in_model):
-        raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is no task over pixels")
+        raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is not a task over pixels")
     if pattern is not None and "unit" in in_model and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
     if given.get("tokens") == "all" and config.model.tokens == "lit_pixels":

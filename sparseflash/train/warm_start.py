@@ -49,7 +49,7 @@ def _gated(model: Model, weights: dict[str, Tensor], folder: Path) -> dict[str, 
     try:
         config = PixelTransformerConfig.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is no config of a model over pixels: {shown_lines(error)}") from None
+        raise ValueError(f"{folder / CONFIG} is not a config of a model over pixels: {shown_lines(error)}") from None
     if config.tokens == "all":
         return {**unset(config), **weights}
     return opened(config, weights)[1]

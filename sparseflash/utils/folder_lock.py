@@ -64,7 +64,7 @@ def _acquired(path: Path, folder: Path) -> int:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written would be in its other place too
             os.close(descriptor)
-            raise ValueError(f"{path} is no regular file of one name: remove it")
+            raise ValueError(f"{path} is not a regular file of one name: remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.fstat(descriptor)

@@ -194,7 +194,7 @@ def test_sizes_of_stages_are_bounded(size: int) -> None:
 )
 def test_the_batch_of_a_processor_is_checked(tmp_path: Path, field: str, words: str) -> None:
     (tmp_path / "a.toml").write_text(f"{field}\n{preset_text(SMALL, 'theirs')}")
-    with pytest.raises(ValueError, match=f"a.toml is no preset: {words}"):
+    with pytest.raises(ValueError, match=f"a.toml is not a preset: {words}"):
         load_preset(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text(f"cpu_batch = 3\n{preset_text(SMALL, 'theirs')}")
     assert load_preset(tmp_path / "a.toml").cpu_batch == 3

@@ -201,7 +201,7 @@ def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left
 def test_lit_pixels_want_patterns_that_reach_a_distance() -> None:
     with pytest.raises(ValueError, match=r'got "local\(3\)"'):
         model_of(replace(PIXELS, pattern="local(3)"))(sparse_images())
-    with pytest.raises(ValueError, match="81 pixels are no whole number of blocks of 16"):
+    with pytest.raises(ValueError, match="81 pixels are not a whole number of blocks of 16"):
         model_of(PIXELS)(torch.zeros(1, 9, 9, dtype=torch.uint8))
 
 
@@ -270,7 +270,7 @@ def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> N
 def test_a_pixel_of_a_black_tile_is_no_token() -> None:
     picture = torch.zeros(16, 16, dtype=torch.uint8)
     picture[0, 0] = 255
-    with pytest.raises(ValueError, match="is no token"):
+    with pytest.raises(ValueError, match="is not a token"):
         looks(model_of(LIT), picture, (12, 12))
 
 

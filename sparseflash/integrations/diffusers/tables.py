@@ -32,7 +32,7 @@ def checked(pattern: str | Pattern) -> Pattern:
 
     Raises:
         TypeError: no text and no pattern.
-        ValueError: a text that is no pattern, a pattern per sample, or one whose tokens stand in several orders.
+        ValueError: a text that is not a pattern, a pattern per sample, or one whose tokens stand in several orders.
     """
     if not isinstance(pattern, str | Pattern):
         words = instead(pattern)

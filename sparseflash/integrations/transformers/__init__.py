@@ -162,7 +162,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     Raises:
         ImportError: as :func:`register`.
         TypeError: a pattern that is neither of these.
-        ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there,
+        ValueError: a text that is not a pattern, a list of another length than the layers, a layer that is not there,
             entries other than the two sides, a block size not offered, or a model whose attention cannot be exchanged.
     """
     register()

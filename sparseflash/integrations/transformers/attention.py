@@ -170,7 +170,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
 
     Raises:
         TypeError: no text.
-        ValueError: a text that is no pattern, or a list that has no entry for this layer.
+        ValueError: a text that is not a pattern, or a list that has no entry for this layer.
     """
     config: Any = module.config
     pattern, block = getattr(config, "block_sparse_pattern", None), getattr(config, "block_sparse_block", None)

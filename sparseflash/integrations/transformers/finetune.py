@@ -146,7 +146,7 @@ def compare(
         console: where the table is printed; default the terminal.
 
     Raises:
-        ValueError: no patterns, a text that is no pattern, nothing to train on or to measure.
+        ValueError: no patterns, a text that is not a pattern, nothing to train on or to measure.
     """
     if not patterns:
         raise ValueError("no patterns to compare")

@@ -202,7 +202,7 @@ def checked(text: str) -> Pattern:
 
     Raises:
         TypeError: no text.
-        ValueError: a text that is no pattern, or one per sample.
+        ValueError: a text that is not a pattern, or one per sample.
     """
     pattern = parse(text)
     if holds(pattern, PerSample):
