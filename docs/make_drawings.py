@@ -23,7 +23,7 @@ from sparseflash.pictures.pixels import token_kinds
 FOLDER = Path(__file__).parent / "drawings"
 EXAMPLE, TOKENS, BLOCK = "causal() & (local(20) | butterfly(unit=32))", 128, 16
 HEAVY, HEAVY_TOKENS = "local(16) | global_tokens(1)", 1024
-CELL = 26  # pixels a block in lists
+CELL = 26  # pixels per block in lists
 
 
 def example() -> sf.BlockMask:

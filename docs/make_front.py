@@ -51,7 +51,7 @@ THEMES = {
 
 
 class Series(NamedTuple):
-    """A line of a chart: who, in which colour, and milliseconds a head by length."""
+    """A line of a chart: who, in which colour, and milliseconds per head by length."""
 
     name: str
     colour: str

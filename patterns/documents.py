@@ -158,7 +158,7 @@ def _of_ids(ids: object, causal: bool) -> Pattern:
     except ValueError:  # rows of unequal lengths
         raise ValueError("documents: ids must be as many for each sample; pad them, with -1 for example") from None
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"documents: ids must be ints, one a token, got {array.dtype}")
+        raise TypeError(f"documents: ids must be ints, one per token, got {array.dtype}")
     if array.ndim not in (1, 2) or not array.size:
         raise ValueError(f"documents: ids must be [tokens] or [samples, tokens], got shape {list(array.shape)}")
     if array.ndim == 2:
@@ -192,7 +192,7 @@ def _listed(name: str, values: object) -> Iterable[int]:
     """Python ints of an array or a tensor, which flash-attention's functions take too; else the values themselves."""
     listed = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable):
-        raise TypeError(f"documents: {name} must be ints, one a document, got {values!r}")
+        raise TypeError(f"documents: {name} must be ints, one per document, got {values!r}")
     return listed
 
 

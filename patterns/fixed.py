@@ -80,7 +80,7 @@ def fixed(stride: int, summary: int, unit: int = 1) -> Pattern:
     Args:
         stride: cells a stretch.
         summary: cells at its end that everyone sees, at most stride.
-        unit: tokens a cell.
+        unit: tokens per cell.
 
     Raises:
         TypeError: an argument is not an int.

@@ -84,7 +84,7 @@ def from_blocks(array: NDArray[Any] | csr_array, unit: int = 128) -> Pattern:
 
     Args:
         array: 2-D numpy array or scipy.sparse matrix; non-zero means allowed. A copy is kept.
-        unit: tokens a cell.
+        unit: tokens per cell.
 
     Raises:
         TypeError: array is not a 2-D array of booleans or numbers, or unit is not an int.

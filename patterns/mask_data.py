@@ -52,7 +52,7 @@ class MaskData(Constant):
 
     @property
     def block(self) -> tuple[int, int]:
-        """(BQ, BK): tokens a block side."""
+        """(BQ, BK): tokens per block side."""
         return self.grid.bq, self.grid.bk
 
     @property

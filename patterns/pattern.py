@@ -316,7 +316,7 @@ class Stacked(Pattern):
 
 
 class PerHead(Stacked):
-    """A pattern a head; see :func:`per_head`."""
+    """A pattern per head; see :func:`per_head`."""
 
     name, axis = "per_head", 1
 
@@ -326,7 +326,7 @@ class PerHead(Stacked):
 
 
 class PerSample(Stacked):
-    """A pattern a sample; see :func:`per_sample`."""
+    """A pattern per sample; see :func:`per_sample`."""
 
     name, axis = "per_sample", 0
 

@@ -85,7 +85,7 @@ def random_blocks(per_row: int, unit: int = 128, seed: int = 0, count: int | Non
 
     Args:
         per_row: cells drawn for each query cell; all of them where there are fewer.
-        unit: tokens a cell.
+        unit: tokens per cell.
         seed: which draw.
         count: number of key cells drawn from; None takes it from the length that the pattern is compiled for.
 

@@ -28,7 +28,7 @@ def check(
     Args:
         pattern: what is checked.
         lengths: tokens, or (q_len, kv_len); small ones, for every pair is looked at.
-        blocks: tokens a block side, or (BQ, BK).
+        blocks: tokens per block side, or (BQ, BK).
         offsets: positions of the first query; None is ``kv_len - q_len``.
 
     Raises:

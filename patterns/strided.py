@@ -49,7 +49,7 @@ def strided(stride: int, unit: int = 1) -> Pattern:
 
     Args:
         stride: distance between visible cells, in cells.
-        unit: tokens a cell.
+        unit: tokens per cell.
 
     Raises:
         TypeError: stride or unit is not an int.

@@ -90,7 +90,7 @@ def test_block_pixels_count_what_they_hold(pattern: Pattern, shape: Shape, data:
 
 
 def test_a_pixel_is_mixed_from_its_blocks_and_paler_the_fewer_are_stored() -> None:
-    """2 x 4 blocks a pixel, by hand: ink from 0.6 for next to none to 1 for all, of the mean of their colours."""
+    """2 x 4 blocks per pixel, by hand: ink from 0.6 for next to none to 1 for all, of the mean of their colours."""
     full, partial = np.zeros((2, 4, 8), bool)
     full[:2, :4] = True  # all 8 of the pixel
     full[0, 4:7] = True  # 3 of 8

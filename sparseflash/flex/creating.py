@@ -48,7 +48,7 @@ def create_block_mask(
         KV_LEN: keys.
         device: where the indices lie that mask_mod gets, and the tables; default the accelerator, or the CPU if there
             is none.
-        BLOCK_SIZE: tokens a block side, or (queries, keys), of the tables that the mask shows. Attention itself works
+        BLOCK_SIZE: tokens per block side, or (queries, keys), of the tables that the mask shows. Attention itself works
             on the largest blocks of 16, 32, 64, 128, 256 that divide it, or on the largest below it; the mask is
             the same.
         _compile: no effect.

@@ -136,7 +136,7 @@ def check_sinks(sinks: torch.Tensor, q: torch.Tensor) -> None:
     check_layout("sinks", sinks)
     if sinks.shape != (q.shape[1],):
         raise ValueError(
-            f"sinks must be [{q.shape[1]}], one a query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
+            f"sinks must be [{q.shape[1]}], one per query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
         )
     if sinks.device != q.device:
         raise ValueError(f"sinks must lie on {q.device} with q, got {sinks.device}")
@@ -181,7 +181,7 @@ def check_counts(name: str, counts: torch.Tensor, like: torch.Tensor, owner: str
         got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
         raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
     if counts.shape != (like.shape[0],):
-        raise ValueError(f"{name} must be [{like.shape[0]}], one a sample of {owner}, got {tuple(counts.shape)}")
+        raise ValueError(f"{name} must be [{like.shape[0]}], one per sample of {owner}, got {tuple(counts.shape)}")
     if counts.device != like.device:
         raise ValueError(
             f"{name} must lie on {like.device} with {owner}, got {counts.device}; {name}.to({str(like.device)!r})"

@@ -240,7 +240,7 @@ class KVCache:
             longest = self._at_least + (n if counts is None else 0)
         if longest > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens a sample, and {longest} would be there after this "
+                f"the cache has room for {self.capacity} tokens per sample, and {longest} would be there after this "
                 f"append; make one to hold them, KVCache(..., capacity={2 * longest}), and append this one's tokens"
             )
         self._at_least += n if counts is None else 0

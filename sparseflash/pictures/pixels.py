@@ -95,7 +95,7 @@ def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
 
 
 def block_pixels(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> Pixels:
-    """The given block rows and columns as [h, w] pixels, at most one a block.
+    """The given block rows and columns as [h, w] pixels, at most one per block.
 
     A pixel that stands for many blocks is mixed from the colours of what it holds, paler the less it holds, but
     never so pale that a single block is lost; where few stand without neighbours, they grow to 3 x 3 pixels.

@@ -108,10 +108,10 @@ def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
     if isinstance(lengths, Tensor):
         if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
             hint = "; a mask of padding is key_padding_mask=" if lengths.dtype == torch.bool else ""
-            raise TypeError(f"lengths must be ints, one a sample, got {lengths.dtype}{hint}")
+            raise TypeError(f"lengths must be ints, one per sample, got {lengths.dtype}{hint}")
         if lengths.shape != (samples,):
             raise ValueError(
-                f"lengths must be [{samples}], one a sample of x {tuple(x.shape)}, got {tuple(lengths.shape)}"
+                f"lengths must be [{samples}], one per sample of x {tuple(x.shape)}, got {tuple(lengths.shape)}"
             )
         traced = torch.compiler.is_compiling() or active_fake_mode() is not None
         if not traced and (lengths.device.type == "cpu" or os.environ.get("SPARSEFLASH_DEBUG") == "1"):
@@ -120,7 +120,7 @@ def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
     numbers = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not all(map(is_int, numbers)):
         raise TypeError(
-            f"lengths must be an int tensor [{samples}] or a sequence of ints, one a sample, got {lengths!r}"
+            f"lengths must be an int tensor [{samples}] or a sequence of ints, one per sample, got {lengths!r}"
         )
     if torch.compiler.is_compiling():
         raise TypeError(
@@ -128,7 +128,7 @@ def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
             "lengths=torch.tensor(lengths), made outside"
         )
     if len(numbers) != samples:
-        raise ValueError(f"lengths must be {samples} ints, one a sample of x {tuple(x.shape)}, got {len(numbers)}")
+        raise ValueError(f"lengths must be {samples} ints, one per sample of x {tuple(x.shape)}, got {len(numbers)}")
     _check_values(numbers, tokens)
     return _listed(tuple(map(int, numbers)))
 

@@ -7,7 +7,7 @@ The blocks of a line are listed in ascending order, so a shorter sample reads th
 block column in which a sample ends is new: its blocks are cut at the end, each by a tile of its own.
 
 Shape legend: B samples, K patterns of each, P patterns of the mask, n lines of a side, R runs, nQ x nK blocks of
-BQ x BK tokens, W words a tile row, T tiles of the mask.
+BQ x BK tokens, W words per tile row, T tiles of the mask.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def _whole(mask: BlockMask, device: torch.device) -> Whole:
     check_not_capturing(device)
     table, runs, patterns = lookup(mask, device), mask.runs, mask.patterns
     samples, heads = mask.pattern_of.shape
-    # Samples that differ have a pattern a head each; alike, they have all patterns of the mask.
+    # Samples that differ have a pattern per head each; alike, they have all patterns of the mask.
     which = mask.pattern_of if samples > 1 else np.arange(patterns)[None]
     pattern_of = np.arange(heads)[None] if samples > 1 else mask.pattern_of
     bits = table.tiles.bits[: len(mask.tiles)]

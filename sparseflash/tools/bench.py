@@ -33,7 +33,7 @@ class Case:
         batch, heads, kv_heads, head_dim: shapes of q and of k and v; kv_heads None is heads.
         dtype, device: of the operands.
         backward: time the gradients too.
-        block: tokens a block side.
+        block: tokens per block side.
         runs: timed runs of each contender; the first one more is a warm-up.
         flex: FlexAttention, compiled, as a contender.
     """

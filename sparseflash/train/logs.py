@@ -41,7 +41,7 @@ class Reporter:
     Args:
         run: the run folder.
         step: steps done before.
-        images: examples a step.
+        images: examples per step.
         quiet: show and record nothing (other processes than the first).
         line: takes lines instead of the terminal.
         evaluated: the step at which the model was last evaluated; later evaluations are taken back.

@@ -355,7 +355,7 @@ def test_every_pair_is_told_as_it_is(
 
 
 def test_drawn_tokens_are_the_mask(show: Open) -> None:
-    """Pixel by pixel close up, at a zoom that is not a whole number of pixels a token."""
+    """Pixel by pixel close up, at a zoom that is not a whole number of pixels per token."""
     mask = (P.local(9) | P.dilated(5, 13)).compile(200, block=32)
     page = show(mask)
     page.go_to(100, 110, 45)

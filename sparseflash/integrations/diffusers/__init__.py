@@ -51,7 +51,7 @@ def use_pattern(
             where ``transformer_blocks`` end. None: all.
         steps: numbers of the denoising steps that keep to the pattern, from 0; the others are dense. None: all.
         dense_steps: number of first steps that stay dense, in place of ``steps``.
-        block: tokens a block side, one of 16, 32, 64, 128, 256.
+        block: tokens per block side, one of 16, 32, 64, 128, 256.
 
     Returns:
         The transformer.

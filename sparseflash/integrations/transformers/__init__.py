@@ -7,7 +7,7 @@ what each layer then reads. Or ``register()`` once, and ``attn_implementation="b
 - ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None, and no
   such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
   ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything.
-- ``config.block_sparse_block``: tokens a block side, default 128.
+- ``config.block_sparse_block``: tokens per block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
 sequences of a packed row) stays forbidden. Nothing here imports transformers before one of these functions is called.
@@ -101,7 +101,7 @@ def from_pretrained(
         *args: likewise.
         pattern: as for :func:`use_pattern`; None: what the saved config names, if it names any.
         layers: as for :func:`use_pattern`.
-        block: tokens a block side; None: what the saved config names, or 128.
+        block: tokens per block side; None: what the saved config names, or 128.
         **kwargs: as for ``kind.from_pretrained``.
 
     Returns:
@@ -154,7 +154,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
             encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"`` and ``"decoder"``.
         layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
             the model allows. None: all layers.
-        block: tokens a block side.
+        block: tokens per block side.
 
     Returns:
         The model.

@@ -78,7 +78,7 @@ def test_rows_that_start_between_16_bytes_come_through_pointers() -> None:
     p = problem("codes", 40, 40, (16, 16), dtype=torch.float16)
     tensors = p.make()
     for name in "qkv":
-        wide = torch.zeros(1, 1, 40, 20, dtype=torch.float16, device=DEVICE)  # 40 bytes a row
+        wide = torch.zeros(1, 1, 40, 20, dtype=torch.float16, device=DEVICE)  # 40 bytes per row
         wide[..., :16] = tensors[name]
         tensors[name] = wide[..., :16]
     with launched() as given:
