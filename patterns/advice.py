@@ -35,7 +35,7 @@ class WastefulPattern(UserWarning):
 
 
 class SlowScan(UserWarning):
-    """A predicate was asked about every pair of a long sequence.
+    """A predicate was evaluated for every pair of a long sequence.
 
     Example:
         >>> import warnings

@@ -87,8 +87,8 @@ def streaming(sinks: int, window: int) -> Pattern:
     """``k <= q`` and (``k < sinks`` or ``q - k < window``): Xiao et al., "StreamingLLM" (2023), section 3.2.
 
     Args:
-        sinks: leading tokens that stay visible.
-        window: latest tokens seen, the query's own included.
+        sinks: number of leading tokens that stay visible.
+        window: number of latest tokens seen, including the query's own.
 
     Raises:
         TypeError: sinks or window is not an int.

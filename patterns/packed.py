@@ -76,24 +76,24 @@ class Packed(Pattern):
 
 
 def packed(*patterns: Pattern) -> Pattern:
-    """Patterns of known size one after another in a row, each seeing its own tokens alone.
+    """Patterns of known size one after another in a row; the tokens of each see only each other.
 
-    Images of several sizes, or images with text of their own, packed into one row of a batch. What is left of a longer
-    row sees nothing and is seen by nothing, so a batch of rows of one length is
+    For images of several sizes, or images with their own text, packed into one row of a batch. The rest of a longer row
+    sees nothing and is seen by nothing, so a batch of rows of equal length is
     ``per_sample(packed(...), packed(...))``.
 
-    The mask of a row is made of the masks of its patterns, in time of their stored blocks, wherever they begin. So
-    ``packed(a | b, c | d) == packed(a, c) | packed(b, d)`` in what they allow where sizes agree, and likewise for ``&``
-    and ``-``; ``~packed(...)`` also allows what lies between.
+    Compiling places the masks of the patterns, in time linear in their stored blocks, wherever they begin. So
+    ``packed(a | b, c | d)`` and ``packed(a, c) | packed(b, d)`` allow the same pairs if sizes agree, and likewise for
+    ``&`` and ``-``; ``~packed(...)`` also allows the pairs between patterns.
 
     Args:
-        *patterns: patterns that say how many tokens they are for: those of an image or a video (``shape``),
-            ``documents``, ``beside`` such a pattern, ``packed``, and expressions that hold one of these. For another
-            pattern, ``documents([n]) & pattern`` is the pattern for n tokens.
+        *patterns: patterns whose number of tokens is known: of an image or a video (``shape``), ``documents``,
+            ``beside`` such a pattern, ``packed``, and expressions that contain one of these. For another pattern, write
+            ``documents([n]) & pattern`` for n tokens.
 
     Raises:
         TypeError: an operand is not a pattern.
-        ValueError: no operand, or one whose number of tokens is not known; when compiling, what a pattern refuses.
+        ValueError: no operand, or one whose number of tokens is unknown; when compiling, an error of a pattern.
 
     Example:
         >>> from sparseflash import patterns as P

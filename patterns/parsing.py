@@ -98,7 +98,7 @@ def parse(text: str) -> Pattern:
 
     Raises:
         TypeError: text is not a string.
-        ValueError: what cannot be read, with its position under the expression.
+        ValueError: text that cannot be read; the message marks the position under the expression.
 
     Example:
         >>> import sparseflash as sf
@@ -128,19 +128,19 @@ def register(name: str, fn: Predicate, *, replace: bool = False) -> Pattern: ...
 
 
 def register(name: str, fn: Predicate | type[Pattern], *, replace: bool = False) -> Pattern | type[Pattern]:
-    """Give a predicate or a class of your own a name, for configs and the command line.
+    """Give your own predicate or class a name, for configs and the command line.
 
     Args:
-        name: how it is written: ``name()`` for a predicate, ``name(arguments)`` for a class.
+        name: the name in text: ``name()`` for a predicate, ``name(arguments)`` for a class.
         fn: a predicate, as :func:`where` takes it, or a subclass of Pattern, whose ``name`` is set to this one.
-        replace: let the name mean something else from now on; a name of the library's own stays.
+        replace: replace an earlier registration of the name. Names of the library cannot be replaced.
 
     Returns:
         The named pattern, or the class.
 
     Raises:
-        TypeError: fn is neither callable nor such a class.
-        ValueError: name could not be read back, or is taken.
+        TypeError: fn is neither callable nor a subclass of Pattern.
+        ValueError: :func:`parse` could not read the name, or it is taken.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -84,14 +84,14 @@ def random_blocks(per_row: int, unit: int = 128, seed: int = 0, count: int | Non
     The random part of Zaheer et al., "Big Bird" (2020), section 2. The draw is fixed by (seed, number of cells).
 
     Args:
-        per_row: cells drawn for each query cell; all of them where there are fewer.
+        per_row: cells drawn for each query cell; all cells if there are fewer.
         unit: tokens per cell.
-        seed: which draw.
-        count: number of key cells drawn from; None takes it from the length that the pattern is compiled for.
+        seed: seed of the draw.
+        count: number of key cells to draw from; None: the number in the length that the pattern is compiled for.
 
     Raises:
         TypeError: an argument is not an int.
-        ValueError: per_row or seed negative, unit or count below 1; asking ``allows`` before count is known.
+        ValueError: per_row or seed negative, unit or count below 1; calling ``allows`` before count is known.
 
     Example:
         >>> from sparseflash import patterns as P
