@@ -92,7 +92,7 @@ def context_parallel_attention(
             replicated weight: DDP or an all-reduce sums them.
         dropout_p: see ``attention``. The bits belong to pairs of the whole sequence, so they equal those of one
             process. Tensors as long as the whole sequence are allocated for this.
-        seed: of dropout, the same on all ranks; required with dropout.
+        seed: seed of dropout, equal on all ranks; required with dropout.
         return_lse: also return the log-sum-exp of each query's scores.
         deterministic: has no effect today: gradients are always equal bit for bit in every run.
         backend: "cpu" or "triton"; None chooses by the device of q.
@@ -172,11 +172,11 @@ def _plan(mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Deal
         mask = parsed(mask)
     if isinstance(mask, Pattern):
         if not isinstance(sharding, Sharding):
-            raise TypeError("a Pattern knows no length: pass mask=pattern.compile(seq_len), or a Sharding beside it")
+            raise TypeError("a Pattern has no length: pass mask=pattern.compile(seq_len), or a Sharding too")
         length = sharding.seq_len
         mask = mask.compile((length, kv_sharding.seq_len if kv_sharding else length), block=min(sharding.cell, 128))
     if not isinstance(mask, BlockMask):
-        which = "a LookupTable has left the host; " if isinstance(mask, LookupTable) else ""
+        which = "a LookupTable is no longer on the host; " if isinstance(mask, LookupTable) else ""
         raise TypeError(f"mask must be a BlockMask, a Pattern or its text: {which}got {described(mask)}")
     queries = sharding if isinstance(sharding, Sharding) else Sharding.of(mask, ranks, sharding)
     keys = kv_sharding

@@ -5,8 +5,8 @@ A run folder holds ``checkpoints/step-00000120/`` with
 - ``model.safetensors`` and ``config.json``: what the model's `from_pretrained` reads;
 - ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
   the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
-  files and of itself.
+- ``state.json``: step, place in the curriculum, training config, batches of a global batch, a SHA-256 of each of the
+  other files and of itself.
 
 A folder gets its name when all of it is on the disk, and loses it before any of it is removed: a process may be killed
 anywhere, and what bears a name is whole. Names that begin with a dot are what a kill left behind. Nothing depends on
@@ -54,7 +54,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Checkpoint:
     """A verified checkpoint, on the CPU.
 
-    ``streams``: batches of a part, see `Stream`; None where it was not written down yet.
+    ``streams``: batches of a global batch, see `Stream`; None where it was not written down yet.
     """
 
     path: Path
@@ -103,7 +103,7 @@ def save_checkpoint(
         optimizer: with its moments.
         averaged: the moving average of the model, which people then load; None where there is none.
         keep: how many checkpoints stay.
-        streams: batches of a part.
+        streams: batches of a global batch.
 
     Returns:
         The checkpoint's folder.

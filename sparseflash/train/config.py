@@ -201,9 +201,9 @@ class TrainConfig:
         # A best score is of so many examples; before the first one the number may still change.
         return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
 
-    def drawn_from(self, part: int, stage: int) -> int:
-        """The number of the stage that the images of a part come from: this one, or for review the one before."""
-        review = self.review and part % self.review == self.review - 1
+    def drawn_from(self, global_batch: int, stage: int) -> int:
+        """The stage that the images of a global batch come from: this one, or the one before in a review."""
+        review = self.review and global_batch % self.review == self.review - 1
         return stage - 1 if review and stage else stage
 
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:

@@ -31,15 +31,15 @@ class TrainResult:
     """What `train` returns.
 
     Attributes:
-        model: the trained model, on its device: the moving average of the weights where the recipe keeps one.
-        step: optimizer steps done in all.
-        losses: loss of each step done by this call.
-        checkpoint: the last one; None if not even one step was completed.
+        model: the trained model on its device, with averaged weights if the recipe keeps a moving average.
+        step: total number of optimizer steps.
+        losses: loss of each step of this call.
+        checkpoint: the last checkpoint; None if no step was completed.
         interrupted: Ctrl-C or SIGTERM ended the run early.
-        progress: where the run stands in its curriculum.
+        progress: the position in the curriculum.
         out_of_time: the time budget ended the run early.
-        out_of_patience: evaluations without a better one ended the run early.
-        best: the checkpoint that did best on validation examples; None where there were no evaluations.
+        out_of_patience: too many evaluations without improvement ended the run early.
+        best: the checkpoint with the best validation accuracy; None without evaluations.
     """
 
     model: Model = field(repr=False)
@@ -68,39 +68,39 @@ def train(
     pictures: bool = False,
     line: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Train a model, or go on training it.
+    """Train a model, or resume training.
 
     On a CPU, a run that was stopped and resumed any number of times has, bit for bit, the losses and weights of an
-    uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
-    damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
-    images, or of their tokens; another number of processes that goes on from a checkpoint takes the same steps, to
-    within rounding. With ``config.eval_every`` the checkpoint that did best on validation examples is kept in
-    ``best/``, which is read like a run folder; `keep` does not count it.
+    uninterrupted run. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats. A
+    damaged checkpoint is skipped with a warning. Under torchrun every process trains on its share of each step's
+    images, or of their tokens. Any number of processes can resume from a checkpoint and takes the same steps, up to
+    rounding. With ``config.eval_every`` the checkpoint with the best validation accuracy is kept in ``best/``, which
+    can be read like a run folder; `keep` does not count it.
 
     Args:
         config: the recipe.
-        out: run folder: ``checkpoints/``, ``best/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl`` go there.
-        steps: optimizer steps in all, those before a resume included; default: until the last stage has had
+        out: run folder, for ``checkpoints/``, ``best/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl``.
+        steps: total number of optimizer steps, including those before a resume; default: until the last stage has had
             ``config.schedule_steps``.
-        minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out`` that is whole; ``"auto"``: if there is one, else begin.
+        minutes: save and stop after this time; None for no limit.
+        resume: resume from the latest undamaged checkpoint in ``out``; ``"auto"``: start if there is none.
         device: where to train.
-        context_parallel: ranks that share the tokens of each image; those that do not draw other images.
-        workers: processes that draw images ahead; 0 draws them in this one.
+        context_parallel: number of ranks that share the tokens of each image; other ranks draw other images.
+        workers: processes that draw images ahead; 0 draws them in this process.
         save_every: steps between checkpoints; one more is written at the end.
-        keep: how many checkpoints stay.
+        keep: number of checkpoints to keep.
         pictures: draw mistakes and attention at the end of each stage and of the run.
-        line: takes a line of progress at a time, instead of the terminal.
+        line: called with each line of progress, in place of printing it.
 
     Raises:
-        ValueError: another process trains into ``out``, or a folder in it is a link; ``out`` holds a run already and
-            ``resume`` is off, all its checkpoints are damaged or the latest
-            was made with another config or from other files, steps, minutes, save_every or keep are too small, or the
-            processes cannot share images or tokens so, see `Processes`.
+        ValueError: another process trains into ``out``, or a folder in it is a link; ``out`` already holds a run and
+            ``resume`` is off; all its checkpoints are damaged, or the latest was made with another config or from other
+            files; steps, minutes, save_every or keep are too small; or the processes cannot share images or tokens like
+            this, see `Processes`.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
-        OSError: the disk is full or may not be written to; earlier checkpoints stay.
-        WorkerError: workers died again and again; the completed steps are saved.
+        OSError: the disk is full or not writable; earlier checkpoints stay.
+        WorkerError: workers died repeatedly; the completed steps are saved.
 
     Example:
         >>> import tempfile
@@ -116,7 +116,7 @@ def train(
     config = _noted(config, pictures)
     processes = Processes.here(context_parallel)
     with ExitStack() as stack:
-        # First of all: where Python swallows the exception that a signal raises, it has still been noted.
+        # First of all: a signal is noted even if Python swallows the exception that it raises.
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
         if processes.first and (there := folder.is_dir()):
             _lock(stack, folder, resume)

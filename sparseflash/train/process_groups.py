@@ -69,7 +69,7 @@ class Processes:
 
         Args:
             config: the recipe.
-            streams: batches of a part, one for each group that the run was begun with.
+            streams: batches of a global batch, one for each group that the run was begun with.
 
         Raises:
             ValueError: a step's batches do not divide among the groups, or an image's tokens among the ranks.

@@ -66,8 +66,8 @@ class Passes(NamedTuple):
     """Figures of the forward and backward passes of a step.
 
     Attributes:
-        each: loss, accuracy and, with a dense loss, dense accuracy of each of the step's P parts, over all processes:
-            [P, 2] or [P, 3].
+        each: loss, accuracy and, with a dense loss, dense accuracy of each of the step's P global batches, over all
+            processes: [P, 2] or [P, 3].
         norm: norm of the gradient, before clipping.
         gate_norm: norm of the key gates' gradient, before clipping.
     """
@@ -89,7 +89,7 @@ class Run:
         limits: when this call stops and saves.
         interrupt: signals wait for the end of its shields.
         pictures: draw figures at the end of each stage.
-        streams: batches of a part, one for each group of processes that the run was begun with.
+        streams: batches of a global batch, one for each group of processes that the run was begun with.
         model: what is trained.
         trained: the model, wrapped where there are several processes.
         optimizer: with its moments.
@@ -274,11 +274,11 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.step, self.progress.last_stage_since(config))
         self.optimizer.zero_grad(set_to_none=True)
-        # A step's parts have a batch for each stream; each group of processes takes so many of these batches.
+        # The global batches of a step have a batch per stream; each group of processes takes this many of them.
         micro_steps = config.accumulate * self.streams // processes.groups
         figures: list[Tensor] = []
         for micro_step in range(self.step * micro_steps, (self.step + 1) * micro_steps):
-            stage = config.stages[config.drawn_from(self.stream.part(micro_step), self.progress.stage)]
+            stage = config.stages[config.drawn_from(self.stream.global_batch(micro_step), self.progress.stage)]
             batch = self.stream.take(micro_step, self.progress.stage).to(self.device)
             # Processes exchange gradients once a step, with the last batch.
             alone = processes.world > 1 and (micro_step + 1) % micro_steps
