@@ -180,7 +180,7 @@ def decode(
 
 
 def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
-    capacity = range(k.shape[2]).stop  # torch.compile may hold it as a symbol; range() makes it decide on a number
+    capacity = range(k.shape[2]).stop  # may be a symbol of torch.compile, and range() makes it a number
     if mask is None:
         mask = full()
     if isinstance(mask, LookupTable):

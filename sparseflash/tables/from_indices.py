@@ -1,7 +1,7 @@
-"""Tables from block indices that a router wrote on the device: content-based sparsity with no host in the loop.
+"""Tables from block indices that a router wrote on the device: content-based sparsity without waiting for the host.
 
 Every shape here follows from the shapes of the arguments, never from their values, so building a table never waits
-for the device and runs inside a compiled graph. A block row owns room for k entries; unused room is never read.
+for the device and works in a compiled graph. A block row has room for k entries; unused room is never read.
 
 Shape legend: B samples, H heads of indices, P = B * H patterns, nQ x nK blocks of BQ x BK tokens, k entries a row.
 """
@@ -49,7 +49,7 @@ def from_indices(
 ) -> Parts:
     """See :meth:`sparseflash.LookupTable.from_indices`."""
     q_heads = _checked(indices, counts, q_heads)
-    if torch.compiler.is_compiling():  # lengths may be symbols, a mask belongs to numbers: range() decides
+    if torch.compiler.is_compiling():  # lengths may be symbols, and range() makes them numbers
         shape = range(shape).stop if isinstance(shape, int) else (range(shape[0]).stop, range(shape[1]).stop)
     edges = _edges(shape, block, q_offset, causal, indices.device)
     (samples, heads, lines, k), (nq, nk) = indices.shape, edges.blocks
@@ -105,7 +105,7 @@ def _checked(indices: torch.Tensor, counts: torch.Tensor | None, q_heads: int | 
 
 
 def _check_values(indices: torch.Tensor, counts: torch.Tensor | None, nk: int) -> None:
-    """Raise for the first count or index that is out of range. Waits for the device."""
+    """Raise for the first count or index out of range. Waits for the device."""
     if counts is not None:
         for b, h, row in ((counts < 0) | (counts > indices.shape[3])).nonzero()[:1].tolist():
             raise ValueError(
@@ -128,17 +128,17 @@ def _counted(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 class Edges(NamedTuple):
-    """What a selected block is by its place: FULL, or cut by a ragged end or the diagonal of a causal mask.
+    """The code of a selected block by its position: FULL, or cut by a ragged end or the diagonal of a causal mask.
 
-    How the diagonal cuts a block depends only on how far the block lies from it, and only a few distances cut at all.
+    How the diagonal cuts a block depends only on its distance from the block, and only few distances matter.
     """
 
     shape: tuple[int, int]  # (q_len, kv_len)
     block: tuple[int, int]  # (BQ, BK)
     blocks: tuple[int, int]  # (nQ, nK)
     q_offset: int
-    nearest: int  # the smallest distance listed; there and before, the diagonal cuts nothing
-    farthest: int  # the largest distance listed; there and beyond, nothing is left
+    nearest: int  # the smallest distance listed: blocks up to it are not cut
+    farthest: int  # the largest distance listed: blocks from it on are empty
     codes: torch.Tensor  # int32 [distances * 4]: by distance, in the last block row?, in the last block column?
     tiles: Tiles
 
@@ -159,7 +159,7 @@ def _edges(
     causal: bool,
     device: torch.device,
 ) -> Edges:
-    """In a compiled graph this is computed once, while tracing."""
+    """The edges of a mask of these lengths. A compiled graph computes them once, while tracing."""
     return unless_fake(_edges_of)(make_grid(shape, block, q_offset), bool(causal), device)
 
 
@@ -173,7 +173,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     (nq, nk), bq, bk, step = grid.shape, grid.bq, grid.bk, min(grid.bq, grid.bk)
     i, j = np.arange(bq)[:, None], np.arange(bk)
     nearest = farthest = 0
-    if causal:  # key j of a block stands `ahead * step + skew + j` after the position of the block's first query
+    if causal:  # key j of a block is `ahead * step + skew + j` positions after the block's first query
         skew = -grid.q_offset % step
         nearest, farthest = (1 - bk - skew) // step, -(-(bq - skew) // step)
     ahead = np.arange(nearest, farthest + 1)[:, None, None, None, None]
@@ -196,10 +196,9 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
 
 
 def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> tuple[Side, torch.Tensor]:
-    """The side of the block rows, and its entries [P, nQ, k] as keys: the column, plus nK if PARTIAL; 2 nK if none.
+    """The side of the block rows, and its entries [P, nQ, k] as keys: the column, plus nK if PARTIAL; 2 nK if unused.
 
-    Sorting by these keys puts FULL blocks before PARTIAL ones, each in the order of their columns, and unused room
-    last.
+    Sorting by these keys puts FULL blocks before PARTIAL ones, each in the order of columns, and unused entries last.
     """
     nk, (patterns, lines, k) = edges.blocks[1], indices.shape
     line = torch.arange(lines, device=indices.device).unsqueeze(-1)
@@ -223,7 +222,7 @@ def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
     """The side of the block columns, from the keys of the rows' entries."""
     nk, (patterns, lines, k) = edges.blocks[1], by_row.shape
     line = torch.arange(lines, device=by_row.device).unsqueeze(-1)
-    # (column, PARTIAL or not, row) as one number; unused room is past all columns.
+    # (column, PARTIAL or not, row) as one number; unused entries come after all columns.
     key = torch.where(by_row < 2 * nk, (by_row % nk * 2 + by_row // nk) * lines + line, 2 * nk * lines)
     key = key.flatten(1).sort(-1).values
     steps = torch.arange(2 * nk + 1, device=key.device) * lines
@@ -240,6 +239,6 @@ def _side(spans: torch.Tensor, others: torch.Tensor, codes: torch.Tensor) -> Sid
     tile = F.pad((codes - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
     weight = spans[..., 3] - spans[..., 0]
     order = weight.argsort(dim=1, descending=True, stable=True)
-    patterns = spans.shape[0]  # how many pieces there are is unknown on the host: none
+    patterns = spans.shape[0]  # no pieces, because the host does not know their number
     work, merges = (spans.new_empty((patterns, 0, fields), dtype=torch.int32) for fields in (6, 3))
     return Side(spans.int(), entries, entries, tile.int(), order.int(), work, merges)
