@@ -11,7 +11,8 @@ import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Interval
-from sparseflash.patterns.pattern import Pattern, checked_int, per_sample
+from sparseflash.patterns.pattern import Pattern, checked_int
+from sparseflash.patterns.stacked import per_sample
 
 
 @dataclass(frozen=True, repr=False)

@@ -28,7 +28,7 @@ from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.misuse import required
 from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.packed import packed
-from sparseflash.patterns.pattern import Pattern, per_head, per_sample
+from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
@@ -41,6 +41,7 @@ from sparseflash.patterns.presets import (
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.sliding_tile import sliding_tile
+from sparseflash.patterns.stacked import per_head, per_sample
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Where
 

@@ -22,7 +22,8 @@ from sparseflash.patterns.beside import Beside
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import is_int, make_grid
 from sparseflash.patterns.packed import Packed
-from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
+from sparseflash.patterns.pattern import Binary, Not, Pattern
+from sparseflash.patterns.stacked import Stacked, per_sample
 from sparseflash.tables.device import capturing, lasting
 from sparseflash.tables.shortened import shortened
 from sparseflash.tables.table import LookupTable

@@ -15,8 +15,9 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.documents import documents
 from sparseflash.patterns.packed import packed
 from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern, PerSample, holds, instead, per_sample
+from sparseflash.patterns.pattern import Pattern, holds, instead
 from sparseflash.patterns.placed_image import PlacedImage
+from sparseflash.patterns.stacked import PerSample, per_sample
 
 
 class Text(NamedTuple):

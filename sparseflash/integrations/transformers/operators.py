@@ -33,8 +33,9 @@ from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern, PerSample, holds
+from sparseflash.patterns.pattern import Pattern, holds
 from sparseflash.patterns.set_operations import stacked
+from sparseflash.patterns.stacked import PerSample
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 

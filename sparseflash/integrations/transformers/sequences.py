@@ -25,8 +25,9 @@ from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.dilated import Offsets
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Band, Interval
-from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, Stacked, parts_of
+from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, parts_of
 from sparseflash.patterns.runs import distinct
+from sparseflash.patterns.stacked import Stacked
 
 Piece: TypeAlias = tuple[int, int, int]
 
