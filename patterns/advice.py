@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
 
 SHORTEST = 8192  # tokens; below, even dense attention is quick
-DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
-EXCESS = 4  # stored tokens for each allowed pair that are worth a word
-EXCESS_ASKED = 2  # the same, where the cost is asked for
+DENSE_FROM = 0.25  # share of all blocks above which skipping the others gains little
+EXCESS = 4  # stored pairs per allowed pair that deserve advice
+EXCESS_ASKED = 2  # the same, if the user asked for the cost
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
 
 
@@ -53,7 +53,7 @@ def advice(pattern: Pattern, mask: MaskData, *, asked: bool = False) -> str | No
     Args:
         pattern: the pattern.
         mask: its compiled mask.
-        asked: whether the cost was asked for: then smaller savings are named too, with the pattern to use.
+        asked: whether the user asked for the cost. Then smaller savings are mentioned too, with the pattern to use.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -83,7 +83,7 @@ def advice(pattern: Pattern, mask: MaskData, *, asked: bool = False) -> str | No
 
 
 def faster_form(mask: MaskData) -> str:
-    """The structure of a mask that was given as a predicate, as advice on a faster form.
+    """Advice on a faster form of a mask that was given as a predicate, from its structure.
 
     Args:
         mask: the result of a scan, without heads.

@@ -57,7 +57,7 @@ def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> 
 
 
 def gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:
-    """The matrices of the given patterns, one below the other; each has ``rows`` rows."""
+    """The matrices of these patterns, stacked; each has ``rows`` rows."""
     if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):
         return runs
     return runs.select_rows((patterns[:, None] * rows + np.arange(rows)).ravel())

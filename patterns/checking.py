@@ -12,7 +12,7 @@ from sparseflash.patterns.tiles import unpack, words_per_row
 def check(mask: MaskData) -> None:
     """Raise ValueError with the first invariant that the mask violates.
 
-    Time and memory are in proportion to runs and tiles.
+    Time and memory are linear in runs and tiles.
     """
     _check_arrays(mask)
     _check_runs(mask)

@@ -14,7 +14,7 @@ from sparseflash.patterns.runs import FIRST_TILE, FULL
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Bools, Pattern
 
-SAMPLE = 4096  # pairs that compiling looks at under SPARSEFLASH_DEBUG=1
+SAMPLE = 4096  # pairs that compiling compares under SPARSEFLASH_DEBUG=1
 
 
 def compare(pattern: Pattern, mask: MaskData) -> None:
@@ -78,7 +78,7 @@ def _refuse(pattern: Pattern, grid: Grid, i: int, j: int, allowed: bool) -> None
 
 
 def _blamed(pattern: Pattern, grid: Grid, row: int, col: int, allowed: bool) -> str:
-    """The method that is probably wrong about a block."""
+    """The method that is probably wrong for a block."""
     block = f"block row {row}, block column {col}"
     stretches = pattern.full_runs(grid)
     if stretches is not None:

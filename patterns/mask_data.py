@@ -22,9 +22,9 @@ from sparseflash.patterns.traced_constant import Constant
 class MaskData(Constant):
     """Runs of blocks on a grid, the tiles of the partial ones, and the figures that follow from them. Immutable.
 
-    Set operations, conversions, files, checks and pictures take and return this; a user's mask is a
-    :class:`~sparseflash.BlockMask`, which adds the methods. Data that allow the same pairs compare and hash
-    equal, because they are canonical: no empty or full tile is stored, no tile twice, and blocks are sorted.
+    Set operations, conversions, files, checks and pictures work on this class. Users get a
+    :class:`~sparseflash.BlockMask`, which adds methods. Masks that allow the same pairs compare and hash equal, because
+    they are canonical: no empty, full or duplicate tile is stored, and blocks are sorted.
 
     Shape legend: P distinct patterns (heads or samples with the same pattern share it), nQ x nK blocks, T tiles.
     """
@@ -33,7 +33,7 @@ class MaskData(Constant):
     runs: Runs  # codes of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
-    # Of the pattern it was compiled from, and no part of what makes masks equal:
+    # From the pattern that was compiled; ignored when masks are compared:
     expression: str = ""  # its text
     images: tuple[PlacedImage, ...] = ()  # the images among the keys, sorted; files do not keep them
 
@@ -67,7 +67,7 @@ class MaskData(Constant):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays that hold it."""
+        """Bytes of the arrays."""
         return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.code, self.tiles, self.pattern_of))
 
     @cached_property
@@ -104,7 +104,7 @@ class MaskData(Constant):
             which = which + self.runs.row // self.grid_shape[0] * codes
         blocks = np.zeros((self.patterns, codes), np.int64)
         np.add.at(blocks.reshape(-1), which, self.runs.length)
-        # Sums of Python ints: long sequences have more pairs than int64 counts.
+        # Sums of Python ints, because long sequences have more pairs than int64 can count.
         totals = [sum(n * t for n, t in zip(line, per_code, strict=True)) for line in blocks.tolist()]
         return sum(totals[p] for p in self.pattern_of.flat)
 
@@ -133,7 +133,7 @@ class MaskData(Constant):
 
     @cached_property
     def _hash(self) -> int:
-        # Sums tell masks apart well enough for a dict, which compares the content of those that have the same ones.
+        # Sums suffice for a dict, which compares the content of masks with equal hashes.
         return hash((self.grid, self.pattern_of.shape, *(int(array.sum()) for array in self._content)))
 
     def __hash__(self) -> int:

@@ -1,4 +1,4 @@
-"""Block masks as files: safetensors, nothing executable, checked before anything is built from them."""
+"""Block masks as files: safetensors, nothing executable, checked before use."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ from sparseflash.patterns.untrusted import open_untrusted
 FORMAT = "sparseflash.BlockMask/1"
 ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "pattern_of": "<i4"}
 MAX_HEADER = 1 << 20
-MAX_BYTES = 1 << 30  # of a file, unless its reader allows more
-# Block rows of all distinct masks together: figures of a mask take memory for each, whether it holds anything or not.
+MAX_BYTES = 1 << 30  # largest file, unless the caller allows more
+# Limits of the block rows of all patterns together, because statistics of a mask take memory for every row.
 MAX_ROWS = 1 << 20
 ROWS_A_RUN = 16  # further rows for each run that the file holds
 
 
 def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
-    """Write the mask; to a temporary name first, so that the file is whole or not there.
+    """Write the mask atomically, by way of a temporary name.
 
     Raises:
-        ValueError: the expression is too long to be read back.
+        ValueError: the expression is too long for :func:`load`.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -66,7 +66,7 @@ def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
 
 
 def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> MaskData:
-    """The mask, with its expression; memory is in proportion to the bytes of the file.
+    """The mask with its expression. Memory is linear in the size of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -91,7 +91,7 @@ def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> MaskData:
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
-    """All of the file; its size, and that of its header, are looked at first."""
+    """The content of the file, after checking its size and that of its header."""
     with open_untrusted(path) as (file, size):
         if size > max_bytes:
             raise ValueError(
@@ -109,7 +109,7 @@ def _header_size(content: bytes) -> int:
 
 
 def _checksum(mask: MaskData, expression: str) -> str:
-    """Of the content and the text."""
+    """The checksum of the content and the text."""
     return blake2b(mask.digest + expression.encode(), digest_size=16).hexdigest()
 
 

@@ -19,7 +19,7 @@ from sparseflash.patterns.runs import Runs, distinct
 
 JUMPS_AT_ONCE = 1 << 17
 
-Index = NDArray[Any]  # int32 where that suffices, else int64
+Index = NDArray[Any]  # int32 if that suffices, else int64
 
 
 class Segments(NamedTuple):
@@ -68,12 +68,12 @@ class Jumps(NamedTuple):
 
 def _csr(data: NDArray[Any], indices: Index, indptr: Index, shape: tuple[int, int]) -> csr_array:
     matrix = csr_array((data, indices, indptr), shape=shape)
-    matrix.has_canonical_format = True  # columns ascend, none twice: scipy need not look
+    matrix.has_canonical_format = True  # columns ascend without duplicates: scipy need not check
     return matrix
 
 
 def segments(a: Jumps, begin_a: Index, b: Jumps, begin_b: Index) -> Iterator[Segments]:
-    """The stretches, a few rows at a time: intermediate arrays stay small enough for their memory to be reused.
+    """The stretches, a few rows at a time, so that intermediate arrays stay small and their memory is reused.
 
     ``begin_a`` and ``begin_b`` [rows + 1] say where the jumps of each row begin, so that rows can be skipped or added.
     """
@@ -87,7 +87,7 @@ def segments(a: Jumps, begin_a: Index, b: Jumps, begin_b: Index) -> Iterator[Seg
     for first, last in pairwise(edges):
         both = a.rows(begin_a[first : last + 1], dtype, 0) + b.rows(begin_b[first : last + 1], dtype, half)
         codes: NDArray[Any] = np.cumsum(both.data, dtype=dtype)
-        here = np.flatnonzero(codes)  # where both are 0 a row has ended, or has a gap
+        here = np.flatnonzero(codes)  # both are 0 after the end of a row and in gaps
         row = np.repeat(np.arange(first, last, dtype=both.indices.dtype), np.diff(both.indptr))
         codes = codes[here]
         yield Segments(
@@ -120,7 +120,7 @@ def transposed(runs: Runs, stacked: int = 1) -> Runs:
     """Each of ``stacked`` matrices, written one below the other, transposed; codes are kept.
 
     A vertical run begins where a block differs from the one above it, so consecutive rows are laid over each other and
-    only the places where they differ are expanded: the cost is the size of the answer.
+    only the places where they differ are expanded: the cost is linear in the result.
     """
     n, m = runs.shape[0] // stacked, runs.shape[1]
     jumps = Jumps.of(runs)
@@ -140,7 +140,7 @@ def transposed(runs: Runs, stacked: int = 1) -> Runs:
         codes.append(np.repeat(some.a[differs], length))
     begin = np.zeros(row.size + 1, index)
     np.cumsum(np.concatenate(counts), out=begin[1:], dtype=index)
-    # Turning rows into columns is one counting sort, which scipy has.
+    # Turning rows into columns is one counting sort, scipy's `tocsc`.
     changes = csr_array((np.concatenate(codes), np.concatenate(cols), begin), shape=(row.size, stacked * m)).tocsc()
     del cols, codes
     begins = np.flatnonzero(changes.data)

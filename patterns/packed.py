@@ -33,7 +33,7 @@ class Packed(Pattern):
 
     @cached_property
     def _stretches(self) -> list[tuple[Pattern, int, int]]:
-        """Each part, where its tokens begin and one past its last one."""
+        """Each part, with the positions of its first token and of the one past its last."""
         sizes = [part.known_size or 0 for part in self.parts]
         edges = np.cumsum([0, *sizes]).tolist()
         return [(part, start, stop) for part, (start, stop) in zip(self.parts, pairwise(edges), strict=True)]
@@ -43,7 +43,7 @@ class Packed(Pattern):
         return self._stretches[-1][2]
 
     def at(self, grid: Grid) -> Packed:
-        # A part is as long as it says, however much of it the grid has.
+        # A part has its own length, even if the grid ends before it.
         whole = [(part, Grid(stop - start, stop - start, grid.bq, grid.bk, 0)) for part, start, stop in self._stretches]
         return Packed(tuple(part.at(grid) if grid.q_len else part for part, grid in whole))
 
@@ -58,7 +58,7 @@ class Packed(Pattern):
         for part, start, stop in self._stretches:
             here = (q >= start) & (q < stop) & (k >= start) & (k < stop)
             if here.any():
-                # Each part is asked about positions of its own alone.
+                # Each part gets only its own positions.
                 own = (np.clip(position, start, stop - 1) - start for position in (q, k))
                 seen = seen | (here & part.allows(*own))
         return seen
@@ -69,7 +69,7 @@ class Packed(Pattern):
             stretch = Stretch.of(grid, start, stop)
             if stretch is not None:
                 masks.append(placed(compile_pattern(part, stretch.grid), grid, stretch.query, stretch.key))
-        while len(masks) > 1:  # in pairs, and these in pairs: each block is copied as often as the number has digits
+        while len(masks) > 1:  # in pairs, and these in pairs: each block is copied O(log n) times
             half = len(masks) // 2
             masks = [*map(union, masks[:half], masks[half:]), *masks[2 * half :]]
         return BlockMask.of(masks[0] if masks else difference(full_mask(grid), full_mask(grid)))

@@ -87,7 +87,7 @@ _NOT_TEXT = {
 _OF_PATTERNS = ("packed", "per_head", "per_sample")  # all of their arguments are patterns
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
 MAX_CHARACTERS = 1_000_000
-MAX_DEPTH = 250  # parentheses, calls and operators: a chain is as deep as it is long once it is compiled
+MAX_DEPTH = 250  # parentheses, calls and operators; a chain of n operators is n deep when it is compiled
 MAX_OPERATORS = 200
 
 
@@ -187,12 +187,12 @@ def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
     if isinstance(node, ast.Name):
         raise _error(source, node, _unknown(node.id))
     if isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
-        raise _error(source, node, "patterns are joined by & and |, and turned round by ~: not by `and`, `or`, `not`")
+        raise _error(source, node, "patterns are joined by & and | and complemented by ~, not by `and`, `or`, `not`")
     raise _error(source, node, "expected a pattern such as local(1024), joined by | & - or after ~")
 
 
 def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
-    """Operators that lean to the left, as ``a | b | c`` does, are read in a loop."""
+    """Left-associative operators, as in ``a | b | c``, are read in a loop."""
     rest: list[ast.BinOp] = []
     while isinstance(node, ast.BinOp):
         if type(node.op) not in _OPERATORS:
@@ -218,7 +218,8 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     def read(argument: ast.expr, is_pattern: bool) -> object:
         return _pattern(argument, source, depth - 1) if is_pattern else _literal(argument, source)
 
-    patterns = len(node.args) if name in _OF_PATTERNS else int(name == "beside")  # so many of the first arguments
+    # The number of first arguments that are patterns.
+    patterns = len(node.args) if name in _OF_PATTERNS else int(name == "beside")
     arguments = [read(argument, place < patterns) for place, argument in enumerate(node.args)]
     keywords = {str(k.arg): read(k.value, patterns > 0 and k.arg == "pattern") for k in node.keywords}
     constructor = _constructors[name]
@@ -240,7 +241,7 @@ def _unknown(name: str) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """A question for a name that is almost a known one."""
+    """A suggestion for a name that is almost a known one."""
     names = list(known)
     found = [] if name in names else get_close_matches(name, names, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(found)}?" if found else ""
@@ -260,12 +261,12 @@ def _lines(source: str) -> list[str]:
 
 def _error(source: str, node: ast.expr, message: str) -> ValueError:
     line = _lines(source)[node.lineno - 1]
-    # ast counts UTF-8 bytes; the pointer stands under characters.
+    # ast counts UTF-8 bytes, the pointer counts characters.
     return _pointing(source, node.lineno, len(line.encode()[: node.col_offset].decode(errors="ignore")), message)
 
 
 def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
     lines = _lines(source)
-    # What is missing at the end is said to stand in a line that is not there.
+    # For something missing at the end, the parser names a line past the last one.
     text = lines[line - 1] if line <= len(lines) else ""
     return ValueError(f"{message}\n  {shown(text)}\n  {' ' * len(shown(text[:column]))}^")

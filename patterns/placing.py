@@ -1,4 +1,4 @@
-"""Where the tokens of a pattern stand in a longer row, and its mask put there."""
+"""Placing the mask of a pattern in a longer row."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from sparseflash.patterns.tiles import TILES_AT_ONCE, pack, tile_table, unpack
 
 
 class Stretch(NamedTuple):
-    """The part of a grid that a stretch of positions has."""
+    """The part of a grid within a range of positions."""
 
-    grid: Grid  # of the queries and keys in the stretch, whose positions are counted from its beginning
+    grid: Grid  # queries and keys in the range, with positions counted from its start
     query: int  # index of the first of these queries in the whole grid
     key: int  # index of the first key
 
     @classmethod
     def of(cls, grid: Grid, start: int, stop: int) -> Stretch | None:
-        """Positions [start, stop) of a grid; None where it has no query or no key there."""
+        """Positions [start, stop) of a grid; None without a query or without a key there."""
         first, last = max(grid.q_offset, start), min(grid.q_offset + grid.q_len, stop)
         keys = min(grid.kv_len, stop) - start
         if first >= last or keys < 1:
@@ -35,9 +35,9 @@ class Stretch(NamedTuple):
 def placed(mask: MaskData, grid: Grid, query: int, key: int) -> MaskData:
     """The mask on a larger grid with its first query and key at these indices, and nothing around it.
 
-    Moved by no multiple of the block, a block of the result overlaps up to four blocks of the mask. These four are the
-    matrix of codes moved by whole blocks, in four ways: laid over each other they give every four that occurs, and
-    each makes one tile. The cost is that of the runs and of the distinct fours.
+    If the offset is not a multiple of the block, a block of the result overlaps up to four blocks of the mask. Four
+    copies of the matrix of codes, moved by whole blocks and overlaid, give every combination that occurs. Each makes one
+    tile. The cost is linear in the runs and the distinct combinations.
     """
     (bq, bk), table = mask.block, tile_table(mask.tiles, *mask.block)
     corners = list(product(_parts(query, bq), _parts(key, bk)))
@@ -46,7 +46,7 @@ def placed(mask: MaskData, grid: Grid, query: int, key: int) -> MaskData:
     joint = _moved(mask, grid, down, right)
     if len(corners) == 1:
         return MaskData.canonical(grid, joint, mask.tiles, mask.pattern_of)
-    codes = np.arange(len(table))[:, None]  # [n, corners]: what each number of `joint` stands for
+    codes = np.arange(len(table))[:, None]  # [n, corners]: the combination of each code of `joint`
     for (down, _, _), (right, _, _) in corners[1:]:
         runs, number, code = overlay(joint, _moved(mask, grid, down, right))
         codes = np.pad(np.column_stack([codes[number], code]), ((1, 0), (0, 0)))
@@ -65,7 +65,7 @@ def placed(mask: MaskData, grid: Grid, query: int, key: int) -> MaskData:
 
 
 def _parts(index: int, size: int) -> list[tuple[int, slice, slice]]:
-    """The blocks that a block moved by so many tokens lies in: how many blocks on, where in it, and which part."""
+    """The blocks that a moved block overlaps: distance in blocks, place in the block, and the overlapping part."""
     blocks, tokens = divmod(index, size)
     whole = (blocks, slice(tokens, size), slice(0, size - tokens))
     return [whole, (blocks + 1, slice(0, tokens), slice(size - tokens, size))] if tokens else [whole]

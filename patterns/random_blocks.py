@@ -1,4 +1,4 @@
-"""Random cells, the same for everyone who names the same seed."""
+"""Random cells, determined by a seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RandomBlocks(CellPattern):
         return dataclasses.replace(self, count=-(-grid.kv_len // self.unit))
 
     def picks(self, a: Ints) -> Ints:
-        """The cells of each row a, int64 [..., per_row or all of them]."""
+        """The cells of each row a, int64 [..., min(per_row, cells)]."""
         if self.count is None:
             raise ValueError(f"{self}: which cells are drawn depends on how many there are; give count, or compile it")
         number = min(self.per_row, self.count)
@@ -49,7 +49,7 @@ class RandomBlocks(CellPattern):
         picks, index = self.picks(rows), index.reshape(np.shape(a))
         hit = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), bool)
         for i in range(picks.shape[-1]):
-            hit |= picks[index, i] == b  # one draw at a time: memory does not grow with per_row
+            hit |= picks[index, i] == b  # one draw at a time, so that memory is independent of per_row
         return hit
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
@@ -57,7 +57,7 @@ class RandomBlocks(CellPattern):
         first, last = self.row_cells(grid, rows)
         counts = last - first + 1
         begin = np.cumsum(counts) - counts
-        assert isinstance(self.count, int)  # at() gave it
+        assert isinstance(self.count, int)  # set by at()
         reserve(int(counts.sum()) * min(self.per_row, self.count), 160)
         cells = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(begin - first, counts)
         picks = self.picks(cells)

@@ -1,8 +1,8 @@
 """A leaf compiled onto a grid, from its full runs and its candidates.
 
-Of candidates with equal keys, one is evaluated token by token. All candidates are held in memory at once, in proportion
-to the result. A pattern without candidates is scanned a few block rows at a time, so that memory does not grow with the
-number of blocks evaluated.
+Of candidates with equal keys, one is evaluated token by token. All candidates are in memory at once, which is linear in
+the result. A pattern without candidates is scanned a few block rows at a time, so that memory is independent of the
+number of evaluated blocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCKS_AT_ONCE = 1 << 17
 
 
 def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
-    """The mask of a pattern that is not an operator.
+    """The mask of a leaf, a pattern that is not an operator.
 
     Raises:
         MemoryBoundError: compiling would exceed the limit on its memory.
@@ -56,7 +56,7 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
 
 
 def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
-    """Runs of codes, and the tiles of codes from 2 on."""
+    """Runs of block codes, and the tiles of codes from 2 on."""
     tile_set = TileSet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
@@ -72,7 +72,7 @@ def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
 
 
 def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
-    """Sorted distinct candidates inside the grid; a superset may reach out of it."""
+    """Sorted distinct candidates inside the grid; a superset may leave it."""
     rows, cols = _ints(pattern, "candidates", rows), _ints(pattern, "candidates", cols)
     if rows.ndim != 1 or rows.shape != cols.shape:
         raise ValueError(
@@ -134,7 +134,7 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
         return None
     keys = _ints(pattern, "keys", found)
     if keys.shape != rows.shape:
-        raise ValueError(f"{pattern}: keys must be one int a block, shape {rows.shape}, got {keys.shape}")
+        raise ValueError(f"{pattern}: keys must be one int per block, shape {rows.shape}, got {keys.shape}")
     if not grid.ragged:
         return keys
     ragged = 2 * ((rows + 1) * grid.bq > grid.q_len) + ((cols + 1) * grid.bk > grid.kv_len)

@@ -25,7 +25,7 @@ AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
 
 def frozen(array: AnyArray) -> AnyArray:
-    """The array itself, made read-only together with the arrays that it is a view of."""
+    """The array, made read-only together with the arrays that it is a view of."""
     whole: Any = array
     while isinstance(whole, np.ndarray):
         whole.flags.writeable = False
@@ -85,7 +85,7 @@ class Runs:
         return frozen(self.stop - self.start)
 
     def beside(self, other: Runs) -> Runs | None:
-        """The blocks of this matrix and of another one; None if some block is stored in both."""
+        """The blocks of this matrix and of another one; None if a block is stored in both."""
         start = np.concatenate([self.start, other.start])
         order = np.argsort(start, kind="stable")
         start, stop = start[order], np.concatenate([self.stop, other.stop])[order]
@@ -102,11 +102,11 @@ class Runs:
         return np.where(inside, self.code[index], np.int32(EMPTY))
 
     def mapped(self, new_code: NDArray[np.int32]) -> Runs:
-        """Every code t replaced by ``new_code[t]``."""
+        """The matrix with every code t replaced by ``new_code[t]``."""
         return Runs(self.shape, self.start, self.stop, new_code[self.code])
 
     def merged(self) -> Runs:
-        """EMPTY runs dropped, touching runs of one row with equal codes joined."""
+        """The matrix without EMPTY runs, and with adjacent runs of equal code in one row joined."""
         start, stop, code = self.start, self.stop, self.code
         if not code.all():  # EMPTY is 0
             stored = np.flatnonzero(code)

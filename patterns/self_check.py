@@ -1,4 +1,4 @@
-"""A check that a pattern's methods keep their promises: its compiled masks must agree with ``allows``."""
+"""A check of the methods of a pattern: its compiled masks must agree with ``allows``."""
 
 from __future__ import annotations
 

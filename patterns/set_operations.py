@@ -21,7 +21,7 @@ from sparseflash.patterns.tiles import pack, tile_table, unpack
 @MASKS.bounds
 @lru_cache(maxsize=64)
 def full_mask(grid: Grid) -> MaskData:
-    """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
+    """The mask that allows everything. Ragged last blocks are PARTIAL: bits past the lengths are 0."""
     (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
     q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
 
@@ -75,22 +75,22 @@ def stacked(masks: Sequence[MaskData], axis: int) -> MaskData:
 
 
 def union(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by either; raises as :func:`combine`."""
+    """Pairs allowed by either mask; raises like :func:`combine`."""
     return combine(a, b, np.bitwise_or)
 
 
 def intersection(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by both; raises as :func:`combine`."""
+    """Pairs allowed by both masks; raises like :func:`combine`."""
     return combine(a, b, np.bitwise_and)
 
 
 def difference(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by the first and not by the second; raises as :func:`combine`."""
+    """Pairs allowed by the first mask only; raises like :func:`combine`."""
     return combine(a, b, lambda of_a, of_b: of_a & ~of_b)
 
 
 def transposed(mask: MaskData) -> MaskData:
-    """Queries and keys exchanged."""
+    """The mask with queries and keys exchanged."""
     tiles = np.ascontiguousarray(unpack(mask.tiles, mask.block[1]).swapaxes(1, 2))
     g = mask.grid
     grid = Grid(g.kv_len, g.q_len, g.bk, g.bq, -g.q_offset)

@@ -1,4 +1,4 @@
-"""Reading untrusted files: regular files only, and never more bytes than asked for."""
+"""Reading untrusted files: regular files only, with a limit on their size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sparseflash.patterns.shown import shown
 
 @contextmanager
 def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size in bytes; the size is that of the file that was opened.
+    """An open regular file and its size in bytes.
 
-    Opening never waits: a pipe, a socket, a device or a folder is refused.
+    Opening never blocks: a pipe, a socket, a device or a folder is refused.
 
     Args:
         path: the file; links are followed.
@@ -24,7 +24,7 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no regular file, or one outside of ``inside``.
+        ValueError: not a regular file, or one outside ``inside``.
 
     Example:
         >>> with open_untrusted(Path(os.__file__)) as (file, size):
@@ -52,16 +52,16 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
 
 
 def read_untrusted(path: Path, most: int, inside: Path | None = None) -> bytes:
-    """All of a regular file of at most ``most`` bytes.
+    """The content of a regular file of at most ``most`` bytes.
 
     Args:
         path: the file.
-        most: bytes.
+        most: limit in bytes.
         inside: see :func:`open_untrusted`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no regular file, one outside of ``inside``, or a longer one.
+        ValueError: not a regular file, one outside ``inside``, or a longer one.
     """
     with open_untrusted(path, inside) as (file, size):
         content = file.read(most + 1) if size <= most else b""

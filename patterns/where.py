@@ -1,4 +1,4 @@
-"""Any vectorised predicate."""
+"""Patterns from any vectorised predicate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Where(Pattern):
     name = "where"
 
     def __hash__(self) -> int:
-        # A cached mask belongs to the values that the function captured when it was compiled.
+        # The key of a cached mask includes the values that the function had captured when it was compiled.
         return hash((self.fn, self.registered, state(self.fn)))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
