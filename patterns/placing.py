@@ -36,8 +36,8 @@ def placed(mask: MaskData, grid: Grid, query: int, key: int) -> MaskData:
     """The mask on a larger grid with its first query and key at these indices, and nothing around it.
 
     If the offset is not a multiple of the block, a block of the result overlaps up to four blocks of the mask. Four
-    copies of the matrix of codes, moved by whole blocks and overlaid, give every combination that occurs. Each makes one
-    tile. The cost is linear in the runs and the distinct combinations.
+    copies of the matrix of codes, moved by whole blocks and overlaid, give every combination that occurs. Each makes
+    one tile. The cost is linear in the runs and the distinct combinations.
     """
     (bq, bk), table = mask.block, tile_table(mask.tiles, *mask.block)
     corners = list(product(_parts(query, bq), _parts(key, bk)))

@@ -1,4 +1,4 @@
-"""Everything that decides the numbers of a training run, as data; a checkpoint carries it, so it resumes by itself."""
+"""The recipe of a training run, as data. A checkpoint contains it, so no other file is needed to resume."""
 
 import dataclasses
 import json
@@ -19,14 +19,14 @@ from sparseflash.utils.untrusted import of_kinds
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
-# Recipes come from others too: least and most of what is counted, found before anything is made of it.
+# Recipes may be untrusted, so counts are bounded before anything is allocated.
 MOST_BATCH = 1 << 18
 _COUNTS = {
     "schedule_steps": (1, 1 << 40), "batch": (1, MOST_BATCH), "accumulate": (1, MOST_BATCH), "warmup": (0, 1 << 40),
     "seed": (0, (1 << 63) - 1), "eval_every": (0, 1 << 40), "eval_examples": (1, 1 << 32), "patience": (0, 1 << 40),
 }  # fmt: skip
 _MOST_STAGES = 1000
-_MOST_TOKENS = 1 << 30  # of a batch: its pixels, or those of its longest documents
+_MOST_TOKENS = 1 << 30  # per batch: pixels, or tokens of its longest documents
 _MOST_WEIGHTS = 1 << 32
 _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
@@ -147,7 +147,7 @@ class TrainConfig:
         self._check_data()
 
     def _check_size(self) -> None:
-        """Raise ValueError where the recipe asks for more than any machine would be asked for by hand."""
+        """Raise ValueError if the recipe is too large for any machine."""
         if len(self.stages) > _MOST_STAGES:
             raise ValueError(f"stages must be at most {_MOST_STAGES:,}; got {len(self.stages):,}")
         longest = max(stage.tokens_each for stage in self.stages)
@@ -197,8 +197,8 @@ class TrainConfig:
 
     @property
     def changeable(self) -> tuple[str, ...]:
-        """Fields that may be others when a run goes on: they do not decide its numbers."""
-        # A best score is of so many examples; before the first one the number may still change.
+        """Fields that may change when a run resumes, because its numbers do not depend on them."""
+        # The best score depends on the number of examples; before the first evaluation it may still change.
         return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
 
     def drawn_from(self, global_batch: int, stage: int) -> int:
@@ -238,23 +238,23 @@ class TrainConfig:
             raise ValueError(f"not a training config of this version: {shown(error)}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.
+        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to resume.
 
-        Where files lie is no difference if they are the same, nor is how often the model is evaluated.
+        The folder of equal files and the frequency of evaluations do not count.
         """
         mine, theirs = (json.loads(json.dumps(config.to_dict())) for config in (self, other))
         for one, two in zip(mine["stages"], theirs["stages"], strict=False):
-            # Configs from before files were noted know nothing but the folder.
+            # Configs of older versions have the folder only.
             for name in ("folder",) if one.get("digest") and two.get("digest") else ("examples", "digest"):
                 one.pop(name, None)
                 two.pop(name, None)
         return [name for name in mine if mine[name] != theirs[name] and name not in other.changeable]
 
     def moved(self, folder: str | Path) -> Self:
-        """The same recipe, its files being in another folder now; `train` checks that they are the same files.
+        """The same recipe for files that are now in another folder; `train` checks that they are equal.
 
         Raises:
-            ValueError: examples that are drawn, or a recipe that does not know which files it was begun with.
+            ValueError: the examples are drawn, or the recipe does not record the files that it started with.
         """
         where, stages = str(Path(folder).resolve()), list[AnyStage]()
         for stage in self.stages:

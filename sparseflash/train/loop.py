@@ -22,7 +22,7 @@ from sparseflash.train.run import Limits, Run
 from sparseflash.train.validation import BEST, best_checkpoint, check_validation
 from sparseflash.utils.folder_lock import folder_lock
 
-# What a run writes into its folder.
+# The paths that a run writes in its folder.
 OWN_PATHS = ("checkpoints", BEST, "pictures", "tensorboard", STEPS)
 
 
@@ -126,7 +126,7 @@ def train(
             run.start()
         else:
             run.resume(checkpoint)
-        if processes.first and not there:  # all that could be refused has been
+        if processes.first and not there:  # every check has passed
             folder.mkdir(parents=True, exist_ok=True)
             _lock(stack, folder, resume)
         run.open(stack, workers, line)
@@ -141,7 +141,7 @@ def train(
                 run.draw_figures(run.stage)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or interrupt.raised:
-                # Raised between updates only: the step under way is dropped, the completed ones are saved.
+                # Raised between updates only: the current step is dropped, completed steps are saved.
                 interrupt.hold()
                 if run.losses:
                     run.save()
@@ -157,7 +157,7 @@ def train(
 
 
 def _checked_folder(folder: Path, resume: bool | Literal["auto"]) -> bool:
-    """Raise ValueError where a run cannot be in a folder; whether there is one to resume, where that is asked."""
+    """Raise ValueError for a folder that cannot hold the run; return whether to resume one in it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a folder, but {str(folder)!r} is a file")
     for name in OWN_PATHS:
@@ -169,7 +169,7 @@ def _checked_folder(folder: Path, resume: bool | Literal["auto"]) -> bool:
 
 
 def _noted(config: TrainConfig, pictures: bool) -> TrainConfig:
-    """The recipe with its files noted: those that are not there, or not the same any more, show before any writing."""
+    """The recipe with its files noted. Missing or changed files raise before anything is written."""
     config = replace(config, stages=tuple(stage.noted() for stage in config.stages))
     if config.eval_every:
         check_validation(config, "eval_every")
@@ -182,7 +182,7 @@ def _noted(config: TrainConfig, pictures: bool) -> TrainConfig:
 
 def _lock(stack: ExitStack, folder: Path, resume: bool) -> None:
     stack.enter_context(folder_lock(folder))
-    _check_free(folder, resume)  # another process may have trained until just now
+    _check_free(folder, resume)  # another process may have trained in the meantime
 
 
 def _check_free(folder: Path, resume: bool) -> None:
@@ -192,7 +192,7 @@ def _check_free(folder: Path, resume: bool) -> None:
 
 def _latest(folder: Path, config: TrainConfig, interrupt: Interrupt) -> Checkpoint:
     """The latest checkpoint of a folder, of this recipe."""
-    with interrupt.shield():  # a load cut short would look like damage
+    with interrupt.shield():  # an interrupted load would look like damage
         checkpoint = latest_checkpoint(folder)
     if different := config.differences(checkpoint.config):
         raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")
