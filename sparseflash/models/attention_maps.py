@@ -1,4 +1,4 @@
-"""Where a pixel transformer looks: the attention weights of one pixel, through whatever mask and backend is in use."""
+"""Attention maps of a pixel transformer: the attention weights of one pixel, over any mask and backend."""
 
 from typing import Any
 
@@ -15,14 +15,14 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
     Args:
         model: on the CPU or a GPU.
         image: uint8 [height, width].
-        pixel: (y, x) of the pixel that looks.
-        tokens: as for `PixelTransformer.forward`.
+        pixel: (y, x) of the query.
+        tokens: see `PixelTransformer.forward`.
 
     Returns:
         fp32 [layers, heads, height, width] on the CPU; each [height, width] sums to 1.
 
     Raises:
-        ValueError: the pixel is outside the image, or no token.
+        ValueError: the pixel is outside the image, or not a token.
 
     Example:
         >>> from sparseflash.models import PixelTransformerConfig
@@ -56,7 +56,7 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
     for weights, (layer, (x, mask, cos, sin, grey, *_)) in zip(found, inputs, strict=True):
         with torch.no_grad():
             q, k, v = layer.project(x, cos, sin, grey)
-        # An output is the sum of weight * value, so its derivative by a value is the weight.
+        # An output is the sum of weight * value, so its derivative with respect to a value is the weight.
         v = torch.zeros_like(v).requires_grad_()
         seen = attention(q, k, v, mask)[0, :, at[0, 0], 0].sum()
         (by_value,) = torch.autograd.grad(seen, v)
