@@ -9,7 +9,7 @@ from sparseflash.functional.attention import attention
 from sparseflash.models.pixel_transformer import Layer, PixelTransformer
 
 
-def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens: str | None = None) -> Tensor:
+def attention_map(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens: str | None = None) -> Tensor:
     """The weights with which one pixel attends to the others, in every layer and head.
 
     Args:
@@ -27,7 +27,7 @@ def looks(model: PixelTransformer, image: Tensor, pixel: tuple[int, int], tokens
     Example:
         >>> from sparseflash.models import PixelTransformerConfig
         >>> model = PixelTransformer(PixelTransformerConfig(pattern="local(16)", block=(16, 16), width=16, layers=3))
-        >>> looks(model, torch.zeros(16, 16, dtype=torch.uint8), (4, 7)).shape
+        >>> attention_map(model, torch.zeros(16, 16, dtype=torch.uint8), (4, 7)).shape
         torch.Size([3, 2, 16, 16])
     """
     height, width = image.shape

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 from sparseflash.patterns.shown import shown
-from sparseflash.utils.untrusted import of_kinds, parse_json
+from sparseflash.utils.untrusted import check_field_types, parse_json
 
 # Limits for configs, which may be untrusted, checked before anything is allocated.
 MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
@@ -56,6 +56,6 @@ class JsonConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
         try:
-            return cls(**of_kinds(cls, fields))
+            return cls(**check_field_types(cls, fields))
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a model config field is missing or has the wrong type: {shown(error)}") from None

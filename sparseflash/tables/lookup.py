@@ -17,7 +17,7 @@ from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.tables.device import READ_AHEAD, capturing, check_not_capturing, per_device, unless_fake
 from sparseflash.tables.packing import Header, pack, tile_arrays
-from sparseflash.tables.splitting import cuts, deal, weights
+from sparseflash.tables.splitting import assign, split_counts, weights
 from sparseflash.tables.table import LookupTable
 
 # A CUDA graph reads the tables it was captured with as long as it is replayed, so the cache may not free them.
@@ -103,8 +103,8 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     by_pattern = spans.reshape(patterns, -1, 4)
     weight = weights(by_pattern)
     work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
-    if (cuts(weight) > 1).any():
-        work, merges = deal(by_pattern)
+    if (split_counts(weight) > 1).any():
+        work, merges = assign(by_pattern)
     return [
         by_pattern,
         _padded(np.arange(common, dtype=np.int32), full),

@@ -27,12 +27,12 @@ def weights(spans: NDArray[Any]) -> Ints:
     return counts
 
 
-def cuts(weight: Ints) -> Ints:
+def split_counts(weight: Ints) -> Ints:
     """The number of pieces of each line, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
 
     Example:
         >>> import numpy as np
-        >>> cuts(np.array([3] * 39 + [32])).tolist()[-2:]
+        >>> split_counts(np.array([3] * 39 + [32])).tolist()[-2:]
         [1, 2]
     """
     total, lines = weight.sum(-1, keepdims=True), weight.shape[-1]
@@ -41,7 +41,7 @@ def cuts(weight: Ints) -> Ints:
     return pieces
 
 
-def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
+def assign(spans: NDArray[Any]) -> tuple[Ints, Ints]:
     """Work items for programs, and the work items of each split line.
 
     Args:
@@ -57,7 +57,7 @@ def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
         >>> spans = np.zeros((1, 40, 4), np.int64)
         >>> spans[0, :, 1] = 1
         >>> spans[0, 7] = 0, 30, 0, 2
-        >>> work, merges = deal(spans)
+        >>> work, merges = assign(spans)
         >>> work[0, :3].tolist()
         [[7, 0, 16, 0, 0, 0], [7, 16, 30, 0, 2, 1], [0, 0, 1, 0, 0, -1]]
         >>> merges.tolist()
@@ -68,7 +68,7 @@ def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
-    pieces = cuts(weights(spans))
+    pieces = split_counts(weights(spans))
     line, low, high = _shares(weights(spans), pieces)
     full_start, full_stop, partial_start, _ = spans[line].T
     full = full_stop - full_start
@@ -102,7 +102,7 @@ def piece_sizes(weight: Ints) -> Ints:
         >>> piece_sizes(np.array([1, 32, *[1] * 38]))[:4].tolist()
         [16, 16, 1, 1]
     """
-    _, low, high = _shares(weight, cuts(weight))
+    _, low, high = _shares(weight, split_counts(weight))
     return np.sort(high - low)[::-1]
 
 
@@ -132,7 +132,7 @@ def balance(weight: Ints, workers: int = WORKERS) -> Balance | None:
         >>> print(balance(np.array([512, *[12] * 511]), workers=132))  # doctest: +NORMALIZE_WHITESPACE
         Balance(workers=132, longest=512, pieces=20, longest_piece=26, busiest_before=512, busiest=60)
     """
-    pieces = cuts(weight)
+    pieces = split_counts(weight)
     if (pieces == 1).all():
         return None
     whole, sizes = np.sort(weight)[::-1].tolist(), piece_sizes(weight).tolist()

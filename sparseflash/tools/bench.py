@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from sparseflash.functional.attention import attention
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.tables.lookup import lookup
-from sparseflash.tools.timing import interleaved, waiting_for
+from sparseflash.tools.timing import time_interleaved, waiting_for
 
 Call = Callable[[], torch.Tensor]
 
@@ -148,7 +148,7 @@ def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> C
     mask = case.pattern.compile(case.seq_len, block=case.block)
     calls, left_out = _contenders(case, mask)
     # Whatever FlexAttention's compiler says, the other figures are still wanted.
-    timings = interleaved(
+    timings = time_interleaved(
         calls, case.runs, waiting_for(case.device), may_fail=lambda name: name == "flex", progress=progress
     )
     left_out |= timings.failed

@@ -51,7 +51,7 @@ def waiting_for(device: torch.device | str) -> Clock:
     return clock
 
 
-def interleaved(
+def time_interleaved(
     calls: Mapping[Key, Call | Sequence[Call]],
     runs: int,
     clock: Clock = wall,
@@ -72,7 +72,7 @@ def interleaved(
         progress: told what is being done, a line at a time.
 
     Example:
-        >>> found = interleaved({"sum": lambda: sum(range(100)), "max": lambda: max(range(100))}, runs=3)
+        >>> found = time_interleaved({"sum": lambda: sum(range(100)), "max": lambda: max(range(100))}, runs=3)
         >>> [len(times) for times in found.times.values()]
         [3, 3]
     """

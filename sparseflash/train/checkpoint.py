@@ -40,7 +40,7 @@ from sparseflash.patterns.shown import shown, shown_lines
 from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
 from sparseflash.utils.imports import UnknownPatternError, explained, named
-from sparseflash.utils.untrusted import of_kinds, parse_json, read_bytes, read_text
+from sparseflash.utils.untrusted import check_field_types, parse_json, read_bytes, read_text
 
 FORMAT = "sparseflash-checkpoint"
 VERSION = 2
@@ -210,7 +210,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
     numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []
     try:
-        progress = Progress(**of_kinds(Progress, place))
+        progress = Progress(**check_field_types(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
         if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):

@@ -15,7 +15,7 @@ from sparseflash.train.image_stage import Stage
 from sparseflash.train.sequences import sequence_stage_from
 from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked
-from sparseflash.utils.untrusted import of_kinds
+from sparseflash.utils.untrusted import check_field_types
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
@@ -233,7 +233,7 @@ class TrainConfig:
             fields = dict(fields)
             fields["model"] = config_from(fields["model"])
             fields["stages"] = tuple(map(_stage_from, fields["stages"]))
-            return cls(**of_kinds(cls, fields))
+            return cls(**check_field_types(cls, fields))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a training config of this version: {shown(error)}") from None
 
@@ -271,7 +271,9 @@ class TrainConfig:
 
 def _stage_from(fields: dict[str, Any]) -> AnyStage:
     if "split" in fields:
-        return FolderStage(**of_kinds(FolderStage, fields))
+        return FolderStage(**check_field_types(FolderStage, fields))
     if "geometry" not in fields:
         return sequence_stage_from(fields)
-    return Stage(**of_kinds(Stage, {**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))}))
+    return Stage(
+        **check_field_types(Stage, {**fields, "geometry": Geometry(**check_field_types(Geometry, fields["geometry"]))})
+    )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseflash.models import PixelTransformer
-from sparseflash.models.attention_maps import looks
+from sparseflash.models.attention_maps import attention_map
 from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.train.evaluate import held_out
 from sparseflash.train.folder_stage import FolderStage
@@ -84,7 +84,7 @@ def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
     images, labels, truths = drawn(stage.geometry, splits.SEED, [SPLITS["val"][index]], stage.match_distance)
     image = torch.from_numpy(images[0])
     y, x = truths[0].markers[0]
-    weights = looks(model, image, (y, x), tokens=stage.tokens).mean(1)  # [layers, height, width]
+    weights = attention_map(model, image, (y, x), tokens=stage.tokens).mean(1)  # [layers, height, width]
     figure = _canvas(min(COLUMNS, len(weights) + 1), -(-(len(weights) + 1) // COLUMNS))
     panels = [axes for axes in figure.axes if axes.axison is False]
     panels[0].imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)

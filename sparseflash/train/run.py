@@ -27,7 +27,7 @@ from sparseflash.train.losses import loss_of
 from sparseflash.train.process_groups import Processes
 from sparseflash.train.stage import AnyStage
 from sparseflash.train.validation import Validation, keep_best
-from sparseflash.train.warm_start import begin_with
+from sparseflash.train.warm_start import load_initial_weights
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = build(config.model)
         if init:
-            begin_with(self.model, resolve(Path(init)))
+            load_initial_weights(self.model, resolve(Path(init)))
         self.model.activation_checkpointing = config.activation_checkpointing
         self.model.to(self.device).train()
         self._gates = [weight for name, weight in self.model.named_parameters() if ".key_gate." in name]

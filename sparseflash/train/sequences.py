@@ -18,7 +18,7 @@ from sparseflash.pathfinder.splits import SEED
 from sparseflash.train.batch import Batch
 from sparseflash.train.folder_stage import other_files
 from sparseflash.train.stage import AnyStage
-from sparseflash.utils.untrusted import of_kinds
+from sparseflash.utils.untrusted import check_field_types
 
 # Symbols, documents and classes of a task's examples.
 SHAPES: Final = {
@@ -229,5 +229,5 @@ def sequence_stage_from(fields: dict[str, Any]) -> SequenceStage:
         ValueError: fields out of range.
     """
     grammar = fields.get("grammar")
-    grammar = None if grammar is None else Grammar(**of_kinds(Grammar, grammar))
-    return SequenceStage(**of_kinds(SequenceStage, {**fields, "grammar": grammar}))
+    grammar = None if grammar is None else Grammar(**check_field_types(Grammar, grammar))
+    return SequenceStage(**check_field_types(SequenceStage, {**fields, "grammar": grammar}))

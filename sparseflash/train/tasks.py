@@ -24,7 +24,7 @@ from sparseflash.train.image_stage import Stage
 from sparseflash.train.sequences import sequence_stage_from
 from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked, explained
-from sparseflash.utils.untrusted import of_kinds, read_toml
+from sparseflash.utils.untrusted import check_field_types, read_toml
 
 TASKS: Final = ("demo", "path32", "path64", "pathx", "path256", "listops", "text", "retrieval", "image")
 FOLDER: Final = Path(__file__).parent / "recipes"
@@ -100,7 +100,7 @@ def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
         raise ValueError(f"a stage has no field {', '.join(map(repr, unknown))}; known: {sorted(_OF_STAGES)}")
     changes = fields.get("geometry", {})
     if not {"size", "length", "base"} & set(fields):
-        return Stage(**{**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))})
+        return Stage(**{**fields, "geometry": Geometry(**check_field_types(Geometry, fields["geometry"]))})
     size, length = fields["size"], fields["length"]
     if "base" not in fields and size in LRA_SIZES and length in _LENGTHS:
         geometry = Geometry.lra(size, _LENGTHS[length])
@@ -109,7 +109,7 @@ def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
     if changes:
         geometry = replace(geometry, **changes)
     others = {name: value for name, value in fields.items() if name not in ("size", "length", "base", "geometry")}
-    return Stage(geometry, **of_kinds(Stage, others))
+    return Stage(geometry, **check_field_types(Stage, others))
 
 
 def _imports(fields: Any) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from sparseflash.patterns.shown import shown_lines
 from sparseflash.utils.untrusted import read_text
 
 
-def begin_with(model: Model, folder: Path) -> None:
+def load_initial_weights(model: Model, folder: Path) -> None:
     """Load the weights of a saved model of the same shape, with any pattern and any tokens.
 
     If this model has key gates and the saved one has none, they are set so that the results do not change. A model of

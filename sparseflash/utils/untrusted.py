@@ -131,7 +131,7 @@ def _subfolders(folder: Path) -> list[Path]:
         return []
 
 
-def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+def check_field_types(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return ``fields`` unchanged after checking that each value has the annotated scalar type.
 
     Raises:
