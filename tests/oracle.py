@@ -88,7 +88,7 @@ def random_features(
     sinks: float = 0.0,
     dropout_p: float = 0.0,
 ) -> Case:
-    """The case with features; slopes of both signs per head or per sample too, sinks of this spread, 0 for none."""
+    """The case with features; slopes of both signs one a head or one a sample too, sinks of this spread, 0 for none."""
     generator = torch.Generator().manual_seed(seed)
     batch, heads = case.q.shape[:2]
     slopes = torch.randn((batch, heads) if alibi == "sample" else (heads,), generator=generator).bfloat16().float() / 8
