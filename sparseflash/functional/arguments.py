@@ -17,6 +17,8 @@ from sparseflash.patterns.pattern import instead
 from sparseflash.tables.table import LookupTable
 
 BACKENDS = ("cpu", "triton")
+# Kernels hold log2(e) times the scale, log2(e) times the cap, and the scale divided by the cap in float32.
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
 
 parsed = lru_cache(maxsize=256)(parse)  # a text may be a mask wherever a Pattern may
 
@@ -96,17 +98,15 @@ def checked_scale(scale: float | None, dim: int) -> float:
         raise TypeError(f"scale must be a number or None, got {described(scale)}")
     if not 0 <= scale < math.inf:
         raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
-    if scale > (most := torch.finfo(torch.float32).max / 2):  # kernels hold log2(e) times the scale in float32
-        raise ValueError(f"scale must be at most {most:.3g}, for float32's sake, got {scale!r}; multiply q instead")
+    if scale > HUGE:
+        raise ValueError(f"scale must be at most {HUGE:.3g}, for float32's sake, got {scale!r}; multiply q instead")
     return float(scale)
 
 
 def checked_softcap(softcap: float, scale: float) -> float:
     if isinstance(softcap, bool) or not isinstance(softcap, Real):
         raise TypeError(f"softcap must be a number or None, got {described(softcap)}")
-    # Kernels hold log2(e) times the cap, and the scale divided by it, in float32.
-    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
-    if not (smallest <= softcap <= largest and scale <= softcap * largest):
+    if not (TINY <= softcap <= HUGE and scale <= softcap * HUGE):
         raise ValueError(
             f"softcap must be positive, and not tiny or huge for float32, got {softcap!r}; None leaves scores uncapped"
         )
