@@ -27,10 +27,10 @@ from sparseflash.patterns import Pattern
 from sparseflash.patterns.advice import WastefulPattern
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compile_with_advice
-from sparseflash.patterns.image import _axis_tiles
-from sparseflash.patterns.interval import _columns
+from sparseflash.patterns.image import tiles_on_axes
+from sparseflash.patterns.interval import allowed_columns
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.tables.lookup import _lookup
+from sparseflash.tables.lookup import cached_lookup
 
 LENGTHS = (1 << 13, 1 << 16, 1 << 20, 1 << 24)
 RUNS = 5
@@ -42,7 +42,7 @@ def build(
     pattern: Pattern, seq_len: int, device: torch.device | str = "cpu"
 ) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
     """Seconds to the mask and to the table, from nothing: every cache is emptied first."""
-    for cache in (compile_with_advice, compile_pattern, full_mask, _columns, _axis_tiles, _lookup):
+    for cache in (compile_with_advice, compile_pattern, full_mask, allowed_columns, tiles_on_axes, cached_lookup):
         cache.cache_clear()
     begun = time.perf_counter()
     mask = pattern.compile(seq_len, block=128)

@@ -31,7 +31,7 @@ from benchmarks.masks import CPU_MASKS, Mask
 from benchmarks.record import result_path, write
 from sparseflash.integrations.flex import to_flex
 from sparseflash.tools.bench import peak_mb
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 
 Key = tuple[str, str, str]  # whose call, of which mask, "fwd" or "fwd_bwd"
 
@@ -103,7 +103,7 @@ def measure(
         if with_flex and (call := flex(masks[name], setting.seq_len, q, k, v)) is not None:
             calls["flex", name, "fwd"] = torch.no_grad()(call)
     # Whatever FlexAttention's compiler says, the other figures are still wanted.
-    found = interleaved(calls, runs, may_fail=lambda key: key[0] == "flex", progress=progress)
+    found = time_interleaved(calls, runs, may_fail=lambda key: key[0] == "flex", progress=progress)
     failed = {mask: why for (_, mask, _), why in found.failed.items()}
     return [
         {

@@ -29,7 +29,7 @@ from benchmarks.record import write
 from sparseflash import patterns as P
 from sparseflash.patterns import Pattern
 from sparseflash.patterns.advice import WastefulPattern
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 
 RUNS = 3
 BLOCK, HEAD_DIM, QUERIES = 128, 128, 2048
@@ -69,7 +69,7 @@ def measure(
     queries = min(QUERIES, tokens)
     begin = (tokens - queries) // 2
     calls[None] = partial(F.scaled_dot_product_attention, q[:, :, begin : begin + queries], k, v)
-    times = {who: 1e3 * statistics.median(taken) for who, taken in interleaved(calls, runs, processor).times.items()}
+    times = {who: 1e3 * statistics.median(taken) for who, taken in time_interleaved(calls, runs, processor).times.items()}
     dense = times[None] * tokens / queries
     return [
         {

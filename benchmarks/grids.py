@@ -21,7 +21,7 @@ from sparseflash.patterns import Pattern
 from sparseflash.patterns.advice import WastefulPattern
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compile_with_advice
-from sparseflash.patterns.image import _axis_tiles
+from sparseflash.patterns.image import tiles_on_axes
 from sparseflash.patterns.set_operations import full_mask
 
 RUNS = 3
@@ -58,7 +58,7 @@ def measure(name: str, shape: tuple[int, ...], pattern: Pattern, block: int) -> 
     """Processor time of one thread, the shortest of some runs; the order of tokens is made once, in the first."""
     tokens, spent = prod(shape), []
     for _ in range(RUNS):
-        for cache in (compile_with_advice, compile_pattern, full_mask, _axis_tiles):
+        for cache in (compile_with_advice, compile_pattern, full_mask, tiles_on_axes):
             cache.cache_clear()
         begun = time.process_time()
         mask = pattern.compile(tokens, block=block)

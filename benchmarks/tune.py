@@ -57,7 +57,7 @@ from benchmarks.record import Growing, Row
 from sparseflash.kernels import candidates as candidate_kernels
 from sparseflash.kernels.candidates import GluonLaunch
 from sparseflash.kernels.launch import COMMITTED, Key, family
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 
 HEAD_DIMS = (128, 64, 32, 256)
 PASS_OF: dict[str, Pass] = {"forward": "fwd", "gluon": "fwd", "keys": "bwd", "queries": "bwd", "one_pass": "bwd"}
@@ -141,7 +141,7 @@ def time_candidate(
         prepared[f"{setting.mask}, block {setting.block}"] = calls
     alone()
     for mask, calls in prepared.items():
-        for name, times in interleaved(calls, runs, machine.clock, seconds=SECONDS).times.items():
+        for name, times in time_interleaved(calls, runs, machine.clock, seconds=SECONDS).times.items():
             row[name][mask] = 1e3 * statistics.median(times)
     return row
 

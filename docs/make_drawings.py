@@ -23,17 +23,17 @@ from sparseflash.pictures.pixels import token_kinds
 FOLDER = Path(__file__).parent / "drawings"
 EXAMPLE, TOKENS, BLOCK = "causal() & (local(20) | butterfly(unit=32))", 128, 16
 HEAVY, HEAVY_TOKENS = "local(16) | global_tokens(1)", 1024
-CELL = 26  # pixels a block in lists
+CELL = 26  # pixels per block in lists
 
 
 def example() -> sf.BlockMask:
     return sf.parse(EXAMPLE).compile(TOKENS, block=BLOCK)
 
 
-def letters(mask: sf.BlockMask) -> list[list[int]]:
-    """Letters of the blocks of a mask of one pattern, [nQ, nK]."""
+def codes(mask: sf.BlockMask) -> list[list[int]]:
+    """Codes of the blocks of a mask of one pattern, [nQ, nK]."""
     nq, nk = mask.grid_shape
-    found: list[list[int]] = mask.runs.letter_at(np.arange(nq)[:, None] * nk + np.arange(nk)).tolist()
+    found: list[list[int]] = mask.runs.code_at(np.arange(nq)[:, None] * nk + np.arange(nk)).tolist()
     return found
 
 
@@ -44,33 +44,33 @@ def runs(bits: NDArray[np.bool_]) -> list[tuple[int, int, int]]:
 
 
 def mask_drawing() -> str:
-    """Every pair of the example, and the letter of every block."""
+    """Every pair of the example, and the code of every block."""
     mask, pixels, left, top = example(), 4, 60, 30
     side, drawn = BLOCK * pixels, TOKENS * pixels
-    drawing = Drawing(left + drawn + 10, top + drawn + 10, f"Token mask and block letters of {EXAMPLE}")
+    drawing = Drawing(left + drawn + 10, top + drawn + 10, f"Token mask and block codes of {EXAMPLE}")
     kinds = token_kinds(mask, 0, ((0, TOKENS), (0, TOKENS)))
-    for row, line in enumerate(letters(mask)):
+    for row, line in enumerate(codes(mask)):
         drawing.words(left - 8, top + row * side + side / 2, f"row {row}", anchor="end")
         drawing.words(left + row * side + side / 2, top - 12, f"key {row}", anchor="middle")
-        for col, letter in enumerate(line):
-            fill = EMPTY if letter == 0 else FULL if letter == 1 else MASKED
+        for col, code in enumerate(line):
+            fill = EMPTY if code == 0 else FULL if code == 1 else MASKED
             drawing.box(left + col * side, top + row * side, side, side, fill, line=None)
     for q, start, stop in runs(kinds == 2):
         drawing.box(left + start * pixels, top + q * pixels, (stop - start) * pixels, pixels, PARTIAL, line=None)
     for at in range(TOKENS // BLOCK + 1):
         drawing.line(left, top + at * side, left + drawn, top + at * side)
         drawing.line(left + at * side, top, left + at * side, top + drawn)
-    for row, line in enumerate(letters(mask)):
-        for col, letter in enumerate(line):
+    for row, line in enumerate(codes(mask)):
+        for col, code in enumerate(line):
             x, y = left + (col + 0.5) * side, top + (row + 0.5) * side
-            drawing.words(x, y, str(letter), EMPTY if letter == 1 else GREY if letter == 0 else INK, "middle", size=18)
+            drawing.words(x, y, str(code), EMPTY if code == 1 else GREY if code == 0 else INK, "middle", size=18)
     return drawing.text()
 
 
 def tiles_drawing() -> str:
     """The distinct tiles of the example, bit by bit."""
     mask, pixels = example(), 9
-    found = [letter for line in letters(mask) for letter in line]
+    found = [code for line in codes(mask) for code in line]
     gap, side = 40, BLOCK * pixels
     drawing = Drawing(len(mask.tiles) * (side + gap), side + 60, f"Tiles of {EXAMPLE}")
     for number, bits in enumerate(unpack(mask.tiles, BLOCK)):
@@ -81,7 +81,7 @@ def tiles_drawing() -> str:
         for at in range(BLOCK + 1):
             drawing.line(left, 10 + at * pixels, left + side, 10 + at * pixels, EMPTY)
             drawing.line(left + at * pixels, 10, left + at * pixels, 10 + side, EMPTY)
-        drawing.words(left + side / 2, side + 28, f"tile {number}, letter {number + 2}", anchor="middle")
+        drawing.words(left + side / 2, side + 28, f"tile {number}, code {number + 2}", anchor="middle")
         drawing.words(left + side / 2, side + 46, f"in {uses} block{'s' * (uses != 1)}", GREY, "middle")
     return drawing.text()
 
@@ -170,8 +170,8 @@ def walk_drawing() -> str:
     """A PARTIAL tile of an image's neighbourhoods as the CPU kernel meets it: cells that it computes, and skips."""
     mask, pixels, left, top = sf.parse("neighborhood((32, 32), 4)").compile(1024), 4, 90, 54
     side = mask.block[0]
-    row = int(np.flatnonzero(letters(mask)[3])[0])
-    bits = unpack(mask.tiles, side)[letters(mask)[3][row] - 2].T  # keys by queries
+    row = int(np.flatnonzero(codes(mask)[3])[0])
+    bits = unpack(mask.tiles, side)[codes(mask)[3][row] - 2].T  # keys by queries
     drawn = side * pixels
     drawing = Drawing(left + drawn + 260, top + drawn + 16, "A partial block as the CPU kernel walks it")
     for panel in range(side // LANES):
@@ -214,10 +214,10 @@ def logo_drawing(full: str, paper: str | None) -> str:
     parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {size} {size}">', f"<title>{escape(LOGO)}</title>"]
     if paper is not None:
         parts.append(f'<rect width="{size}" height="{size}" rx="16" fill="{paper}"/>')
-    for row, line in enumerate(letters(mask)):
-        for col, letter in enumerate(line):
-            if letter:
-                fill = full if letter == 1 else PARTIAL
+    for row, line in enumerate(codes(mask)):
+        for col, code in enumerate(line):
+            if code:
+                fill = full if code == 1 else PARTIAL
                 x, y = edge + col * cell, edge + row * cell
                 parts.append(f'<rect x="{x}" y="{y}" width="{cell - gap}" height="{cell - gap}" rx="2" fill="{fill}"/>')
     return "\n".join([*parts, "</svg>", ""])
@@ -234,12 +234,12 @@ def hero_drawing() -> str:
     drawing = Drawing(side + 262, side + top + 4, f"Blocks of {HERO}", "none", "ui-monospace, monospace")
     drawing.words(2, 12, HERO, ON_NAVY, size=14)
     drawing.box(1, top, side, side, "#1b3450", line=None)
-    for row, line in enumerate(letters(mask)):
-        for col, letter in enumerate(line):
-            if letter:
+    for row, line in enumerate(codes(mask)):
+        for col, code in enumerate(line):
+            if code:
                 x, y = 1 + col * cell, top + row * cell
-                drawing.box(x + 0.5, y + 0.5, cell - 1, cell - 1, SEEN if letter == 1 else PARTIAL, line=None)
-    found = [letter for line in letters(mask) for letter in line]
+                drawing.box(x + 0.5, y + 0.5, cell - 1, cell - 1, SEEN if code == 1 else PARTIAL, line=None)
+    found = [code for line in codes(mask) for code in line]
     kept = len(found) - found.count(0)
     for number, (fill, words, note) in enumerate(
         [

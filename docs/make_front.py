@@ -51,7 +51,7 @@ THEMES = {
 
 
 class Series(NamedTuple):
-    """A line of a chart: who, in which colour, and milliseconds a head by length."""
+    """A line of a chart: who, in which colour, and milliseconds per head by length."""
 
     name: str
     colour: str
@@ -98,11 +98,11 @@ def draw_mask(drawing: Drawing, theme: Theme, left: int) -> None:
     """Blocks of the mask."""
     mask = sf.parse(MASK).compile(TOKENS, block=BLOCK)
     n, side = TOKENS // BLOCK, (BOTTOM - TOP) / (TOKENS // BLOCK)
-    letters = mask.runs.letter_at(np.arange(n)[:, None] * n + np.arange(n)).tolist()
-    for row, line in enumerate(letters):
-        for col, letter in enumerate(line):
-            if letter:
-                fill = theme.full if letter == 1 else theme.partial
+    codes = mask.runs.code_at(np.arange(n)[:, None] * n + np.arange(n)).tolist()
+    for row, line in enumerate(codes):
+        for col, code in enumerate(line):
+            if code:
+                fill = theme.full if code == 1 else theme.partial
                 drawing.box(left + col * side, TOP + row * side, side, side, fill, line=None)
     edge = n * side
     drawing.parts.append(

@@ -24,7 +24,7 @@ from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.packed import packed
 from sparseflash.patterns.parsing import parse, register
-from sparseflash.patterns.pattern import Pattern, per_head, per_sample
+from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
     bigbird,
@@ -36,6 +36,7 @@ from sparseflash.patterns.presets import (
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.self_check import check
 from sparseflash.patterns.sliding_tile import sliding_tile
+from sparseflash.patterns.stacked import per_head, per_sample
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import where
 

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Pattern
 
 SHORTEST = 8192  # tokens; below, even dense attention is quick
-DENSE_FROM = 0.25  # share of all blocks from which skipping the others gains little
-EXCESS = 4  # stored tokens for each allowed pair that are worth a word
-EXCESS_ASKED = 2  # the same, where the cost is asked for
+DENSE_FROM = 0.25  # share of all blocks above which skipping the others gains little
+EXCESS = 4  # stored pairs per allowed pair that deserve advice
+EXCESS_ASKED = 2  # the same, if the user asked for the cost
 MANY_BLOCKS = 1 << 16  # a scan of fewer takes seconds at most
 
 
@@ -35,7 +35,7 @@ class WastefulPattern(UserWarning):
 
 
 class SlowScan(UserWarning):
-    """A predicate was asked about every pair of a long sequence.
+    """A predicate was evaluated for every pair of a long sequence.
 
     Example:
         >>> import warnings
@@ -53,7 +53,7 @@ def advice(pattern: Pattern, mask: MaskData, *, asked: bool = False) -> str | No
     Args:
         pattern: the pattern.
         mask: its compiled mask.
-        asked: whether the cost was asked for: then smaller savings are named too, with the pattern to use.
+        asked: whether the user asked for the cost. Then smaller savings are mentioned too, with the pattern to use.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -83,7 +83,7 @@ def advice(pattern: Pattern, mask: MaskData, *, asked: bool = False) -> str | No
 
 
 def faster_form(mask: MaskData) -> str:
-    """The structure of a mask that was given as a predicate, as advice on a faster form.
+    """Advice on a faster form of a mask that was given as a predicate, from its structure.
 
     Args:
         mask: the result of a scan, without heads.
@@ -120,16 +120,16 @@ def _depends_on_difference(mask: MaskData) -> bool:
         return False
     runs = mask.runs
     for row in range(rows - 1):
-        here = runs.letter_at(row * grid.cols + np.arange(cols - 1))
-        after = runs.letter_at((row + 1) * grid.cols + np.arange(1, cols))
+        here = runs.code_at(row * grid.cols + np.arange(cols - 1))
+        after = runs.code_at((row + 1) * grid.cols + np.arange(1, cols))
         if not np.array_equal(here, after):
             return False
     diagonals = np.arange(1 - rows, cols)  # of blocks, by column - row
-    letters = runs.letter_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
+    codes = runs.code_at(np.maximum(-diagonals, 0) * grid.cols + np.maximum(diagonals, 0))
     words = tile_table(mask.tiles, grid.bq, grid.bk)
     below = above = np.empty((0, 0), bool)
-    for begin in range(0, letters.size, TILES_AT_ONCE):
-        bits = unpack(words[letters[begin : begin + TILES_AT_ONCE]], grid.bk)
+    for begin in range(0, codes.size, TILES_AT_ONCE):
+        bits = unpack(words[codes[begin : begin + TILES_AT_ONCE]], grid.bk)
         if (bits[:, 1:, 1:] != bits[:, :-1, :-1]).any():
             return False
         # The part of a block above its diagonal continues below the diagonal of the next block.

@@ -30,7 +30,7 @@ class Axial(ImagePattern):
 
 
 def axial(shape: tuple[int, ...], order: str = "raster", *, tile: tuple[int, ...] | None = None) -> Pattern:
-    """Query and key lie on one line along an axis: Ho et al., "Axial Attention" (2019).
+    """Query and key share a line along an axis: Ho et al., "Axial Attention" (2019).
 
     In an image: in the same row or the same column. In a video: at the same place of another frame, or in the same row
     or the same column of one frame.

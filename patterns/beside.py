@@ -1,4 +1,4 @@
-"""Tokens of another kind before and after those of a pattern."""
+"""Tokens of another kind, such as text, before and after those of a pattern."""
 
 from __future__ import annotations
 
@@ -160,22 +160,23 @@ def _tokens(grid: Grid) -> int:
 def beside(pattern: Pattern, before: int = 0, after: int = 0, sees: bool = True, seen: bool = True) -> Pattern:
     """A pattern with tokens of another kind before and after its own, which see all and are seen by all.
 
-    Text beside an image or a video in joint attention, a class token, registers. The pattern's own positions count from
-    the first of its tokens: ``beside(pattern, before=b)`` lets q see k where ``pattern`` lets q - b see k - b. The mask
-    is made of the pattern's own, in time of its stored blocks, however many tokens stand before it.
+    For example text beside an image or a video in joint attention, a class token, or registers. The pattern's positions
+    count from the first of its own tokens: ``beside(pattern, before=b)`` lets q see k if ``pattern`` lets q - b see
+    k - b. Compiling moves the pattern's own mask, in time linear in its stored blocks, for any number of tokens before.
 
     In what they allow, ``beside(p | r, ...) == beside(p, ...) | beside(r, ...)``, and likewise for ``&``. For ``-`` and
     ``~`` this holds among the pattern's own tokens: ``~beside(p, 5)`` hides the text, ``beside(~p, 5)`` does not.
 
     Args:
-        pattern: who sees whom among the tokens in the middle. Where its number of tokens is known (``shape`` of an
-            image, lengths of ``documents``), the sequence must be as long as all three parts; else it has what the
-            sequence has beside the others.
-        before: tokens of the other kind in front.
-        after: tokens of the other kind at the end.
-        sees: they see the pattern's tokens. False: only each other, as text that does not depend on the image.
-        seen: the pattern's tokens see them. False: as a class token that only reads. For tokens of two kinds nest:
-            ``beside(beside(pattern, before=77, sees=False), after=1, seen=False)``.
+        pattern: the pattern of the tokens in the middle. If its number of tokens is known (``shape`` of an image,
+            lengths of ``documents``), the sequence must have exactly as many tokens as the three parts; otherwise the
+            pattern gets the rest of the sequence.
+        before: number of other tokens in front.
+        after: number of other tokens at the end.
+        sees: whether the other tokens see the pattern's tokens. False: they see only each other, like text that does
+            not depend on the image.
+        seen: whether the pattern's tokens see the other tokens. False suits a class token. For two kinds of
+            tokens nest: ``beside(beside(pattern, before=77, sees=False), after=1, seen=False)``.
 
     Raises:
         TypeError: pattern is not a pattern, before or after not an int, sees or seen not a bool.

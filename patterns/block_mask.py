@@ -1,4 +1,4 @@
-"""BlockMask: a token mask in blocks, and everything that can be done with it."""
+"""BlockMask: a token mask in blocks, with its set operations, conversions, files and pictures."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from scipy.sparse import csr_array
 from sparseflash.patterns import checking, conversions, mask_file
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.misuse import TRUTH
+from sparseflash.patterns.renamed import renamed
 from sparseflash.patterns.set_operations import difference, full_mask, intersection, transposed, union
 
 
@@ -38,7 +39,7 @@ class BlockMask(MaskData):
 
     @classmethod
     def of(cls, data: MaskData) -> BlockMask:
-        """The mask of canonical data, such as set operations give."""
+        """The mask of canonical data, for example the result of a set operation."""
         return cls(data.grid, data.runs, data.tiles, data.pattern_of, data.expression)
 
     def __or__(self, other: BlockMask) -> BlockMask:
@@ -66,36 +67,37 @@ class BlockMask(MaskData):
     def to_dense(self) -> NDArray[np.bool_]:
         """The token mask, bool [q_len, kv_len]; with leading [H] or [B, H] when per head or per sample.
 
-        Takes q_len x kv_len bytes: for looking and testing.
+        Takes q_len x kv_len bytes per pattern: for inspection and tests.
         """
         return conversions.to_dense(self)
 
     def to_scipy(self, pattern: int = 0) -> csr_array:
-        """Letters of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
+        """Block codes of one pattern as a scipy matrix [nQ, nK]: 1 is FULL, t >= 2 is PARTIAL with ``tiles[t - 2]``."""
         return conversions.to_scipy(self, pattern)
 
     @classmethod
+    @renamed(letters="codes")
     def from_scipy(
         cls,
-        letters: Any,
+        codes: Any,
         seq_len: int | tuple[int, int],
         block: int | tuple[int, int] = 128,
         tiles: NDArray[Any] | None = None,
         q_offset: int | None = None,
     ) -> BlockMask:
-        """The mask of a scipy.sparse matrix of letters [nQ, nK]: what :meth:`to_scipy` gives, or blocks to see whole.
+        """The mask of a scipy.sparse matrix of block codes [nQ, nK], from :meth:`to_scipy`, or of FULL blocks.
 
         Args:
-            letters: booleans or ints. 0, or not stored, is EMPTY; 1 is FULL; t >= 2 is PARTIAL with ``tiles[t - 2]``.
+            codes: booleans or ints. 0, or not stored, is EMPTY; 1 is FULL; t >= 2 is PARTIAL with ``tiles[t - 2]``.
             seq_len: tokens, or (q_len, kv_len). Blocks that reach past them are cut.
-            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            block: tokens per block side, one of 16, 32, 64, 128, 256, or (BQ, BK).
             tiles: token bits, bool [T, BQ, BK], or packed as ``BlockMask.tiles``, uint32 [T, BQ, ceil(BK / 32)].
             q_offset: position of the first query; default ``kv_len - q_len``.
 
         Raises:
-            TypeError: not a scipy.sparse matrix of booleans or ints, or a length, block or offset that is no int.
-            ValueError: a matrix that does not fit the lengths, a letter without a tile, tiles that do not fit the
-                block.
+            TypeError: not a scipy.sparse matrix of booleans or ints, or a length, block or offset that is not an int.
+            ValueError: a matrix that does not match the lengths, a code without a tile, or tiles that do not match
+                the block.
 
         Example:
             >>> from scipy.sparse import eye_array
@@ -104,15 +106,15 @@ class BlockMask(MaskData):
             >>> mask.nnz, mask.full_blocks, mask.to_scipy().toarray()[-1].tolist()
             (8, 7, [0, 0, 0, 0, 0, 0, 0, 2])
         """
-        return cls.of(conversions.from_scipy(letters, seq_len, block, tiles, q_offset))
+        return cls.of(conversions.from_scipy(codes, seq_len, block, tiles, q_offset))
 
     def check(self) -> None:
-        """Look, slowly and independently of the compiler, whether the mask keeps everything that it promises.
+        """Check the mask against its invariants, independently of the compiler. Slow.
 
         With the environment variable ``SPARSEFLASH_DEBUG=1`` every mask is checked before a table is made of it.
 
         Raises:
-            ValueError: the first broken promise.
+            ValueError: names the first invariant that does not hold.
 
         Example:
             >>> from sparseflash import patterns as P
@@ -128,20 +130,20 @@ class BlockMask(MaskData):
         window: tuple[tuple[int, int], tuple[int, int]] | None = None,
         token: int | None = None,
     ) -> None:
-        """Draw the mask as a picture: FULL and PARTIAL blocks told apart; or what one token of an image sees.
+        """Draw the mask as a picture, with FULL and PARTIAL blocks in two colours; or what one token of an image sees.
 
         Args:
             path: a ``.png``, ``.svg`` or ``.pdf`` file.
             title: text above the picture, e.g. the pattern's.
-            window: ``((q0, q1), (k0, k1))``, half-open, in tokens: only this part. Up to 1,024 tokens a side are drawn
-                pair by pair, larger parts (and larger masks) block by block.
-            token: instead, a query, counted from 0: the keys that it sees, at their places in the image or in the
-                frames of the pattern, and the other tokens beside them.
+            window: ``((q0, q1), (k0, k1))``, half-open, in tokens: draw only this part. Parts of up to 1,024 tokens a
+                side are drawn pair by pair, larger parts block by block.
+            token: instead of a window, a query, counted from 0: draw the keys that it sees at their places in the image
+                or in the frames of the pattern, with the other tokens beside them.
 
         Raises:
             TypeError: window is not two pairs of ints, or token is not an int.
-            ValueError: another suffix, a window that is empty or reaches out of the mask, a token outside of it, both,
-                or the token of a pattern that has no image.
+            ValueError: another suffix, an empty window or one that reaches out of the mask, a token outside the mask,
+                both a window and a token, or the token of a pattern without an image.
             FileNotFoundError: no such folder.
         """
         from sparseflash.pictures.drawing import draw
@@ -149,10 +151,10 @@ class BlockMask(MaskData):
         draw(self, path, title=title, window=window, token=token)
 
     def write_html(self, path: str | PathLike[str], *, title: str | None = None) -> None:
-        """Write one page that shows the mask in any browser, without a network: from all of it down to single tokens.
+        """Write a page that shows the mask in any browser, offline, and zooms from the whole mask to single tokens.
 
         Args:
-            path: the file, usually ``.html``; written whole or not at all.
+            path: the file, usually ``.html``; written atomically.
             title: heading of the page; default the pattern's text.
 
         Raises:
@@ -170,28 +172,28 @@ class BlockMask(MaskData):
         write(self, path, title=title)
 
     def save(self, path: str | PathLike[str], *, expression: str | None = None) -> None:
-        """Write the mask to a safetensors file, the pattern's text beside it.
+        """Write the mask to a safetensors file, together with the pattern's text.
 
         Args:
             path: the file.
-            expression: text to keep instead of the mask's own.
+            expression: text to store instead of the mask's own.
 
         Raises:
-            ValueError: the text is too long to be read back; nothing is written.
+            ValueError: the text is too long for :meth:`load`; nothing is written.
         """
         mask_file.save(self, path, self.expression if expression is None else expression)
 
     @classmethod
     def load(cls, path: str | PathLike[str], *, max_bytes: int = 1 << 30) -> BlockMask:
-        """Read a mask that :meth:`save` wrote, its ``expression`` included. The file need not be trusted.
+        """Read a mask that :meth:`save` wrote, including its ``expression``. Safe for files from untrusted sources.
 
         Args:
             path: the file.
-            max_bytes: larger files are refused.
+            max_bytes: refuse larger files.
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: not a mask file, too large, another version, damaged, or not in canonical form.
+            ValueError: not a mask file, too large, of another version, damaged, or not in canonical form.
         """
         return cls.of(mask_file.load(path, max_bytes))
 
@@ -203,11 +205,11 @@ class BlockMask(MaskData):
 
         Args:
             token_mask: true where the query may see the key.
-            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            block: tokens per block side, one of 16, 32, 64, 128, 256, or (BQ, BK).
             q_offset: position of the first query; default ``kv_len - q_len``.
 
         Raises:
-            TypeError: not a 2-D array of booleans, or block is not made of ints.
+            TypeError: not a 2-D array of booleans, or a block that is not an int or a pair of ints.
             ValueError: an empty array, or a block size not offered.
         """
         return cls.of(conversions.from_dense(token_mask, block, q_offset))

@@ -73,10 +73,10 @@ def butterfly(unit: int = 128, max_stride: int | None = None) -> Pattern:
     """Cell j is visible from cell i iff ``i ^ j`` is 0 or a power of two (at most ``max_stride`` cells).
 
     The flat block butterfly of Dao et al., "Pixelated Butterfly" (ICLR 2022), section 3.2: the sum of the factors of
-    a butterfly matrix, log2(n) + 1 cells a row.
+    a butterfly matrix, log2(n) + 1 cells per row.
 
     Args:
-        unit: tokens a cell.
+        unit: tokens per cell.
         max_stride: largest XOR distance in cells; None for all.
 
     Raises:

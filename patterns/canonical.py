@@ -15,14 +15,14 @@ def canonical(
 ) -> tuple[Runs, Words, NDArray[np.int32]]:
     """Joined runs, distinct tiles in order of first use, and distinct patterns in order of first use."""
     numbered, distinct = TileSet(grid.bq, grid.bk).numbered(tiles)
-    letters = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
-    runs = runs.mapped(letters).merged()
+    codes = np.concatenate([np.array([EMPTY, FULL], np.int32), numbered])
+    runs = runs.mapped(codes).merged()
     if pattern_of is None:
         pattern_of = np.zeros((1, 1), np.int32)
     runs, pattern_of = _distinct_patterns(runs, pattern_of, grid.rows)
     # Number tiles by first use, row by row.
-    met = np.full(int(letters.max()) + 1, len(runs), np.int64)
-    met[runs.letter[::-1]] = np.arange(len(runs))[::-1]
+    met = np.full(int(codes.max()) + 1, len(runs), np.int64)
+    met[runs.code[::-1]] = np.arange(len(runs))[::-1]
     met[:FIRST_TILE] = [-2, -1]
     by_first = np.argsort(met, kind="stable")
     used = by_first[met[by_first] < len(runs)]
@@ -47,7 +47,7 @@ def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> 
             continue
         part = slice(bounds[p], bounds[p + 1])
         base = p * rows * runs.shape[1]
-        content = b"".join(x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.letter[part]))
+        content = b"".join(x.tobytes() for x in (runs.start[part] - base, runs.stop[part] - base, runs.code[part]))
         if content not in seen:
             seen[content] = len(kept)
             kept.append(p)
@@ -57,7 +57,7 @@ def _distinct_patterns(runs: Runs, pattern_of: NDArray[np.int32], rows: int) -> 
 
 
 def gather(runs: Runs, patterns: NDArray[np.int64], rows: int) -> Runs:
-    """The matrices of the given patterns, one below the other; each has ``rows`` rows."""
+    """The matrices of these patterns, stacked; each has ``rows`` rows."""
     if patterns.size * rows == runs.shape[0] and np.array_equal(patterns, np.arange(patterns.size)):
         return runs
     return runs.select_rows((patterns[:, None] * rows + np.arange(rows)).ravel())

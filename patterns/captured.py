@@ -1,8 +1,8 @@
-"""The values that a predicate captured, which it answers from beside its arguments.
+"""The values that a predicate captured, for the key of a cache.
 
-Looked at without calling it, for a cache's key: so dicts, files and objects may change unnoticed, as ``where`` says.
-What ``integrations/mask_mods.py`` records of a ``mask_mod`` notices those too, by calling it under torch's dispatcher.
-That needs torch, which patterns do without, and a function of tensors: numpy's operations leave no record there.
+They are read without calling the predicate, so changes of dicts, files and objects go unnoticed, as ``where`` says.
+``integrations/mask_mods.py`` notices those too: it calls a ``mask_mod`` under torch's dispatcher. That needs torch,
+which patterns do not import, and a function of tensors: numpy's operations do not pass the dispatcher.
 """
 
 from __future__ import annotations
@@ -14,16 +14,15 @@ from typing import Any
 
 import numpy as np
 
-MOST_BYTES = 4 << 20  # of an array whose content is looked at: some milliseconds
-DEPTH = 3  # functions and tuples within each other
+MOST_BYTES = 4 << 20  # largest array whose content is compared: some milliseconds
+DEPTH = 3  # levels of nested functions and tuples
 
 
 def state(fn: Any, depth: int = DEPTH) -> Hashable:
-    """Something that differs once a value that ``fn`` captured has changed.
+    """A key that changes when a value that ``fn`` captured changes.
 
-    Told apart are numbers, texts, arrays up to 4 MB and torch tensors, in closures, defaults, global variables, bound
-    objects' attributes and functions that are captured in turn. Everything else counts as the same as long as it is the
-    same object.
+    It covers numbers, texts, arrays up to 4 MB and torch tensors, in closures, defaults, global variables, attributes
+    of bound objects, and functions that are captured in turn. Other values are compared by identity.
 
     Example:
         >>> import numpy as np
@@ -58,7 +57,7 @@ def _of(value: Any, depth: int) -> Hashable:
 
 
 def _captured(fn: FunctionType) -> list[Any]:
-    """Values of a function's closure cells (None for empty ones), of its defaults and of the globals that it uses."""
+    """Values of a function's closure cells (None for empty ones), its defaults and the globals that it uses."""
     found: list[Any] = [*(fn.__defaults__ or ()), *(fn.__kwdefaults__ or {}).values()]
     for cell in fn.__closure__ or ():
         try:

@@ -22,7 +22,7 @@ class Causal(Band):
 def causal() -> Pattern:
     """``k <= q``: the decoder mask of Vaswani et al., "Attention Is All You Need" (2017), section 3.2.3.
 
-    With fewer queries than keys the last query stands on the last key, unless ``q_offset`` says otherwise.
+    With fewer queries than keys the last query has the position of the last key, unless ``q_offset`` says otherwise.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -1,4 +1,4 @@
-"""Patterns that are given cell by cell, a cell being ``unit`` neighbouring tokens."""
+"""Patterns defined cell by cell. A cell is ``unit`` neighbouring tokens."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LARGEST_KEY = 1 << 62
 
 
 class CellPattern(Pattern):
-    """Base of patterns whose truth depends on ``a = q // unit`` and ``b = k // unit`` alone.
+    """Base of patterns that depend only on the cells ``a = q // unit`` and ``b = k // unit``.
 
     The unit is part of the pattern, so that its meaning does not change with the block size it is compiled at.
     """
@@ -44,14 +44,14 @@ class CellPattern(Pattern):
         return grid.expand_positions(rows, first * self.unit, last * self.unit + self.unit - 1)
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
-        """A tile is known from where cells begin in the block and from the truth between the cells it touches."""
+        """A tile is determined by the starts of cells in the block and by the pairs of cells that are allowed."""
         unit = self.unit
         q, k = grid.q_start(rows), grid.k_start(cols)
         across_q, across_k = (grid.bq + unit - 2) // unit + 1, (grid.bk + unit - 2) // unit + 1
         if across_q * across_k > 62:
             return None
-        # Cells that begin past the block do not show in its tile; asking about the block's last cell instead
-        # keeps them from making equal tiles look different, and from asking past the cells that exist.
+        # Cells that begin past the block do not show in its tile; evaluating the block's last cell instead
+        # gives equal tiles equal keys, and evaluates no cell past the end.
         a = np.minimum(q[:, None] // unit + np.arange(across_q), grid.q_last(rows)[:, None] // unit)
         k_last = np.minimum(k + grid.bk, grid.kv_len) - 1
         b = np.minimum(k[:, None] // unit + np.arange(across_k), k_last[:, None] // unit)
@@ -60,7 +60,7 @@ class CellPattern(Pattern):
         return joint_key(self.edges(q, grid.bq), self.edges(k, grid.bk), code)
 
     def edges(self, starts: Ints, size: int) -> Ints:
-        """Where the first cell that does not begin with the block begins in it; its size if there is none."""
+        """Offset in the block of the first cell that begins after the block does; the block size if there is none."""
         inside: Ints = -starts % self.unit
         if self.unit < size:
             return inside
@@ -79,7 +79,7 @@ class CellPattern(Pattern):
         return np.where(q_in[:, :, None], tiles, np.uint32(0))
 
     def _cells_of(self, starts: Ints, size: int, stop: int) -> tuple[Ints, Ints, Bools]:
-        """The cells of blocks, which of them each token lies in, and whether the token is there."""
+        """The cells of blocks, the cell of each token, and whether the token exists."""
         position = starts[:, None] + np.arange(size)
         first, last = starts // self.unit, np.minimum(starts + size, stop) - 1
         cells = np.minimum(
@@ -89,9 +89,9 @@ class CellPattern(Pattern):
 
 
 def joint_key(*parts: Ints) -> Ints:
-    """One key that is equal exactly where all parts are equal.
+    """One key that is equal exactly if all parts are equal.
 
-    Values may be of any size: parts that together would pass int64 are numbered first.
+    Values may have any size: parts that would overflow int64 together are numbered first.
     """
     key = np.zeros_like(parts[0])
     spread = 1

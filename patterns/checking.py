@@ -12,7 +12,7 @@ from sparseflash.patterns.tiles import unpack, words_per_row
 def check(mask: MaskData) -> None:
     """Raise ValueError with the first invariant that the mask violates.
 
-    Time and memory are in proportion to runs and tiles.
+    Time and memory are linear in runs and tiles.
     """
     _check_arrays(mask)
     _check_runs(mask)
@@ -30,7 +30,7 @@ def _check_arrays(mask: MaskData) -> None:
     for name, array, dtype, shape in (
         ("start", runs.start, np.int64, (len(runs),)),
         ("stop", runs.stop, np.int64, (len(runs),)),
-        ("letter", runs.letter, np.int32, (len(runs),)),
+        ("code", runs.code, np.int32, (len(runs),)),
         ("tiles", mask.tiles, np.uint32, (len(mask.tiles), bq, words_per_row(bk))),
         ("pattern_of", mask.pattern_of, np.int32, mask.pattern_of.shape[:2]),
     ):
@@ -42,19 +42,17 @@ def _check_arrays(mask: MaskData) -> None:
 
 
 def _check_runs(mask: MaskData) -> None:
-    previous_stop, previous_letter = 0, 0
+    previous_stop, previous_code = 0, 0
     rows, cols = mask.runs.shape
-    for start, stop, letter in zip(
-        *(x.tolist() for x in (mask.runs.start, mask.runs.stop, mask.runs.letter)), strict=True
-    ):
+    for start, stop, code in zip(*(x.tolist() for x in (mask.runs.start, mask.runs.stop, mask.runs.code)), strict=True):
         where = f"the run at block row {start // cols}, column {start % cols}"
         _demand(0 <= start < stop <= rows * cols, f"{where} lies in the matrix and is not empty")
         _demand(start // cols == (stop - 1) // cols, f"{where} stays in its row")
         _demand(start >= previous_stop, f"{where} begins where the one before has ended")
-        joined = start == previous_stop and start % cols != 0 and letter == previous_letter
+        joined = start == previous_stop and start % cols != 0 and code == previous_code
         _demand(not joined, f"{where} is not the continuation of the one before")
-        _demand(FULL <= letter < FIRST_TILE + len(mask.tiles), f"{where} has a letter with a tile, not {letter}")
-        previous_stop, previous_letter = stop, letter
+        _demand(FULL <= code < FIRST_TILE + len(mask.tiles), f"{where} has the code of a tile, not {code}")
+        previous_stop, previous_code = stop, code
 
 
 def _check_tiles(mask: MaskData) -> None:
@@ -77,14 +75,14 @@ def _check_tiles(mask: MaskData) -> None:
         (k_left < bk, cols == grid.cols, np.s_[:, :, k_left:], "columns"),
     ):
         if ragged:
-            letters = np.unique(mask.runs.letter[last])
-            _demand(FULL not in letters, f"no FULL block lies in the ragged last block {what}")
-            _demand(not unpack(mask.tiles[letters - FIRST_TILE], bk)[inside].any(), f"no bit lies past the last {what}")
+            codes = np.unique(mask.runs.code[last])
+            _demand(FULL not in codes, f"no FULL block lies in the ragged last block {what}")
+            _demand(not unpack(mask.tiles[codes - FIRST_TILE], bk)[inside].any(), f"no bit lies past the last {what}")
 
 
 def _check_numbering(mask: MaskData) -> None:
-    letters = mask.runs.letter[mask.runs.letter >= FIRST_TILE]
-    first = np.unique(letters, return_index=True)[1]
+    codes = mask.runs.code[mask.runs.code >= FIRST_TILE]
+    first = np.unique(codes, return_index=True)[1]
     _demand(first.size == len(mask.tiles), "every tile is used")
     _demand((np.diff(first) > 0).all(), "tiles are numbered in the order in which they are met")
     patterns = mask.pattern_of.ravel()
@@ -102,7 +100,7 @@ def _check_numbering(mask: MaskData) -> None:
                 -1,
                 *(runs.stop[part] - base).tolist(),
                 -1,
-                *runs.letter[part].tolist(),
+                *runs.code[part].tolist(),
             )
         )
     _demand(len(contents) == mask.patterns, "patterns are distinct")

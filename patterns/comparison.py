@@ -14,7 +14,7 @@ from sparseflash.patterns.runs import FIRST_TILE, FULL
 if TYPE_CHECKING:
     from sparseflash.patterns.pattern import Bools, Pattern
 
-SAMPLE = 4096  # pairs that compiling looks at under SPARSEFLASH_DEBUG=1
+SAMPLE = 4096  # pairs that compiling compares under SPARSEFLASH_DEBUG=1
 
 
 def compare(pattern: Pattern, mask: MaskData) -> None:
@@ -59,11 +59,11 @@ def _seen(mask: MaskData, i: Ints, j: Ints) -> Bools:
     (bq, bk), (rows, cols) = mask.block, mask.grid_shape
     found = []
     for p in range(mask.patterns):
-        letter = mask.runs.letter_at((p * rows + i // bq) * cols + j // bk)
-        tile = np.maximum(letter - FIRST_TILE, 0)
+        code = mask.runs.code_at((p * rows + i // bq) * cols + j // bk)
+        tile = np.maximum(code - FIRST_TILE, 0)
         words = mask.tiles[tile, i % bq, j % bk // 32] if len(mask.tiles) else np.zeros(i.shape, np.uint32)
         bit = ((words >> (j % bk % 32).astype(np.uint32)) & 1).astype(bool)
-        found.append((letter == FULL) | ((letter >= FIRST_TILE) & bit))
+        found.append((code == FULL) | ((code >= FIRST_TILE) & bit))
     every: Bools = np.stack(found)[mask.pattern_of]  # [samples, heads, n]
     samples, heads = mask.pattern_of.shape
     return every if samples > 1 else every[0] if heads > 1 else every[0, 0]
@@ -78,7 +78,7 @@ def _refuse(pattern: Pattern, grid: Grid, i: int, j: int, allowed: bool) -> None
 
 
 def _blamed(pattern: Pattern, grid: Grid, row: int, col: int, allowed: bool) -> str:
-    """The method that is probably wrong about a block."""
+    """The method that is probably wrong for a block."""
     block = f"block row {row}, block column {col}"
     stretches = pattern.full_runs(grid)
     if stretches is not None:

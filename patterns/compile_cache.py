@@ -1,4 +1,4 @@
-"""A cache of compiled masks, of patterns and of their parts."""
+"""A cache of compiled masks, for patterns and their parts."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 @MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_pattern(pattern: Pattern, grid: Grid) -> BlockMask:
-    """The mask of a pattern, without its text and without advice; operators compile their operands with it."""
+    """The mask of a pattern, without its text and without advice. Operators compile their operands with it."""
     mask = pattern.compile_on(grid)
     MASKS.spend(mask.nbytes)
     return mask

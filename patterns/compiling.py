@@ -1,4 +1,4 @@
-"""The steps of :meth:`Pattern.compile` once the grid is known: limit the memory, cache, check, advise."""
+"""The steps of :meth:`Pattern.compile` on a grid: limit the memory, cache, check, advise."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def compiled(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
-    """As :meth:`Pattern.compile`, for a given grid."""
+    """Like :meth:`Pattern.compile`, for a given grid."""
     if not is_dataclass(pattern) or type(pattern).__hash__ is None:
         raise TypeError(f"{type(pattern).__name__} must be a frozen dataclass: @dataclass(frozen=True)")
     return compile_with_advice(pattern, grid, max_bytes)
@@ -31,7 +31,7 @@ def compiled(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockM
 @MASKS.bounds
 @lru_cache(maxsize=128)
 def compile_with_advice(pattern: Pattern, grid: Grid, max_bytes: int = MAX_BYTES) -> BlockMask:
-    """The mask of a pattern with its text; warns the first time if its blocks are poorly used.
+    """The mask of a pattern with its text. Warns the first time if blocks are nearly empty.
 
     Raises:
         ValueError: compiling would take more than ``max_bytes``, or a pattern that cannot have these lengths.

@@ -17,11 +17,11 @@ from sparseflash.patterns.pattern import Bools, Pattern, checked_int
 
 
 class Composed(Pattern):
-    """Base of patterns that have a name of their own and the meaning of an expression."""
+    """Base of patterns with a name that stand for an expression."""
 
     @abstractmethod
     def expression(self) -> Pattern:
-        """What the name stands for."""
+        """The expression that the name stands for."""
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         return self.expression().allows(q, k)
@@ -35,7 +35,7 @@ class Composed(Pattern):
 
 @dataclass(frozen=True, repr=False)
 class FirstKeys(Interval):
-    """``k < n``. Not public: ``global_tokens`` is what people want; streaming needs the keys' half of it."""
+    """``k < n``. Not public: users want ``global_tokens``; ``streaming`` needs its half of the keys."""
 
     n: int
     name = "first_keys"
@@ -87,8 +87,8 @@ def streaming(sinks: int, window: int) -> Pattern:
     """``k <= q`` and (``k < sinks`` or ``q - k < window``): Xiao et al., "StreamingLLM" (2023), section 3.2.
 
     Args:
-        sinks: leading tokens that stay visible.
-        window: latest tokens seen, the query's own included.
+        sinks: number of leading tokens that stay visible.
+        window: number of latest tokens seen, including the query's own.
 
     Raises:
         TypeError: sinks or window is not an int.

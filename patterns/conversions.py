@@ -1,4 +1,4 @@
-"""Masks from and to arrays: dense token masks, and scipy matrices of letters."""
+"""Masks from and to arrays: dense token masks, and scipy matrices of block codes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def to_dense(mask: MaskData) -> NDArray[np.bool_]:
     """See :meth:`BlockMask.to_dense`."""
     (bq, bk), (nq, nk) = mask.block, mask.grid_shape
     dense = np.zeros((mask.patterns * nq, bq, nk, bk), bool)
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     words = tile_table(mask.tiles, bq, bk)
-    for begin in range(0, letters.size, BLOCKS_AT_ONCE):
+    for begin in range(0, codes.size, BLOCKS_AT_ONCE):
         some = slice(begin, begin + BLOCKS_AT_ONCE)
-        dense[rows[some], :, cols[some], :] = unpack(words[letters[some]], bk)
+        dense[rows[some], :, cols[some], :] = unpack(words[codes[some]], bk)
     dense = dense.reshape(mask.patterns, nq * bq, nk * bk)[:, : mask.shape[0], : mask.shape[1]]
     return dense[mask.pattern_of].reshape(*leading(mask.pattern_of), *mask.shape)
 
@@ -44,8 +44,8 @@ def from_dense(token_mask: NDArray[np.bool_], block: int | tuple[int, int], q_of
     blocks = padded.reshape(shape).swapaxes(1, 2)
     rows, cols = np.nonzero(np.any(blocks, axis=(2, 3)))
     tile_set = TileSet(grid.bq, grid.bk)
-    letters = tile_set.letters(pack(blocks[rows, cols]))
-    return MaskData.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles())
+    codes = tile_set.codes(pack(blocks[rows, cols]))
+    return MaskData.canonical(grid, Runs.from_blocks(grid.shape, rows, cols, codes), tile_set.tiles())
 
 
 def to_scipy(mask: MaskData, pattern: int) -> csr_array:
@@ -53,31 +53,31 @@ def to_scipy(mask: MaskData, pattern: int) -> csr_array:
     if not is_int(pattern) or not 0 <= pattern < mask.patterns:
         raise ValueError(f"to_scipy: pattern must be 0 to {mask.patterns - 1}, got {pattern!r}")
     nq, nk = mask.grid_shape
-    rows, cols, letters = mask.runs.select_rows(np.arange(pattern * nq, (pattern + 1) * nq)).blocks()
-    return csr_array((letters, (rows, cols)), shape=(nq, nk))
+    rows, cols, codes = mask.runs.select_rows(np.arange(pattern * nq, (pattern + 1) * nq)).blocks()
+    return csr_array((codes, (rows, cols)), shape=(nq, nk))
 
 
 def from_scipy(
-    letters: Any,
+    codes: Any,
     seq_len: int | tuple[int, int],
     block: int | tuple[int, int],
     tiles: NDArray[Any] | None,
     q_offset: int | None,
 ) -> MaskData:
     """See :meth:`BlockMask.from_scipy`."""
-    if not issparse(letters) or letters.dtype.kind not in "biu":
-        what = f"one of {letters.dtype}" if issparse(letters) else type(letters).__name__
+    if not issparse(codes) or codes.dtype.kind not in "biu":
+        what = f"one of {codes.dtype}" if issparse(codes) else type(codes).__name__
         raise TypeError(f"from_scipy takes a scipy.sparse matrix of booleans or ints, got {what}")
     grid = make_grid(seq_len, block, q_offset)
-    if letters.shape != grid.shape:
-        raise ValueError(f"{grid} are {grid.rows} x {grid.cols} blocks; the matrix has shape {letters.shape}")
+    if codes.shape != grid.shape:
+        raise ValueError(f"{grid} are {grid.rows} x {grid.cols} blocks; the matrix has shape {codes.shape}")
     words = _words(tiles, grid)
-    stored = letters.tocoo(copy=True).astype(np.int64)  # narrow letters stored twice must not wrap around
+    stored = codes.tocoo(copy=True).astype(np.int64)  # narrow codes stored twice must not wrap around
     stored.sum_duplicates()
     largest = FULL if not len(words) else FIRST_TILE + len(words) - 1
     for i in np.flatnonzero((stored.data < EMPTY) | (stored.data > largest))[:1]:
         raise ValueError(
-            f"block ({stored.row[i]}, {stored.col[i]}) has letter {stored.data[i]}: "
+            f"block ({stored.row[i]}, {stored.col[i]}) has code {stored.data[i]}: "
             f"expected 0 to {largest} with {len(words)} tiles"
         )
     linear = stored.row.astype(np.int64) * grid.cols + stored.col

@@ -1,4 +1,4 @@
-"""Arguments of users, as error messages quote them."""
+"""Quoting users' arguments in error messages."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class _Quoting(reprlib.Repr):
     """A repr of bounded length that gives the kind, dtype and shape of arrays and tensors instead of their content."""
 
     def repr1(self, x: Any, level: int) -> str:
-        # A type as torch.Tensor has these two as descriptors.
+        # A type such as torch.Tensor has these two as descriptors.
         if not isinstance(x, type | np.generic) and hasattr(x, "dtype") and hasattr(x, "shape"):
             return f"{type(x).__name__} of {x.dtype}, shape {tuple(x.shape)}"
         return super().repr1(x, level)

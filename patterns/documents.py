@@ -11,7 +11,8 @@ import numpy as np
 
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Interval
-from sparseflash.patterns.pattern import Pattern, checked_int, per_sample
+from sparseflash.patterns.pattern import Pattern, checked_int
+from sparseflash.patterns.stacked import per_sample
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,23 +91,23 @@ def documents(
     cu_seqlens_k: Iterable[int] | None = None,
     ids: Iterable[int] | Iterable[Iterable[int]] | None = None,
 ) -> Pattern:
-    """Query and key lie in the same document of a packed sequence, or of two that are packed alike.
+    """Query and key are in the same document of a packed sequence, or of two sequences that are packed alike.
 
-    For decoders: ``causal() & documents(...)``, or ``causal=True``. Cross-attention of packed sequences has keys of
-    their own: ``kv_lengths``.
+    For decoders: ``causal() & documents(...)``, or ``causal=True``. For cross-attention of packed sequences give
+    ``kv_lengths`` too.
 
     Args:
         lengths: tokens of each document in order; together they cover the sequence (a last one may be padding, and any
             may be empty).
-        kv_lengths: keys of each document, where queries and keys are packed separately; ``lengths`` then counts
-            queries alone, and the mask must be for exactly so many of both.
+        kv_lengths: keys of each document, if queries and keys are packed separately. ``lengths`` then counts queries
+            only, and the mask must have exactly this many queries and keys.
         causal: query a of a document sees its key b only if ``b - a <= keys - queries`` of that document, counted from
             0: its last query sees all of its keys, as in flash-attention's variable-length functions.
-        cu_seqlens: instead of lengths, the cumulative ones as those functions take them: 0 first.
-        cu_seqlens_k: instead of kv_lengths, likewise.
+        cu_seqlens: instead of lengths, cumulative lengths as those functions take them, starting with 0.
+        cu_seqlens_k: cumulative lengths instead of kv_lengths.
         ids: instead of lengths, the document of each token: ints [tokens], or [samples, tokens] for documents of each
-            sample. Any ints (padding may be -1, a document of its own), in any order, but the tokens of a document
-            stand together. An array or a tensor; it is read now.
+            sample. Any ints in any order (padding may be -1, which makes it a document), but the tokens of a document
+            must be contiguous. An array or a tensor, which is read immediately.
 
     Raises:
         TypeError: entries are not ints, causal is not a bool, or lengths are given in two ways or in none.
@@ -158,7 +159,7 @@ def _of_ids(ids: object, causal: bool) -> Pattern:
     except ValueError:  # rows of unequal lengths
         raise ValueError("documents: ids must be as many for each sample; pad them, with -1 for example") from None
     if array.dtype.kind not in "iu" and array.size:
-        raise TypeError(f"documents: ids must be ints, one a token, got {array.dtype}")
+        raise TypeError(f"documents: ids must be ints, one per token, got {array.dtype}")
     if array.ndim not in (1, 2) or not array.size:
         raise ValueError(f"documents: ids must be [tokens] or [samples, tokens], got shape {list(array.shape)}")
     if array.ndim == 2:
@@ -192,7 +193,7 @@ def _listed(name: str, values: object) -> Iterable[int]:
     """Python ints of an array or a tensor, which flash-attention's functions take too; else the values themselves."""
     listed = values.tolist() if hasattr(values, "tolist") else values
     if not isinstance(listed, Iterable):
-        raise TypeError(f"documents: {name} must be ints, one a document, got {values!r}")
+        raise TypeError(f"documents: {name} must be ints, one per document, got {values!r}")
     return listed
 
 

@@ -74,13 +74,13 @@ class Fixed(CellPattern):
 def fixed(stride: int, summary: int, unit: int = 1) -> Pattern:
     """``a // stride == b // stride`` or ``b % stride >= stride - summary``, with a, b the cells of q, k.
 
-    The fixed pattern of Child et al., "Sparse Transformers" (2019), section 4.2: own stretch of ``stride`` cells, and
-    the last ``summary`` cells of every stretch. ``causal() & fixed(...)`` is theirs.
+    The fixed pattern of Child et al., "Sparse Transformers" (2019), section 4.2: a query sees its own stretch of
+    ``stride`` cells and the last ``summary`` cells of every stretch. ``causal() & fixed(...)`` is the paper's.
 
     Args:
-        stride: cells a stretch.
+        stride: cells per stretch.
         summary: cells at its end that everyone sees, at most stride.
-        unit: tokens a cell.
+        unit: tokens per cell.
 
     Raises:
         TypeError: an argument is not an int.

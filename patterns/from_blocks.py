@@ -83,8 +83,8 @@ def from_blocks(array: NDArray[Any] | csr_array, unit: int = 128) -> Pattern:
     """``array[q // unit, k // unit]``: a mask drawn, learned or loaded as data.
 
     Args:
-        array: 2-D numpy array or scipy.sparse matrix; non-zero means allowed. A copy is kept.
-        unit: tokens a cell.
+        array: 2-D numpy array or scipy.sparse matrix, non-zero where allowed. The pattern keeps a copy.
+        unit: tokens per cell.
 
     Raises:
         TypeError: array is not a 2-D array of booleans or numbers, or unit is not an int.

@@ -71,11 +71,11 @@ def global_tokens(tokens: int | Iterable[int]) -> Pattern:
     Global attention of Beltagy et al., "Longformer" (2020), section 3.1, and Zaheer et al., "Big Bird" (2020).
 
     Args:
-        tokens: how many leading tokens, or their positions in any order.
+        tokens: number of leading tokens, or positions in any order.
 
     Raises:
-        TypeError: not an int nor ints.
-        ValueError: a negative count or position, or no position at all.
+        TypeError: neither an int nor ints.
+        ValueError: a negative count or position, or no position.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -1,4 +1,4 @@
-"""The grid of blocks that a pattern is compiled onto."""
+"""The grid of blocks on which a pattern is compiled."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sparseflash.patterns.memory import reserve
 
 BLOCK_SIZES = (16, 32, 64, 128, 256)
 
-# No length, position or pattern argument is larger, so that sums stay inside int64.
+# The largest length, position or pattern argument, so that sums fit int64.
 LARGEST = 1 << 40
 
 
@@ -69,7 +69,7 @@ class Grid:
     def expand(self, rows: Ints, starts: Ints, stops: Ints) -> tuple[Ints, Ints]:
         """Blocks (rows, cols) of the half-open column intervals ``[starts, stops)``, cut to the grid.
 
-        Intervals may overlap, be empty or reach outside: the answer is sorted and free of duplicates.
+        Intervals may overlap, be empty or leave the grid. The result is sorted, without duplicates.
         """
         return split(positions(*union(self.shape, rows, starts, stops)), self.cols)
 
@@ -78,7 +78,7 @@ class Grid:
         return self.expand(rows, first // self.bk, last // self.bk + 1)
 
     def unique(self, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
-        """The blocks sorted by row and column, each once."""
+        """The blocks sorted by row and column, without duplicates."""
         linear = rows * self.cols + cols
         if (linear[1:] <= linear[:-1]).any():
             linear.sort(kind="stable")  # merges sorted stretches
@@ -87,11 +87,11 @@ class Grid:
 
 
 def make_grid(seq_len: int | tuple[int, int], block: int | tuple[int, int], q_offset: int | None) -> Grid:
-    """Check a user's lengths and block size; the default offset puts the last query on the last key.
+    """Check lengths and block size. By default the last query has the position of the last key.
 
     Raises:
         TypeError: a length, block or offset is not an int (or a pair of ints).
-        ValueError: a length below 1, or a block size that is not offered.
+        ValueError: a length below 1, or an unsupported block size.
     """
     q_len, kv_len = _pair(seq_len, "seq_len")
     bq, bk = _pair(block, "block")

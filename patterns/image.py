@@ -137,10 +137,10 @@ class ImagePattern(Pattern):
         return seen
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
-        return _axis_tiles(self, grid).kinds(rows, cols) if rows.size else rows
+        return tiles_on_axes(self, grid).kinds(rows, cols) if rows.size else rows
 
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words:
-        return _axis_tiles(self, grid).tiles(rows, cols)
+        return tiles_on_axes(self, grid).tiles(rows, cols)
 
     def places_of(self, begin: int, stop: int, size: int) -> Places:
         """Coordinates of the tokens from ``begin`` to before ``stop`` in blocks of a size, [axes, blocks, size]."""
@@ -154,7 +154,7 @@ class ImagePattern(Pattern):
 
 @MASKS.bounds
 @lru_cache(maxsize=1)  # asked for while one mask is compiled, a few blocks at a time
-def _axis_tiles(pattern: ImagePattern, grid: Grid) -> AxisTiles:
+def tiles_on_axes(pattern: ImagePattern, grid: Grid) -> AxisTiles:
     q = pattern.places_of(grid.q_offset, grid.q_offset + grid.q_len, grid.bq)
     tiles = AxisTiles(pattern.spans, q, pattern.places_of(0, grid.kv_len, grid.bk))
     MASKS.spend(tiles.nbytes)

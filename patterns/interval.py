@@ -1,4 +1,4 @@
-"""Patterns in which every query sees one stretch of keys, and later queries see later stretches."""
+"""Patterns in which every query sees one interval of keys, which moves forward with the query."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sparseflash.patterns.tiles import Words, pack
 
 
 class Interval(Pattern):
-    """Base of patterns that allow ``low(q) <= k < stop(q)`` with neither bound ever falling as q grows."""
+    """Base of patterns that allow ``low(q) <= k < stop(q)`` with bounds that never decrease in q."""
 
     @abstractmethod
     def bounds(self, q: Ints) -> tuple[Ints, Ints]:
-        """First allowed key and the one past the last, of q's shape; may lie outside the keys that exist."""
+        """First allowed key and the one past the last, in q's shape; may lie outside the existing keys."""
 
     def allows(self, q: Ints, k: Ints) -> Bools:
         low, stop = self.bounds(q)
         return np.logical_and(k >= low, k < stop)
 
     def existing(self, q: Ints, grid: Grid) -> tuple[Ints, Ints]:
-        """The bounds, cut to the keys that exist."""
+        """The bounds, cut to the existing keys."""
         low, stop = self.bounds(q)
         return np.clip(low, 0, grid.kv_len), np.clip(stop, 0, grid.kv_len)
 
     def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints]:
-        _, _, c, d = _columns(self, grid)
+        _, _, c, d = allowed_columns(self, grid)
         return grid.all_rows(), c, d
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
-        a, b, c, d = _columns(self, grid)
+        a, b, c, d = allowed_columns(self, grid)
         rows = np.repeat(grid.all_rows(), 2)
         return grid.expand(rows, np.stack([a, d], axis=1).ravel(), np.stack([c, b], axis=1).ravel())
 
@@ -51,8 +51,8 @@ class Interval(Pattern):
         return words
 
 
-@lru_cache(maxsize=1)  # both methods that make compiling linear ask for it, one after the other
-def _columns(pattern: Interval, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
+@lru_cache(maxsize=1)  # `candidates` and `full_runs` need it, one after the other
+def allowed_columns(pattern: Interval, grid: Grid) -> tuple[Ints, Ints, Ints, Ints]:
     """Per row: columns touched [a, b) and columns filled [c, d) inside them."""
     rows = grid.all_rows()
     first_low, first_stop = pattern.existing(grid.q_start(rows), grid)

@@ -26,7 +26,7 @@ def union(shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints) -> tupl
         begin, end = begin[by_begin], end[by_begin]
     reach = np.maximum.accumulate(end)
     joined = np.flatnonzero(begin[1:] <= reach[:-1]) + 1
-    # The end of a row and the beginning of the next one are the same position, but they do not touch.
+    # The end of a row and the beginning of the next one have equal positions but are not adjacent.
     joined = joined[(begin[joined] < reach[joined - 1]) | (begin[joined] % shape[1] != 0)]
     if not joined.size:
         return begin, end
@@ -46,7 +46,7 @@ def positions(start: NDArray[Index], stop: NDArray[Index]) -> NDArray[Index]:
     """Every integer of the half-open intervals ``[start, stop)``, one interval after another, in their dtype."""
     length = stop - start
     total = int(length.sum())
-    if total == length.size and length.all():  # one each
+    if total == length.size and length.all():  # one integer each
         return start.copy()
     reserve(total, 40)
     every = np.repeat(stop - np.cumsum(length), length).astype(start.dtype, copy=False)

@@ -56,11 +56,11 @@ def columns(positions: Iterable[int]) -> Pattern:
     heads are ``causal() & (columns(...) | diagonals(...))``.
 
     Args:
-        positions: of the keys, in any order.
+        positions: positions of the keys, in any order.
 
     Raises:
         TypeError: not ints.
-        ValueError: a negative position, or none at all.
+        ValueError: a negative position, or no position.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -28,7 +28,8 @@ def local(window: int) -> Pattern:
     """``abs(q - k) <= window``: sliding window attention, Beltagy et al., "Longformer" (2020), section 3.1.
 
     Args:
-        window: tokens seen on either side; 0 leaves the diagonal. ``causal() & local(w)`` sees w earlier tokens.
+        window: tokens seen on either side; 0 leaves the diagonal only. In ``causal() & local(w)`` a query sees
+            itself and w earlier tokens.
 
     Raises:
         TypeError: window is not an int.

@@ -31,7 +31,7 @@ def log_sparse() -> Pattern:
     """``abs(q - k)`` is 0 or a power of two.
 
     LogSparse attention of Li et al., "Enhancing the Locality and Breaking the Memory Bottleneck of Transformer on Time
-    Series Forecasting" (2019), section 4.2, in both directions; ``causal() & log_sparse()`` is theirs.
+    Series Forecasting" (2019), section 4.2, in both directions; ``causal() & log_sparse()`` is the paper's.
 
     Example:
         >>> from sparseflash import patterns as P

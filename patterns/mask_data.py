@@ -22,26 +22,26 @@ from sparseflash.patterns.traced_constant import Constant
 class MaskData(Constant):
     """Runs of blocks on a grid, the tiles of the partial ones, and the figures that follow from them. Immutable.
 
-    Set operations, conversions, files, checks and pictures take and return this; a user's mask is a
-    :class:`~sparseflash.BlockMask`, which adds the methods. Data that allow the same pairs compare and hash
-    equal, because they are canonical: no empty or full tile is stored, no tile twice, and blocks are sorted.
+    Set operations, conversions, files, checks and pictures work on this class. Users get a
+    :class:`~sparseflash.BlockMask`, which adds methods. Masks that allow the same pairs compare and hash equal, because
+    they are canonical: no empty, full or duplicate tile is stored, and blocks are sorted.
 
     Shape legend: P distinct patterns (heads or samples with the same pattern share it), nQ x nK blocks, T tiles.
     """
 
     grid: Grid  # lengths, block size, and the position of the first query
-    runs: Runs  # letters of the P matrices [nQ, nK], one below the other
+    runs: Runs  # codes of the P matrices [nQ, nK], one below the other
     tiles: Words  # uint32 [T, BQ, ceil(BK / 32)]
     pattern_of: NDArray[np.int32]  # [B or 1, H or 1] -> pattern
-    # Of the pattern it was compiled from, and no part of what makes masks equal:
+    # From the pattern that was compiled; ignored when masks are compared:
     expression: str = ""  # its text
     images: tuple[PlacedImage, ...] = ()  # the images among the keys, sorted; files do not keep them
 
     @classmethod
     def canonical(cls, grid: Grid, runs: Runs, tiles: Words, pattern_of: NDArray[np.int32] | None = None) -> Self:
-        """Bring letters, tiles and patterns into the canonical form, in which equal masks have equal bytes."""
+        """Bring codes, tiles and patterns into the canonical form, in which equal masks have equal bytes."""
         runs, kept, pattern_of = canonical(grid, runs, tiles, pattern_of)
-        for array in (runs.start, runs.stop, runs.letter, kept, pattern_of):
+        for array in (runs.start, runs.stop, runs.code, kept, pattern_of):
             frozen(array)  # masks are cached and shared
         return cls(grid, runs, kept, pattern_of)
 
@@ -52,7 +52,7 @@ class MaskData(Constant):
 
     @property
     def block(self) -> tuple[int, int]:
-        """(BQ, BK): tokens a block side."""
+        """(BQ, BK): tokens per block side."""
         return self.grid.bq, self.grid.bk
 
     @property
@@ -67,8 +67,8 @@ class MaskData(Constant):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the arrays that hold it."""
-        return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.letter, self.tiles, self.pattern_of))
+        """Bytes of the arrays."""
+        return sum(a.nbytes for a in (self.runs.start, self.runs.stop, self.runs.code, self.tiles, self.pattern_of))
 
     @cached_property
     def patterns(self) -> int:
@@ -89,7 +89,7 @@ class MaskData(Constant):
     @cached_property
     def full_blocks(self) -> int:
         """Stored blocks that need no masking, summed like :attr:`nnz`."""
-        counts = np.bincount(self.runs.row, weights=self.runs.length * (self.runs.letter == FULL))
+        counts = np.bincount(self.runs.row, weights=self.runs.length * (self.runs.code == FULL))
         counts = np.pad(counts, (0, self.runs.shape[0] - counts.size)).reshape(self.patterns, -1)
         return int(counts.sum(axis=1)[self.pattern_of].sum())
 
@@ -97,15 +97,15 @@ class MaskData(Constant):
     def tokens(self) -> int:
         """Allowed (query, key) pairs, summed like :attr:`nnz`."""
         in_tiles = np.bitwise_count(self.tiles).sum(axis=(1, 2), dtype=np.int64)
-        per_letter = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
-        letters = len(per_letter)
-        which = self.runs.letter
+        per_code = [0, self.block[0] * self.block[1], *in_tiles.tolist()]
+        codes = len(per_code)
+        which = self.runs.code
         if self.patterns > 1:
-            which = which + self.runs.row // self.grid_shape[0] * letters
-        blocks = np.zeros((self.patterns, letters), np.int64)
+            which = which + self.runs.row // self.grid_shape[0] * codes
+        blocks = np.zeros((self.patterns, codes), np.int64)
         np.add.at(blocks.reshape(-1), which, self.runs.length)
-        # Sums of Python ints: long sequences have more pairs than int64 counts.
-        totals = [sum(n * t for n, t in zip(line, per_letter, strict=True)) for line in blocks.tolist()]
+        # Sums of Python ints, because long sequences have more pairs than int64 can count.
+        totals = [sum(n * t for n, t in zip(line, per_code, strict=True)) for line in blocks.tolist()]
         return sum(totals[p] for p in self.pattern_of.flat)
 
     @property
@@ -133,7 +133,7 @@ class MaskData(Constant):
 
     @cached_property
     def _hash(self) -> int:
-        # Sums tell masks apart well enough for a dict, which compares the content of those that have the same ones.
+        # Sums suffice for a dict, which compares the content of masks with equal hashes.
         return hash((self.grid, self.pattern_of.shape, *(int(array.sum()) for array in self._content)))
 
     def __hash__(self) -> int:
@@ -141,7 +141,7 @@ class MaskData(Constant):
 
     @property
     def _content(self) -> tuple[NDArray[Any], ...]:
-        return self.pattern_of, self.runs.start, self.runs.stop, self.runs.letter, self.tiles
+        return self.pattern_of, self.runs.start, self.runs.stop, self.runs.code, self.tiles
 
     def __repr__(self) -> str:
         (q, k), (bq, bk), (nq, nk) = self.shape, self.block, self.grid_shape

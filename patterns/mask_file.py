@@ -1,4 +1,4 @@
-"""Block masks as files: safetensors, nothing executable, checked before anything is built from them."""
+"""Block masks as files: safetensors, nothing executable, checked before use."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ from sparseflash.patterns.untrusted import open_untrusted
 FORMAT = "sparseflash.BlockMask/1"
 ARRAYS = {"start": "<i8", "stop": "<i8", "letter": "<i4", "tiles": "<u4", "pattern_of": "<i4"}
 MAX_HEADER = 1 << 20
-MAX_BYTES = 1 << 30  # of a file, unless its reader allows more
-# Block rows of all distinct masks together: figures of a mask take memory for each, whether it holds anything or not.
+MAX_BYTES = 1 << 30  # largest file, unless the caller allows more
+# Limits of the block rows of all patterns together, because statistics of a mask take memory for every row.
 MAX_ROWS = 1 << 20
 ROWS_A_RUN = 16  # further rows for each run that the file holds
 
 
 def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
-    """Write the mask; to a temporary name first, so that the file is whole or not there.
+    """Write the mask atomically, by way of a temporary name.
 
     Raises:
-        ValueError: the expression is too long to be read back.
+        ValueError: the expression is too long for :func:`load`.
     """
     from safetensors.numpy import save as to_bytes
 
     arrays = {
         "start": mask.runs.start,
         "stop": mask.runs.stop,
-        "letter": mask.runs.letter,
+        "letter": mask.runs.code,
         "tiles": mask.tiles,
         "pattern_of": mask.pattern_of,
     }
@@ -66,7 +66,7 @@ def save(mask: MaskData, path: str | PathLike[str], expression: str) -> None:
 
 
 def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> MaskData:
-    """The mask, with its expression; memory is in proportion to the bytes of the file.
+    """The mask with its expression. Memory is linear in the size of the file.
 
     Raises:
         FileNotFoundError: no such file.
@@ -91,7 +91,7 @@ def load(path: str | PathLike[str], max_bytes: int = MAX_BYTES) -> MaskData:
 
 
 def _content(path: Path, max_bytes: int) -> bytes:
-    """All of the file; its size, and that of its header, are looked at first."""
+    """The content of the file, after checking its size and that of its header."""
     with open_untrusted(path) as (file, size):
         if size > max_bytes:
             raise ValueError(
@@ -109,7 +109,7 @@ def _header_size(content: bytes) -> int:
 
 
 def _checksum(mask: MaskData, expression: str) -> str:
-    """Of the content and the text."""
+    """The checksum of the content and the text."""
     return blake2b(mask.digest + expression.encode(), digest_size=16).hexdigest()
 
 
@@ -127,13 +127,13 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> MaskD
             raise ValueError(f"{name} must be {dtype}, got {arrays[name].dtype}")
     shape, block = (_pair(metadata, name) for name in ("shape", "block"))
     grid = make_grid(shape, block, json.loads(metadata["q_offset"]))
-    start, stop, letter, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
+    start, stop, code, tiles, pattern_of = (np.array(arrays[name]) for name in ARRAYS)
     nq, nk = grid.shape
     if tiles.ndim != 3 or tiles.shape[1:] != (block[0], words_per_row(block[1])):
         raise ValueError(f"tiles of shape {tiles.shape}")
     if pattern_of.ndim != 2 or not pattern_of.size or pattern_of.min() < 0 or pattern_of.max() >= pattern_of.size:
         raise ValueError("pattern_of is out of range")
-    if not start.ndim == stop.ndim == letter.ndim == 1 or not start.size == stop.size == letter.size:
+    if not start.ndim == stop.ndim == code.ndim == 1 or not start.size == stop.size == code.size:
         raise ValueError("runs of unequal number")
     patterns = int(pattern_of.max()) + 1
     if patterns * nq > (most := MAX_ROWS + ROWS_A_RUN * start.size):
@@ -143,9 +143,9 @@ def _checked(arrays: dict[str, NDArray[Any]], metadata: dict[str, str]) -> MaskD
             raise ValueError("runs are out of range or overlap")
         if (start // nk != (stop - 1) // nk).any():
             raise ValueError("a run crosses a row")
-        if letter.min() < FULL or letter.max() >= FIRST_TILE + len(tiles):
-            raise ValueError("a letter has no tile")
-    runs = Runs((patterns * nq, nk), start, stop, letter.astype(np.int32))
+        if code.min() < FULL or code.max() >= FIRST_TILE + len(tiles):
+            raise ValueError("a block code has no tile")
+    runs = Runs((patterns * nq, nk), start, stop, code.astype(np.int32))
     mask = MaskData(grid, runs, tiles.astype(np.uint32), pattern_of.astype(np.int32))
     if _checksum(mask, metadata["expression"]) != metadata["checksum"]:
         raise ValueError("the checksum does not match")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-MAX_BYTES = 8 << 30  # what compiling may take unless its caller allows more
+MAX_BYTES = 8 << 30  # limit of compiling, unless the caller allows more
 
 _most: ContextVar[int | None] = ContextVar("sparseflash_compile_bytes", default=None)
 
@@ -33,10 +33,10 @@ def at_most(max_bytes: int) -> Iterator[None]:
 
 
 def reserve(entries: int, bytes_each: int) -> None:
-    """Announce how many entries are about to be allocated, and how many bytes each takes while compiling.
+    """Check an allocation of ``entries``, with the bytes that compiling needs for each.
 
     Raises:
-        MemoryBoundError: more than there may be. Nothing is checked outside of :func:`at_most`.
+        MemoryBoundError: the limit of :func:`at_most` would be exceeded. Outside of it there is no limit.
     """
     most = _most.get()
     if most is not None and entries * bytes_each > most:

@@ -1,4 +1,4 @@
-"""Values given in the place of a pattern, and the line to write instead."""
+"""Values given in place of a pattern, and the line to write instead."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ TRUTH = "`and`, `or` and `not` ask for one, and would keep one operand and drop 
 
 
 def instead_of(value: Any) -> str | None:
-    """As :func:`sparseflash.patterns.pattern.instead`, for a value that is neither a class nor a mask."""
+    """Like :func:`sparseflash.patterns.pattern.instead`, for a value that is neither a class nor a mask."""
     name = getattr(value, "__name__", "the function")
     if isinstance(value, bool | np.bool_):
-        return f"{value} is no pattern: write full(), or ~full() for nothing"
+        return f"{value} is not a pattern: write full(), or ~full() for nothing"
     if isinstance(value, str):
-        return f"text is no pattern: write parse({_shortened(value)})"
+        return f"text is not a pattern: write parse({_shortened(value)})"
     if hasattr(value, "__array__") and np.ndim(value):
         return (
-            "an array is no pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
+            "an array is not a pattern: write from_blocks(array, unit) for a boolean a cell of tokens, "
             "BlockMask.from_dense(array) for one a pair of tokens"
         )
     if not callable(value):
@@ -53,7 +53,7 @@ def required(function: Any) -> list[str]:
 
 
 def too_long(size: int, tokens: int) -> str:
-    """What a pattern of fixed size says of a longer sequence, and what to write for the tokens that are over.
+    """The message for a sequence that is longer than a pattern of fixed size, with the line to write for the rest.
 
     Example:
         >>> too_long(64, 69).split(".")[0]

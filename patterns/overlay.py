@@ -1,7 +1,7 @@
-"""Two matrices of letters laid over each other: stretches in which neither letter changes.
+"""Two matrices of block codes laid over each other: stretches in which neither code changes.
 
-Each matrix is written as its jumps: by how much the letter changes at each column. scipy adds two such matrices in one
-pass, and a running sum over the result gives both letters.
+Each matrix is written as its jumps: by how much the code changes at each column. scipy adds two such matrices in one
+pass, and a running sum over the result gives both codes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparseflash.patterns.runs import Runs, distinct
 
 JUMPS_AT_ONCE = 1 << 17
 
-Index = NDArray[Any]  # int32 where that suffices, else int64
+Index = NDArray[Any]  # int32 if that suffices, else int64
 
 
 class Segments(NamedTuple):
@@ -35,10 +35,10 @@ class Segments(NamedTuple):
 
 
 class Jumps(NamedTuple):
-    """By how much the letter changes at each column of each row; the column past the last one ends a row."""
+    """By how much the code changes at each column of each row; the column past the last one ends a row."""
 
     cols: int
-    highest: int  # letter
+    highest: int  # code
     begin: Index  # [rows + 1] where the changes of each row begin
     col: Index
     change: NDArray[np.int32]
@@ -50,10 +50,10 @@ class Jumps(NamedTuple):
         row = runs.row * cols
         begin = runs.begin.astype(index)
         shape = rows, cols + 1
-        up = _csr(runs.letter, (runs.start - row).astype(index), begin, shape)
-        down = _csr(runs.letter, (runs.stop - row).astype(index), begin, shape)
+        up = _csr(runs.code, (runs.start - row).astype(index), begin, shape)
+        down = _csr(runs.code, (runs.stop - row).astype(index), begin, shape)
         jumps = up - down
-        return cls(cols, int(runs.letter.max(initial=0)), jumps.indptr, jumps.indices, jumps.data)
+        return cls(cols, int(runs.code.max(initial=0)), jumps.indptr, jumps.indices, jumps.data)
 
     def begins(self, rows: Ints) -> Index:
         """Where the changes of some rows begin, [rows + 1]; of one named twice running, the first is left empty."""
@@ -68,59 +68,59 @@ class Jumps(NamedTuple):
 
 def _csr(data: NDArray[Any], indices: Index, indptr: Index, shape: tuple[int, int]) -> csr_array:
     matrix = csr_array((data, indices, indptr), shape=shape)
-    matrix.has_canonical_format = True  # columns ascend, none twice: scipy need not look
+    matrix.has_canonical_format = True  # columns ascend without duplicates: scipy need not check
     return matrix
 
 
 def segments(a: Jumps, begin_a: Index, b: Jumps, begin_b: Index) -> Iterator[Segments]:
-    """The stretches, a few rows at a time: intermediate arrays stay small enough for their memory to be reused.
+    """The stretches, a few rows at a time, so that intermediate arrays stay small and their memory is reused.
 
     ``begin_a`` and ``begin_b`` [rows + 1] say where the jumps of each row begin, so that rows can be skipped or added.
     """
     rows = begin_a.size - 1
     portions = min(rows, -(-(a.col.size + b.col.size) // JUMPS_AT_ONCE)) or 1
-    # One sum carries both letters, a in the lower half and b in the upper one.
+    # One sum carries both codes, a in the lower half and b in the upper one.
     narrow = max(a.highest, b.highest) < 1 << 15
     dtype, half = (np.int32, 16) if narrow else (np.int64, 32)
     lower = (1 << half) - 1
     edges = [p * rows // portions for p in range(portions + 1)]
     for first, last in pairwise(edges):
         both = a.rows(begin_a[first : last + 1], dtype, 0) + b.rows(begin_b[first : last + 1], dtype, half)
-        letters: NDArray[Any] = np.cumsum(both.data, dtype=dtype)
-        here = np.flatnonzero(letters)  # where both are 0 a row has ended, or has a gap
+        codes: NDArray[Any] = np.cumsum(both.data, dtype=dtype)
+        here = np.flatnonzero(codes)  # both are 0 after the end of a row and in gaps
         row = np.repeat(np.arange(first, last, dtype=both.indices.dtype), np.diff(both.indptr))
-        letters = letters[here]
+        codes = codes[here]
         yield Segments(
             first,
             last - first,
             row[here],
             both.indices[here],
             both.indices[here + 1],
-            (letters & lower).astype(np.int32),
-            (letters >> half).astype(np.int32),
+            (codes & lower).astype(np.int32),
+            (codes >> half).astype(np.int32),
         )
 
 
 def overlay(a: Runs, b: Runs) -> tuple[Runs, Ints, Ints]:
-    """Lay two matrices over each other: runs whose letter numbers a pair, and the pairs' two letters.
+    """Lay two matrices over each other: runs whose code numbers a pair, and the pairs' two codes.
 
-    Pair p stands for ``(letters_a[p], letters_b[p])``; each distinct pair appears once, (EMPTY, EMPTY) never.
+    Pair p stands for ``(codes_a[p], codes_b[p])``; each distinct pair appears once, (EMPTY, EMPTY) never.
     """
     one, other = Jumps.of(a), Jumps.of(b)
     found = segments(one, one.begin, other, other.begin)
-    row, start, stop, letter_a, letter_b = (np.concatenate(part) for part in list(zip(*found, strict=True))[2:])
-    width = int(b.letter.max(initial=1)) + 1
-    pairs, index = distinct(letter_a.astype(np.int64) * width + letter_b)
+    row, start, stop, code_a, code_b = (np.concatenate(part) for part in list(zip(*found, strict=True))[2:])
+    width = int(b.code.max(initial=1)) + 1
+    pairs, index = distinct(code_a.astype(np.int64) * width + code_b)
     line = row.astype(np.int64) * a.shape[1]
     runs = Runs(a.shape, line + start, line + stop, index.astype(np.int32))
     return runs, pairs // width, pairs % width
 
 
 def transposed(runs: Runs, stacked: int = 1) -> Runs:
-    """Each of ``stacked`` matrices, written one below the other, transposed; letters are kept.
+    """Each of ``stacked`` matrices, written one below the other, transposed; codes are kept.
 
     A vertical run begins where a block differs from the one above it, so consecutive rows are laid over each other and
-    only the places where they differ are expanded: the cost is the size of the answer.
+    only the places where they differ are expanded: the cost is linear in the result.
     """
     n, m = runs.shape[0] // stacked, runs.shape[1]
     jumps = Jumps.of(runs)
@@ -128,7 +128,7 @@ def transposed(runs: Runs, stacked: int = 1) -> Runs:
     row = np.arange(stacked)[:, None] * n + np.arange(n + 1)
     above = np.maximum(row - 1, row[:, :1])
     index = np.int32 if max(row.size, stacked * m) < 1 << 31 else np.int64
-    counts, cols, letters = [], [], []
+    counts, cols, codes = [], [], []
     for some in segments(jumps, jumps.begins(row), jumps, jumps.begins(above)):
         differs = np.flatnonzero(some.a != some.b)
         line, length = some.row[differs] - some.first, (some.stop - some.start)[differs]
@@ -137,12 +137,12 @@ def transposed(runs: Runs, stacked: int = 1) -> Runs:
             col = col + np.repeat((line.astype(index) + some.first) // (n + 1) * m, length)
         counts.append(np.bincount(line, weights=length, minlength=some.rows))
         cols.append(col.astype(index, copy=False))
-        letters.append(np.repeat(some.a[differs], length))
+        codes.append(np.repeat(some.a[differs], length))
     begin = np.zeros(row.size + 1, index)
     np.cumsum(np.concatenate(counts), out=begin[1:], dtype=index)
-    # Turning rows into columns is one counting sort, which scipy has.
-    changes = csr_array((np.concatenate(letters), np.concatenate(cols), begin), shape=(row.size, stacked * m)).tocsc()
-    del cols, letters
+    # Turning rows into columns is one counting sort, scipy's `tocsc`.
+    changes = csr_array((np.concatenate(codes), np.concatenate(cols), begin), shape=(row.size, stacked * m)).tocsc()
+    del cols, codes
     begins = np.flatnonzero(changes.data)
     line = np.repeat(np.arange(stacked * m, dtype=index), np.diff(changes.indptr))[begins]
     start = line.astype(np.int64) * n

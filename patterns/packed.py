@@ -33,7 +33,7 @@ class Packed(Pattern):
 
     @cached_property
     def _stretches(self) -> list[tuple[Pattern, int, int]]:
-        """Each part, where its tokens begin and one past its last one."""
+        """Each part, with the positions of its first token and of the one past its last."""
         sizes = [part.known_size or 0 for part in self.parts]
         edges = np.cumsum([0, *sizes]).tolist()
         return [(part, start, stop) for part, (start, stop) in zip(self.parts, pairwise(edges), strict=True)]
@@ -43,7 +43,7 @@ class Packed(Pattern):
         return self._stretches[-1][2]
 
     def at(self, grid: Grid) -> Packed:
-        # A part is as long as it says, however much of it the grid has.
+        # A part has its own length, even if the grid ends before it.
         whole = [(part, Grid(stop - start, stop - start, grid.bq, grid.bk, 0)) for part, start, stop in self._stretches]
         return Packed(tuple(part.at(grid) if grid.q_len else part for part, grid in whole))
 
@@ -58,7 +58,7 @@ class Packed(Pattern):
         for part, start, stop in self._stretches:
             here = (q >= start) & (q < stop) & (k >= start) & (k < stop)
             if here.any():
-                # Each part is asked about positions of its own alone.
+                # Each part gets only its own positions.
                 own = (np.clip(position, start, stop - 1) - start for position in (q, k))
                 seen = seen | (here & part.allows(*own))
         return seen
@@ -69,31 +69,31 @@ class Packed(Pattern):
             stretch = Stretch.of(grid, start, stop)
             if stretch is not None:
                 masks.append(placed(compile_pattern(part, stretch.grid), grid, stretch.query, stretch.key))
-        while len(masks) > 1:  # in pairs, and these in pairs: each block is copied as often as the number has digits
+        while len(masks) > 1:  # in pairs, and these in pairs: each block is copied O(log n) times
             half = len(masks) // 2
             masks = [*map(union, masks[:half], masks[half:]), *masks[2 * half :]]
         return BlockMask.of(masks[0] if masks else difference(full_mask(grid), full_mask(grid)))
 
 
 def packed(*patterns: Pattern) -> Pattern:
-    """Patterns of known size one after another in a row, each seeing its own tokens alone.
+    """Patterns of known size one after another in a row; the tokens of each see only each other.
 
-    Images of several sizes, or images with text of their own, packed into one row of a batch. What is left of a longer
-    row sees nothing and is seen by nothing, so a batch of rows of one length is
+    For images of several sizes, or images with their own text, packed into one row of a batch. The rest of a longer row
+    sees nothing and is seen by nothing, so a batch of rows of equal length is
     ``per_sample(packed(...), packed(...))``.
 
-    The mask of a row is made of the masks of its patterns, in time of their stored blocks, wherever they begin. So
-    ``packed(a | b, c | d) == packed(a, c) | packed(b, d)`` in what they allow where sizes agree, and likewise for ``&``
-    and ``-``; ``~packed(...)`` also allows what lies between.
+    Compiling places the masks of the patterns, in time linear in their stored blocks, wherever they begin. So
+    ``packed(a | b, c | d)`` and ``packed(a, c) | packed(b, d)`` allow the same pairs if sizes agree, and likewise for
+    ``&`` and ``-``; ``~packed(...)`` also allows the pairs between patterns.
 
     Args:
-        *patterns: patterns that say how many tokens they are for: those of an image or a video (``shape``),
-            ``documents``, ``beside`` such a pattern, ``packed``, and expressions that hold one of these. For another
-            pattern, ``documents([n]) & pattern`` is the pattern for n tokens.
+        *patterns: patterns whose number of tokens is known: of an image or a video (``shape``), ``documents``,
+            ``beside`` such a pattern, ``packed``, and expressions that contain one of these. For another pattern, write
+            ``documents([n]) & pattern`` for n tokens.
 
     Raises:
         TypeError: an operand is not a pattern.
-        ValueError: no operand, or one whose number of tokens is not known; when compiling, what a pattern refuses.
+        ValueError: no operand, or one whose number of tokens is unknown; when compiling, an error of a pattern.
 
     Example:
         >>> from sparseflash import patterns as P

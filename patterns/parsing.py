@@ -28,7 +28,7 @@ from sparseflash.patterns.log_sparse import log_sparse
 from sparseflash.patterns.misuse import required
 from sparseflash.patterns.neighborhood import neighborhood
 from sparseflash.patterns.packed import packed
-from sparseflash.patterns.pattern import Pattern, per_head, per_sample
+from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.predicate import Predicate
 from sparseflash.patterns.prefix import prefix
 from sparseflash.patterns.presets import (
@@ -41,6 +41,7 @@ from sparseflash.patterns.presets import (
 from sparseflash.patterns.random_blocks import random_blocks
 from sparseflash.patterns.shown import shown
 from sparseflash.patterns.sliding_tile import sliding_tile
+from sparseflash.patterns.stacked import per_head, per_sample
 from sparseflash.patterns.strided import strided
 from sparseflash.patterns.where import Where
 
@@ -86,7 +87,7 @@ _NOT_TEXT = {
 _OF_PATTERNS = ("packed", "per_head", "per_sample")  # all of their arguments are patterns
 _OPERATORS = {ast.BitOr: "__or__", ast.BitAnd: "__and__", ast.Sub: "__sub__"}
 MAX_CHARACTERS = 1_000_000
-MAX_DEPTH = 250  # parentheses, calls and operators: a chain is as deep as it is long once it is compiled
+MAX_DEPTH = 250  # parentheses, calls and operators; a chain of n operators is n deep when it is compiled
 MAX_OPERATORS = 200
 
 
@@ -98,7 +99,7 @@ def parse(text: str) -> Pattern:
 
     Raises:
         TypeError: text is not a string.
-        ValueError: what cannot be read, with its position under the expression.
+        ValueError: text that cannot be read; the message marks the position under the expression.
 
     Example:
         >>> import sparseflash as sf
@@ -128,19 +129,19 @@ def register(name: str, fn: Predicate, *, replace: bool = False) -> Pattern: ...
 
 
 def register(name: str, fn: Predicate | type[Pattern], *, replace: bool = False) -> Pattern | type[Pattern]:
-    """Give a predicate or a class of your own a name, for configs and the command line.
+    """Give your own predicate or class a name, for configs and the command line.
 
     Args:
-        name: how it is written: ``name()`` for a predicate, ``name(arguments)`` for a class.
+        name: the name in text: ``name()`` for a predicate, ``name(arguments)`` for a class.
         fn: a predicate, as :func:`where` takes it, or a subclass of Pattern, whose ``name`` is set to this one.
-        replace: let the name mean something else from now on; a name of the library's own stays.
+        replace: replace an earlier registration of the name. Names of the library cannot be replaced.
 
     Returns:
         The named pattern, or the class.
 
     Raises:
-        TypeError: fn is neither callable nor such a class.
-        ValueError: name could not be read back, or is taken.
+        TypeError: fn is neither callable nor a subclass of Pattern.
+        ValueError: :func:`parse` could not read the name, or it is taken.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -186,12 +187,12 @@ def _pattern(node: ast.expr, source: str, depth: int) -> Pattern:
     if isinstance(node, ast.Name):
         raise _error(source, node, _unknown(node.id))
     if isinstance(node, ast.BoolOp) or (isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.Not)):
-        raise _error(source, node, "patterns are joined by & and |, and turned round by ~: not by `and`, `or`, `not`")
+        raise _error(source, node, "patterns are joined by & and | and complemented by ~, not by `and`, `or`, `not`")
     raise _error(source, node, "expected a pattern such as local(1024), joined by | & - or after ~")
 
 
 def _chain(node: ast.expr, source: str, depth: int) -> Pattern:
-    """Operators that lean to the left, as ``a | b | c`` does, are read in a loop."""
+    """Left-associative operators, as in ``a | b | c``, are read in a loop."""
     rest: list[ast.BinOp] = []
     while isinstance(node, ast.BinOp):
         if type(node.op) not in _OPERATORS:
@@ -217,7 +218,8 @@ def _call(node: ast.Call, name: str, source: str, depth: int) -> Pattern:
     def read(argument: ast.expr, is_pattern: bool) -> object:
         return _pattern(argument, source, depth - 1) if is_pattern else _literal(argument, source)
 
-    patterns = len(node.args) if name in _OF_PATTERNS else int(name == "beside")  # so many of the first arguments
+    # The number of first arguments that are patterns.
+    patterns = len(node.args) if name in _OF_PATTERNS else int(name == "beside")
     arguments = [read(argument, place < patterns) for place, argument in enumerate(node.args)]
     keywords = {str(k.arg): read(k.value, patterns > 0 and k.arg == "pattern") for k in node.keywords}
     constructor = _constructors[name]
@@ -245,7 +247,7 @@ def _unknown(name: str) -> str:
 
 
 def _near(name: str, known: Iterable[str]) -> str:
-    """A question for a name that is almost a known one."""
+    """A suggestion for a name that is almost a known one."""
     names = list(known)
     found = [] if name in names else get_close_matches(name, names, n=2, cutoff=0.6)
     return f"; did you mean {' or '.join(found)}?" if found else ""
@@ -269,12 +271,12 @@ def _lines(source: str) -> list[str]:
 
 def _error(source: str, node: ast.expr, message: str) -> ValueError:
     line = _lines(source)[node.lineno - 1]
-    # ast counts UTF-8 bytes; the pointer stands under characters.
+    # ast counts UTF-8 bytes, the pointer counts characters.
     return _pointing(source, node.lineno, len(line.encode()[: node.col_offset].decode(errors="ignore")), message)
 
 
 def _pointing(source: str, line: int, column: int, message: str) -> ValueError:
     lines = _lines(source)
-    # What is missing at the end is said to stand in a line that is not there.
+    # For something missing at the end, the parser names a line past the last one.
     text = lines[line - 1] if line <= len(lines) else ""
     return ValueError(f"{message}\n  {shown(text)}\n  {' ' * len(shown(text[:column]))}^")

@@ -1,4 +1,4 @@
-"""Pattern: which query may see which key, as a small immutable value without sizes."""
+"""Pattern: which query may see which key, as a small immutable value, independent of sequence length."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.grid import LARGEST, Grid, Ints, is_int, make_grid
-from sparseflash.patterns.memory import MAX_BYTES, reserve
+from sparseflash.patterns.memory import MAX_BYTES
 from sparseflash.patterns.misuse import TRUTH, call_of, instead_of
 from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.patterns.rasterize import compile_leaf
-from sparseflash.patterns.set_operations import stacked
 from sparseflash.patterns.tiles import Words
 from sparseflash.patterns.traced_constant import Constant
 
 Bools: TypeAlias = NDArray[np.bool_]
 
-# How tightly an operator binds in Python, so that text needs no more parentheses than it reads well with.
+# Precedence as in Python: text has parentheses only where they help the reader.
 LEAF = 100
 
 
 class Pattern(Constant, ABC):
-    """Base of all patterns: symbolic, hashable, without lengths or block sizes.
+    """Base class of all patterns: symbolic, hashable, independent of sequence length and block size.
 
-    A subclass is a frozen dataclass that must define :meth:`allows`, the truth. It may define the methods that make
-    compiling linear in the stored blocks; without them every block is looked at, which is exact but O(N^2):
+    A subclass is a frozen dataclass that must define :meth:`allows`, its definition pair by pair. It may define the
+    methods that make compiling linear in the stored blocks. Without them every block is evaluated, which is exact but
+    takes O(N^2):
 
-    - :meth:`full_runs`: stretches of blocks known to be entirely allowed;
-    - :meth:`candidates`: the other blocks that may hold anything, a superset;
-    - :meth:`keys`: candidates with equal keys have equal tiles, so that each kind is evaluated once.
+    - :meth:`full_runs`: stretches of blocks known to be fully allowed;
+    - :meth:`candidates`: a superset of the other blocks that are not empty;
+    - :meth:`keys`: candidates with equal keys have equal tiles, so each distinct key is evaluated once.
 
     Patterns combine with ``|``, ``&``, ``-``, ``~`` and :func:`per_head`.
 
@@ -59,7 +59,7 @@ class Pattern(Constant, ABC):
 
     @abstractmethod
     def allows(self, q: Ints, k: Ints) -> Bools:
-        """Truth: may the query at position q see the key at position k?
+        """Whether the query at position q may see the key at position k.
 
         Args:
             q: int64 positions of queries; may be negative under an offset.
@@ -70,33 +70,33 @@ class Pattern(Constant, ABC):
         """
 
     def at(self, grid: Grid) -> Pattern:
-        """The pattern as it is on this grid; differs only for patterns that depend on how long the sequence is."""
+        """The pattern on this grid; another one only if it depends on the length of the sequence."""
         return self
 
     def coarser(self, tokens: int) -> Pattern:
-        """The same idea in cells of at least this many tokens, for masks whose blocks hold little; self if none."""
+        """A similar pattern in cells of at least this many tokens, for masks of nearly empty blocks; self if none."""
         return self
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints] | None:
-        """Rows and columns of blocks that may hold an allowed pair and are in no full run; None: look at all."""
+        """Rows and columns of blocks that may hold an allowed pair and are in no full run; None: evaluate all."""
         return None
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
-        """One integer a candidate; equal integers promise equal tiles. None: evaluate each candidate.
+        """One integer per candidate; equal integers guarantee equal tiles. None: evaluate each candidate.
 
-        Only whole blocks need be told apart: ragged last blocks are kept separate by the compiler.
+        Only whole blocks matter: the compiler keeps ragged last blocks separate.
         """
         return None
 
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
-        """Tiles of blocks, uint32 [n, BQ, ceil(BK / 32)], where they can be written faster than by asking allows.
+        """Tiles of blocks, uint32 [n, BQ, ceil(BK / 32)], if there is a faster way than calling :meth:`allows`.
 
-        Bits of tokens past the lengths are 0. None: ask allows.
+        Bits of tokens past the lengths are 0. None: call ``allows``.
         """
         return None
 
     def full_runs(self, grid: Grid) -> tuple[Ints, Ints, Ints] | None:
-        """Rows with half-open column intervals whose existing tokens are all allowed; may overlap or reach out."""
+        """Rows with half-open column intervals whose tokens are all allowed; may overlap or leave the grid."""
         return None
 
     def compile_on(self, grid: Grid) -> BlockMask:
@@ -105,20 +105,20 @@ class Pattern(Constant, ABC):
 
     @property
     def orders_tokens(self) -> bool:
-        """Whether tokens have to be put in an order of the pattern's own, as those of an image have."""
+        """Whether the pattern needs its own token order, as image patterns do."""
         return any(part.orders_tokens for part in parts_of(self))
 
     @property
     def known_size(self) -> int | None:
-        """Tokens of the sequence that it describes, where its arguments say so as an image's shape does; None: any.
+        """Number of tokens that the arguments determine, as an image's shape does; None: any number.
 
-        None too where parts of it are for different numbers of tokens.
+        Also None if parts of the pattern are for different numbers of tokens.
         """
         sizes = {part.known_size for part in parts_of(self)} - {None}
         return sizes.pop() if len(sizes) == 1 else None
 
     def placed_images(self, start: int = 0) -> set[PlacedImage]:
-        """The images of the pattern, where its first token is ``start``.
+        """The images of the pattern, if its first token is ``start``.
 
         Example:
             >>> from sparseflash import patterns as P
@@ -139,17 +139,17 @@ class Pattern(Constant, ABC):
 
         Args:
             seq_len: tokens, or (q_len, kv_len).
-            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            block: tokens per block side, one of 16, 32, 64, 128, 256, or (BQ, BK).
             q_offset: position of the first query; default ``kv_len - q_len``.
-            max_bytes: memory that compiling may take, by an estimate that is made before anything is listed.
+            max_bytes: limit of the memory that compiling may take, estimated in advance.
 
         Raises:
-            TypeError: lengths, block or offset are not ints, or the pattern's class is no frozen dataclass.
-            ValueError: a length below 1, a block size not offered, a pattern that cannot have these lengths, or one
-                that would list more blocks than ``max_bytes`` hold.
+            TypeError: lengths, block or offset are not ints, or the pattern's class is not a frozen dataclass.
+            ValueError: a length below 1, an unsupported block size, a pattern that cannot have these lengths, or one
+                that needs more than ``max_bytes``.
 
         Warns:
-            WastefulPattern: long sequences of which many blocks are stored for few allowed pairs.
+            WastefulPattern: the mask of a long sequence stores many blocks for few allowed pairs.
         """
         return compiled(self, make_grid(seq_len, block, q_offset), max_bytes)
 
@@ -165,7 +165,7 @@ class Pattern(Constant, ABC):
     def __invert__(self) -> Pattern:
         return Not(self)
 
-    # Python comes here for a left operand that is no pattern.
+    # Python calls these if the left operand is not a pattern.
     def __ror__(self, other: object) -> Pattern:
         return _refused("|", other)
 
@@ -290,96 +290,15 @@ class Not(Pattern):
     __repr__ = __str__
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
-class Stacked(Pattern):
-    """One pattern for each head or each sample."""
-
-    parts: tuple[Pattern, ...]
-
-    axis: ClassVar[int]  # of a mask's [samples, heads]
-
-    def compile_on(self, grid: Grid) -> BlockMask:
-        reserve(len(set(self.parts)) * grid.rows, 160)
-        return BlockMask.of(stacked([compile_pattern(part, grid) for part in self.parts], self.axis))
-
-    def at(self, grid: Grid) -> Pattern:
-        return type(self)(tuple(p.at(grid) for p in self.parts))
-
-    def coarser(self, tokens: int) -> Pattern:
-        return type(self)(tuple(p.coarser(tokens) for p in self.parts))
-
-    def __str__(self) -> str:
-        return f"{self.name}({', '.join(map(str, self.parts))})"
-
-    __repr__ = __str__
-
-
-class PerHead(Stacked):
-    """A pattern a head; see :func:`per_head`."""
-
-    name, axis = "per_head", 1
-
-    def allows(self, q: Ints, k: Ints) -> Bools:
-        shape = np.broadcast_shapes(np.shape(q), np.shape(k))
-        return np.stack([np.broadcast_to(p.allows(q, k), shape) for p in self.parts])
-
-
-class PerSample(Stacked):
-    """A pattern a sample; see :func:`per_sample`."""
-
-    name, axis = "per_sample", 0
-
-    def allows(self, q: Ints, k: Ints) -> Bools:
-        dims = len(np.broadcast_shapes(np.shape(q), np.shape(k)))
-        truths = [p.allows(q, k) for p in self.parts]
-        # [heads or 1, ...] each, so that samples with and without heads of their own stand beside each other.
-        return np.stack(np.broadcast_arrays(*(t if t.ndim > dims else t[None] for t in truths)))
-
-
-def per_head(*patterns: Pattern) -> Pattern:
-    """One pattern for each query head: head h sees what ``patterns[h]`` allows.
-
-    Equal patterns share one table. Combines with other patterns, which then hold for every head.
-
-    Raises:
-        TypeError: an operand is not a pattern.
-        ValueError: no operand, or an operand that is itself per head or per sample.
-
-    Example:
-        >>> from sparseflash import patterns as P
-        >>> P.per_head(P.local(8), P.causal()).compile(256, block=64).to_dense().shape
-        (2, 256, 256)
-    """
-    return _stacked(PerHead, patterns, (PerHead, PerSample))
-
-
-def per_sample(*patterns: Pattern) -> Pattern:
-    """One pattern for each sample of a batch, for example the documents packed into it.
-
-    Equal patterns share one table. An operand may be per head; samples must then agree in the number of heads.
-
-    Raises:
-        TypeError: an operand is not a pattern.
-        ValueError: no operand, or an operand that is itself per sample.
-
-    Example:
-        >>> from sparseflash import patterns as P
-        >>> packed = P.per_sample(P.documents([3, 5]), P.documents([8])) & P.causal()
-        >>> packed.compile(8, block=16).to_dense().shape  # [samples, heads or 1, queries, keys]
-        (2, 1, 8, 8)
-    """
-    return _stacked(PerSample, patterns, (PerSample,))
-
-
 def instead(value: Any) -> str | None:
-    """What to write for a value that is no pattern; None where no guess is better than another.
+    """What to write instead of a value that is not a pattern; None without a good guess.
 
     Example:
         >>> from sparseflash import patterns as P
         >>> instead(P.local)
         'local is not called: write local(window)'
         >>> instead(True)
-        'True is no pattern: write full(), or ~full() for nothing'
+        'True is not a pattern: write full(), or ~full() for nothing'
     """
     if isinstance(value, type):
         name = value.__name__
@@ -393,21 +312,12 @@ def instead(value: Any) -> str | None:
 
 
 def _refused(sign: str, other: object) -> Pattern:
-    """The result of an operator for an operand that is no pattern: an error with advice, or else Python's own."""
+    """Refuse an operand that is not a pattern, with advice if there is any, otherwise with Python's own error."""
     words = instead(other)
     if words is not None:
         raise TypeError(f"{sign} joins patterns; {words}")
     python_asks_on: Pattern = NotImplemented
     return python_asks_on
-
-
-def _stacked(kind: type[Stacked], patterns: tuple[Pattern, ...], forbidden: tuple[type[Stacked], ...]) -> Pattern:
-    check_operands(kind.name, patterns)
-    for index, pattern in enumerate(patterns):
-        for inner in forbidden:
-            if holds(pattern, inner):
-                raise ValueError(f"{kind.name}: operand {index}, {pattern}, is already {inner.name.replace('_', ' ')}")
-    return kind(patterns) if len(patterns) > 1 else patterns[0]
 
 
 def check_operands(owner: str, patterns: tuple[Pattern, ...]) -> None:
@@ -433,7 +343,7 @@ def parts_of(pattern: Pattern) -> list[Pattern]:
 
 
 def checked_int(owner: str, name: str, value: Any, minimum: int) -> int:
-    """An argument that must be an int of at least ``minimum``; the error quotes the call."""
+    """Return an argument after checking that it is an int of at least ``minimum``; the error names the call."""
     if not is_int(value):
         raise TypeError(f"{owner}: {name} must be an int, got {value!r}")
     if value < minimum:

@@ -1,4 +1,4 @@
-"""Arguments that are given once for all axes of a grid, or once for each."""
+"""Arguments given once for all axes of a grid, or once for each axis."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _per_axis(
 
 
 def shortest(values: tuple[Value, ...]) -> Value | tuple[Value, ...]:
-    """One value where all are equal, so that equal patterns have equal text."""
+    """One value if all are equal, so that equal patterns have equal text."""
     return values[0] if len(set(values)) == 1 else values
 
 

@@ -1,4 +1,4 @@
-"""An image or a video among the tokens of a sequence: where it begins, its sides and the order of its tokens."""
+"""An image or a video among the tokens of a sequence: its start, its sides and the order of its tokens."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from sparseflash.patterns.ordering import token_order
 
 
 class PlacedImage(NamedTuple):
-    """Where the tokens of an image stand."""
+    """The positions of the tokens of an image in a sequence."""
 
-    start: int  # its first token
+    start: int  # position of its first token
     shape: tuple[int, ...]
     order: str = "raster"
     tile: tuple[int, ...] | None = None  # of order "tile"; None: of 64 tokens
 
     @property
     def tokens(self) -> int:
-        """How many it has."""
+        """Number of tokens."""
         return prod(self.shape)
 
     @property
@@ -36,5 +36,5 @@ class PlacedImage(NamedTuple):
 
 
 def in_order(images: Iterable[PlacedImage]) -> tuple[PlacedImage, ...]:
-    """Images by where they begin."""
+    """Images sorted by start."""
     return tuple(sorted(images, key=lambda image: image._replace(tile=image.tile or ())))

@@ -14,10 +14,9 @@ Predicate = Callable[[Any, Any], Any]
 
 
 def ask(fn: Predicate, q: Ints, k: Ints) -> Any:
-    """``fn(q, k)`` as numpy sees it: given numpy arrays, or tensors where only those will do.
+    """``fn(q, k)`` as a numpy array. It is called with numpy arrays or, if it refuses them, with tensors.
 
-    A predicate written for tensors is recognised by its refusing arrays; patterns do not import torch, but whoever
-    wrote such a predicate has.
+    Patterns do not import torch, but the author of a predicate of tensors has imported it.
     """
     torch = sys.modules.get("torch")
     if torch is None:

@@ -54,11 +54,11 @@ def bigbird(unit: int = 64, window: int = 3, global_cells: int = 2, random: int 
     """Window, global and random cells: Zaheer et al., "Big Bird" (2020), section 2, internal construction.
 
     Args:
-        unit: tokens a cell, their block size.
-        window: cells in the window, odd, the query's own in the middle.
+        unit: tokens per cell, the paper's block size.
+        window: cells in the window, an odd number, with the query's own cell in the middle.
         global_cells: leading cells that see all and are seen by all.
         random: random cells for each query cell.
-        seed: of the random cells.
+        seed: seed of the random cells.
 
     Raises:
         TypeError: an argument is not an int.

@@ -10,7 +10,7 @@ from sparseflash.patterns.shown import shown
 
 
 def track(steps: range, what: str, *, after_s: float = 1.0) -> Iterator[int]:
-    """Yield the steps; once they have taken ``after_s`` seconds, show a bar on a terminal's stderr."""
+    """Yield the steps, with a progress bar on a terminal's stderr after ``after_s`` seconds."""
     begun = time.monotonic()
     iterator = iter(steps)
     done = 0

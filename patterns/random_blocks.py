@@ -1,4 +1,4 @@
-"""Random cells, the same for everyone who names the same seed."""
+"""Random cells, determined by a seed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class RandomBlocks(CellPattern):
         return dataclasses.replace(self, count=-(-grid.kv_len // self.unit))
 
     def picks(self, a: Ints) -> Ints:
-        """The cells of each row a, int64 [..., per_row or all of them]."""
+        """The cells of each row a, int64 [..., min(per_row, cells)]."""
         if self.count is None:
             raise ValueError(f"{self}: which cells are drawn depends on how many there are; give count, or compile it")
         number = min(self.per_row, self.count)
@@ -49,7 +49,7 @@ class RandomBlocks(CellPattern):
         picks, index = self.picks(rows), index.reshape(np.shape(a))
         hit = np.zeros(np.broadcast_shapes(np.shape(a), np.shape(b)), bool)
         for i in range(picks.shape[-1]):
-            hit |= picks[index, i] == b  # one draw at a time: memory does not grow with per_row
+            hit |= picks[index, i] == b  # one draw at a time, so that memory is independent of per_row
         return hit
 
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
@@ -57,7 +57,7 @@ class RandomBlocks(CellPattern):
         first, last = self.row_cells(grid, rows)
         counts = last - first + 1
         begin = np.cumsum(counts) - counts
-        assert isinstance(self.count, int)  # at() gave it
+        assert isinstance(self.count, int)  # set by at()
         reserve(int(counts.sum()) * min(self.per_row, self.count), 160)
         cells = np.arange(int(counts.sum()), dtype=np.int64) - np.repeat(begin - first, counts)
         picks = self.picks(cells)
@@ -84,14 +84,14 @@ def random_blocks(per_row: int, unit: int = 128, seed: int = 0, count: int | Non
     The random part of Zaheer et al., "Big Bird" (2020), section 2. The draw is fixed by (seed, number of cells).
 
     Args:
-        per_row: cells drawn for each query cell; all of them where there are fewer.
-        unit: tokens a cell.
-        seed: which draw.
-        count: number of key cells drawn from; None takes it from the length that the pattern is compiled for.
+        per_row: cells drawn for each query cell; all cells if there are fewer.
+        unit: tokens per cell.
+        seed: seed of the draw.
+        count: number of key cells to draw from; None: the number in the length that the pattern is compiled for.
 
     Raises:
         TypeError: an argument is not an int.
-        ValueError: per_row or seed negative, unit or count below 1; asking ``allows`` before count is known.
+        ValueError: per_row or seed negative, unit or count below 1; calling ``allows`` before count is known.
 
     Example:
         >>> from sparseflash import patterns as P

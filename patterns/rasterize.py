@@ -1,8 +1,8 @@
 """A leaf compiled onto a grid, from its full runs and its candidates.
 
-Of candidates with equal keys, one is evaluated token by token. All candidates are held in memory at once, in proportion
-to the result. A pattern without candidates is scanned a few block rows at a time, so that memory does not grow with the
-number of blocks evaluated.
+Of candidates with equal keys, one is evaluated token by token. All candidates are in memory at once, which is linear in
+the result. A pattern without candidates is scanned a few block rows at a time, so that memory is independent of the
+number of evaluated blocks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BLOCKS_AT_ONCE = 1 << 17
 
 
 def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
-    """The mask of a pattern that is not an operator.
+    """The mask of a leaf, a pattern that is not an operator.
 
     Raises:
         MemoryBoundError: compiling would exceed the limit on its memory.
@@ -56,23 +56,23 @@ def compile_leaf(pattern: Pattern, grid: Grid) -> MaskData:
 
 
 def rasterize(pattern: Pattern, grid: Grid) -> tuple[Runs, Words]:
-    """Runs of letters, and the tiles of letters from 2 on."""
+    """Runs of block codes, and the tiles of codes from 2 on."""
     tile_set = TileSet(grid.bq, grid.bk)
     found = pattern.candidates(grid)
     if found is not None:
         rows, cols = _existing(pattern, grid, *found)
-        letters = _letters(pattern, grid, rows, cols, tile_set, progress=True)
-        return Runs.from_blocks(grid.shape, rows, cols, letters), tile_set.tiles()
+        codes = _codes(pattern, grid, rows, cols, tile_set, progress=True)
+        return Runs.from_blocks(grid.shape, rows, cols, codes), tile_set.tiles()
     parts = []
     for rows, cols in _scan(pattern, grid):
-        letters = _letters(pattern, grid, rows, cols, tile_set, progress=False)
-        parts.append(Runs.from_blocks(grid.shape, rows, cols, letters))
-    start, stop, letter = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "letter"))
-    return Runs(grid.shape, start, stop, letter), tile_set.tiles()
+        codes = _codes(pattern, grid, rows, cols, tile_set, progress=False)
+        parts.append(Runs.from_blocks(grid.shape, rows, cols, codes))
+    start, stop, code = (np.concatenate([getattr(p, name) for p in parts]) for name in ("start", "stop", "code"))
+    return Runs(grid.shape, start, stop, code), tile_set.tiles()
 
 
 def _existing(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> tuple[Ints, Ints]:
-    """Sorted distinct candidates inside the grid; a superset may reach out of it."""
+    """Sorted distinct candidates inside the grid; a superset may leave it."""
     rows, cols = _ints(pattern, "candidates", rows), _ints(pattern, "candidates", cols)
     if rows.ndim != 1 or rows.shape != cols.shape:
         raise ValueError(
@@ -108,10 +108,10 @@ def _evaluated_at_once(grid: Grid) -> int:
     return max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
 
 
-def _letters(
+def _codes(
     pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet, *, progress: bool
 ) -> NDArray[np.int32]:
-    """Letters of blocks; of blocks with equal keys, only the first is evaluated."""
+    """Codes of blocks; of blocks with equal keys, only the first is evaluated."""
     kind = _kinds(pattern, grid, rows, cols)
     if kind is None:
         first = np.arange(rows.size)
@@ -119,13 +119,13 @@ def _letters(
         kinds, kind = distinct(kind)
         first = np.empty(kinds.size, np.int64)
         first[kind[::-1]] = np.arange(rows.size)[::-1]
-    letters = np.full(first.size, EMPTY, np.int32)
+    codes = np.full(first.size, EMPTY, np.int32)
     step = _evaluated_at_once(grid)
     steps = range(0, first.size, step)
     for start in track(steps, f"looking at {first.size:,} blocks for {pattern}") if progress else steps:
         chosen = first[start : start + step]
-        letters[start : start + step] = evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
-    return letters if kind is None else letters[kind]
+        codes[start : start + step] = evaluated(pattern, grid, rows[chosen], cols[chosen], tile_set)
+    return codes if kind is None else codes[kind]
 
 
 def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
@@ -134,7 +134,7 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
         return None
     keys = _ints(pattern, "keys", found)
     if keys.shape != rows.shape:
-        raise ValueError(f"{pattern}: keys must be one int a block, shape {rows.shape}, got {keys.shape}")
+        raise ValueError(f"{pattern}: keys must be one int per block, shape {rows.shape}, got {keys.shape}")
     if not grid.ragged:
         return keys
     ragged = 2 * ((rows + 1) * grid.bq > grid.q_len) + ((cols + 1) * grid.bk > grid.kv_len)
@@ -144,10 +144,10 @@ def _kinds(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints) -> Ints | None:
 
 
 def evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: TileSet) -> NDArray[np.int32]:
-    """Letters of blocks, evaluated token by token; ``allows`` never gets positions past the lengths."""
+    """Codes of blocks, evaluated token by token; ``allows`` never gets positions past the lengths."""
     words = pattern.tiles(grid, rows, cols)
     if words is not None:
-        return tile_set.letters(words)
+        return tile_set.codes(words)
     i = rows[:, None] * grid.bq + np.arange(grid.bq)
     j = cols[:, None] * grid.bk + np.arange(grid.bk)
     q = np.minimum(i, grid.q_len - 1) + grid.q_offset
@@ -156,7 +156,7 @@ def evaluated(pattern: Pattern, grid: Grid, rows: Ints, cols: Ints, tile_set: Ti
     q_in, k_in = i < grid.q_len, j < grid.kv_len
     if not (q_in.all() and k_in.all()):
         bits = bits & q_in[:, :, None] & k_in[:, None, :]
-    return tile_set.letters(pack(bits))
+    return tile_set.codes(pack(bits))
 
 
 def _truth(pattern: Pattern, q: Ints, k: Ints, shape: tuple[int, ...]) -> NDArray[np.bool_]:

@@ -1,14 +1,15 @@
-"""Matrices of block letters, stored as runs.
+"""Matrices of block codes, stored as runs.
 
 The masks this library meets are made of long stretches: a causal row is one run of FULL blocks and one PARTIAL
 block, whatever its length. Storing runs instead of blocks keeps dense, causal and complemented masks at O(rows),
 and makes every operation a sweep over run boundaries.
 
-Letters: 0 EMPTY (never stored), 1 FULL, t >= 2 PARTIAL with tile ``t - 2``.
+Block codes: 0 EMPTY (never stored), 1 FULL, t >= 2 PARTIAL with tile ``t - 2``.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, TypeVar
@@ -24,7 +25,7 @@ AnyArray = TypeVar("AnyArray", bound=NDArray[Any])
 
 
 def frozen(array: AnyArray) -> AnyArray:
-    """The array itself, made read-only together with the arrays that it is a view of."""
+    """The array, made read-only together with the arrays that it is a view of."""
     whole: Any = array
     while isinstance(whole, np.ndarray):
         whole.flags.writeable = False
@@ -34,31 +35,37 @@ def frozen(array: AnyArray) -> AnyArray:
 
 @dataclass(frozen=True, eq=False)
 class Runs:
-    """A matrix [rows, cols] of letters as sorted, disjoint runs of equal letters.
+    """A matrix [rows, cols] of block codes as sorted, disjoint runs of equal codes.
 
     A run lies inside one row; positions are linear (``row * cols + col``), so that one sorted array holds the
-    matrix. Neighbouring runs of one row have different letters once :meth:`merged`.
+    matrix. Neighbouring runs of one row have different codes once :meth:`merged`.
     """
 
     shape: tuple[int, int]
     start: Ints  # [n] linear position of the first block
     stop: Ints  # [n] linear position past the last block
-    letter: NDArray[np.int32]  # [n]
+    code: NDArray[np.int32]  # [n]
 
     @classmethod
-    def from_blocks(cls, shape: tuple[int, int], rows: Ints, cols: Ints, letters: NDArray[np.int32]) -> Runs:
+    def from_blocks(cls, shape: tuple[int, int], rows: Ints, cols: Ints, codes: NDArray[np.int32]) -> Runs:
         """From single blocks, sorted by row and column and without duplicates."""
         linear = rows * shape[1] + cols
-        return cls(shape, linear, linear + 1, letters).merged()
+        return cls(shape, linear, linear + 1, codes).merged()
 
     @classmethod
-    def from_intervals(cls, shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints, letter: int) -> Runs:
-        """One letter on the union of column intervals ``[starts, stops)``; they may overlap or be empty."""
+    def from_intervals(cls, shape: tuple[int, int], rows: Ints, starts: Ints, stops: Ints, code: int) -> Runs:
+        """One code on the union of column intervals ``[starts, stops)``; they may overlap or be empty."""
         start, stop = union(shape, rows, starts, stops)
-        return cls(shape, start, stop, np.full(start.size, letter, np.int32))
+        return cls(shape, start, stop, np.full(start.size, code, np.int32))
 
     def __len__(self) -> int:
-        return len(self.letter)
+        return len(self.code)
+
+    @property
+    def letter(self) -> NDArray[np.int32]:
+        """The former name of ``code``."""
+        warnings.warn("Runs.letter is now Runs.code", DeprecationWarning, stacklevel=2)
+        return self.code
 
     @cached_property
     def row(self) -> Ints:
@@ -78,53 +85,53 @@ class Runs:
         return frozen(self.stop - self.start)
 
     def beside(self, other: Runs) -> Runs | None:
-        """The blocks of this matrix and of another one; None if some block is stored in both."""
+        """The blocks of this matrix and of another one; None if a block is stored in both."""
         start = np.concatenate([self.start, other.start])
         order = np.argsort(start, kind="stable")
         start, stop = start[order], np.concatenate([self.stop, other.stop])[order]
         if (start[1:] < stop[:-1]).any():
             return None
-        return Runs(self.shape, start, stop, np.concatenate([self.letter, other.letter])[order])
+        return Runs(self.shape, start, stop, np.concatenate([self.code, other.code])[order])
 
-    def letter_at(self, linear: Ints) -> NDArray[np.int32]:
-        """Letters at linear positions; lookup is fastest for sorted positions."""
+    def code_at(self, linear: Ints) -> NDArray[np.int32]:
+        """Codes at linear positions; lookup is fastest for sorted positions."""
         if not len(self):
             return np.zeros(linear.shape, np.int32)
         index = np.searchsorted(self.start, linear, side="right") - 1
         inside = (index >= 0) & (linear < self.stop[index])
-        return np.where(inside, self.letter[index], np.int32(EMPTY))
+        return np.where(inside, self.code[index], np.int32(EMPTY))
 
-    def mapped(self, new_letter: NDArray[np.int32]) -> Runs:
-        """Every letter t replaced by ``new_letter[t]``."""
-        return Runs(self.shape, self.start, self.stop, new_letter[self.letter])
+    def mapped(self, new_code: NDArray[np.int32]) -> Runs:
+        """The matrix with every code t replaced by ``new_code[t]``."""
+        return Runs(self.shape, self.start, self.stop, new_code[self.code])
 
     def merged(self) -> Runs:
-        """EMPTY runs dropped, touching runs of one row with equal letters joined."""
-        start, stop, letter = self.start, self.stop, self.letter
-        if not letter.all():  # EMPTY is 0
-            stored = np.flatnonzero(letter)
-            start, stop, letter = start[stored], stop[stored], letter[stored]
-        joined = np.flatnonzero((start[1:] == stop[:-1]) & (letter[1:] == letter[:-1])) + 1
+        """The matrix without EMPTY runs, and with adjacent runs of equal code in one row joined."""
+        start, stop, code = self.start, self.stop, self.code
+        if not code.all():  # EMPTY is 0
+            stored = np.flatnonzero(code)
+            start, stop, code = start[stored], stop[stored], code[stored]
+        joined = np.flatnonzero((start[1:] == stop[:-1]) & (code[1:] == code[:-1])) + 1
         joined = joined[start[joined] % self.shape[1] != 0]
         if joined.size:
-            head = np.ones(letter.size, bool)
+            head = np.ones(code.size, bool)
             head[joined] = False
             heads = np.flatnonzero(head)
-            start, stop, letter = start[heads], stop[np.append(heads[1:], letter.size) - 1], letter[heads]
-        return Runs(self.shape, start, stop, letter)
+            start, stop, code = start[heads], stop[np.append(heads[1:], code.size) - 1], code[heads]
+        return Runs(self.shape, start, stop, code)
 
     def select_rows(self, rows: Ints) -> Runs:
         """The matrix whose row i is this one's row ``rows[i]``."""
         counts = np.diff(self.begin)[rows]
         index = positions(self.begin[rows], self.begin[rows] + counts)
         shift = np.repeat((np.arange(rows.size) - rows) * self.shape[1], counts)
-        return Runs((rows.size, self.shape[1]), self.start[index] + shift, self.stop[index] + shift, self.letter[index])
+        return Runs((rows.size, self.shape[1]), self.start[index] + shift, self.stop[index] + shift, self.code[index])
 
     def blocks(self) -> tuple[Ints, Ints, NDArray[np.int32]]:
-        """Every stored block: rows, columns, letters, sorted. O(stored blocks)."""
+        """Every stored block: rows, columns, codes, sorted. O(stored blocks)."""
         rows = np.repeat(self.row, self.length)
         cols = positions(self.start, self.stop) - rows * self.shape[1]
-        return rows, cols, np.repeat(self.letter, self.length)
+        return rows, cols, np.repeat(self.code, self.length)
 
 
 def distinct(values: Ints) -> tuple[Ints, Ints]:

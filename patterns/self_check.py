@@ -1,4 +1,4 @@
-"""A check that a pattern's methods keep their promises: its compiled masks must agree with ``allows``."""
+"""A check of the methods of a pattern: its compiled masks must agree with ``allows``."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ def check(
     blocks: Sequence[int | tuple[int, int]] = BLOCKS,
     offsets: Sequence[int | None] = OFFSETS,
 ) -> None:
-    """Compile a pattern at many sizes and compare every pair of tokens with what ``allows`` says.
+    """Compile a pattern at many sizes and compare every pair of tokens with ``allows``.
 
-    For patterns of your own, before they are used: a ``candidates`` that leaves out a block, or ``keys`` that are equal
-    for different tiles, give a wrong mask without a word. With the environment variable ``SPARSEFLASH_DEBUG=1``, every
+    Run it on your own patterns before you use them: ``candidates`` that omit a block, or ``keys`` that are equal for
+    different tiles, give a wrong mask without an error. With the environment variable ``SPARSEFLASH_DEBUG=1``, every
     compilation compares a sample of pairs.
 
     Args:
-        pattern: what is checked.
-        lengths: tokens, or (q_len, kv_len); small ones, for every pair is looked at.
-        blocks: tokens a block side, or (BQ, BK).
+        pattern: the pattern to check.
+        lengths: tokens, or (q_len, kv_len). Keep them small, because every pair is compared.
+        blocks: tokens per block side, or (BQ, BK).
         offsets: positions of the first query; None is ``kv_len - q_len``.
 
     Raises:
         TypeError: pattern is not a Pattern.
-        ValueError: the first pair that differs, with the method that seems to be wrong; or the pattern cannot have one
-            of the lengths.
+        ValueError: names the first pair that differs and the method that seems to be wrong; or the pattern cannot have
+            one of the lengths.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -21,7 +21,7 @@ from sparseflash.patterns.tiles import pack, tile_table, unpack
 @MASKS.bounds
 @lru_cache(maxsize=64)
 def full_mask(grid: Grid) -> MaskData:
-    """Everything allowed. Ragged last blocks are PARTIAL: bits outside the lengths are 0."""
+    """The mask that allows everything. Ragged last blocks are PARTIAL: bits past the lengths are 0."""
     (nq, nk), bq, bk = grid.shape, grid.bq, grid.bk
     q_left, k_left = grid.q_len - (nq - 1) * bq, grid.kv_len - (nk - 1) * bk  # tokens in the last block row / column
 
@@ -31,10 +31,10 @@ def full_mask(grid: Grid) -> MaskData:
     start = np.arange(nq, dtype=np.int64) * nk
     starts = np.stack([start, start + nk - 1], axis=1).ravel()
     stops = np.stack([start + nk - 1, start + nk], axis=1).ravel()
-    letters = np.tile(np.array([FULL, right], np.int32), nq)
-    letters[-2:] = bottom, corner
+    codes = np.tile(np.array([FULL, right], np.int32), nq)
+    codes[-2:] = bottom, corner
     some = starts < stops
-    runs = Runs((nq, nk), starts[some], stops[some], letters[some])
+    runs = Runs((nq, nk), starts[some], stops[some], codes[some])
     mask = MaskData.canonical(grid, runs, pack(bits))
     MASKS.spend(mask.nbytes)
     return mask
@@ -48,12 +48,12 @@ def stacked(masks: Sequence[MaskData], axis: int) -> MaskData:
     """
     base = masks[0]
     rows = patterns = tiles = 0
-    pattern_of, starts, stops, letters = [], [], [], []
+    pattern_of, starts, stops, codes = [], [], [], []
     for mask in masks:
         pattern_of.append(mask.pattern_of + patterns)
         starts.append(mask.runs.start + rows * base.runs.shape[1])
         stops.append(mask.runs.stop + rows * base.runs.shape[1])
-        letters.append(np.where(mask.runs.letter >= FIRST_TILE, mask.runs.letter + tiles, mask.runs.letter))
+        codes.append(np.where(mask.runs.code >= FIRST_TILE, mask.runs.code + tiles, mask.runs.code))
         rows, patterns, tiles = rows + mask.runs.shape[0], patterns + mask.patterns, tiles + len(mask.tiles)
     other = 1 - axis
     size = max(p.shape[other] for p in pattern_of)
@@ -63,7 +63,7 @@ def stacked(masks: Sequence[MaskData], axis: int) -> MaskData:
         (rows, base.runs.shape[1]),
         np.concatenate(starts),
         np.concatenate(stops),
-        np.concatenate(letters).astype(np.int32),
+        np.concatenate(codes).astype(np.int32),
     )
     spread = [np.repeat(p, size, axis=other) if p.shape[other] != size else p for p in pattern_of]
     return MaskData.canonical(
@@ -75,22 +75,22 @@ def stacked(masks: Sequence[MaskData], axis: int) -> MaskData:
 
 
 def union(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by either; raises as :func:`combine`."""
+    """Pairs allowed by either mask; raises like :func:`combine`."""
     return combine(a, b, np.bitwise_or)
 
 
 def intersection(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by both; raises as :func:`combine`."""
+    """Pairs allowed by both masks; raises like :func:`combine`."""
     return combine(a, b, np.bitwise_and)
 
 
 def difference(a: MaskData, b: MaskData) -> MaskData:
-    """Allowed by the first and not by the second; raises as :func:`combine`."""
+    """Pairs allowed by the first mask only; raises like :func:`combine`."""
     return combine(a, b, lambda of_a, of_b: of_a & ~of_b)
 
 
 def transposed(mask: MaskData) -> MaskData:
-    """Queries and keys exchanged."""
+    """The mask with queries and keys exchanged."""
     tiles = np.ascontiguousarray(unpack(mask.tiles, mask.block[1]).swapaxes(1, 2))
     g = mask.grid
     grid = Grid(g.kv_len, g.q_len, g.bk, g.bq, -g.q_offset)
@@ -113,10 +113,10 @@ def combine(a: MaskData, b: MaskData, operation: Callable[[Any, Any], Any]) -> M
         ) from None
     pair = np.broadcast_to(a.pattern_of, leading).astype(np.int64) * b.patterns + np.broadcast_to(b.pattern_of, leading)
     pairs, pattern_of = np.unique(pair, return_inverse=True)
-    runs, letters_a, letters_b = overlay(
+    runs, codes_a, codes_b = overlay(
         gather(a.runs, pairs // b.patterns, a.grid_shape[0]), gather(b.runs, pairs % b.patterns, b.grid_shape[0])
     )
-    words = operation(tile_table(a.tiles, *a.block)[letters_a], tile_table(b.tiles, *b.block)[letters_b])
-    # Pair p becomes letter p + 2 here; the canonical form turns empty and full tiles into letters 0 and 1.
-    runs = Runs(runs.shape, runs.start, runs.stop, runs.letter + np.int32(FIRST_TILE))
+    words = operation(tile_table(a.tiles, *a.block)[codes_a], tile_table(b.tiles, *b.block)[codes_b])
+    # Pair p becomes code p + 2 here; the canonical form turns empty and full tiles into codes 0 and 1.
+    runs = Runs(runs.shape, runs.start, runs.stop, runs.code + np.int32(FIRST_TILE))
     return MaskData.canonical(a.grid, runs, words, pattern_of.reshape(leading).astype(np.int32))

@@ -42,16 +42,16 @@ def _tiles(n: int, side: int, window: int) -> Span:
 def sliding_tile(
     shape: tuple[int, ...], tile: tuple[int, ...], window: int | tuple[int, ...], order: str = "tile"
 ) -> Pattern:
-    """Each tile sees the tiles of a window around it, which moves to where it fits at the border.
+    """Each tile sees the tiles of a window around it, which is shifted inwards at the border.
 
     Sliding tile attention of Zhang et al., https://arxiv.org/abs/2502.04507, section 3: all tokens of a tile see the
-    same whole tiles. With tokens in the order of these tiles, and blocks that hold one tile, no block is partly seen.
+    same whole tiles. If tokens are in the order of these tiles and a block holds one tile, no block is PARTIAL.
 
     Args:
         shape: places along 1 to 3 axes, such as (frames, height, width); their product is the number of tokens.
-        tile: places of a tile along each axis, such as (6, 8, 8). The last tiles of an axis are smaller where tiles do
-            not divide it.
-        window: tiles seen along each axis, the query's own among them; odd, or all of the axis.
+        tile: places of a tile along each axis, such as (6, 8, 8). The last tile of an axis is smaller if
+            tiles do not divide it.
+        window: tiles seen along each axis, including the query's own: an odd number, or the whole axis.
         order: how places become tokens, see :func:`sparseflash.ordering.token_order`; ``"tile"`` goes through these
             tiles.
 

@@ -44,12 +44,12 @@ class Strided(CellPattern):
 def strided(stride: int, unit: int = 1) -> Pattern:
     """``(q // unit - k // unit) % stride == 0``: the strided part of Child et al., "Sparse Transformers" (2019).
 
-    With unit 1 and a stride below the block size every block holds some allowed pair; give the pattern a unit of
-    the block size for a mask that leaves blocks out.
+    With unit 1 and a stride below the block size every block holds an allowed pair. Choose a unit of at least the
+    block size for a mask with empty blocks.
 
     Args:
         stride: distance between visible cells, in cells.
-        unit: tokens a cell.
+        unit: tokens per cell.
 
     Raises:
         TypeError: stride or unit is not an int.

@@ -1,4 +1,4 @@
-"""Tiles: the token bits inside PARTIAL blocks, packed 32 keys a word.
+"""Tiles: the token bits inside PARTIAL blocks, packed 32 keys per word.
 
 A tile array is uint32 [T, BQ, ceil(BK / 32)]; bit j of word w in row i is key ``32 w + j``. Bits past BK are 0.
 """
@@ -45,54 +45,54 @@ def no_tiles(bq: int, bk: int) -> Words:
 
 
 def tile_table(tiles: Words, bq: int, bk: int) -> Words:
-    """The bits of every letter, uint32 [2 + T, BQ, W]: of EMPTY, of FULL, then the tiles; index it with letters."""
+    """The bits of every block code, uint32 [2 + T, BQ, W]: EMPTY, FULL, then the tiles. Index it with codes."""
     constant = pack(np.stack([np.zeros((bq, bk), bool), np.ones((bq, bk), bool)]))
     return np.concatenate([constant, tiles])
 
 
 class TileSet:
-    """Distinct tiles and their letters, numbered in the order in which tiles are first met."""
+    """Distinct tiles and their block codes, numbered in the order of first use."""
 
     def __init__(self, bq: int, bk: int) -> None:
         empty, full = tile_table(no_tiles(bq, bk), bq, bk)
-        self._letter = {_digest(empty): EMPTY, _digest(full): FULL}
+        self._code = {_digest(empty): EMPTY, _digest(full): FULL}
         self._tiles = no_tiles(bq, bk)
 
     def __len__(self) -> int:
         """Number of distinct tiles."""
-        return len(self._letter) - FIRST_TILE
+        return len(self._code) - FIRST_TILE
 
-    def letters(self, words: Words) -> NDArray[np.int32]:
-        """Letters of tiles [n, BQ, W]; new tiles are added to the set."""
+    def codes(self, words: Words) -> NDArray[np.int32]:
+        """Codes of tiles [n, BQ, W]; new tiles are added to the set."""
         before = len(self)
-        letters, new = self.numbered(words)
+        codes, new = self.numbered(words)
         if len(self) > len(self._tiles):
-            # Grown in place, with room to spare: tiles can be most of the memory and arrive in many small portions.
+            # Grown in place with spare room: tiles can be most of the memory and arrive in many small portions.
             self._tiles.resize((max(len(self), len(self._tiles) * 3 // 2), *self._tiles.shape[1:]), refcheck=False)
         self._tiles[before : len(self)] = words[new]
-        return letters
+        return codes
 
     def numbered(self, words: Words) -> tuple[NDArray[np.int32], Ints]:
-        """Letters of tiles [n, BQ, W], and the indices of new ones, which get a letter but are not stored."""
-        letters = np.empty(len(words), np.int32)
+        """Codes of tiles [n, BQ, W], and the indices of new ones, which get a code but are not stored."""
+        codes = np.empty(len(words), np.int32)
         new: list[int] = []
         for begin in range(0, len(words), TILES_AT_ONCE):
             some = words[begin : begin + TILES_AT_ONCE]
             rows = np.ascontiguousarray(some).reshape(len(some), some.shape[1] * some.shape[2])
-            first, index = distinct_rows(rows.view(np.uint64))  # a tile has 16 words and more: an even number
+            first, index = distinct_rows(rows.view(np.uint64))  # a tile has an even number of words, at least 16
             found = np.empty(first.size, np.int32)
             for i, at in enumerate(first.tolist()):
                 digest = _digest(some[at])
-                letter = self._letter.get(digest)
-                if letter is None:
-                    letter = self._letter[digest] = FIRST_TILE + len(self)
+                code = self._code.get(digest)
+                if code is None:
+                    code = self._code[digest] = FIRST_TILE + len(self)
                     new.append(begin + at)
-                found[i] = letter
-            letters[begin : begin + TILES_AT_ONCE] = found[index]
-        return letters, np.array(new, np.int64)
+                found[i] = code
+            codes[begin : begin + TILES_AT_ONCE] = found[index]
+        return codes, np.array(new, np.int64)
 
     def tiles(self) -> Words:
-        """The stored tiles, uint32 [T, BQ, W], in order of their letters. Call it once, at the end."""
+        """The stored tiles, uint32 [T, BQ, W], in order of their codes. Call it once, at the end."""
         self._tiles.resize((len(self), *self._tiles.shape[1:]), refcheck=False)
         return self._tiles
 
@@ -100,8 +100,8 @@ class TileSet:
 def distinct_rows(rows: NDArray[np.unsignedinteger[Any]]) -> tuple[Ints, Ints]:
     """Indices of the first of each distinct row [n, m], in order, and the place of every row among them.
 
-    Rows are compared by a weighted sum, and by content wherever the sums agree; in the unheard-of case of differing
-    rows with one sum all rows are kept.
+    Rows are compared by a weighted sum, and by content if the sums agree. If different rows have the same sum, which is
+    practically impossible, all rows are kept.
     """
     weights = _weights(rows.shape[1])
     _, first, index = np.unique(rows.astype(np.uint64) @ weights, return_index=True, return_inverse=True)
@@ -119,5 +119,5 @@ def _weights(number: int) -> NDArray[np.uint64]:
 
 
 def _digest(tile: Words) -> bytes:
-    # 128 bits: among a million tiles two differing ones agree with a chance of 1e-27.
+    # 128 bits: the probability of a collision among a million tiles is 1e-27.
     return blake2b(tile.tobytes(), digest_size=16).digest()

@@ -1,4 +1,4 @@
-"""Objects that are constants of a graph of torch.compile, as a whole."""
+"""Objects that torch.compile treats as constants of a graph."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class Constant:
-    """Base of frozen dataclasses into which torch.compile does not trace: a graph holds what is computed from them."""
+    """Base of frozen dataclasses that torch.compile does not trace into: a graph holds results computed from them."""
 
     def evaluated(
         self: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
@@ -21,7 +21,7 @@ class Constant:
         Must be a method: torch 2.11 rejects the object as an argument of a function that is assumed to be constant.
 
         Raises:
-            TypeError: the object was made by the code that is being compiled: torch knows nothing but its class.
+            TypeError: the object was made by the code that is being compiled, so torch knows only its class.
         """
         for name in getattr(self, "__dataclass_fields__", ()):
             if not hasattr(self, name):
@@ -31,13 +31,13 @@ class Constant:
                 )
         return function(self, *rest, **named)
 
-    # What torch.compiler.assume_constant_result sets; calling it would import the compiler, and triton, for everyone.
+    # Set by torch.compiler.assume_constant_result, which would import the compiler, and triton, for everyone.
     evaluated._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def constant(
     of: Self, function: Callable[Concatenate[Self, Rest], Result], *rest: Rest.args, **named: Rest.kwargs
 ) -> Result:
-    """``function(of, *rest)``, a constant in a graph of torch.compile; each object has a graph of its own."""
+    """``function(of, *rest)``, a constant in a graph of torch.compile. Each object gets its own graph."""
     id(of)  # makes torch.compile guard the graph with it
     return of.evaluated(function, *rest, **named)

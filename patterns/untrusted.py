@@ -1,4 +1,4 @@
-"""Reading untrusted files: regular files only, and never more bytes than asked for."""
+"""Reading untrusted files: regular files only, with a limit on their size."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from sparseflash.patterns.shown import shown
 
 @contextmanager
 def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file and its size in bytes; the size is that of the file that was opened.
+    """An open regular file and its size in bytes.
 
-    Opening never waits: a pipe, a socket, a device or a folder is refused.
+    Opening never blocks: a pipe, a socket, a device or a folder is refused.
 
     Args:
         path: the file; links are followed.
@@ -24,7 +24,7 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no regular file, or one outside of ``inside``.
+        ValueError: not a regular file, or one outside ``inside``.
 
     Example:
         >>> with open_untrusted(Path(os.__file__)) as (file, size):
@@ -32,7 +32,7 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
         True
         >>> open_untrusted(Path("/dev/zero")).__enter__()
         Traceback (most recent call last):
-        ValueError: /dev/zero is no regular file
+        ValueError: /dev/zero is not a regular file
     """
     if inside is not None:
         check_inside(path, inside)
@@ -41,26 +41,27 @@ def open_untrusted(path: Path, inside: Path | None = None) -> Iterator[tuple[Bin
     except OSError as error:
         if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise ValueError(f"{shown(path)} is no regular file ({error.strerror})") from None  # a socket cannot be opened
+        # A socket cannot be opened.
+        raise ValueError(f"{shown(path)} is not a regular file ({error.strerror})") from None
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode):
         os.close(descriptor)
-        raise ValueError(f"{shown(path)} is no regular file")
+        raise ValueError(f"{shown(path)} is not a regular file")
     with open(descriptor, "rb") as file:
         yield file, found.st_size
 
 
 def read_untrusted(path: Path, most: int, inside: Path | None = None) -> bytes:
-    """All of a regular file of at most ``most`` bytes.
+    """The content of a regular file of at most ``most`` bytes.
 
     Args:
         path: the file.
-        most: bytes.
+        most: limit in bytes.
         inside: see :func:`open_untrusted`.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no regular file, one outside of ``inside``, or a longer one.
+        ValueError: not a regular file, one outside ``inside``, or a longer one.
     """
     with open_untrusted(path, inside) as (file, size):
         content = file.read(most + 1) if size <= most else b""

@@ -1,4 +1,4 @@
-"""Any vectorised predicate."""
+"""Patterns from any vectorised predicate."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Where(Pattern):
     name = "where"
 
     def __hash__(self) -> int:
-        # A cached mask belongs to the values that the function captured when it was compiled.
+        # The key of a cached mask includes the values that the function had captured when it was compiled.
         return hash((self.fn, self.registered, state(self.fn)))
 
     def allows(self, q: Ints, k: Ints) -> Bools:
@@ -47,18 +47,18 @@ class Where(Pattern):
 def where(fn: Predicate) -> Pattern:
     """Allowed where ``fn(q, k)`` is true.
 
-    Every block is looked at, some at a time: O(N^2) time, memory for what is stored, a progress bar on a terminal once
-    it has taken a second, and for long sequences a warning that says which structure of the mask would make it linear.
-    A subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in the size of its answer.
+    Compiling evaluates every block, in O(N^2) time and memory for the stored blocks. On a terminal it shows a progress
+    bar after a second, and for long sequences it warns and names a structure of the mask that would make it linear. A
+    subclass of :class:`Pattern` with ``candidates`` and ``keys`` compiles in time linear in the stored blocks.
 
     Masks are cached by the function and the values it captured: numbers, texts, arrays up to 4 MB and torch tensors in
     its closure, defaults and globals. **Other state** (larger arrays, dicts, objects, files, random numbers) is read
-    once, when the mask is first compiled for given lengths; make a new function when it changes. A graph of
+    once, when the mask is first compiled for given lengths. Make a new function when it changes. A graph of
     torch.compile keeps the mask that it was traced with.
 
     Args:
-        fn: takes int64 positions that broadcast (queries, keys), gives booleans. Written for numpy arrays or for torch
-            tensors: operators and indexing serve both, and a function that refuses arrays is given tensors.
+        fn: called with int64 positions of queries and keys that broadcast; returns booleans. It may be written for
+            numpy arrays or for torch tensors: a function that raises for arrays is called with tensors.
 
     Raises:
         TypeError: fn is not callable; when compiling, fn does not return booleans.

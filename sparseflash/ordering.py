@@ -1,6 +1,6 @@
-"""Token orders of an image: which pixel stands at which position of the sequence.
+"""Token orders of an image: the position of each pixel in the sequence.
 
-Lives with the patterns, which need it; this is its public address.
+The public address of :func:`token_order`, which is defined in `sparseflash.patterns.ordering`.
 """
 
 from sparseflash.patterns.ordering import ORDERS, Indices, token_order

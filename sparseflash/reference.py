@@ -26,7 +26,7 @@ def attention(
     seed: int | torch.Tensor | None = None,
     return_lse: bool = False,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Softmax attention over the allowed pairs, computed as the formula reads.
+    """Softmax attention over the allowed pairs, computed directly from the formula.
 
     Args:
         q: [B, Hq, N, D].
@@ -38,14 +38,14 @@ def attention(
         alibi_slopes: [Hq] or [B, Hq]; ``slope * |q_position - k_position|`` is then subtracted.
         bias: [B or 1, Hq or 1, N or 1, M or 1], or [Hq or 1, 2 R + 1] of distances, is then added; -inf hides a pair.
             See :func:`sparseflash.attention`.
-        q_offset: position of the first query, the first key stands at 0; default M - N.
+        q_offset: position of the first query; the first key has position 0. Default M - N.
         sinks: [Hq], one more logit for each row of a head, with no value.
-        dropout_p: share of the probabilities that becomes 0, see :func:`dropout_mask`.
-        seed: of dropout; must be given with it.
+        dropout_p: probability that an attention probability becomes 0, see :func:`dropout_mask`.
+        seed: seed of dropout; required with it.
         return_lse: also return the log-sum-exp of each query's scores, without the sink, [B, Hq, N].
 
     Returns:
-        [B, Hq, N, Dv] in q's dtype. A query that sees nothing gets 0, lse -inf and zero gradients.
+        [B, Hq, N, Dv] in q's dtype. A query that sees no key gets 0, lse -inf and zero gradients.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -71,7 +71,7 @@ def attention(
         scores = (scores + bias.to(scores.dtype)).masked_fill(bias == -torch.inf, -torch.inf)
     if token_mask is not None:
         scores = scores.masked_fill(~token_mask, -torch.inf)
-    # The log-sum-exp of a row without keys has no gradient that is a number; such rows are cut out before it.
+    # The gradient of the log-sum-exp of a row without keys is NaN, so such rows are masked before it.
     dead = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(dead, 0)
     logits = scores
@@ -89,11 +89,12 @@ def attention(
 
 
 def dropout_mask(shape: tuple[int, ...], dropout_p: float, seed: int | torch.Tensor) -> torch.Tensor:
-    """What dropout keeps: the bits that every backend draws for this seed, at any block size.
+    """The pairs that dropout keeps for a seed, equal on every backend and at every block size.
 
     Args:
         shape: (B, Hq, N, M).
-        dropout_p: in [0, 1); kept is a share of ``round((1 - p) * 2**24) / 2**24``, and scaled by its inverse.
+        dropout_p: in [0, 1). Each pair is kept with probability ``round((1 - p) * 2**24) / 2**24``, and attention
+            divides by this probability.
         seed: int, or int64 tensor with no dims.
 
     Returns:

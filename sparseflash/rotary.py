@@ -1,8 +1,8 @@
-"""Rotary positions: scores depend on where the key lies from the query, not on where both are.
+"""Rotary positions: scores depend on the distance from query to key, not on their absolute positions.
 
-RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864): a head of size D is D / 2 planes, and each turns with the
-position at a rate of its own. Plane i is made of the entries i and i + D / 2 of a vector, the halves convention of
-Llama's published code.
+RoFormer (Su et al. 2021, https://arxiv.org/abs/2104.09864): a head of size D has D / 2 planes, and each
+rotates with the position at its own rate. Plane i holds the entries i and i + D / 2 of a vector, the halves convention
+of Llama's published code.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from sparseflash.patterns.traced_constant import Constant
 
 @dataclass(frozen=True)
 class Rotary1d(Constant):
-    """Token i stands at position i of a line.
+    """Positions on a line: token i has position i.
 
     Attributes:
-        base: plane i turns by ``base ** (-2 * i / D)`` a token.
+        base: plane i rotates by ``base ** (-2 * i / D)`` per token.
 
     Example:
         >>> cos, sin = Rotary1d().table(100, head_dim=16)
@@ -48,7 +48,7 @@ class Rotary1d(Constant):
         return rotary_table(np.arange(tokens), head_dim, self.base)
 
     def traced_table(self, tokens: int, head_dim: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """The same in operations that a compiled graph can make for any number of tokens, on a device."""
+        """The same table, from operations that a compiled graph can run for any number of tokens."""
         rates = float(self.base) ** (-torch.arange(0, head_dim, 2, dtype=torch.float64, device=device) / head_dim)
         angles = torch.arange(tokens, dtype=torch.float64, device=device).unsqueeze(-1) * rates
         return angles.cos().float(), angles.sin().float()
@@ -175,10 +175,10 @@ class PackedRotary(Constant):
     """Positions of tokens of several kinds in a row: text beside an image, or images of several sizes.
 
     Each part counts its own positions from its first token, as the parts of :func:`sparseflash.patterns.packed` and the
-    pattern inside of :func:`sparseflash.patterns.beside` do. What is left of a longer row is not turned.
+    pattern inside of :func:`sparseflash.patterns.beside` do. The rest of a longer row is not rotated.
 
     Attributes:
-        parts: positions and number of tokens of each part. Positions of None leave its tokens as they are.
+        parts: positions and number of tokens of each part. None leaves the tokens of a part unrotated.
 
     Example:
         >>> from sparseflash.rotary import PackedRotary, Rotary2d
@@ -208,7 +208,7 @@ class PackedRotary(Constant):
                 rotary.check_head_dim(head_dim)
 
     def table(self, tokens: int, head_dim: int) -> tuple[Tensor, Tensor]:
-        """Cosines and sines of a row of so many tokens: two fp32 tensors [tokens, head_dim / 2]."""
+        """Cosines and sines of a row of this many tokens: two fp32 tensors [tokens, head_dim / 2]."""
         packed = sum(count for _, count in self.parts)
         if tokens < packed:
             raise ValueError(f"the parts have {packed} tokens together, the row has {tokens}")
@@ -229,10 +229,11 @@ def rotary_table(positions: Indices, head_dim: int, base: float = 10_000.0) -> t
     Args:
         positions: [N], ints.
         head_dim: D, even.
-        base: plane i turns by ``base ** (-2 * i / D)`` a position.
+        base: plane i rotates by ``base ** (-2 * i / D)`` per position.
 
     Returns:
-        Two fp32 tensors [N, D / 2]; angles are computed in fp64, for at position 1,000,000 fp32 ones are off by 0.03.
+        Two fp32 tensors [N, D / 2]. Angles are computed in fp64; in fp32 they would be off by 0.03 at position
+        1,000,000.
 
     Example:
         >>> import numpy as np
@@ -247,7 +248,7 @@ def rotary_table(positions: Indices, head_dim: int, base: float = 10_000.0) -> t
 def rotary_table_2d(
     pixels: Indices, width: int, head_dim: int, wavelengths: tuple[float, float] = (4.0, 80.0)
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines of every pixel's place in an image, for :func:`rotate`.
+    """Cosines and sines of the position of every pixel of an image, for :func:`rotate`.
 
     Half of the planes turn with y, half with x, at wavelengths that grow geometrically.
 
@@ -277,7 +278,7 @@ def _cos_sin(angles: NDArray[np.float64]) -> tuple[Tensor, Tensor]:
 
 
 def rotate(vectors: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn queries or keys [..., N, D] by their positions; cos and sin are fp32 [N, D / 2].
+    """Rotate queries or keys [..., N, D] by their positions; cos and sin are fp32 [N, D / 2].
 
     Example:
         >>> import torch

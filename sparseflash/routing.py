@@ -1,9 +1,9 @@
-"""Routing by content: each block of queries picks the blocks of keys that it reads.
+"""Routing by content: each block of queries chooses the blocks of keys that it reads.
 
-The scores are those of MoBA (Lu et al. 2025, https://arxiv.org/abs/2502.13189): the product of a query and the mean
-key of a block; the best blocks are read, the query's own is always among them, blocks in the future never. Kernels
-read whole block rows, so here the queries of one block choose together: their score of a key block is the mean of
-their own scores, which is the product of the mean query and the mean key.
+Scores are those of MoBA (Lu et al. 2025, https://arxiv.org/abs/2502.13189): the product of a query and the mean key of
+a block. A query reads the blocks with the highest scores and always its own block, but never blocks in the future.
+Kernels read whole block rows, so here the queries of a block choose together: their score of a key block is the mean of
+the queries' scores, which equals the product of the mean query and the mean key.
 
 Shape legend: B samples, H heads that choose, nQ x nK blocks of BQ x BK tokens.
 """
@@ -16,6 +16,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 
+from sparseflash.functional.arguments import check_size
+from sparseflash.functional.operands import check_queries_and_keys
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.tables.table import LookupTable
 
@@ -23,8 +25,8 @@ from sparseflash.tables.table import LookupTable
 class Selection(NamedTuple):
     """The key blocks that each block row reads, as :meth:`sparseflash.LookupTable.from_indices` takes them."""
 
-    indices: torch.Tensor  # int64 [B, H, nQ, min(k_blocks, nK)]: the best first, after those that are always read
-    counts: torch.Tensor  # int64 [B, H, nQ]: so many of a row's indices are meant
+    indices: torch.Tensor  # int64 [B, H, nQ, min(k_blocks, nK)]: forced blocks first, then by score
+    counts: torch.Tensor  # int64 [B, H, nQ]: how many of a row's indices to use
 
 
 def topk_blocks(
@@ -42,41 +44,41 @@ def topk_blocks(
 ) -> Selection:
     """The key blocks with the highest scores for each block of queries.
 
-    A score is the product of the mean query of a block and the mean key of a block, in fp32 (fp64 for fp64); a ragged
-    last block is averaged over the tokens that it has. Nothing waits for the device, and it works in
-    ``torch.compile(fullgraph=True)``. Memory is that of the scores, one number for each block of the mask.
+    A score is the product of the mean query of a block and the mean key of a block, in fp32 (fp64 for fp64). The mean
+    of a ragged last block is over its tokens only. The host never waits for the device, and the function works in
+    ``torch.compile(fullgraph=True)``. It needs memory for one score per block of the mask.
 
-    The choice has no gradient. It is trained all the same, as in MoBA: attention inside the chosen blocks trains the
-    projections of q and k, of which the scores are made.
+    The choice has no gradient. It is trained nevertheless, as in MoBA: attention inside the chosen blocks trains the
+    projections of q and k, which also give the scores.
 
     Args:
         q: [B, Hq, N, D], floating.
         k: [B, Hkv, M, D], Hq a multiple of Hkv.
-        k_blocks: how many key blocks a block row reads, those that are always read among them. Rows that may see
-            fewer read all they may.
-        block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
-        causal: query i, at position ``i + q_offset``, reads no key past its position; blocks that lie in the future
-            of all queries of a block are never chosen.
-        local_blocks: always read the blocks in which the queries stand, and ``local_blocks - 1`` before them. With 0,
-            a query's own block competes with the others, by a mean that knows its later keys.
-        sink_blocks: always read so many of the first blocks.
+        k_blocks: number of key blocks that a block row reads, including those that are always read. Rows that may see
+            fewer read all of them.
+        block: tokens per block side, one of 16, 32, 64, 128, 256, or (BQ, BK).
+        causal: query i, at position ``i + q_offset``, reads no key past its position; blocks in the future of all
+            queries of a block are never chosen.
+        local_blocks: always read the queries' own blocks and the ``local_blocks - 1`` blocks before them. With 0, the
+            own block competes with the others, and its mean key includes keys after the query.
+        sink_blocks: always read this many of the first blocks.
         q_offset: position of the first query; default ``M - N``.
-        share_group: one choice for the query heads that share keys, by their mean query: H = Hkv, and kernels load
-            keys once for all of them. False lets each query head choose: H = Hq.
-        query: "mean" scores with the mean query of a block, so that an early query's blocks depend on the later
-            queries of its block: fine for encoders and usual in training, but decoding token by token cannot repeat
-            it. "first" scores with the first query of each block: with ``local_blocks`` at least 1, no output
-            depends on any later token.
+        share_group: query heads that share keys make one choice, by their mean query: H = Hkv, and kernels load keys
+            once for all of them. With False each query head chooses: H = Hq.
+        query: "mean" scores with the mean query of a block. The blocks of an early query then depend on later queries
+            of its block, which suits encoders and is usual in training, but cannot be reproduced when decoding token by
+            token. "first" scores with the first query of each block: with ``local_blocks`` at least 1, no output
+            depends on a later token.
 
     Returns:
-        Indices int64 [B, H, nQ, min(k_blocks, nK)] and counts int64 [B, H, nQ]. Give both to
-        :meth:`sparseflash.LookupTable.from_indices`, with equal lengths, block, q_offset and causal and with
-        ``q_heads=Hq``; :func:`topk_table` does.
+        Indices int64 [B, H, nQ, min(k_blocks, nK)] and counts int64 [B, H, nQ]. Pass both to
+        :meth:`sparseflash.LookupTable.from_indices`, with the same lengths, block, q_offset and causal and with
+        ``q_heads=Hq``, as :func:`topk_table` does.
 
     Raises:
-        TypeError: q or k are no floating tensors, numbers that are no ints.
-        ValueError: shapes, heads or devices that do not fit each other, a block of another size, k_blocks below the
-            blocks that some row always reads.
+        TypeError: q or k are not floating tensors, or a count is not an int.
+        ValueError: shapes, heads or devices that do not match, an unsupported block size, or k_blocks below the number
+            of blocks that some row always reads.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -88,16 +90,15 @@ def topk_blocks(
         >>> sf.attention(q, k, v, table).shape
         torch.Size([1, 4, 1024, 32])
     """
-    _check_operands(q, k)
+    check_queries_and_keys(q, k)
+    if not q.shape[0]:
+        raise ValueError(f"q must have at least one sample to choose blocks for, got q {tuple(q.shape)}")
     for name, number, least in (("k_blocks", k_blocks, 1), ("local_blocks", local_blocks, 0),
                                 ("sink_blocks", sink_blocks, 0)):  # fmt: skip
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-        if number < least:
-            raise ValueError(f"{name} must be at least {least}, got {number}")
+        check_size(name, number, least)
     if query not in ("mean", "first"):
         raise ValueError(f"query must be 'mean' or 'first', got {query!r}")
-    # Lengths may be symbols of a compiled graph; a grid belongs to numbers, and range() decides on them.
+    # Lengths may be symbols of a compiled graph; a grid needs numbers, and range() makes the graph fix them.
     lengths = range(q.shape[2]).stop, range(k.shape[2]).stop
     places = _places(lengths, block, q_offset, bool(causal), local_blocks, sink_blocks)
     k_blocks = min(k_blocks, places.blocks[1])
@@ -111,7 +112,7 @@ def topk_blocks(
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
         scores = _scores(q, k, places.block, share_group, query)
         visible, always = _marks(places, bool(causal), local_blocks, sink_blocks, q.device)
-        # Infinities and NaN of broken operands must not pass for the two marks below.
+        # Infinities and NaN in the operands must not be confused with the two marks below.
         finite = torch.finfo(scores.dtype)
         scores = scores.nan_to_num(nan=finite.min, posinf=finite.max, neginf=finite.min)
         scores = scores.masked_fill(always, torch.inf).masked_fill(~visible, -torch.inf)
@@ -135,7 +136,7 @@ def topk_table(
 ) -> LookupTable:
     """The lookup table of the key blocks with the highest scores, for :func:`sparseflash.attention`.
 
-    Args and errors are those of :func:`topk_blocks`.
+    Arguments and errors are those of :func:`topk_blocks`.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -154,30 +155,14 @@ def topk_table(
     )  # fmt: skip
 
 
-def _check_operands(q: torch.Tensor, k: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k)):
-        if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, torch.Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a floating tensor [batch, heads, tokens, dim], got {got}")
-        if x.dim() != 4 or 0 in x.shape:
-            raise ValueError(f"{name} must be [batch, heads, tokens, dim], none of them 0, got {tuple(x.shape)}")
-    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}"
-    if q.device != k.device:
-        raise ValueError(f"q and k must lie on one device, got {q.device} and {k.device}")
-    if q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must have one batch size and one head dim; {shapes}")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
-
-
 class Places(NamedTuple):
-    """Where the blocks lie, in numbers of the host."""
+    """The blocks of the mask, as numbers on the host."""
 
     block: tuple[int, int]  # (BQ, BK)
     blocks: tuple[int, int]  # (nQ, nK)
     q_len: int
     q_offset: int
-    most_always: int  # how many blocks the row reads that always reads the most
+    most_always: int  # the largest number of blocks that a row always reads
 
 
 @lru_cache(maxsize=256)
@@ -201,7 +186,7 @@ def _places(
     local_blocks: int,
     sink_blocks: int,
 ) -> Places:
-    """In a compiled graph this is computed once, while tracing."""
+    """The blocks of a mask of these lengths. A compiled graph computes this once, while tracing."""
     return _places_of(make_grid(lengths, block, q_offset), causal, local_blocks, sink_blocks)
 
 
@@ -212,7 +197,7 @@ _places._dynamo_marked_constant = True  # type: ignore[attr-defined]
 def _marks(
     places: Places, causal: bool, local_blocks: int, sink_blocks: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Which key blocks a row may read, and which it always reads if it may; bool [nQ, nK]."""
+    """Which key blocks a row may read, and which of them it always reads; bool [nQ, nK]."""
     (bq, bk), (nq, nk) = places.block, places.blocks
     first = torch.arange(nq, device=device)[:, None] * bq
     last = (first + bq).clamp(max=places.q_len) - 1

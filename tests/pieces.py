@@ -14,4 +14,4 @@ from sparseflash.tables.table import LookupTable
 def lookup_in_pieces(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask with every line above the mean cut, down to single blocks. Never the cached one."""
     with mock.patch.multiple(splitting, HEAVY=1, SHORTEST_PIECE=1):
-        return lookup._lookup.__wrapped__(mask, torch.device(device))
+        return lookup.cached_lookup.__wrapped__(mask, torch.device(device))

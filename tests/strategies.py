@@ -168,7 +168,7 @@ def per_head(heads: int, base: st.SearchStrategy[Pattern] = leaves) -> st.Search
 
 
 def per_sample(base: st.SearchStrategy[Pattern] = leaves) -> st.SearchStrategy[Pattern]:
-    """Patterns with one mask a sample, some of which have one a head."""
+    """Patterns with one mask per sample, some of which have one per head."""
     parts = expressions(base) | per_head(3, base)
     return st.lists(parts, min_size=2, max_size=2).map(lambda ps: P.per_sample(*ps))
 

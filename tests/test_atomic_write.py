@@ -94,7 +94,7 @@ def test_only_regular_files_are_opened_and_nothing_waits(tmp_path: Path) -> None
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(str(tmp_path / "socket"))
     for path in (tmp_path / "pipe", tmp_path / "socket", tmp_path, Path("/dev/zero")):
-        with pytest.raises(ValueError, match="is no regular file"), open_untrusted(path):
+        with pytest.raises(ValueError, match="is not a regular file"), open_untrusted(path):
             pass
     listening.close()
     with pytest.raises(FileNotFoundError), open_untrusted(tmp_path / "nothing"):

@@ -43,7 +43,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias": torch.ones(2, 3).to_sparse()}, ValueError, "bias must be a dense tensor"),
     ({"sinks": 1.0}, TypeError, "sinks must be a floating tensor, got float"),
     ({"sinks": torch.ones(2, dtype=torch.int64)}, TypeError, "sinks must be a floating tensor, got torch.int64"),
-    ({"sinks": torch.ones(1, 2)}, ValueError, r"sinks must be \[2\], one a query head.*got \(1, 2\)"),
+    ({"sinks": torch.ones(1, 2)}, ValueError, r"sinks must be \[2\], one per query head.*got \(1, 2\)"),
     ({"sinks": torch.ones(2, device="meta")}, ValueError, "sinks must lie on cpu with q, got meta"),
     ({"dropout_p": 1.0}, ValueError, "dropout_p must be at least 0 and below 1, got 1.0"),
     ({"dropout_p": -0.1}, ValueError, "got -0.1"),

@@ -98,7 +98,7 @@ def test_a_users_pattern_needs_one_method() -> None:
 
 def test_cached_masks_cannot_be_changed() -> None:
     mask = P.causal().compile(64, block=32)
-    for array in (mask.tiles, mask.pattern_of, mask.runs.start, mask.runs.stop, mask.runs.letter):
+    for array in (mask.tiles, mask.pattern_of, mask.runs.start, mask.runs.stop, mask.runs.code):
         with pytest.raises(ValueError, match="read-only"):
             array[...] = 0
 
@@ -140,13 +140,13 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.where(lambda q, k: (q > 3)[..., 0]).compile(64, block=16), ValueError, r"got \(\d+, 16\)"),
     (lambda: P.from_blocks(np.array([[np.nan]])), ValueError, "holds NaN"),
     (lambda: P.documents(cu_seqlens=[0, 3, 2]), ValueError, "cu_seqlens must not fall, got 2 after 3 at entry 2"),
-    (lambda: P.documents([3], 4), TypeError, "kv_lengths must be ints, one a document, got 4"),  # type: ignore[arg-type]
+    (lambda: P.documents([3], 4), TypeError, "kv_lengths must be ints, one per document, got 4"),  # type: ignore[arg-type]
     (lambda: P.documents([3], [4], cu_seqlens_k=[0, 4]), TypeError, "either kv_lengths or cu_seqlens_k"),
     (lambda: P.documents([3], ids=[0, 0]), TypeError, "one of lengths, cu_seqlens and ids"),
     (lambda: P.documents(), TypeError, "one of lengths, cu_seqlens and ids"),
     (lambda: P.documents(None, [3], ids=[0]), TypeError, "no kv_lengths beside ids"),
-    (lambda: P.documents(ids=[0.5]), TypeError, "ids must be ints, one a token, got float64"),  # type: ignore[arg-type]
-    (lambda: P.documents(ids=[True, False]), TypeError, "ids must be ints, one a token, got bool"),
+    (lambda: P.documents(ids=[0.5]), TypeError, "ids must be ints, one per token, got float64"),  # type: ignore[arg-type]
+    (lambda: P.documents(ids=[True, False]), TypeError, "ids must be ints, one per token, got bool"),
     (lambda: P.documents(ids=3), TypeError, "ids must be ints"),  # type: ignore[arg-type]
     (lambda: P.documents(ids=[]), ValueError, r"\[tokens\] or \[samples, tokens\], got shape \[0\]"),
     (lambda: P.documents(ids=np.zeros((1, 1, 3), int)), ValueError, r"got shape \[1, 1, 3\]"),

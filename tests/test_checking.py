@@ -44,16 +44,16 @@ def test_routed_tables_pass(tokens: int, k: int, causal: bool, seed: int) -> Non
     sf.LookupTable.from_indices(indices, shape=tokens, block=32, causal=causal).check()
 
 
-@pytest.mark.parametrize("field", ["start", "stop", "letter", "tiles", "pattern_of"])
+@pytest.mark.parametrize("field", ["start", "stop", "code", "tiles", "pattern_of"])
 @given(data=st.data())
 def test_a_changed_mask_is_noticed(field: str, data: st.DataObject) -> None:
-    holder = ANY.runs if field in ("start", "stop", "letter") else ANY
+    holder = ANY.runs if field in ("start", "stop", "code") else ANY
     array = getattr(holder, field).copy()
     at = data.draw(st.integers(0, array.size - 1))
-    # A letter or a bit may be changed into another mask, which is as good as the first: take what cannot be.
+    # A code or a bit may be changed into another mask, which is as good as the first: take what cannot be.
     if field == "tiles":
         array.reshape(len(array), -1)[at % len(array)] = data.draw(st.sampled_from([0, 0xFFFFFFFF]))
-    elif field == "letter":
+    elif field == "code":
         array[at] = data.draw(st.sampled_from([-1, 0, 2 + len(ANY.tiles), 1 << 20]))
     elif field == "pattern_of":
         array.flat[at] = data.draw(st.sampled_from([-1, 2, 7]))
@@ -88,12 +88,12 @@ def test_a_full_block_that_reaches_past_the_end_is_noticed(shape: tuple[int, int
     mask = P.full().compile(shape, block=32)
     mask.check()
     with pytest.raises(ValueError, match=f"no FULL block lies in the ragged last block {what}"):
-        _with(mask, "letter", np.full_like(mask.runs.letter, FULL)).check()
+        _with(mask, "code", np.full_like(mask.runs.code, FULL)).check()
 
 
 def _with(mask: P.BlockMask, field: str, array: NDArray[Any]) -> P.BlockMask:
     changed: dict[str, Any] = {field: frozen(array)}
-    if field in ("start", "stop", "letter"):
+    if field in ("start", "stop", "code"):
         changed = {"runs": replace(mask.runs, **changed)}
     return replace(mask, **changed)
 

@@ -39,7 +39,7 @@ def test_a_captured_call_replays_on_new_operands() -> None:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = step()
-    tables._lookup.cache_clear()
+    tables.cached_lookup.cache_clear()
     with torch.no_grad():
         for x in (q, k, v):
             x.copy_(torch.randn_like(x))
@@ -84,10 +84,10 @@ def test_a_captured_table_outlives_the_cache() -> None:
         assert not tables._captured
         with captured_calls():
             captured = kept(mask)
-        tables._lookup.cache_clear()
+        tables.cached_lookup.cache_clear()
         gc.collect()
         assert captured() is plain() is not None
-    tables._lookup.cache_clear()
+    tables.cached_lookup.cache_clear()
     gc.collect()
     assert captured() is None
 

@@ -50,23 +50,23 @@ def windows(draw: st.DrawFn, length: int) -> tuple[int, int]:
 
 @given(expressions() | per_head(2), shapes(300), st.data())
 def test_a_window_of_tokens_shows_each_pair(pattern: Pattern, shape: Shape, data: st.DataObject) -> None:
-    """Coloured where allowed and only there; FULL and PARTIAL as the letters say; masked pairs only in PARTIAL."""
+    """Coloured where allowed and only there; FULL and PARTIAL as the codes say; masked pairs only in PARTIAL."""
     mask = shape.compile(pattern)
     window = q, k = data.draw(windows(shape.q_len)), data.draw(windows(shape.kv_len))
     chosen = data.draw(st.integers(0, mask.patterns - 1))
     pixels, covered = picture(mask, chosen, window)
     assert covered == window
     dense = mask.to_dense().reshape(-1, *mask.shape)[int(np.flatnonzero(mask.pattern_of.ravel() == chosen)[0])]
-    letters = mask.to_scipy(chosen).toarray().repeat(mask.block[0], 0).repeat(mask.block[1], 1)
+    codes = mask.to_scipy(chosen).toarray().repeat(mask.block[0], 0).repeat(mask.block[1], 1)
     inside = np.s_[slice(*q), slice(*k)]
-    dense, letters = dense[inside], letters[inside]
+    dense, codes = dense[inside], codes[inside]
     full, partial, masked, empty = (
         is_colour(pixels, c) for c in (FULL_COLOUR, PARTIAL_COLOUR, MASKED_COLOUR, EMPTY_COLOUR)
     )
     assert np.array_equal(full | partial, dense)
-    assert np.array_equal(full, letters == 1)
-    assert np.array_equal(partial | masked, letters > 1)
-    assert np.array_equal(empty, letters == 0)
+    assert np.array_equal(full, codes == 1)
+    assert np.array_equal(partial | masked, codes > 1)
+    assert np.array_equal(empty, codes == 0)
 
 
 @given(expressions() | per_head(2), shapes(600), st.data())
@@ -76,21 +76,21 @@ def test_block_pixels_count_what_they_hold(pattern: Pattern, shape: Shape, data:
     size = data.draw(st.integers(1, rows[1] - rows[0])), data.draw(st.integers(1, cols[1] - cols[0]))
     chosen = data.draw(st.integers(0, mask.patterns - 1))
     counts = block_counts(mask, chosen, rows, cols, size)
-    letters = mask.to_scipy(chosen).toarray()[slice(*rows), slice(*cols)]
-    line, column = (np.arange(n) * m // n for n, m in zip(letters.shape, size, strict=True))
-    for count, here in zip(counts, (letters == 1, letters > 1), strict=True):
+    codes = mask.to_scipy(chosen).toarray()[slice(*rows), slice(*cols)]
+    line, column = (np.arange(n) * m // n for n, m in zip(codes.shape, size, strict=True))
+    for count, here in zip(counts, (codes == 1, codes > 1), strict=True):
         expected = np.zeros(size, int)
         np.add.at(expected, (line[:, None], column[None, :]), here)
         assert np.array_equal(count, expected)
-    if size == letters.shape:
+    if size == codes.shape:
         pixels = block_pixels(mask, chosen, rows, cols, size)
-        assert np.array_equal(is_colour(pixels, FULL_COLOUR), letters == 1)
-        assert np.array_equal(is_colour(pixels, PARTIAL_COLOUR), letters > 1)
-        assert np.array_equal(is_colour(pixels, EMPTY_COLOUR), letters == 0)
+        assert np.array_equal(is_colour(pixels, FULL_COLOUR), codes == 1)
+        assert np.array_equal(is_colour(pixels, PARTIAL_COLOUR), codes > 1)
+        assert np.array_equal(is_colour(pixels, EMPTY_COLOUR), codes == 0)
 
 
 def test_a_pixel_is_mixed_from_its_blocks_and_paler_the_fewer_are_stored() -> None:
-    """2 x 4 blocks a pixel, by hand: ink from 0.6 for next to none to 1 for all, of the mean of their colours."""
+    """2 x 4 blocks per pixel, by hand: ink from 0.6 for next to none to 1 for all, of the mean of their colours."""
     full, partial = np.zeros((2, 4, 8), bool)
     full[:2, :4] = True  # all 8 of the pixel
     full[0, 4:7] = True  # 3 of 8

@@ -53,7 +53,7 @@ def test_a_lock_that_is_a_pipe_or_a_folder_or_another_file_is_refused(tmp_path: 
     (tmp_path / "mine.txt").write_text("mine")
     for plant in (os.mkfifo, lambda path: os.link(tmp_path / "mine.txt", path)):
         plant(tmp_path / NAME)
-        with pytest.raises(ValueError, match="is no regular file of one name"), folder_lock(tmp_path):
+        with pytest.raises(ValueError, match="is not a regular file of one name"), folder_lock(tmp_path):
             pass
         (tmp_path / NAME).unlink()
     assert (tmp_path / "mine.txt").read_text() == "mine"

@@ -32,8 +32,8 @@ FORGED: list[tuple[dict[str, Any], dict[str, str], str]] = [
     ({"start": MASK.runs.start[::-1]}, {}, "runs are out of range or overlap"),
     ({"stop": np.append(MASK.runs.stop[:-1], MASK.runs.start[-1])}, {}, "runs are out of range or overlap"),
     ({"stop": MASK.runs.stop + 49}, {}, "runs are out of range or overlap|crosses a row"),
-    ({"letter": MASK.runs.letter + 9}, {}, "a letter has no tile"),
-    ({"letter": np.ones_like(MASK.runs.letter)}, {}, "the checksum does not match"),
+    ({"letter": MASK.runs.code + 9}, {}, "a block code has no tile"),
+    ({"letter": np.ones_like(MASK.runs.code)}, {}, "the checksum does not match"),
 ]
 
 
@@ -44,7 +44,7 @@ def test_a_forged_mask_is_refused(
     path = tmp_path / "m.safetensors"
     MASK.save(path)
     with safe_open(path, "numpy") as file:
-        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        held = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a mapping
         said = dict(file.metadata())
     for name, array in arrays.items():
         kind = held[name].dtype if name in held and array.dtype.kind != "f" else array.dtype
@@ -67,7 +67,7 @@ def test_a_run_that_crosses_a_row_is_refused(tmp_path: Path) -> None:
 
 
 def test_runs_that_are_not_the_longest_are_refused(tmp_path: Path) -> None:
-    """Two runs of one letter side by side, with a checksum of their own: another mask than the one it equals."""
+    """Two runs of one code side by side, with a checksum of their own: another mask than the one it equals."""
     whole = P.full().compile(64, block=32)
     start, stop = (np.array(values, np.int64) for values in ([0, 1, 2, 3], [1, 2, 3, 4]))
     forged = replace(whole, runs=Runs(whole.runs.shape, start, stop, np.ones(4, np.int32)))

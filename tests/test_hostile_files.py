@@ -365,6 +365,6 @@ def test_presets_are_small(tmp_path: Path) -> None:
         load_preset(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text("x" * ((1 << 20) - 3) + "= 1")
     started = time.perf_counter()
-    with pytest.raises(ValueError, match="is no preset"):
+    with pytest.raises(ValueError, match="is not a preset"):
         load_preset(tmp_path / "a.toml")
     assert time.perf_counter() - started < 2

@@ -26,7 +26,7 @@ def test_a_mask_survives_its_file(tmp_path_factory: pytest.TempPathFactory, patt
     again = BlockMask.load(path)
     assert again == mask
     assert again.expression == mask.expression == str(pattern)
-    assert not any(a.flags.writeable for a in (again.tiles, again.pattern_of, again.runs.start, again.runs.letter))
+    assert not any(a.flags.writeable for a in (again.tiles, again.pattern_of, again.runs.start, again.runs.code))
     assert [p.name for p in path.parent.iterdir()] == [path.name], "a temporary file is left"
 
 

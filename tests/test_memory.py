@@ -21,7 +21,7 @@ from sparseflash.patterns import cache_budget
 from sparseflash.patterns.compile_cache import compile_pattern
 from sparseflash.patterns.compiling import compile_with_advice
 from sparseflash.patterns.set_operations import full_mask
-from sparseflash.tables.lookup import _lookup
+from sparseflash.tables.lookup import cached_lookup
 from sparseflash.tools.bench import peak_mb
 
 pytestmark = pytest.mark.tier2
@@ -32,10 +32,10 @@ CALLS = int(os.environ.get("SPARSEFLASH_SOAK_CALLS", "300"))
 
 @pytest.fixture
 def forgotten() -> Iterator[None]:
-    for cache in (compile_pattern, compile_with_advice, full_mask, _lookup):
+    for cache in (compile_pattern, compile_with_advice, full_mask, cached_lookup):
         cache.cache_clear()
     yield
-    for cache in (compile_pattern, compile_with_advice, full_mask, _lookup):
+    for cache in (compile_pattern, compile_with_advice, full_mask, cached_lookup):
         cache.cache_clear()
 
 

@@ -458,7 +458,7 @@ def test_a_call_takes_the_masks_that_a_module_takes() -> None:
     assert torch.equal(layer(x, WINDOW), want)
     assert torch.equal(layer(x, lambda q, k: sf.parse(WINDOW).compile(60, block=32)), want)
     assert torch.equal(layer(x, sf.lookup(sf.parse(WINDOW).compile(60, block=32))), want)
-    with pytest.raises(TypeError, match=r"Tensor of torch\.bool, shape \(60, 60\); of a bool tensor"):
+    with pytest.raises(TypeError, match=r"Tensor of torch\.bool, shape \(60, 60\); for a bool tensor"):
         layer(x, torch.ones(60, 60).bool())
     with pytest.raises(TypeError, match="causal is not called"):
         SparseTransformerBlock(layer)(x, P.causal)

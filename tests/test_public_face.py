@@ -107,6 +107,31 @@ def test_arrows_go_one_way() -> None:
                 assert not name.startswith(tuple(f"sparseflash.{o}" for o in OUTER)), f"{path}: {name}"
 
 
+def private_imports(source: str, room: str) -> set[str]:
+    """Names that begin with an underscore, of modules of ours in another folder than ``room``."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sparseflash")
+        for alias in node.names
+        if alias.name.startswith("_") and not alias.name.startswith("__")
+        if room not in (node.module, str(node.module).rpartition(".")[0])
+    }
+
+
+def test_no_room_imports_what_is_private_to_another() -> None:
+    source = "from sparseflash.tables.lookup import _a, b"
+    assert private_imports(source, "sparseflash.nn") == {"sparseflash.tables.lookup._a"}
+    assert not private_imports(source, "sparseflash.tables")
+    files = [
+        path for folder in ("patterns", "kernels", "sparseflash", "benchmarks") for path in (ROOT / folder).rglob("*")
+    ]
+    for path in (path for path in files if path.suffix == ".py"):
+        parts = path.relative_to(ROOT).parent.parts
+        room = ".".join(("sparseflash", *parts) if parts[0] in ("patterns", "kernels") else parts)
+        assert not private_imports(path.read_text(), room), path
+
+
 def test_patterns_need_numpy_and_scipy_alone() -> None:
     """What else they use is imported inside of functions: to write a file, to show a bar, to draw."""
     others = "torch", "triton", "matplotlib", "PIL", "rich", "safetensors", "sparseflash.pictures"

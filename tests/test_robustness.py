@@ -88,7 +88,7 @@ def test_cached_masks_cannot_be_changed() -> None:
     mask = P.random_blocks(2, unit=7).compile(900, block=64)
     image = P.neighborhood((32, 32), 2, "morton").compile(1024, block=64)
     held = [mask.runs.start, mask.runs.row, mask.runs.begin, mask.row_counts, mask.tiles, mask.pattern_of]
-    for array in (*held, image.tiles, image.runs.letter):
+    for array in (*held, image.tiles, image.runs.code):
         base: Any = array
         while isinstance(base, np.ndarray):
             with pytest.raises(ValueError, match="read-only"):
@@ -115,25 +115,25 @@ def test_matrices_are_refined_in_portions(a: P.Pattern, b: P.Pattern, shape: Sha
         assert (first & second, first - second, first.transposed()) == whole
 
 
-LETTERS = st.sampled_from([0, 0, 1, 2, 3, (1 << 15) - 1, 1 << 15, (1 << 31) - 1])
+CODES = st.sampled_from([0, 0, 1, 2, 3, (1 << 15) - 1, 1 << 15, (1 << 31) - 1])
 matrices = st.tuples(st.integers(1, 6), st.integers(1, 9)).flatmap(
-    lambda shape: st.lists(arrays(np.int32, shape, elements=LETTERS), min_size=2, max_size=2)
+    lambda shape: st.lists(arrays(np.int32, shape, elements=CODES), min_size=2, max_size=2)
 )
 
 
 @given(matrices, st.integers(1, 40))
-def test_letters_of_any_size_are_kept(pair: list[NDArray[np.int32]], at_once: int) -> None:
+def test_codes_of_any_size_are_kept(pair: list[NDArray[np.int32]], at_once: int) -> None:
     a, b = (Runs.from_blocks((each.shape[0], each.shape[1]), *_blocks(each)) for each in pair)
     with patch.object(overlay, "JUMPS_AT_ONCE", at_once):
         down = overlay.transposed(a)
-        stacked = overlay.transposed(Runs(a.shape, a.start, a.stop, a.letter), a.shape[0])
+        stacked = overlay.transposed(Runs(a.shape, a.start, a.stop, a.code), a.shape[0])
         both, of_a, of_b = overlay.overlay(a, b)
     np.testing.assert_array_equal(_matrix(down), pair[0].T)
     np.testing.assert_array_equal(_matrix(stacked), pair[0].reshape(-1, 1))
     at = both.blocks()[:2]
-    for expected, letters in zip(pair, (of_a, of_b), strict=True):
+    for expected, codes in zip(pair, (of_a, of_b), strict=True):
         found = np.zeros_like(expected)
-        found[at] = letters[both.blocks()[2]]
+        found[at] = codes[both.blocks()[2]]
         np.testing.assert_array_equal(found, expected)
 
 
@@ -143,9 +143,9 @@ def _blocks(matrix: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.in
 
 
 def _matrix(runs: Runs) -> NDArray[np.int32]:
-    rows, cols, letters = runs.blocks()
+    rows, cols, codes = runs.blocks()
     whole = np.zeros(runs.shape, np.int32)
-    whole[rows, cols] = letters
+    whole[rows, cols] = codes
     return whole
 
 

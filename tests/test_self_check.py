@@ -169,7 +169,7 @@ def test_names_that_would_not_be_read_back_are_refused(name: str) -> None:
         ("local", r"written as a call: local\(window\)"),
         ("local(windw=3)", "did you mean window?"),
         ("causal() and local(5)", "joined by & and |, .*not by `and`"),
-        ("not causal()", "turned round by ~"),
+        ("not causal()", "complemented by ~"),
         ("zzzzzz()", "known are axial, beside, bigbird"),
     ],
 )

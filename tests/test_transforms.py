@@ -413,7 +413,7 @@ def test_gradients_by_sample_are_those_of_a_loop(seed: int, dim: int | None, mas
 )
 def test_what_a_transform_makes_first_serves_later_calls(make: Callable[..., object]) -> None:
     """Tables are cached; made within a transform, their tensors would belong to its level."""
-    lookup_tables._lookup.cache_clear()
+    lookup_tables.cached_lookup.cache_clear()
     pattern = P.local(hash(make) % 50)
     layers = [
         sf.SparseAttention(16, 2, pattern, rotary=Rotary1d()),

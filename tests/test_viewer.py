@@ -78,8 +78,8 @@ def decoded(page: str) -> BlockMask:
             stops.append(at)
             run += 1
     rows = grid.rows * len(data["patterns"])
-    letters = words("letter").astype(np.int32)
-    runs = Runs((rows, grid.cols), np.array(starts, np.int64), np.array(stops, np.int64), letters)
+    codes = words("code").astype(np.int32)
+    runs = Runs((rows, grid.cols), np.array(starts, np.int64), np.array(stops, np.int64), codes)
     tiles = words("tiles", "<u4").reshape(data["tiles"], bq, -(-bk // 32)).astype(np.uint32)
     return BlockMask(grid, runs, tiles, words("pattern_of").reshape(data["heads"]).astype(np.int32))
 
@@ -170,7 +170,7 @@ def test_a_page_holds_as_much_as_its_limits_say(tmp_path: Path, monkeypatch: pyt
     text = viewer.page(mask)
     arrays = data_of(text)["arrays"]
     held = sum(
-        len(zlib.decompress(base64.b64decode(arrays[name]))) for name in ("counts", "gap", "length", "letter", "tiles")
+        len(zlib.decompress(base64.b64decode(arrays[name]))) for name in ("counts", "gap", "length", "code", "tiles")
     )
     for limit, needed in (("MAX_UNPACKED", held), ("MAX_PAGE", len(text))):
         monkeypatch.setattr(viewer, limit, needed)

@@ -16,7 +16,7 @@ import sparseflash as sf
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.work import Rates
 from benchmarks.masks import random_mask
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 from tests.oracle import Case, check
 
 
@@ -80,7 +80,7 @@ def measure(row: Decode, machine: Machine, card: Rates, runs: int = 50) -> dict[
         return lambda: sf.decode(q, k, v, table, lengths=lengths)
 
     calls = {"ours": [ours(one) for one in sets], "sdpa": [dense(one) for one in sets]}
-    found = interleaved(calls, runs, machine.clock, may_fail=lambda name: name == "sdpa")
+    found = time_interleaved(calls, runs, machine.clock, may_fail=lambda name: name == "sdpa")
     medians = {name: statistics.median(times) for name, times in found.times.items()}
     result: dict[str, Any] = {"bytes": nbytes, "sets": len(sets), "left_out": dict(found.failed)}
     for name, median in medians.items():

@@ -31,7 +31,7 @@ from benchmarks.masks import GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash.patterns.advice import WastefulPattern
 from sparseflash.tools.bench import peak_mb
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 
 Key = tuple[str, Pass]
 Peers = Callable[..., tuple[dict[str, Attend], dict[str, str]]]
@@ -86,7 +86,7 @@ def measure(
     for name, attend in contenders.items():
         calls |= {(name, which): each for which, each in passes(attend, sets).items()}
     alone()
-    found = interleaved(
+    found = time_interleaved(
         calls,
         protocol.runs,
         machine.clock,

@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.gpu.machine import Machine
 from benchmarks.gpu.work import Rates
-from sparseflash.tools.timing import Call, interleaved
+from sparseflash.tools.timing import Call, time_interleaved
 
 ROUNDS = 256  # exponentials of each element, one after the other
 RUNS = 20
@@ -36,7 +36,7 @@ def measure(machine: Machine, side: int = 8192, elements: int = 1 << 24, copied:
         "exponentials": lambda: exponentials(x),
         "bytes": lambda: written.copy_(read),
     }
-    times = interleaved(calls, RUNS, machine.clock).times
+    times = time_interleaved(calls, RUNS, machine.clock).times
     found: dict[str, Any] = {name: amount / min(times[name]) for name, amount in amounts.items()}
     found |= {f"{name}_median": amount / statistics.median(times[name]) for name, amount in amounts.items()}
     return found

@@ -1,4 +1,4 @@
-"""Names, arguments and help of the commands; what they do is in the module of each."""
+"""Names, arguments and help of the commands, each of which is implemented in its own module."""
 
 from pathlib import Path
 from typing import Annotated
@@ -145,10 +145,10 @@ def train(options: TrainOptions) -> None:
     losses bit for bit.
 
     Several processes, started by torchrun, share the images of a step. With --context-parallel N, groups of N also
-    share the tokens of each image: of 8 processes with N = 4, two groups draw images of their own, and each process
-    computes and stores a quarter of an image. N must divide the number of processes, and every pixel must be a token
-    (--tokens all). --resume accepts any other N and number of groups that divides a step's batches; losses agree up to
-    rounding.
+    share the tokens of each image: with 8 processes and N = 4, each of two groups draws its own images, and each
+    process computes and stores a quarter of an image. N must divide the number of processes, and every pixel must be a
+    token (--tokens all). --resume accepts any other N and number of groups that divides a step's batches; losses agree
+    up to rounding.
 
     [bold]Examples[/bold]
 

@@ -1,4 +1,4 @@
-"""``sparseflash bench``: what a mask gains on this machine, printed."""
+"""``sparseflash bench``: measure and print the speed-up of a mask."""
 
 import json
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def run(
 
 
 def show(found: Comparison, console: Console) -> None:
-    """Print a table of the contenders and the verdict."""
+    """Print a table of the contenders and the conclusion."""
     case = found.case
     console.print(
         f"{case.pattern}\n{case.seq_len:,} tokens, {case.batch} x {case.heads} heads of {case.head_dim}, "

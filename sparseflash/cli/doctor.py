@@ -1,4 +1,4 @@
-"""``sparseflash doctor``: the examination, printed."""
+"""``sparseflash doctor``: print versions, devices and the tests of backends."""
 
 import json
 
@@ -17,7 +17,7 @@ RUNS_WHERE = (
 
 
 def run(as_json: bool) -> None:
-    """Print what was found."""
+    """Print the results."""
     found = examine()
     if as_json:
         print(json.dumps(found.to_dict(), indent=2))
@@ -47,5 +47,5 @@ def run(as_json: bool) -> None:
     for what, where in RUNS_WHERE:
         table.add_row(what, where)
     console.print(table)
-    if kernel.faster is not None:  # in one line, to be copied
+    if kernel.faster is not None:  # on one line, for copying
         console.print(Text(f"Faster on a CPU: {kernel.faster}"), soft_wrap=True)

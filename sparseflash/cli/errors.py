@@ -17,11 +17,11 @@ from sparseflash.patterns.grid import BLOCK_SIZES
 P = ParamSpec("P")
 R = TypeVar("R")
 
-# What the library raises for a user's mistake, and what the system says about files.
+# Exceptions of the library for users' mistakes, and of the system for files.
 _EXPECTED = (ValueError, TypeError, OSError, FloatingPointError, WorkerError)
-# Files and folders are written under such names before they get their own.
+# Temporary names under which files and folders are written.
 _TEMPORARY = re.compile(r"\.(.+)\.(?:[0-9a-f]{16}|part)")
-# What the library calls otherwise than the command line does.
+# Options whose name differs from the argument of the library.
 _OTHER_NAMES = {"activation_checkpointing": "--save-memory"}
 
 
@@ -42,7 +42,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
                 say(f"error: {in_options(words(error), options(command))}", err=True)
                 raise typer.Exit(2) from None
             except MemoryError as error:
-                say(f"error: this takes more memory than there is ({error})", err=True)
+                say(f"error: not enough memory ({error})", err=True)
                 raise typer.Exit(2) from None
             except KeyboardInterrupt:
                 say("stopped", err=True)
@@ -52,7 +52,7 @@ def plain_errors(command: Callable[P, R]) -> Callable[P, R]:
 
 
 def words(error: Exception) -> str:
-    """What an exception says; of the system's errors the reason and the file, under the name that people know.
+    """The message of an exception; for errors of the system, the reason and the final name of the file.
 
     Example:
         >>> words(OSError(28, "No space left on device", "runs/a/.model.safetensors.0123456789abcdef"))
@@ -65,30 +65,30 @@ def words(error: Exception) -> str:
 
 
 def known_name(path: Path) -> Path:
-    """A path without the names that files and folders have until they are whole."""
+    """A path with temporary names replaced by final ones."""
     parts = [found[1] if (found := _TEMPORARY.fullmatch(part)) else part for part in path.parts]
     return Path(*parts)
 
 
 def options(command: Callable[..., Any]) -> dict[str, str]:
-    """Python's names of a command's parameters -> what the user types."""
+    """Options by the Python name of the parameter."""
     found = dict(_OTHER_NAMES)
     for name, hint in get_type_hints(command, include_extras=True).items():
         for info in getattr(hint, "__metadata__", ()):
             if isinstance(info, ArgumentInfo):
                 found[name] = str(info.metavar or name.upper())
             elif isinstance(info, OptionInfo):
-                # Inside of Annotated, Typer takes the first name for a default.
+                # Inside Annotated, Typer takes the first name for a default.
                 long = [str(option) for option in (info.default, *(info.param_decls or ())) if str(option)[:2] == "--"]
                 found[name] = long[0] if long else "--" + name.replace("_", "-")
     return found
 
 
 def in_options(message: str, names: Mapping[str, str]) -> str:
-    """A library's message, which names Python's arguments, in the words of the command line.
+    """A message of the library, with Python's arguments replaced by options of the command line.
 
-    A name of one word is an argument where the message begins with it, or gives its value; one with an underscore is no
-    English word and an argument anywhere.
+    A name of one word counts as an argument if the message begins with it or gives its value. A name with an underscore
+    is always an argument.
 
     Example:
         >>> names = {"heads": "--heads", "kv_heads": "--kv-heads"}
@@ -109,7 +109,7 @@ def in_options(message: str, names: Mapping[str, str]) -> str:
             return found[0]
         return names[name] + (" " if value else "")
 
-    # Not a part of a path, of a call, of a quotation or of another name.
+    # Not part of a path, a call, a quotation or another name.
     return re.sub(rf"(?<![\w./'\"\-])(?P<name>{one})(?:(?P<value>=)|(?!\.?[\w/'\"(=\-]))", typed, message)
 
 

@@ -28,7 +28,7 @@ from sparseflash.utils.imports import named as named_imports
 from sparseflash.utils.untrusted import parse_json, read_text
 
 TOKENS_AT_ONCE = 1 << 16
-# Pixels of images of which only the lit ones are tokens: about 3 % of Path-X, 1 % of Path-256.
+# Pixels of images with only lit pixels as tokens: about 3 % of Path-X, 1 % of Path-256.
 PIXELS_AT_ONCE = 1 << 20
 
 
@@ -46,15 +46,15 @@ class _Set:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What came of it.
+    """The result of an evaluation.
 
     Attributes:
-        checkpoint: what was scored.
-        data, split: on which examples.
-        views: of an image, whose mean was the answer.
+        checkpoint: the evaluated checkpoint.
+        data, split: the examples.
+        views: number of averaged views per image.
         score: the right answers.
-        rule: the rule of thumb beside it.
-        baseline: its accuracy, if known.
+        rule: the simple rule of the baseline.
+        baseline: accuracy of the rule, if known.
     """
 
     checkpoint: Path
@@ -66,7 +66,7 @@ class Evaluation:
     baseline: float | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; the baseline is called by its rule."""
+        """Plain data for JSON; the key of the baseline is its rule."""
         return {
             "checkpoint": str(self.checkpoint),
             "data": self.data,
@@ -80,7 +80,7 @@ class Evaluation:
 
     @property
     def lines(self) -> list[str]:
-        """The same for people."""
+        """The result as text."""
         width = len(self.rule)
         known = "not known for these images" if self.baseline is None else f"{self.baseline:.1%}"
         found = [f"{self.checkpoint} on {self.data} ({self.split})", f"{'accuracy':<{width}}  {self.score}"]
@@ -150,7 +150,7 @@ def run(
         split = checked_split("test" if split is None else split, ("test", "val"))
         found = _fixed(checkpoint, folder, model.config, task, stage, data, split, tokens, limit, batch, workers)
     if over_pixels is not None:
-        # A size that the pattern or the order cannot take shows before any image is read.
+        # Raises for a size that does not suit the pattern or the order, before any image is read.
         over_pixels.masks((found.size, found.size))
     tokens = found.tokens if tokens is None else tokens
     masks = [] if as_json else [*mask_lines(model.config, found.size, tokens), *([gate] if gate else [])]
@@ -170,7 +170,7 @@ def run(
 
 
 def _with_imports(error: ValueError, folder: Path) -> ValueError:
-    """A model's config names no modules; the recipe of the run that it belongs to may."""
+    """Add the modules of the recipe to the error, because a model's config does not name them."""
     try:
         recipe = parse_json(read_text(folder / STATE))["config"]
     except (OSError, ValueError, KeyError, TypeError):
@@ -212,21 +212,21 @@ def _fixed(
 def _stage(
     named: Path, folder: Path, task: str | None, number: int | None, data: Path | None
 ) -> tuple[TrainConfig, AnyStage]:
-    """The stage to be examined in: of the task, or else of the run that the checkpoint belongs to.
+    """The stage to evaluate on: of the task, or otherwise of the run of the checkpoint.
 
     Args:
         named: the run or the checkpoint, as the user named it.
         folder: the checkpoint.
-        task: as given.
-        number: of the stage, as given.
-        data: as given.
+        task: the option.
+        number: the option for the number of the stage.
+        data: the option.
     """
     reached = None
     if (folder / STATE).is_file():
         found = load_checkpoint(folder)  # verifies
         config, reached = found.config, found.progress.stage + 1
     elif task is None:
-        raise ValueError(f"{folder} holds weights alone: name the --task they are for, or images by --folder")
+        raise ValueError(f"{folder} holds only weights: name their --task, or images by --folder")
     of_files = task is not None and reached is not None and image_files(config.stages[reached - 1]) is not None
     if task is not None and (reached is None or task != config.task or of_files):
         config, reached = recipe(task), None

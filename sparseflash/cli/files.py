@@ -1,4 +1,4 @@
-"""The files that a run was begun with, which may lie elsewhere by now."""
+"""The files that a run was started with, which may have moved."""
 
 import warnings
 from pathlib import Path
@@ -11,43 +11,42 @@ from sparseflash.train import AnyStage, FolderStage, TrainConfig
 
 
 def with_files(config: TrainConfig, folder: Path | None, run: Path) -> TrainConfig:
-    """A run's recipe, its files being where ``--folder`` says, or inside the run.
+    """A run's recipe, with its files in ``--folder`` or inside the run.
 
-    Runs are handed on: what somebody else's names outside of its folder is read when the user names it too, and not
-    before.
+    Runs may be untrusted: files outside the folder of a run are read only if the user names them too.
 
     Args:
-        config: of the run.
-        folder: as named by the user.
-        run: the run, as named by the user.
+        config: config of the run.
+        folder: the folder that the user named.
+        run: the run that the user named.
 
     Raises:
-        FileNotFoundError: the folder that the recipe knows is not there.
-        ValueError: the recipe knows a folder outside of the run, or the run draws its examples.
+        FileNotFoundError: the folder in the recipe does not exist.
+        ValueError: the recipe names a folder outside the run, or the run draws its examples.
     """
     if folder is not None:
         return config.moved(folder)
     for place in map(Path, folders_of(config)):
         if not place.is_dir():
             raise FileNotFoundError(
-                f"the files that {run} was begun with are no longer in {place}: say where they are by --folder"
+                f"the files that {run} was started with are no longer in {place}: give their folder by --folder"
             )
         if not _inside(place, run):
             raise ValueError(
-                f"{run} was begun with files in {place}, outside of it: a run may be somebody else's, so say by "
-                f"--folder where they are"
+                f"{run} was started with files in {place}, outside of it: a run may be untrusted, so give their folder "
+                f"by --folder"
             )
     return config
 
 
 def check_preset(config: TrainConfig, preset: Path, files: bool, weights: bool) -> None:
-    """Refuse a preset that names files outside of its own folder: it may be somebody else's.
+    """Refuse a preset that names files outside its own folder, because it may be untrusted.
 
     Args:
-        config: what the preset and the options of the command line make.
-        preset: its file.
-        files: the folder of the files is the preset's choice, not the user's.
-        weights: those to begin with are.
+        config: the recipe from the preset and the options.
+        preset: the file of the preset.
+        files: whether the folder of the files comes from the preset, not from the user.
+        weights: the same for the initial weights.
 
     Raises:
         ValueError: such a preset.
@@ -60,12 +59,12 @@ def check_preset(config: TrainConfig, preset: Path, files: bool, weights: bool) 
 
 
 def folders_of(config: TrainConfig) -> list[str]:
-    """The folders that a recipe reads its examples from."""
+    """The folders of the examples of a recipe."""
     return [stage.folder for stage in config.stages if stage.folder]
 
 
 def outside_of(config: TrainConfig, run: Path) -> str | None:
-    """The folder that ``--folder`` must name when a run goes on, if any."""
+    """The folder that ``--folder`` must name to resume a run, if any."""
     return next((place for place in folders_of(config) if not _inside(Path(place), run)), None)
 
 
@@ -78,23 +77,23 @@ def _inside(place: Path, folder: Path) -> bool:
 
 
 def image_files(stage: AnyStage) -> FolderStage | None:
-    """The stage, if its examples are images in files; None of any other."""
+    """The stage, if its examples are images in files; otherwise None."""
     return stage if isinstance(stage, FolderStage) else None
 
 
 def images_of(
     folder: Path, level: str | None, size: int | None, split: str | None, trained: FolderStage | None
 ) -> tuple[Dataset, str]:
-    """The images of ``--folder`` that a model is to be scored on, and the name of their split.
+    """The images of ``--folder`` to evaluate a model on, and the name of their split.
 
-    Where these are the files that it was trained on, it is the test part of its own split, if nothing else is said.
+    For the files that it was trained on, this is by default the test part of its own split.
 
     Args:
-        folder: in the layout of the Long Range Arena release.
-        level: as given.
-        size: as given.
-        split: as given.
-        trained: the stage that the model was trained in, if it is known and is of files.
+        folder: a folder in the layout of the Long Range Arena release.
+        level: the option.
+        size: the option.
+        split: the option.
+        trained: the stage that the model was trained in, if it is known and has files.
 
     Raises:
         FileNotFoundError, ValueError: as `sparseflash.pathfinder.read` raises, or an unknown split.
@@ -123,7 +122,7 @@ def _same(trained: FolderStage, folder: Path, level: str | None, size: int | Non
     if size not in (None, trained.size):
         return False
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # they are read once more, and told then
+        warnings.simplefilter("ignore")  # they are read once more, with warnings
         try:
             images = pathfinder.read(folder, trained.level, size=trained.size, verify=False)
         except (FileNotFoundError, ValueError):
@@ -132,7 +131,7 @@ def _same(trained: FolderStage, folder: Path, level: str | None, size: int | Non
 
 
 def reading(stage: AnyStage, folder: Path) -> AnyStage:
-    """A stage with the files of ``--folder``; a warning says if the model was trained on others."""
+    """A stage with the files of ``--folder``; warns if the model was trained on others."""
     found = stage.reading(folder)
     if stage.digest and found.digest != stage.digest:
         warnings.warn(
@@ -147,7 +146,7 @@ def checked_split(split: str, known: tuple[str, ...]) -> str:
     """The value of ``--split``.
 
     Raises:
-        ValueError: it is none of those known.
+        ValueError: an unknown split.
     """
     if split not in known:
         raise ValueError(f"--split must be {', '.join(known[:-1])} or {known[-1]}; got {split!r}")

@@ -171,7 +171,7 @@ class MaskSummary:
         ideal = self.ideal_speedup
         speedup = f"{ideal:,.1f} times dense attention, if time went with the blocks" if ideal else "nothing to compute"
         table.add_row("ideal speed-up", speedup)
-        table.add_row("blocks a row", f"{rows.smallest:,} to {rows.largest:,}, mean {rows.mean:,.1f}")
+        table.add_row("blocks per row", f"{rows.smallest:,} to {rows.largest:,}, mean {rows.mean:,.1f}")
         most = max(each.rows for each in rows.histogram)
         for each in rows.histogram:
             name = f"{each.low:,}" if each.low == each.high else f"{each.low:,}-{each.high:,}"

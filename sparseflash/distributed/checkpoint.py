@@ -141,7 +141,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, An
 
 def _progress(path: Path) -> dict[str, Number]:
     if not (path / STATE).is_file():
-        raise FileNotFoundError(f"{path} is no distributed checkpoint: it has no {STATE}")
+        raise FileNotFoundError(f"{path} is not a distributed checkpoint: it has no {STATE}")
     try:
         state = parse_json(read_text(path / STATE))
         if state["format"] != FORMAT or state["version"] != VERSION:

@@ -15,8 +15,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
 from sparseflash.distributed.plan import Layout, LocalLayout, Plan, local_mask, plan, send_recv_lists
 from sparseflash.distributed.sharding import Deal, Sharding
-from sparseflash.functional.arguments import check_operands, parsed, under_autocast
-from sparseflash.functional.attention import attention
+from sparseflash.functional.arguments import parsed
+from sparseflash.functional.attention import attend
+from sparseflash.functional.call import Call
+from sparseflash.functional.operands import check_operands
 from sparseflash.functional.transforms import refuse_all
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.patterns.block_mask import BlockMask
@@ -90,7 +92,7 @@ def context_parallel_attention(
             replicated weight: DDP or an all-reduce sums them.
         dropout_p: see ``attention``. The bits belong to pairs of the whole sequence, so they equal those of one
             process. Tensors as long as the whole sequence are allocated for this.
-        seed: of dropout, the same on all ranks; required with dropout.
+        seed: seed of dropout, equal on all ranks; required with dropout.
         return_lse: also return the log-sum-exp of each query's scores.
         deterministic: has no effect today: gradients are always equal bit for bit in every run.
         backend: "cpu" or "triton"; None chooses by the device of q.
@@ -124,36 +126,39 @@ def context_parallel_attention(
         >>> dist.destroy_process_group()
     """
     group, rank, ranks = mesh_group(mesh)
-    arguments: dict[str, Any] = {
-        "scale": scale, "softcap": softcap, "alibi_slopes": alibi_slopes, "sinks": sinks, "dropout_p": dropout_p,
-        "seed": seed, "deterministic": deterministic, "backend": backend,
-    }  # fmt: skip
     intent: str | Exception
     key: object = None
-    q, k, v = under_autocast(q, k, v)  # before anything is exchanged
     try:
         whole = _plan(mask, ranks, sharding, kv_sharding)
         layout: Layout = "global" if dropout_p else "aligned" if alibi_slopes is not None else "packed"
         key = whole.mask, whole.queries, whole.keys, layout
-        _check_shards(whole, rank, q, k, v)
+        if dropout_p and seed is None:
+            raise ValueError("dropout over several ranks needs a seed, the same on all of them; got seed=None")
+        call = Call.checked(
+            q, k, v, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks,
+            dropout_p=dropout_p, seed=seed, deterministic=deterministic, backend=backend,
+        )  # fmt: skip
+        _check_shards(whole, rank, call)
         refuse_all("context_parallel_attention", q, k, v, sinks, alibi_slopes)
-        intent = _intent(whole, q, k, v, arguments)
+        intent = _intent(whole, call)
     except (TypeError, ValueError, NotImplementedError) as error:
         intent = error
     all_ranks_agree(group, _device(q, mesh), key, intent)
     local = _rank_plan(whole, rank, layout, q.device)
 
-    (q_local,) = fetch(local.rows, group, q)
-    k_local, v_local = fetch(local.columns, group, k, v)
+    (q_local,) = fetch(local.rows, group, call.q)
+    k_local, v_local = fetch(local.columns, group, call.k, call.v)
+    check_operands(q_local, k_local, v_local)  # laid out as in the whole sequence, they may be too long
+    own = call._replace(q=q_local, k=k_local, v=v_local)
     if not whole.split.any():
-        out, lse = attention(q_local, k_local, v_local, local.table, return_lse=True, **arguments)
+        out, lse = attend(own, local.table)
         out, lse = _shard_results(local.rows, out, lse)
     else:
         # The sink of a row counts once, not once per partial result.
-        out, lse = attention(q_local, k_local, v_local, local.table, return_lse=True, **arguments | {"sinks": None})
+        out, lse = attend(own._replace(sinks=None), local.table)
         out, lse = _shard_results_with_split_rows(local.rows, group, rank, out, lse)
         if sinks is not None:
-            out = (out * sink_logits.differentiable_share(lse, sinks).unsqueeze(-1)).to(q.dtype)
+            out = (out * sink_logits.differentiable_share(lse, sinks).unsqueeze(-1)).to(call.q.dtype)
     return (out, lse) if return_lse else out
 
 
@@ -167,11 +172,11 @@ def _plan(mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Deal
         mask = parsed(mask)
     if isinstance(mask, Pattern):
         if not isinstance(sharding, Sharding):
-            raise TypeError("a Pattern knows no length: pass mask=pattern.compile(seq_len), or a Sharding beside it")
+            raise TypeError("a Pattern has no length: pass mask=pattern.compile(seq_len), or a Sharding too")
         length = sharding.seq_len
         mask = mask.compile((length, kv_sharding.seq_len if kv_sharding else length), block=min(sharding.cell, 128))
     if not isinstance(mask, BlockMask):
-        which = "a LookupTable has left the host; " if isinstance(mask, LookupTable) else ""
+        which = "a LookupTable is no longer on the host; " if isinstance(mask, LookupTable) else ""
         raise TypeError(f"mask must be a BlockMask, a Pattern or its text: {which}got {described(mask)}")
     queries = sharding if isinstance(sharding, Sharding) else Sharding.of(mask, ranks, sharding)
     keys = kv_sharding
@@ -188,9 +193,8 @@ def _plan(mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Deal
     return plan(mask, queries, keys)
 
 
-def _check_shards(whole: Plan, rank: int, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    check_operands(q, k, v)
-    for name, x, sharding in (("q", q, whole.queries), ("k", k, whole.keys), ("v", v, whole.keys)):
+def _check_shards(whole: Plan, rank: int, call: Call) -> None:
+    for name, x, sharding in (("q", call.q, whole.queries), ("k", call.k, whole.keys), ("v", call.v, whole.keys)):
         if x.shape[2] != sharding.lengths[rank]:
             raise ValueError(
                 f"rank {rank} of {sharding.ranks} holds {sharding.lengths[rank]} of {sharding.seq_len} tokens, "
@@ -198,10 +202,8 @@ def _check_shards(whole: Plan, rank: int, q: torch.Tensor, k: torch.Tensor, v: t
             )
 
 
-def _intent(whole: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, arguments: dict[str, Any]) -> str:
+def _intent(whole: Plan, call: Call) -> str:
     """What must be equal on all ranks, as text."""
-    if arguments["dropout_p"] and arguments["seed"] is None:
-        raise ValueError("dropout over several ranks needs a seed, the same on all of them; got seed=None")
 
     def text(value: Any) -> str:
         if not isinstance(value, torch.Tensor):
@@ -209,12 +211,14 @@ def _intent(whole: Plan, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, argu
         # A seed on a GPU is not compared: reading it would make the host wait for the device.
         return repr(int(value)) if not value.dim() and value.device.type == "cpu" else f"tensor {list(value.shape)}"
 
-    (B, Hq, _, D), (_, Hkv, _, Dv) = q.shape, v.shape
-    gradients = [name for name, x in (("q", q), ("k", k), ("v", v)) if x.requires_grad and torch.is_grad_enabled()]
+    (B, Hq, _, D), (_, Hkv, _, Dv) = call.q.shape, call.v.shape
+    arguments = call._asdict()
+    operands = {name: arguments.pop(name) for name in ("q", "k", "v")}
+    gradients = [name for name, x in operands.items() if x.requires_grad and torch.is_grad_enabled()]
     options = ", ".join(f"{name}={given}" for name, value in arguments.items() if (given := text(value)))
     return (
-        f"q [{B}, {Hq}, ., {D}], k [{B}, {Hkv}, ., {D}], v [{B}, {Hkv}, ., {Dv}], {q.dtype}, "
-        f"gradients of {', '.join(gradients) or 'none'}; {options or 'no options'}; {whole.description}"
+        f"q [{B}, {Hq}, ., {D}], k [{B}, {Hkv}, ., {D}], v [{B}, {Hkv}, ., {Dv}], {call.q.dtype}, "
+        f"gradients of {', '.join(gradients) or 'none'}; {options}; {whole.description}"
     )
 
 

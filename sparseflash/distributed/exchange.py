@@ -71,7 +71,7 @@ def mesh_group(mesh: DeviceMesh, ranks: int | None = None) -> tuple[dist.Process
     if ranks is not None and mesh.size() != ranks:
         raise ValueError(f"the sharding is for {ranks} ranks, the mesh has {mesh.size()}")
     if mesh.get_coordinate() is None:
-        raise ValueError("this process is no part of the mesh")
+        raise ValueError("this process is not part of the mesh")
     return mesh.get_group(), mesh.get_local_rank(), mesh.size()
 
 

@@ -169,7 +169,7 @@ class LocalLayout:
 def local_mask(plan: Plan, rank: int, rows: LocalLayout, columns: LocalLayout) -> BlockMask:
     """The part of the mask that one rank computes, over its own tensors.
 
-    It is a rectangular mask like any other, with the letters and tiles of the whole mask.
+    It is a rectangular mask like any other, with the codes and tiles of the whole mask.
     """
     mask, (nq, nk) = plan.mask, plan.mask.grid_shape
     patterns = np.arange(mask.patterns)[:, None]
@@ -183,7 +183,7 @@ def local_mask(plan: Plan, rank: int, rows: LocalLayout, columns: LocalLayout) -
         (mask.patterns * rows.local_blocks, columns.local_blocks),
         line + columns.to_local(begin),
         line + columns.to_local(begin + runs.length),
-        runs.letter,
+        runs.code,
     )
     offset = mask.q_offset + rows.shift - columns.shift
     grid = Grid(rows.length, columns.length, rows.size, columns.size, offset)
@@ -231,10 +231,10 @@ def send_recv_lists(side: Blocks, layout: LocalLayout, rank: int, shard: int, de
 def _within_held_columns(runs: Runs, split: Bools, held: Bools) -> Runs:
     """The runs, but those of split rows only in the columns that a rank holds."""
     is_split = split[runs.row]
-    whole = Runs(runs.shape, runs.start[~is_split], runs.stop[~is_split], runs.letter[~is_split])
-    rows, cols, letters = Runs(runs.shape, runs.start[is_split], runs.stop[is_split], runs.letter[is_split]).blocks()
+    whole = Runs(runs.shape, runs.start[~is_split], runs.stop[~is_split], runs.code[~is_split])
+    rows, cols, codes = Runs(runs.shape, runs.start[is_split], runs.stop[is_split], runs.code[is_split]).blocks()
     kept = held[cols]
-    parts = Runs.from_blocks(runs.shape, rows[kept], cols[kept], letters[kept])
+    parts = Runs.from_blocks(runs.shape, rows[kept], cols[kept], codes[kept])
     together = whole.beside(parts)
     assert together is not None, "a row is split or whole"
     return together

@@ -80,9 +80,9 @@ def _kinds(mask: SparseMask, side: tuple[int, int]) -> NDArray[np.uint8]:
     There as here a block that reaches past the tokens is not whole.
     """
     if side[0] % mask.block[0] == 0 == side[1] % mask.block[1]:
-        rows, cols, letters = mask.runs.blocks()
+        rows, cols, codes = mask.runs.blocks()
         cells = np.zeros((mask.patterns * mask.grid_shape[0], mask.grid_shape[1]), np.uint8)
-        cells[rows, cols] = np.where(letters == FULL, WHOLE, PARTIAL)
+        cells[rows, cols] = np.where(codes == FULL, WHOLE, PARTIAL)
         cells = cells.reshape(mask.patterns, *mask.grid_shape)[mask.pattern_of]
         return _coarser(cells, (side[0] // mask.block[0], side[1] // mask.block[1]))
     dense = mask.to_dense().reshape(*mask.pattern_of.shape, *mask.shape)

@@ -48,7 +48,7 @@ def create_block_mask(
         KV_LEN: keys.
         device: where the indices lie that mask_mod gets, and the tables; default the accelerator, or the CPU if there
             is none.
-        BLOCK_SIZE: tokens a block side, or (queries, keys), of the tables that the mask shows. Attention itself works
+        BLOCK_SIZE: tokens per block side, or (queries, keys), of the tables that the mask shows. Attention itself works
             on the largest blocks of 16, 32, 64, 128, 256 that divide it, or on the largest below it; the mask is
             the same.
         _compile: no effect.
@@ -63,7 +63,7 @@ def create_block_mask(
 
     Raises:
         TypeError: an argument that torch's function has not either, a mask_mod that is not callable or gives no
-            booleans, lengths or a BLOCK_SIZE that are no ints.
+            booleans, lengths or a BLOCK_SIZE that are not ints.
         ValueError: a length, block side, B or H below 1, or a mask_mod that looks at samples or heads of which B or H
             does not say how many there are.
 

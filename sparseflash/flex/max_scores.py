@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask as FlexMask
 
 from sparseflash.flex.converting import host_mask
-from sparseflash.functional.arguments import checked_scale, under_autocast
+from sparseflash.functional.arguments import checked_scale
 from sparseflash.functional.attention import Mask
+from sparseflash.functional.operands import under_autocast
 from sparseflash.patterns.block_mask import BlockMask as SparseBlockMask
 from sparseflash.patterns.tiles import tile_table, unpack
 
@@ -42,7 +43,7 @@ def max_scores(
     q, k = under_autocast(q, k)
     scale = checked_scale(scale, q.shape[-1])
     (bq, bk), (nq, nk), dtype = mask.block, mask.grid_shape, torch.promote_types(q.dtype, torch.float32)
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     words = tile_table(mask.tiles, bq, bk)
     best = torch.full((*q.shape[:2], nq, bq), -torch.inf, dtype=dtype, device=q.device)
     step = max(1, PAIRS_AT_ONCE // (bq * bk))
@@ -71,7 +72,7 @@ def max_scores(
                 elif bias is not None:
                     of_head = bias[b % bias.shape[0], h % bias.shape[1]]
                     scores = scores + of_head[at.clamp(max=of_head.shape[0] - 1), key.clamp(max=of_head.shape[1] - 1)]
-                seen = torch.from_numpy(unpack(words[letters[some]], bk)).to(q.device)
+                seen = torch.from_numpy(unpack(words[codes[some]], bk)).to(q.device)
                 largest = scores.masked_fill(~seen, -torch.inf).amax(-1)
                 best[b, h].scatter_reduce_(0, row[:, None].expand(-1, bq), largest, "amax")
     return best.flatten(2)[..., : q.shape[2]]

@@ -1,7 +1,4 @@
-"""What attention and decoding ask of their arguments, in errors that say what to write instead.
-
-The usual case passes through as few checks as there can be: a call's host time is some tens of microseconds.
-"""
+"""Checks of the arguments beside q, k and v. An error says what was expected, what came and what to write instead."""
 
 from __future__ import annotations
 
@@ -12,33 +9,16 @@ from numbers import Real
 from typing import Any, NoReturn
 
 import torch
-import torch.nn.functional as F
 
-from sparseflash.functional.transforms import PLAIN_TYPES
+from sparseflash.functional.operands import DTYPES, check_layout
 from sparseflash.patterns.described import described
 from sparseflash.patterns.parsing import parse
 from sparseflash.patterns.pattern import instead
 from sparseflash.tables.table import LookupTable
 
-MOST_TOKENS = (1 << 31) - 1024  # positions and those just past the end are int32 in kernels
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 BACKENDS = ("cpu", "triton")
-
-
-def under_autocast(*operands: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """The operands in the dtype that ``torch.autocast`` asks for, as scaled_dot_product_attention takes them.
-
-    float64 stays, and so does everything where autocast is off.
-    """
-    first = operands[0]
-    if not isinstance(first, torch.Tensor) or not torch.is_autocast_enabled(first.device.type):
-        return operands
-    dtype = torch.get_autocast_dtype(first.device.type)
-    return tuple(
-        x.to(dtype) if isinstance(x, torch.Tensor) and x.is_floating_point() and x.dtype != torch.float64 else x
-        for x in operands
-    )
-
+# Kernels hold log2(e) times the scale, log2(e) times the cap, and the scale divided by the cap in float32.
+TINY, HUGE = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
 
 parsed = lru_cache(maxsize=256)(parse)  # a text may be a mask wherever a Pattern may
 
@@ -52,34 +32,34 @@ canonical_text._dynamo_marked_constant = True  # type: ignore[attr-defined]  # a
 
 
 def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a LookupTable or None") -> NoReturn:
-    """Raise TypeError for what is no mask, with the line to write instead; ``takes`` says what is one here."""
+    """Raise TypeError for a value that is not a mask, with the line to write instead; ``takes`` lists valid masks."""
     hint = ""
     if isinstance(mask, torch.Tensor) and mask.is_floating_point():
         given = f"bias=mask{_to_four_dims(mask)}"
-        hint = f"; biases are no masks: sparseflash.attention(..., {given}) adds one to the scores"
+        hint = f"; a bias is not a mask: sparseflash.attention(..., {given}) adds one to the scores"
         if mask.dim() == 2:
-            hint += "; of one that is 0 where a query sees a key, give BlockMask.from_dense((mask == 0).cpu().numpy())"
+            hint += "; if it is 0 where a query sees a key, write BlockMask.from_dense((mask == 0).cpu().numpy())"
     elif isinstance(mask, torch.Tensor) and mask.dim() > 2:
-        hint = "; for a mask of each sample or head, patterns.per_sample(...) and patterns.per_head(...) of patterns"
+        hint = "; for a mask per sample or per head, combine patterns: patterns.per_sample(...), patterns.per_head(...)"
     elif isinstance(mask, torch.Tensor) and mask.dtype == torch.bool:
         hint = (
-            "; of a bool tensor [q_len, kv_len], true where a query sees a key, give "
-            "BlockMask.from_dense(mask.cpu().numpy()); for padding, lengths= of the modules"
+            "; for a bool tensor [q_len, kv_len], true where a query sees a key, write "
+            "BlockMask.from_dense(mask.cpu().numpy()); for padding, use lengths= of the modules"
         )
     elif isinstance(mask, torch.Tensor):
         hint = (
-            "; of one [q_len, kv_len] that is 0 where a query does not see a key, give "
+            "; if it is 0 where a query does not see a key [q_len, kv_len], write "
             "BlockMask.from_dense((mask != 0).cpu().numpy())"
         )
     elif any(base.__module__ == "torch.nn.attention.flex_attention" for base in type(mask).__mro__):
-        hint = "; of a FlexAttention block mask, give sparseflash.integrations.flex.from_flex(block_mask)"
+        hint = "; for a FlexAttention block mask, write sparseflash.integrations.flex.from_flex(block_mask)"
     elif callable(mask) and _arguments_of(mask) == 4:
         hint = (
-            "; of a FlexAttention mask_mod, give sparseflash.integrations.flex.from_flex(sparseflash.flex."
+            "; for a FlexAttention mask_mod, write sparseflash.integrations.flex.from_flex(sparseflash.flex."
             "create_block_mask(mask_mod, B, H, q_len, kv_len))"
         )
-    elif isinstance(mask, LookupTable):  # which a module does not keep
-        hint = "; a table belongs to one batch: give it to the call, module(x, mask=table)"
+    elif isinstance(mask, LookupTable):  # modules do not keep one
+        hint = "; a table belongs to one batch: pass it to the call, module(x, mask=table)"
     elif (words := instead(mask)) is not None:
         hint = f"; {words}"
     raise TypeError(f"mask must be {takes}, got {described(mask)}{hint}")
@@ -88,105 +68,6 @@ def refuse_mask(mask: Any, takes: str = "a Pattern, its text, a BlockMask, a Loo
 def _arguments_of(function: Any) -> int | None:
     code = getattr(function, "__code__", None)
     return None if code is None else int(code.co_argcount)
-
-
-def _shared_out(function: Any) -> bool:
-    """Whether a function is what torch's context_parallel puts in place of scaled_dot_product_attention."""
-    return str(getattr(function, "__module__", "")).startswith("torch.distributed.tensor.experimental")
-
-
-_SDPA = None if _shared_out(F.scaled_dot_product_attention) else F.scaled_dot_product_attention
-
-
-def check_whole() -> None:
-    """Raise inside of torch's ``context_parallel``, where each rank holds a part of what attention is about.
-
-    That context replaces ``scaled_dot_product_attention`` and nothing else, so ours would take the part for the whole.
-    """
-    if F.scaled_dot_product_attention is not _SDPA and _shared_out(F.scaled_dot_product_attention):
-        raise ValueError(
-            "inside of torch's context_parallel each rank holds a part of the tokens, and attention there would be "
-            "about that part alone: leave that context, cut q, k and v with sparseflash.distributed.Sharding, and call "
-            "sparseflash.distributed.context_parallel_attention(q, k, v, mask, mesh)"
-        )
-
-
-# What operands that passed had in common with those to come: most calls are like one before.
-_passed: set[tuple[Any, ...]] = set()
-MOST_PASSED = 4096
-
-
-def check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    """Raise TypeError or ValueError unless these are q, k and v of attention."""
-    check_whole()
-    if torch.compiler.is_compiling() or not (_is_plain(q) and _is_plain(k) and _is_plain(v)):
-        _check_operands(q, k, v)
-        return
-    # Written out: a loop takes half as long again.
-    key = (
-        *(q.dtype, q.shape, q.stride(), q.device, k.dtype, k.shape, k.stride(), k.device),
-        *(v.dtype, v.shape, v.stride(), v.device),
-    )
-    if key in _passed:
-        return
-    _check_operands(q, k, v)
-    if len(_passed) >= MOST_PASSED:
-        _passed.clear()
-    _passed.add(key)
-
-
-def _is_plain(x: Any) -> bool:
-    return type(x) in PLAIN_TYPES and x.layout is torch.strided and not x.is_nested
-
-
-def _check_operands(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if not isinstance(x, torch.Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        check_layout(name, x)
-        if x.dim() != 4:
-            raise ValueError(f"{name} must be [batch, heads, tokens, dim], got shape {tuple(x.shape)}")
-        if x.dtype not in DTYPES:
-            raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    shapes = f"got q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)}"
-    if not q.dtype == k.dtype == v.dtype:
-        raise TypeError(f"q, k and v must have one dtype, got {q.dtype}, {k.dtype}, {v.dtype}")
-    if not q.device == k.device == v.device:
-        raise ValueError(f"q, k and v must lie on one device, got {q.device}, {k.device}, {v.device}")
-    if not q.shape[0] == k.shape[0] == v.shape[0]:
-        raise ValueError(f"q, k and v must have one batch size; {shapes}")
-    if k.shape[1:3] != v.shape[1:3]:
-        raise ValueError(f"k and v must have equal heads and tokens; {shapes}")
-    if q.shape[3] != k.shape[3]:
-        raise ValueError(f"q and k must have one head dim; {shapes}")
-    if q.shape[2] > MOST_TOKENS or k.shape[2] > MOST_TOKENS:
-        raise ValueError(f"sequences have at most {MOST_TOKENS:,} tokens; {shapes}")
-    if 0 in q.shape[1:] or 0 in k.shape[1:] or 0 in v.shape[1:]:
-        raise ValueError(f"no dimension but the batch may be 0; {shapes}")
-    if q.shape[1] % k.shape[1]:
-        raise ValueError(f"query heads must be a multiple of key heads: {q.shape[1]} % {k.shape[1]} != 0; {shapes}")
-    for name, x in (("q", q), ("k", k), ("v", v)):
-        if x.stride(3) != 1 and x.shape[3] > 1:
-            raise ValueError(
-                f"the last dim of {name} must be contiguous, got strides {x.stride()}; call {name}.contiguous()"
-            )
-
-
-def check_layout(name: str, x: torch.Tensor) -> None:
-    """Raise for tensors whose numbers do not lie in one place: nested, sparse and distributed ones."""
-    if x.layout is torch.strided and not x.is_nested and type(x).__name__ != "DTensor":
-        return
-    if x.is_nested:
-        raise ValueError(
-            f"{name} is a nested tensor: pack its samples into one sequence, [1, heads, all tokens, dim], and let "
-            "patterns.documents(lengths) keep them apart; or pad them and give SparseAttention their lengths="
-        )
-    if type(x).__name__ == "DTensor":
-        raise ValueError(
-            f"{name} is a DTensor: where heads or samples are sharded, call attention on the shards, "
-            f"{name}.to_local(); where tokens are, call sparseflash.distributed.context_parallel_attention"
-        )
-    raise ValueError(f"{name} must be a dense tensor, got layout {x.layout}; {name}.to_dense() makes one")
 
 
 def checked_backend(backend: str | None, q: torch.Tensor, v: torch.Tensor) -> str:
@@ -222,28 +103,22 @@ def checked_scale(scale: float | None, dim: int) -> float:
         raise TypeError(f"scale must be a number or None, got {described(scale)}")
     if not 0 <= scale < math.inf:
         raise ValueError(f"scale must be finite and not negative, got {scale!r}; negate q instead")
-    if scale > (most := torch.finfo(torch.float32).max / 2):  # kernels hold log2(e) times the scale in float32
-        raise ValueError(f"scale must be at most {most:.3g}, for float32's sake, got {scale!r}; multiply q instead")
+    if scale > HUGE:
+        raise ValueError(f"scale must be at most {HUGE:.3g}, for float32's sake, got {scale!r}; multiply q instead")
     return float(scale)
 
 
-def checked_softcap(softcap: float | None, scale: float) -> float | None:
-    if softcap is None:
-        return None
+def checked_softcap(softcap: float, scale: float) -> float:
     if isinstance(softcap, bool) or not isinstance(softcap, Real):
         raise TypeError(f"softcap must be a number or None, got {described(softcap)}")
-    # Kernels hold log2(e) times the cap, and the scale divided by it, in float32.
-    smallest, largest = torch.finfo(torch.float32).tiny, torch.finfo(torch.float32).max / 2
-    if not (smallest <= softcap <= largest and scale <= softcap * largest):
+    if not (TINY <= softcap <= HUGE and scale <= softcap * HUGE):
         raise ValueError(
             f"softcap must be positive, and not tiny or huge for float32, got {softcap!r}; None leaves scores uncapped"
         )
     return float(softcap)
 
 
-def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
-    if slopes is None:
-        return
+def check_slopes(slopes: torch.Tensor, q: torch.Tensor) -> None:
     if not isinstance(slopes, torch.Tensor) or slopes.dtype != torch.float32:
         got = slopes.dtype if isinstance(slopes, torch.Tensor) else type(slopes).__name__
         raise TypeError(f"alibi_slopes must be a float32 tensor, got {got}")
@@ -259,9 +134,7 @@ def check_slopes(slopes: torch.Tensor | None, q: torch.Tensor) -> None:
         raise ValueError("alibi_slopes get no gradient, but require one; pass alibi_slopes.detach()")
 
 
-def check_bias(bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> None:
-    if bias is None:
-        return
+def check_bias(bias: torch.Tensor, q: torch.Tensor, k: torch.Tensor) -> None:
     if not isinstance(bias, torch.Tensor):
         raise TypeError(f"bias must be a tensor or None, got {described(bias)}")
     if bias.dtype == torch.bool:
@@ -295,26 +168,24 @@ def _to_four_dims(x: torch.Tensor) -> str:
     return f"[{', '.join(['None'] * (4 - x.dim()))}]" if x.dim() < 4 else ""
 
 
-def check_sinks(sinks: torch.Tensor | None, q: torch.Tensor) -> None:
-    if sinks is None:
-        return
+def check_sinks(sinks: torch.Tensor, q: torch.Tensor) -> None:
     if not isinstance(sinks, torch.Tensor) or sinks.dtype not in DTYPES:
         got = sinks.dtype if isinstance(sinks, torch.Tensor) else type(sinks).__name__
         raise TypeError(f"sinks must be a floating tensor, got {got}")
     check_layout("sinks", sinks)
     if sinks.shape != (q.shape[1],):
         raise ValueError(
-            f"sinks must be [{q.shape[1]}], one a query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
+            f"sinks must be [{q.shape[1]}], one per query head of q {tuple(q.shape)}, got {tuple(sinks.shape)}"
         )
     if sinks.device != q.device:
         raise ValueError(f"sinks must lie on {q.device} with q, got {sinks.device}")
 
 
-def checked_dropout(dropout_p: float) -> float:
-    if isinstance(dropout_p, bool) or not isinstance(dropout_p, Real):
-        raise TypeError(f"dropout_p must be a number, got {described(dropout_p)}")
+def checked_dropout(dropout_p: float, name: str = "dropout_p") -> float:
+    if type(dropout_p) is not float and (isinstance(dropout_p, bool) or not isinstance(dropout_p, Real)):
+        raise TypeError(f"{name} must be a number, got {described(dropout_p)}")
     if not 0 <= dropout_p < 1:
-        raise ValueError(f"dropout_p must be at least 0 and below 1, got {described(dropout_p)}")
+        raise ValueError(f"{name} must be at least 0 and below 1, got {described(dropout_p)}")
     return float(dropout_p)
 
 
@@ -333,3 +204,53 @@ def checked_seed(seed: int | torch.Tensor | None, q: torch.Tensor) -> torch.Tens
     if not -(1 << 63) <= seed < 1 << 63:
         raise ValueError(f"seed must fit in 64 bits with a sign, got {described(seed)}")
     return torch.tensor(seed, dtype=torch.int64)
+
+
+def check_size(name: str, number: int, least: int = 1) -> None:
+    """Raise unless an argument that counts something is an int of at least ``least``."""
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"{name} must be an int, got {number!r}")
+    if number < least:
+        raise ValueError(f"{name} must be at least {least}, got {number}")
+
+
+def check_counts(name: str, counts: torch.Tensor, like: torch.Tensor, owner: str) -> None:
+    """Raise unless ``counts`` has one int32 or int64 a sample, [B], and lies where ``like`` [B, ...] does."""
+    if not isinstance(counts, torch.Tensor) or counts.dtype not in (torch.int32, torch.int64):
+        got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
+        raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
+    if counts.shape != (like.shape[0],):
+        raise ValueError(f"{name} must be [{like.shape[0]}], one per sample of {owner}, got {tuple(counts.shape)}")
+    if counts.device != like.device:
+        raise ValueError(
+            f"{name} must lie on {like.device} with {owner}, got {counts.device}; {name}.to({str(like.device)!r})"
+        )
+
+
+def checked_lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """Lengths of decoding as a tensor [B] on q's device."""
+    if isinstance(lengths, torch.Tensor):
+        check_counts("lengths", lengths, q, "q")
+        return lengths
+    if isinstance(lengths, bool) or not isinstance(lengths, int):
+        raise TypeError(f"lengths must be a tensor of ints [{q.shape[0]}] or an int, got {described(lengths)}")
+    new, capacity = q.shape[2], k.shape[2]
+    if not new <= lengths <= capacity:
+        raise ValueError(
+            f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
+            f"(q {tuple(q.shape)}, k {tuple(k.shape)})"
+        )
+    return torch.full((q.shape[0],), lengths, dtype=torch.int32, device=q.device)
+
+
+def check_no_gradient(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None) -> None:
+    """Raise where decoding, which has no gradient, would have to record one."""
+    if not torch.is_grad_enabled():
+        return
+    operands = {"q": q, "k": k, "v": v, "sinks": sinks}
+    names = ", ".join(name for name, x in operands.items() if x is not None and x.requires_grad)
+    if names:
+        raise ValueError(
+            f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
+            "or train with sparseflash.attention"
+        )

@@ -10,20 +10,10 @@ import torch
 from sparseflash.functional import operators as ops
 from sparseflash.functional.arguments import (
     canonical_text,
-    check_bias,
-    check_operands,
-    check_sinks,
-    check_slopes,
-    checked_backend,
-    checked_dropout,
-    checked_scale,
-    checked_seed,
-    checked_softcap,
     parsed,
     refuse_mask,
-    under_autocast,
 )
-from sparseflash.kernels.layout import Score
+from sparseflash.functional.call import Call
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.compiling import compiled
 from sparseflash.patterns.full import full
@@ -38,14 +28,14 @@ Mask: TypeAlias = Pattern | str | BlockMask | LookupTable | None
 
 
 class AtBlock(NamedTuple):
-    """A pattern to be compiled at a block of its own, for callers inside this library."""
+    """A pattern and the block size to compile it at, for callers inside this library."""
 
     pattern: Pattern
     block: tuple[int, int]
     lengths: torch.Tensor | None = None  # int64 [B]: tokens of each sample of a padded batch
 
 
-BLOCK = (128, 128)  # that patterns are compiled at
+BLOCK = (128, 128)  # at which patterns are compiled
 
 
 @overload
@@ -86,7 +76,7 @@ def attention(
     """Attention that touches only the blocks of a mask. Differentiable in q, k, v, bias and sinks, also through lse.
 
     The probability of a key is softmax(s) over the keys that the mask allows, where s is q.k times scale, then capped,
-    then biased. Features cost nothing where they are not asked for.
+    then biased. Features that a call does not use cost nothing.
 
     Args:
         q: [B, Hq, N, D], fp16, bf16 or fp32 (fp64 on the CPU backend), contiguous last dim, any other strides.
@@ -106,17 +96,17 @@ def attention(
             and 0 where the mask has no block. -inf hides a pair as the mask does; inf and NaN spread as in q and k, and
             what lies at hidden pairs does not matter.
         sinks: floating [Hq]. One more logit for every row of a head, which takes its share of the softmax and has no
-            value (arXiv 2309.17453, as learned in gpt-oss). Compared with s after cap and bias; gets a gradient. -inf
-            is no sink.
+            value (arXiv 2309.17453; learned in gpt-oss). It competes with s after cap and bias, and gets a gradient.
+            -inf means no sink.
         dropout_p: in [0, 1). Each probability becomes 0 with this chance, the others are divided by ``1 - dropout_p``
             (rounded to 24 bits). lse is unaffected.
-        seed: of dropout: an int or an int64 tensor without dims, of 64 bits. Equal seeds give equal bits on every
-            backend and at every block size: see :func:`sparseflash.reference.dropout_mask`. None draws one at each
-            call from torch's default generator on the CPU, which ``torch.manual_seed`` fixes and
+        seed: seed of dropout, a 64-bit int or an int64 tensor without dims. Equal seeds drop the same pairs on every
+            backend and at every block size: see :func:`sparseflash.reference.dropout_mask`. None draws a seed at each
+            call from torch's default generator on the CPU, which ``torch.manual_seed`` sets and
             ``torch.utils.checkpoint`` restores. Ignored without dropout.
         return_lse: also return the log-sum-exp (natural log) of each query's scores s, without its sink.
-        deterministic: gradients that are equal bit for bit in every run. They are today whatever is asked for; True
-            keeps it so in later versions.
+        deterministic: require gradients that are equal bit for bit in every run. Today they always are; True keeps
+            this promise in later versions.
         backend: "cpu" or "triton"; None chooses by the device of q.
 
     Returns:
@@ -126,12 +116,12 @@ def attention(
 
     In ``torch.compile(fullgraph=True)`` make a Pattern outside the compiled function. With ``dynamic=True`` one graph
     serves every length: a Pattern's table is looked up when the graph runs, and a LookupTable given as an argument may
-    change from call to call, its lengths and block with it. A mask that does not fit is refused when the graph runs.
+    change from call to call, together with its lengths and block. A mask that does not fit raises when the graph runs.
 
     Raises:
-        TypeError: an argument of another kind, dtypes that differ or are not floating.
-        ValueError: shapes, heads, devices or masks that do not fit each other, numbers out of range, slopes that
-            require a gradient, an unknown backend.
+        TypeError: an argument of the wrong type, or dtypes that differ or are not floating.
+        ValueError: shapes, heads, devices or a mask that do not match, a number out of range, slopes that require a
+            gradient, or an unknown backend.
         NotImplementedError: a second derivative, or one in forward mode. docs/transforms.md lists all transforms.
 
     Example:
@@ -153,29 +143,25 @@ def attention(
         >>> bool(lse.max() <= 5 + torch.tensor(512.0).log())
         True
     """
-    q, k, v = under_autocast(q, k, v)
-    check_operands(q, k, v)
-    backend = checked_backend(backend, q, v)
-    if not isinstance(deterministic, bool):
-        raise TypeError(f"deterministic must be True or False, got {deterministic!r}")
-    scale = checked_scale(scale, q.shape[-1])
-    softcap = checked_softcap(softcap, scale)
-    check_slopes(alibi_slopes, q)
-    check_bias(bias, q, k)
-    check_sinks(sinks, q)
-    dropout_p = checked_dropout(dropout_p)
-    found, q_offset = _mask_arguments(mask, q, k)
-    seed = checked_seed(seed, q) if dropout_p else None
-    score = Score(scale, softcap, alibi_slopes, q_offset, dropout_p, seed, bias)
-    if not q.shape[0]:
-        out, lse = empty_batch(q, k, v, sinks, bias)
-    else:
-        out, lse = ops.attention(q, k, v, sinks, found, backend, deterministic, score)
+    call = Call.checked(
+        q, k, v, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, sinks=sinks,
+        dropout_p=dropout_p, seed=seed, deterministic=deterministic, backend=backend,
+    )  # fmt: skip
+    out, lse = attend(call, mask)
     return (out, lse) if return_lse else out
 
 
-def empty_batch(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, bias: torch.Tensor | None = None
+def attend(call: Call, mask: Mask | AtBlock | PackedTable) -> tuple[torch.Tensor, torch.Tensor]:
+    """Output [B, Hq, N, Dv] and lse [B, Hq, N] of a call over a mask; see :func:`attention`."""
+    q, k, v = call.q, call.k, call.v
+    found, q_offset = _mask_arguments(mask, q, k)
+    if not q.shape[0]:
+        return _empty_batch(q, k, v, call.sinks, call.bias)
+    return ops.attention(q, k, v, call.sinks, found, call.backend, call.deterministic, call.score(q_offset))
+
+
+def _empty_batch(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, sinks: torch.Tensor | None, bias: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The results for a batch of no samples: differentiable, with gradients that are empty, or 0 for sinks and bias."""
     groups = q.shape[1] // k.shape[1]

@@ -1,4 +1,4 @@
-"""Attention of a few new queries over a long cache of keys and values, and its operator."""
+"""Decoding: attention of a few new queries over a long cache of keys and values, and its operator."""
 
 from __future__ import annotations
 
@@ -10,30 +10,25 @@ import torch
 
 from sparseflash.functional import transforms
 from sparseflash.functional.arguments import (
-    check_operands,
-    check_sinks,
-    check_slopes,
-    checked_backend,
-    checked_scale,
-    checked_softcap,
+    check_no_gradient,
+    checked_lengths,
     parsed,
     refuse_mask,
-    under_autocast,
 )
 from sparseflash.functional.attention import Mask
+from sparseflash.functional.call import Call
 from sparseflash.kernels import cpu
 from sparseflash.kernels.layout import Score, Side, Tiles
 from sparseflash.patterns.block_mask import BlockMask
-from sparseflash.patterns.described import described
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
-# New queries of one call. A block row has at least as many tokens, so the new ones touch no more than two block rows.
+# At most this many new queries per call. A block row has at least as many tokens, so they touch two block rows at most.
 MOST_QUERIES = 16
-# A pattern is compiled in the lowest block rows there are: few queries of a row are asked for, all its blocks are read.
+# The smallest block rows: a call needs few queries of a row, but reads all its blocks.
 BLOCK = (16, 128)
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
@@ -112,25 +107,25 @@ def decode(
     return_lse: bool = False,
     backend: str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-    """Attention of the newest queries of each sample over its cache: the mask's rows at their positions, nothing else.
+    """Attention of the newest queries of each sample over its cache. Reads the mask's rows at their positions only.
 
     Query i of sample b stands at position ``lengths[b] - n + i``. On a GPU the keys are split over many programs and
     the parts merged by lse, as in Flash-Decoding (https://pytorch.org/blog/flash-decoding/); query heads that share a
-    key head read it together. Nothing waits for the device, and growing lengths compile nothing: the launch depends on
-    shapes alone. Inference only. :class:`sparseflash.KVCache` keeps k, v and lengths.
+    key head read it together. The host never waits for the device, and growing lengths compile nothing: the launch
+    depends on shapes alone. Inference only. :class:`sparseflash.KVCache` keeps k, v and lengths.
 
     Args:
         q: [B, Hq, n, D], the n newest queries of each sample, 1 to 16; dtypes as in :func:`sparseflash.attention`.
-        k: [B, Hkv, M, D], a cache with room for M tokens a sample, of which the first ``lengths[b]`` are there. Hq is
-            a multiple of Hkv. Contiguous last dim, any other strides.
+        k: [B, Hkv, M, D], a cache with room for M tokens per sample; the first ``lengths[b]`` are filled. Hq is a
+            multiple of Hkv. Contiguous last dim, any other strides.
         v: [B, Hkv, M, Dv].
         mask: for M queries and M keys, with the first query at position 0: a Pattern or its text (compiled once at
             block (16, 128), and cached), a BlockMask, a LookupTable whose rows list their blocks in ascending order, or
-            None for all keys that are there.
-        lengths: int32 or int64 [B] on q's device: tokens in the cache, the n new ones included. An int serves all
-            samples; inside a compiled graph give a tensor, for an int is a constant there.
+            None for all keys in the cache.
+        lengths: int32 or int64 [B] on q's device: tokens in the cache, including the n new ones. An int holds for
+            all samples; in a compiled graph give a tensor, because an int would be a constant of the graph.
         scale: factor on the scores, default ``D ** -0.5``.
-        softcap: as in :func:`sparseflash.attention`, like the two that follow.
+        softcap: see :func:`sparseflash.attention`, also for the next two.
         alibi_slopes: fp32 [Hq] or [B, Hq].
         sinks: floating [Hq].
         return_lse: also return the log-sum-exp (natural log) of each query's scores, without its sink.
@@ -138,14 +133,15 @@ def decode(
 
     Returns:
         out [B, Hq, n, Dv] in q's dtype, and with ``return_lse`` also lse [B, Hq, n] in fp32 (fp64 for fp64). Keys at
-        or past ``lengths[b]`` are never read, whatever the mask says. A query that sees nothing, or whose position is
-        not in 0 to M - 1 (an empty slot of a batch has length 0), gets 0 and -inf.
+        or past ``lengths[b]`` are never read, whatever the mask says. A query that sees no key, or whose position is
+        outside 0 to M - 1 (an empty slot of a batch has length 0), gets 0 and -inf.
 
     Raises:
-        TypeError: a dtype is not supported or not the same everywhere, lengths are no ints, scale is no number, mask
-            is none of the above.
-        ValueError: shapes, strides, devices, more than 16 queries, a mask for other lengths or another offset, an int
-            length outside n to M, an operand that requires a gradient while gradients are recorded.
+        TypeError: an unsupported dtype, dtypes that differ, lengths that are not ints, a scale that is not a number,
+            or a mask of another type.
+        ValueError: shapes, strides or devices that do not match, more than 16 queries, a mask for other lengths or
+            with another offset, an int length outside n to M, or an operand that requires a gradient while gradients
+            are recorded.
         NotImplementedError: a derivative in forward mode.
 
     Example:
@@ -153,67 +149,38 @@ def decode(
         >>> q, k, v = torch.randn(3, 2, 4, 1000, 32).unbind(0)
         >>> pattern = sf.parse("causal() & (local(100) | butterfly(unit=64))")
         >>> everything = sf.attention(q, k, v, pattern)
-        >>> lengths = torch.tensor([700, 53])  # two samples, each at its own place
-        >>> new = torch.stack([q[0, :, 697:700], q[1, :, 50:53]])  # 3 new queries a sample
+        >>> lengths = torch.tensor([700, 53])  # two samples of different lengths
+        >>> new = torch.stack([q[0, :, 697:700], q[1, :, 50:53]])  # 3 new queries per sample
         >>> out = sf.decode(new, k, v, pattern, lengths=lengths)
         >>> torch.allclose(out[0], everything[0, :, 697:700], atol=1e-5)
         True
         >>> torch.allclose(out[1], everything[1, :, 50:53], atol=1e-5)
         True
     """
-    q, k, v = under_autocast(q, k, v)
-    check_operands(q, k, v)
-    backend = checked_backend(backend, q, v)
-    scale = checked_scale(scale, q.shape[-1])
-    softcap = checked_softcap(softcap, scale)
-    check_slopes(alibi_slopes, q)
-    check_sinks(sinks, q)
+    call = Call.checked(
+        q, k, v, scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, sinks=sinks, backend=backend
+    )  # fmt: skip
+    q, k, v = call.q, call.k, call.v
     if q.shape[2] > MOST_QUERIES:
         raise ValueError(
             f"decode takes 1 to {MOST_QUERIES} new queries, got {q.shape[2]} (q {tuple(q.shape)}); "
             "sparseflash.attention takes longer stretches"
         )
-    given = {"q": q, "k": k, "v": v} | ({} if sinks is None else {"sinks": sinks})
-    if torch.is_grad_enabled() and any(x.requires_grad for x in given.values()):
-        names = ", ".join(name for name, x in given.items() if x.requires_grad)
-        raise ValueError(
-            f"decode has no gradient, but {names} would record one: call it under torch.no_grad(), "
-            "or train with sparseflash.attention"
-        )
-    lengths = _lengths(lengths, q, k)
+    check_no_gradient(q, k, v, sinks)
+    lengths = checked_lengths(lengths, q, k)
     table = _table(mask, q, k)
-    if not q.shape[0]:  # mask and lengths have been looked at
+    if not q.shape[0]:  # mask and lengths have been checked
         out, lse = _decode_fake(q, k, v)
         return (out, lse) if return_lse else out
     out, lse = torch.ops.sparseflash.decode(
         *(q, k, v, sinks, lengths, table.rows.tensors(), table.tiles.tensors(), table.pattern_of, *table.block),
-        *(backend, scale, softcap, alibi_slopes),
+        *(call.backend, call.scale, call.softcap, alibi_slopes),
     )
     return (out, lse) if return_lse else out
 
 
-def _lengths(lengths: torch.Tensor | int, q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
-    B, new, capacity = q.shape[0], q.shape[2], k.shape[2]
-    if isinstance(lengths, torch.Tensor):
-        if lengths.dtype not in (torch.int32, torch.int64):
-            raise TypeError(f"lengths must be int32 or int64, got {lengths.dtype}")
-        if lengths.shape != (B,):
-            raise ValueError(f"lengths must be [{B}], one a sample of q {tuple(q.shape)}, got {tuple(lengths.shape)}")
-        if lengths.device != q.device:
-            raise ValueError(f"lengths must lie on {q.device} with q, got {lengths.device}; lengths.to(q.device) once")
-        return lengths
-    if isinstance(lengths, bool) or not isinstance(lengths, int):
-        raise TypeError(f"lengths must be a tensor of ints [{B}] or an int, got {described(lengths)}")
-    if not new <= lengths <= capacity:
-        raise ValueError(
-            f"lengths counts the {new} new tokens and fits the cache: {new} to {capacity}, got {lengths} "
-            f"(q {tuple(q.shape)}, k {tuple(k.shape)})"
-        )
-    return torch.full((B,), lengths, dtype=torch.int32, device=q.device)
-
-
 def _table(mask: Mask, q: torch.Tensor, k: torch.Tensor) -> LookupTable:
-    capacity = range(k.shape[2]).stop  # torch.compile may hold it as a symbol; range() makes it decide on a number
+    capacity = range(k.shape[2]).stop  # may be a symbol of torch.compile, and range() makes it a number
     if mask is None:
         mask = full()
     if isinstance(mask, LookupTable):

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, for decoding."""
+"""The cache of keys and values for decoding."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from typing import Literal, overload
 
 import torch
 
-from sparseflash.functional.arguments import DTYPES
+from sparseflash.functional.arguments import check_counts, check_size
 from sparseflash.functional.attention import Mask
 from sparseflash.functional.decode import decode
+from sparseflash.functional.operands import DTYPES
 from sparseflash.patterns.described import described
 
 
@@ -17,26 +18,26 @@ class KVCache:
     """Keys, values and lengths of a batch of growing sequences, in memory that is allocated once.
 
     ``k`` [B, Hkv, capacity, D] and ``v`` [B, Hkv, capacity, Dv] are views of that memory, ``lengths`` int32 [B] counts
-    the tokens of each sample; all three serve :func:`sparseflash.decode`. Nothing waits for a GPU, and no step of a
-    growing sequence compiles anything. The capacity is fixed: for more, make a cache of a larger capacity and append
-    to it the tokens of this one, ``k[:, :, :n]`` and ``v[:, :, :n]``.
+    the tokens of each sample; :func:`sparseflash.decode` takes all three. The host never waits for a GPU, and a growing
+    sequence compiles nothing. The capacity is fixed. For more room, make a cache of larger capacity and append the
+    tokens of this one, ``k[:, :, :n]`` and ``v[:, :, :n]``.
 
-    Overflow: an ``append`` that the host can see not to fit raises. The host sees lengths that lie on the CPU, and on a
-    GPU those that did not depend on tensors given to ``append`` or ``rewind``; inside a compiled graph it sees nothing.
-    What it cannot see is dropped token by token: nothing outside the cache is written, ``lengths`` goes on counting,
-    and queries past the capacity get 0 and -inf from ``attend``, so that an overflow can be told afterwards.
+    Overflow: ``append`` raises if the host knows that the tokens do not fit. The host knows lengths on the CPU, and
+    lengths on a GPU that did not depend on tensors given to ``append`` or ``rewind``; in a compiled graph it knows
+    none. Otherwise the tokens that do not fit are dropped: nothing is written outside the cache, ``lengths`` keeps
+    counting, and queries past the capacity get 0 and -inf from ``attend``, so that an overflow can be detected later.
 
     Args:
-        batch: samples B.
-        kv_heads: key heads Hkv.
-        capacity: tokens a sample.
-        head_dim: D of keys.
-        value_dim: Dv of values; default D.
+        batch: number of samples B.
+        kv_heads: number of key heads Hkv.
+        capacity: tokens per sample.
+        head_dim: D, the size of a key.
+        value_dim: Dv, the size of a value; default D.
         dtype: of keys and values.
-        device: where they lie.
+        device: of keys, values and lengths.
 
     Raises:
-        TypeError: a size is no int, or the dtype is not one that attention takes.
+        TypeError: a size is not an int, or attention does not take this dtype.
         ValueError: a size below 1.
 
     Example:
@@ -67,19 +68,16 @@ class KVCache:
         value_dim = head_dim if value_dim is None else value_dim
         sizes = {"batch": batch, "kv_heads": kv_heads, "capacity": capacity, "head_dim": head_dim}
         for name, size in (sizes | {"value_dim": value_dim}).items():
-            if isinstance(size, bool) or not isinstance(size, int):
-                raise TypeError(f"{name} must be an int, got {size!r}")
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+            check_size(name, size)
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be float16, bfloat16, float32 or float64, got {dtype}")
         self.capacity = capacity
-        with torch.inference_mode(False):  # made while evaluating, it serves outside of inference mode too
-            # One slot more than the capacity: tokens to be dropped are written there.
+        with torch.inference_mode(False):  # usable outside of inference mode even if it is made inside
+            # One slot more than the capacity: dropped tokens are written there.
             self._k = torch.zeros((batch, kv_heads, capacity + 1, head_dim), dtype=dtype, device=device)
             self._v = torch.zeros((batch, kv_heads, capacity + 1, value_dim), dtype=dtype, device=device)
             self.lengths = torch.zeros(batch, dtype=torch.int32, device=device)
-        self._at_least = 0  # tokens that each sample is known to have without asking the device
+        self._at_least = 0  # a lower bound of the lengths, known without asking the device
 
     @property
     def k(self) -> torch.Tensor:
@@ -92,19 +90,18 @@ class KVCache:
         return self._v[:, :, : self.capacity]
 
     def append(self, k_new: torch.Tensor, v_new: torch.Tensor, counts: torch.Tensor | None = None) -> None:
-        """Write the next n tokens of each sample behind those it has.
+        """Append the next n tokens of each sample.
 
         Args:
             k_new: [B, Hkv, n, D], any n, in the cache's dtype and on its device. Gradients are not recorded.
             v_new: [B, Hkv, n, Dv].
-            counts: int32 or int64 [B], from 0 to n: only the first that many tokens of a sample are meant, the rest is
-                padding (prompts of unequal lengths). Default all n.
+            counts: int32 or int64 [B], 0 to n: append only this many tokens of a sample; the rest is padding, as in
+                prompts of unequal lengths. Default: all n.
 
         Raises:
-            TypeError: another dtype, or counts that are no ints.
-            ValueError: another shape or device, no room that the host knows of, or counts that are not in 0 to n.
-                Counts on a GPU and in compiled graphs are not looked at but brought into that range, unless
-                ``SPARSEFLASH_DEBUG=1``.
+            TypeError: another dtype, or counts that are not ints.
+            ValueError: another shape or device, an overflow that the host knows of, or counts outside 0 to n. Counts
+                on a GPU and in compiled graphs are clamped instead, unless ``SPARSEFLASH_DEBUG=1``.
         """
         self._check_new(k_new, v_new, counts)
         n = k_new.shape[2]
@@ -123,20 +120,19 @@ class KVCache:
         self.lengths += n if counts is None else counts
 
     def rewind(self, tokens: int | torch.Tensor) -> None:
-        """Forget the newest tokens of each sample: those a draft model proposed and the large one refused.
+        """Remove the newest tokens of each sample, for example those of a draft model that the large model rejected.
 
         Args:
-            tokens: how many, an int for all samples or int32 or int64 [B] on the cache's device; not negative, and no
-                more than a sample has.
+            tokens: how many to remove: an int for all samples, or int32 or int64 [B] on the cache's device. At least
+                0, and at most the length of a sample.
 
         Raises:
-            TypeError: tokens are no ints.
+            TypeError: tokens are not ints.
             ValueError: a tensor of another shape or device, a negative number, or more tokens than a sample has.
-                Numbers on a GPU and in compiled graphs are not looked at but brought into that range, unless
-                ``SPARSEFLASH_DEBUG=1``.
+                Numbers on a GPU and in compiled graphs are clamped instead, unless ``SPARSEFLASH_DEBUG=1``.
         """
         if isinstance(tokens, torch.Tensor):
-            self._check_counts("tokens", tokens)
+            check_counts("tokens", tokens, self.lengths, "the cache")
         elif isinstance(tokens, bool) or not isinstance(tokens, int):
             raise TypeError(f"tokens must be an int or a tensor of ints [{len(self.lengths)}], got {described(tokens)}")
         elif tokens < 0:
@@ -146,7 +142,7 @@ class KVCache:
             self._at_least = 0 if isinstance(tokens, torch.Tensor) else max(0, self._at_least - tokens)
 
     def reset(self) -> None:
-        """Forget all tokens. The memory stays."""
+        """Remove all tokens. The memory stays allocated."""
         self.lengths.zero_()
         if not torch.compiler.is_compiling():
             self._at_least = 0
@@ -176,13 +172,13 @@ class KVCache:
         return_lse: bool = False,
         backend: str | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Attention of the newest n tokens, which have been appended, over all tokens: see :func:`sparseflash.decode`.
+        """Attention of the newest n tokens, already appended, over all tokens: see :func:`sparseflash.decode`.
 
         Args:
             q: [B, Hq, n, D], 1 to 16 queries.
             mask: for ``capacity`` queries and keys.
             scale: factor on the scores, default ``D ** -0.5``.
-            softcap: like the two that follow.
+            softcap: see :func:`sparseflash.attention`, also for the next two.
             alibi_slopes: fp32 [Hq] or [B, Hq].
             sinks: floating [Hq].
             return_lse: also return the log-sum-exp.
@@ -222,19 +218,10 @@ class KVCache:
                 f"k_new and v_new must have equally many tokens, got {tuple(k_new.shape)} and {tuple(v_new.shape)}"
             )
         if counts is not None:
-            self._check_counts("counts", counts)
-
-    def _check_counts(self, name: str, counts: torch.Tensor) -> None:
-        if not isinstance(counts, torch.Tensor) or counts.dtype not in (torch.int32, torch.int64):
-            got = counts.dtype if isinstance(counts, torch.Tensor) else type(counts).__name__
-            raise TypeError(f"{name} must be a tensor of int32 or int64, got {got}")
-        if counts.shape != self.lengths.shape:
-            raise ValueError(f"{name} must be [{len(self.lengths)}], one a sample, got {tuple(counts.shape)}")
-        if counts.device != self.lengths.device:
-            raise ValueError(f"{name} must lie on {self.lengths.device} with the cache, got {counts.device}")
+            check_counts("counts", counts, self.lengths, "the cache")
 
     def _within(self, name: str, numbers: torch.Tensor, most: int | torch.Tensor) -> torch.Tensor:
-        """Numbers in 0 to ``most``: an error for others where the host sees them, else those nearest to them."""
+        """Numbers within 0 to ``most``: raises for others if the host can read them, and clamps them otherwise."""
         looked_at = numbers.device.type == "cpu" or os.environ.get("SPARSEFLASH_DEBUG") == "1"
         if looked_at and not torch.compiler.is_compiling():
             outside = (numbers < 0) | (numbers > most)
@@ -246,14 +233,14 @@ class KVCache:
         return numbers.clamp(min=0).clamp(max=most)
 
     def _check_room(self, n: int, counts: torch.Tensor | None) -> None:
-        """Raise where more tokens are known to come than fit, and note how many each sample is now known to have."""
+        """Raise if the tokens are known not to fit, and update the lower bound of the lengths."""
         if self.lengths.device.type == "cpu":
             longest = int((self.lengths + (n if counts is None else counts)).max())
         else:
             longest = self._at_least + (n if counts is None else 0)
         if longest > self.capacity:
             raise ValueError(
-                f"the cache has room for {self.capacity} tokens a sample, and {longest} would be there after this "
+                f"the cache has room for {self.capacity} tokens per sample, and {longest} would be there after this "
                 f"append; make one to hold them, KVCache(..., capacity={2 * longest}), and append this one's tokens"
             )
         self._at_least += n if counts is None else 0

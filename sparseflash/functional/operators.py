@@ -4,8 +4,8 @@ A table travels as a list of tensors, a score in the order of :class:`Score`, it
 gradient, so that compiled graphs take masks, seeds and offsets as run-time arguments. A graph may instead name a
 pattern, whose table is looked up when it runs.
 
-A plain call, which nothing traces, transforms or watches, goes to the backend without the dispatcher: taking some
-thirty arguments apart and together again, twice, costs more than all else that the host does.
+A plain call, which nothing traces, transforms or profiles, bypasses the dispatcher: flattening and rebuilding some
+thirty arguments, twice, would be more than half of the host time.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Tensors = Sequence[torch.Tensor]
 
 
 class MaskArguments(NamedTuple):
-    """How a mask travels: as the tensors of its table, as the buffer that holds them all, or as a pattern's name."""
+    """A mask as operator arguments: the tensors of its table, one packed buffer, or the name of a pattern."""
 
-    # Rows, columns, tiles, pattern_of; or the buffer, or it and its layout; of a named pattern None, or the lengths of
-    # a padded batch.
+    # Rows, columns, tiles, pattern_of; or the buffer, with or without its layout. For a named pattern: None, or the
+    # lengths of a padded batch.
     table: Tensors | None
-    layout: Sequence[int]  # the block; of the buffer, its layout unless that is a tensor
+    layout: Sequence[int]  # the block size; for a buffer its layout, unless this is a tensor
     pattern: str = ""
 
     @classmethod
@@ -49,17 +49,17 @@ class MaskArguments(NamedTuple):
 
     @classmethod
     def packed(cls, table: LookupTable) -> MaskArguments:
-        """For compiled graphs: they depend on nothing of the table, which is checked when they run."""
+        """For compiled graphs, which then depend on no property of the table. It is checked when they run."""
         return cls.of(table) if table.buffer is None else cls([table.buffer], table.layout)
 
     @classmethod
     def named(cls, pattern: Pattern, block: tuple[int, int], lengths: torch.Tensor | None = None) -> MaskArguments:
-        """For compiled graphs: the table is looked up when they run, for the lengths that come."""
+        """For compiled graphs, which look the table up when they run, for the lengths of their inputs."""
         return cls(None if lengths is None else [lengths], block, constant(pattern, name_of))
 
 
 class _Operands(NamedTuple):
-    """What the kernels take of a table, by the names that it has there."""
+    """The tensors of a table that kernels take, by their names in :class:`LookupTable`."""
 
     rows: Side
     columns: Side
@@ -104,7 +104,7 @@ def _forward(
 
 
 def _as_decided() -> AbstractContextManager[object]:
-    """On the CPU autocast would change the operands' dtypes, which have been decided."""
+    """A context without CPU autocast, which would change the dtypes of the operands again."""
     return torch.autocast("cpu", enabled=False) if torch.is_autocast_enabled("cpu") else _NOTHING
 
 
@@ -277,7 +277,7 @@ class _Plain(torch.autograd.Function):
 
     @classmethod
     def apply(cls, *arguments: Any) -> Any:
-        # That of Function itself looks for transforms, of which a plain call has none.
+        # Skips the search for transforms in Function.apply; a plain call has none.
         return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
     @staticmethod
@@ -311,7 +311,7 @@ class _Plain(torch.autograd.Function):
                 dbias, wants_bias = biases.of_queries(bias, dout, dlse, out, lse, sinks), False
             if sinks is not None:
                 dout, dsinks = sink_logits.fold(dout, out, lse, sinks)
-        # A gradient that is recorded itself is for the operator, which refuses to be differentiated.
+        # If the gradient itself is recorded, the operator refuses the second derivative.
         if torch.is_grad_enabled() or not transforms.plain(q, dout, dlse):
             given = dout, dlse, q, k, v, out, lse, score.bias, *MaskArguments.of(table), backend
             dq, dk, dv = torch.ops.sparseflash.attention_backward(*given, deterministic, *score[:-1])
@@ -337,7 +337,7 @@ def attention(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Output and lse of attention; differentiable in q, k, v, sinks and bias. Nothing is checked here.
 
-    Where the mask is packed or named, its own ``q_offset`` stands in for that of the score.
+    If the mask is packed or named, its own ``q_offset`` replaces that of the score.
     """
     if isinstance(mask, LookupTable):
         bias = score.bias

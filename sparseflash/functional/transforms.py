@@ -1,11 +1,11 @@
-"""Registration of operators, and what each transform of torch makes of them: the same for every operator.
+"""Registration of operators, and their behaviour under the transforms of torch, equal for every operator.
 
 - Reverse mode (``backward``, ``torch.func.grad``, ``vjp``, ``jacrev``): the operator's own first derivative, if it has
-  one. What it has not is refused, second derivatives among it.
+  one. Other derivatives, including second ones, are refused.
 - Forward mode (``torch.func.jvp``, ``jacfwd``, ``linearize``, ``hessian``, dual tensors): refused.
-- ``torch.func.vmap``: a call for each slice.
+- ``torch.func.vmap``: one call per slice.
 
-docs/transforms.md says it for users; tests/test_transforms.py holds every operator of the namespace to it.
+docs/transforms.md describes this for users; tests/test_transforms.py tests it for every operator of the namespace.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def register(
     """Define an operator of CPUs and GPUs.
 
     Args:
-        library: a fragment of the namespace, which has to live as long as the operator.
+        library: a fragment of the namespace, which must live as long as the operator.
         schema: the operator's name, arguments and results.
         function: computes the results.
-        fake: their shapes and dtypes.
-        kernel: what autograd gets, from :func:`differentiable`, :func:`derived` or :func:`constant`.
+        fake: returns empty results of the right shapes and dtypes.
+        kernel: the autograd kernel, from :func:`differentiable`, :func:`derived` or :func:`constant`.
         tags: as ``torch.library.define`` takes them.
     """
     library.define(schema, tags=tuple(tags))
@@ -58,29 +58,29 @@ def register(
 def differentiable(name: str, count: int, save: Save, backward: Backward) -> Callable[..., Any]:
     """The kernel of an operator with a first derivative with respect to its leading arguments.
 
-    What `torch.library.register_autograd` would make takes the table's list apart and rebuilds it at every call, which
-    was half of the host's time in a forward pass (benchmarks/ledger.md), and is refused by `torch.func.grad`.
+    The kernel of `torch.library.register_autograd` flattens and rebuilds the table's list at every call, which was half
+    of the host time of a forward pass (benchmarks/ledger.md), and `torch.func.grad` refuses it.
 
     Args:
-        name: of the operator.
-        count: arguments that have a derivative, tensors or None. No other argument may require one.
-        save: is given ctx, all arguments and the results, and keeps in ctx what backward needs.
-        backward: is given ctx and a cotangent (or None) for each result; returns gradients of the leading arguments.
+        name: name of the operator.
+        count: number of leading arguments with a derivative, tensors or None. No other argument may require one.
+        save: called with ctx, all arguments and the results; stores in ctx whatever backward needs.
+        backward: called with ctx and a cotangent (or None) for each result; returns gradients of the leading arguments.
     """
 
     class Recorded(torch.autograd.Function):
-        """Of one level of torch.func's transforms, or of none. The dispatcher, which calls the kernel, walks them."""
+        """The operator at one level of torch.func's transforms, or at none. The dispatcher walks the levels."""
 
         @classmethod
         def apply(cls, *arguments: Any) -> Any:
-            # That of Function itself would walk the levels again.
+            # Function.apply would walk the levels again.
             return super(torch.autograd.Function, cls).apply(*arguments)  # type: ignore[misc]
 
         @staticmethod
         def forward(*arguments: Any) -> Any:
             if not torch._C._are_functorch_transforms_active():
                 return _below_autograd(name, *arguments[:-1], *arguments[-1])
-            # An autograd.Function turns gradients off within; the levels below have theirs to record.
+            # An autograd.Function turns gradients off inside; the levels below must record theirs.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
                 return _below_autograd(name, *arguments[:-1], *arguments[-1])
 
@@ -113,7 +113,7 @@ def differentiable(name: str, count: int, save: Save, backward: Backward) -> Cal
 
 
 def derived(name: str, count: int) -> Callable[..., Any]:
-    """The kernel of an operator that computes a derivative, which has none itself: asking for it is refused."""
+    """The kernel of an operator that computes a derivative and refuses to be differentiated itself."""
 
     def save(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
         pass
@@ -140,13 +140,13 @@ def constant(name: str) -> Callable[..., Any]:
 
 
 def _below_autograd(name: str, *arguments: Any) -> Any:
-    """The operator without its gradient, wherever the dispatcher goes next: a backend, a fake, a tracer."""
+    """The operator below autograd: the dispatcher continues with a backend, a fake or a tracer."""
     with torch._C._AutoDispatchBelowAutograd():
         return getattr(torch.ops.sparseflash, name)(*arguments)
 
 
 def refuse_all(what: str, *tensors: Any) -> None:
-    """For what is more than operators: NotImplementedError within torch.func, and where a tensor carries a tangent."""
+    """Raise NotImplementedError in torch.func or for tensors with a tangent. For functions of several operators."""
     if torch._C._are_functorch_transforms_active():
         raise NotImplementedError(
             f"{what} takes no transform of torch.func (grad, vjp, jvp, vmap): take gradients by loss.backward() or "
@@ -164,7 +164,7 @@ def _refuse_tangents(what: str, arguments: Sequence[Any]) -> None:
 
 
 def _refuse_gradients(name: str, arguments: Sequence[Any]) -> None:
-    """Refuse arguments that require a derivative they have not. Only a kernel sees what an outer level requires."""
+    """Refuse arguments without a derivative that require one. Only a kernel sees the requirements of an outer level."""
     if torch.is_grad_enabled() and any(x.requires_grad for x in _floats(arguments)):
         raise NotImplementedError(
             f"{name} has no derivative with respect to an argument that requires one: detach it, call it under "
@@ -180,10 +180,10 @@ PLAIN_TYPES = torch.Tensor, torch.nn.Parameter
 
 
 def plain(*tensors: torch.Tensor | None) -> bool:
-    """Whether a call of these tensors is seen by nobody who would want to see the operator.
+    """Whether nothing observes the call of an operator with these tensors.
 
-    Not where a compiler or torch.jit traces, torch.func transforms, a mode or a tensor's own class takes calls, a
-    tangent may travel along, or a profiler counts.
+    False if a compiler or torch.jit traces, torch.func transforms, a mode or a tensor's own class intercepts calls, a
+    tensor may have a tangent, or a profiler runs.
     """
     if (
         torch.compiler.is_compiling()
@@ -196,7 +196,7 @@ def plain(*tensors: torch.Tensor | None) -> bool:
     ):
         return False
     for x in tensors:
-        # Of a negated view, and of what a transform of torch.func left behind, the dispatcher hands over the values.
+        # The dispatcher resolves negated views, and tensors that a transform of torch.func left behind.
         if x is not None and (type(x) not in PLAIN_TYPES or x.is_neg() or x._is_zerotensor() or _of_a_transform(x)):
             return False
     return True
@@ -206,7 +206,7 @@ _of_a_transform = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def _slices_of(name: str) -> Callable[..., Any]:
-    """The operator over a mapped dim: a call for each slice, whatever is mapped, be it a table."""
+    """The operator over a mapped dim: one call per slice. Any argument may be mapped, even a table."""
 
     def mapped(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, int]:
         if not info.batch_size:

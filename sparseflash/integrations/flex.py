@@ -86,13 +86,13 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
         counted = replace(grid, q_offset=0)
         return _moved(_rounded(block_mask, blocks, (samples, heads), theirs, counted), q_offset)
     shape = (samples * heads * grid.rows, grid.cols)
-    letters, tile_set = _evaluated(block_mask, blocks[0], heads, grid)
+    codes, tile_set = _evaluated(block_mask, blocks[0], heads, grid)
     linear = np.concatenate(blocks)
-    letters = np.concatenate([letters, np.full(linear.size - letters.size, FULL, np.int32)])
+    codes = np.concatenate([codes, np.full(linear.size - codes.size, FULL, np.int32)])
     order = np.argsort(linear, kind="stable")
-    linear, letters = linear[order], letters[order]
+    linear, codes = linear[order], codes[order]
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
-    mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, letters), tile_set.tiles(), pattern_of)
+    mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, codes), tile_set.tiles(), pattern_of)
     return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends reach past the tokens
 
 
@@ -147,7 +147,7 @@ def _refuse_twice(linear: Ints, heads: int, grid: Grid) -> None:
 
 
 def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], theirs: Grid, grid: Grid) -> BlockMask:
-    """The mask on blocks that are no parts of theirs: every pair is asked about, whether its block is listed too."""
+    """The mask on blocks that do not divide theirs: evaluates every pair, and whether its block is listed."""
     device = block_mask.kv_indices.device
     samples, heads = asked
     listed = np.zeros((2, samples * heads * theirs.rows * theirs.cols), bool)
@@ -208,7 +208,7 @@ def _place(linear: int, heads: int, grid: Grid) -> str:
 
 
 def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], TileSet]:
-    """Letters of blocks, by asking mask_mod about each of their tokens. Tokens past the lengths answer as the last one.
+    """Codes of blocks, by asking mask_mod about each of their tokens. Tokens past the lengths answer as the last one.
 
     A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as FlexAttention does.
     """
@@ -222,7 +222,7 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
     k = col[:, None] * grid.bk + np.arange(grid.bk)
     questions = (p // heads, p % heads, np.minimum(q, grid.q_len - 1), np.minimum(k, grid.kv_len - 1))
     tile_set = TileSet(grid.bq, grid.bk)
-    letters = np.full(linear.size, EMPTY, np.int32)
+    codes = np.full(linear.size, EMPTY, np.int32)
     step = max(1, PAIRS_AT_ONCE // (grid.bq * grid.bk))
     for start in range(0, linear.size, step):
         some = slice(start, start + step)
@@ -230,8 +230,8 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
             answer = ask(*(torch.from_numpy(x[some]).to(device) for x in questions))
         if answer.dtype != torch.bool:
             raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
-        letters[some] = tile_set.letters(pack(answer.cpu().numpy()))
-    return letters, tile_set
+        codes[some] = tile_set.codes(pack(answer.cpu().numpy()))
+    return codes, tile_set
 
 
 def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
@@ -246,7 +246,7 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
         device: where the queries will lie.
 
     Raises:
-        TypeError: mask is no block mask.
+        TypeError: mask is not a block mask.
         ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
             would not hold in less than 10 GB. Use larger blocks.
 
@@ -277,24 +277,24 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
     rows, cols, values = mask.runs.blocks()
     dense = np.zeros((mask.patterns * nq, nk), np.int32)
     dense[rows, cols] = values
-    letters = tensor(dense.reshape(mask.patterns, nq, nk), device)
+    codes = tensor(dense.reshape(mask.patterns, nq, nk), device)
     pattern_of = tensor(mask.pattern_of, device)
     bits = tensor(tile_table(mask.tiles, bq, bk).view(np.int32), device)
 
     if device.type == "cpu":
         # Compiled for a second mask, with another number of tiles, these sizes would become symbols, and Inductor's C++
         # for FlexAttention does not compile when it gathers from them (torch 2.13).
-        for table in (letters, pattern_of, bits):
+        for table in (codes, pattern_of, bits):
             torch._dynamo.mark_static(table)
 
     def mask_mod(b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
         # Only where they differ: whoever reads the mask_mod sees whether samples and heads do.
         pattern = pattern_of[b % samples if samples > 1 else 0, h % heads if heads > 1 else 0]
-        letter = letters[pattern, q_idx // bq, kv_idx // bk]
+        code = codes[pattern, q_idx // bq, kv_idx // bk]
         key = kv_idx % bk
-        return (bits[letter, q_idx % bq, key // 32] >> (key % 32)) & 1 == 1
+        return (bits[code, q_idx % bq, key // 32] >> (key % 32)) & 1 == 1
 
-    partial, full = (_ordered(chosen, pattern_of) for chosen in (letters >= FIRST_TILE, letters == FULL))
+    partial, full = (_ordered(chosen, pattern_of) for chosen in (codes >= FIRST_TILE, codes == FULL))
     return FlexMask.from_kv_blocks(*partial, *full, BLOCK_SIZE=(bq, bk), mask_mod=mask_mod, seq_lengths=mask.shape)
 
 

@@ -1,6 +1,6 @@
 """Masks of numbers that queries and keys have, as patterns for one length: what recognised ``mask_mod`` are made of.
 
-Queries count from 0. They are no patterns for users: they hold an array for given lengths, and compare by identity.
+Queries count from 0. They are internal: they hold an array for given lengths, and compare by identity.
 """
 
 from __future__ import annotations

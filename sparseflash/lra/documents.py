@@ -47,7 +47,7 @@ class Reviews:
         self._files: list[tuple[Path, int]] = []
         for answer, name in enumerate(ANSWERS):
             if not (folder / name).is_dir():
-                raise FileNotFoundError(f"{folder} is no part of aclImdb: it has no folder {name}")
+                raise FileNotFoundError(f"{folder} is not part of aclImdb: it has no folder {name}")
             if inside is not None:
                 check_inside(folder / name, inside)
             files = list(islice((folder / name).glob("*.txt"), MOST_REVIEWS + 1))

@@ -63,7 +63,7 @@ class ListOpsFile:
         try:
             tree = np.array([_TOKEN_ID[symbol] for symbol in symbols], np.uint8)
         except KeyError as error:
-            raise ValueError(f"{self._lines.where(index)}: {error} is no symbol of ListOps") from None
+            raise ValueError(f"{self._lines.where(index)}: {error} is not a symbol of ListOps") from None
         opened, closed = source.count(b"["), source.count(b"]")
         if not symbols or opened != closed:
             raise ValueError(f"{self._lines.where(index)}: no whole tree: {opened} operators, {closed} brackets")

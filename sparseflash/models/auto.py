@@ -1,4 +1,4 @@
-"""The two kinds of model, told apart by their configs."""
+"""Configs and models of both kinds, by the fields of the config."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,7 +27,7 @@ def pixel_config(config: ModelConfig, otherwise: str) -> PixelTransformerConfig:
     """The config of a model over pixels.
 
     Raises:
-        ValueError: with the message ``otherwise``, of a model over symbols.
+        ValueError: a model over symbols; the message is ``otherwise``.
     """
     if not isinstance(config, PixelTransformerConfig):
         raise ValueError(otherwise)
@@ -35,7 +35,7 @@ def pixel_config(config: ModelConfig, otherwise: str) -> PixelTransformerConfig:
 
 
 def config_from(fields: Mapping[str, Any]) -> ModelConfig:
-    """The config with these fields: of a sequence transformer if it says how many symbols there are.
+    """The config with these fields: of a sequence transformer if it has a number of symbols.
 
     Raises:
         ValueError: fields that are missing, unknown or out of range.
@@ -53,11 +53,11 @@ def from_pretrained(folder: str | Path, device: str | torch.device = "cpu") -> M
 
     Raises:
         FileNotFoundError: the folder or one of its two files is not there.
-        ValueError: a file that is corrupt, or weights that are not of its config.
+        ValueError: a corrupt file, or weights that do not match the config.
     """
     text, weights = load_model(Path(folder))
     try:
         config = config_from(parse_json(text))
     except ValueError as error:
-        raise ValueError(f"{Path(folder) / CONFIG} is no model config: {shown_lines(error)}") from None
+        raise ValueError(f"{Path(folder) / CONFIG} is not a model config: {shown_lines(error)}") from None
     return loaded(lambda: build(config), weights, Path(folder)).to(device)

@@ -1,7 +1,7 @@
-"""What a pixel transformer is made of, as data: round-trips through JSON, with the pattern expressions in it.
+"""The config of a pixel transformer, as data that round-trips through JSON, including the patterns.
 
-A config names no image size. Patterns of images do (``neighborhood((64, 64), 12)``), so a pattern's text may hold
-``{shape}`` and ``{order}``, which the model fills in for the images it is given.
+A config is independent of image size. Image patterns are not (``neighborhood((64, 64), 12)``), so the text of a pattern
+may contain ``{shape}`` and ``{order}``, which the model replaces for its images.
 """
 
 import dataclasses
@@ -22,23 +22,22 @@ TOKENS = ("all", "lit_tiles", "lit_pixels")
 
 @dataclasses.dataclass(frozen=True)
 class PixelTransformerConfig(JsonConfig):
-    """The shape of a `PixelTransformer`. It names no image size: positions are relative, patterns are size-free.
+    """The shape of a `PixelTransformer`, independent of image size: positions are relative, patterns have no size.
 
     Attributes:
         pattern: the text of the attention pattern: one for all layers, or one per layer.
-        unit: what the positions of a pattern count: ``"pixel"``, or ``"tile"`` where whole tiles see each other.
+        unit: unit of the positions of a pattern: ``"pixel"``, or ``"tile"`` if whole tiles see each other.
             ``{shape}`` in a pattern is the image's (height, width) in this unit.
         tokens: ``"all"`` pixels, or content-based attention through tables that are built from the images:
-            ``"lit_tiles"``, the pixels of tiles with a lit pixel, where the pattern says which of these tiles see
-            each other; or ``"lit_pixels"``, lit pixels only, which see each other as the pattern says: a
-            ``neighborhood`` or ``full()``.
+            ``"lit_tiles"``, the pixels of tiles with a lit pixel, with a pattern between tiles; or ``"lit_pixels"``,
+            lit pixels only, with a ``neighborhood`` or ``full()`` as the pattern.
         block: (BQ, BK) at which patterns over all pixels are compiled; with lit tiles a block is a tile.
         order: the order in which pixels become tokens, see `sparseflash.ordering.token_order`; ``"tile"`` keeps the
             pixels of a tile together.
         tile: height and width of a tile in pixels.
         width: size of the residual stream.
-        heads: attention heads; the head dim ``width / heads`` must be a multiple of 4 (two axes, pairs of numbers).
-        layers: how many layers.
+        heads: attention heads; the head dim ``width / heads`` must be a multiple of 4 (two axes, pairs of entries).
+        layers: number of layers.
         tied: all layers share one set of weights.
         mlp_width: hidden size of the MLP.
         classes: outputs of the classification head.
@@ -49,7 +48,7 @@ class PixelTransformerConfig(JsonConfig):
         readout_reach: the readout is the mean over lit pixels. With r > 0 it is the mean over lit pixels whose whole
             square of side 2 r + 1 is lit: on Pathfinder images the insides of the two discs, since dashes are thinner.
         key_gate: every layer learns a number for each grey value and head that is added to the scores of a key, see
-            `sparseflash.models.key_gate`; 0 at first.
+            `sparseflash.models.key_gate`; initially 0.
 
     Raises:
         ValueError: a field out of range, or a pattern that does not parse.
@@ -79,7 +78,7 @@ class PixelTransformerConfig(JsonConfig):
     readout_reach: int = 0
     key_gate: bool = False
 
-    # An example is one image, and no vocabulary lists its pixels.
+    # An example is one image, without a vocabulary.
     symbols: ClassVar[int] = 0
     documents: ClassVar[int] = 1
 
@@ -125,7 +124,7 @@ class PixelTransformerConfig(JsonConfig):
             raise ValueError(
                 f"pattern must be one expression or one for each of the {self.layers} layers; got {len(self.pattern)}"
             )
-        # Any size will do to see that they parse.
+        # Any size shows whether they parse.
         self.patterns((64, 64) if self.unit == "pixel" else (4 * self.tile[0], 4 * self.tile[1]))
 
     def _check_tiles(self) -> None:
@@ -147,7 +146,7 @@ class PixelTransformerConfig(JsonConfig):
 
     @property
     def head_dim(self) -> int:
-        """Size of one head."""
+        """Size of a head."""
         return self.width // self.heads
 
     @property
@@ -202,7 +201,7 @@ def _masks(config: PixelTransformerConfig, shape: tuple[int, int]) -> tuple[Bloc
 
 
 def seen_cells(pattern: Pattern, grid: tuple[int, int]) -> NDArray[np.bool_]:
-    """Which of so many tiles see which, bool [G, G]."""
+    """Which tile sees which, bool [G, G]."""
     return pattern.compile(grid[0] * grid[1], block=64).to_dense()
 
 

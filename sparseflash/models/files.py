@@ -1,4 +1,4 @@
-"""Model files: weights in safetensors, config in JSON, never pickle; each is complete or absent."""
+"""Model files: weights in safetensors, config in JSON, never pickle, written atomically."""
 
 import hashlib
 import os
@@ -27,14 +27,14 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     """Write a safetensors file under a temporary name and rename it; it has the permissions of the umask.
 
     Raises:
-        OSError: the disk refused, is full, or may not be written to.
+        OSError: the disk is full, not writable, or failed.
     """
     temporary = temporary_beside(path)
     try:
         temporary.touch(exist_ok=False)
         mode = stat.S_IMODE(temporary.stat().st_mode)
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary)
-        temporary.chmod(mode)  # safetensors makes files that only their owner reads
+        temporary.chmod(mode)  # safetensors makes files that only their owner can read
         os.replace(temporary, path)
     except SafetensorError as error:
         raise OSError(f"cannot write {path}: {error}") from None
@@ -43,7 +43,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = None) -> dict[str, Tensor]:
-    """Read a safetensors file into memory of its own: what happens to the file afterwards changes nothing.
+    """Read a safetensors file into memory, independent of later changes of the file.
 
     Args:
         path: the file.
@@ -56,7 +56,7 @@ def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = No
     """
     with open_untrusted(path, inside) as (file, size):
         if _size_in_header(file) != size:
-            raise ValueError(f"{path} is no complete safetensors file; it is damaged, truncated or foreign")
+            raise ValueError(f"{path} is not a complete safetensors file; it is damaged, truncated or foreign")
         file.seek(0)
         content = file.read(size)
     if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
@@ -65,12 +65,12 @@ def read_tensors(path: Path, sha256: str | None = None, inside: Path | None = No
         return dict(load(content))
     except (SafetensorError, KeyError) as error:
         raise ValueError(
-            f"{path} is no complete safetensors file ({shown(error)}): damaged, truncated or foreign"
+            f"{path} is not a complete safetensors file ({shown(error)}): damaged, truncated or foreign"
         ) from None
 
 
 def _size_in_header(file: BinaryIO) -> int | None:
-    """Bytes that a safetensors file should have by its own header; None where it has no header."""
+    """The size of a safetensors file according to its header; None without a header."""
     start = file.read(8)
     length = int.from_bytes(start, "little")
     if len(start) < 8 or length > MOST_BYTES:
@@ -99,9 +99,9 @@ def load_model(folder: Path) -> tuple[str, dict[str, Tensor]]:
 
 
 def check_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], folder: Path) -> None:
-    """Raise ValueError unless a model has these weights; nothing is allocated for it.
+    """Raise ValueError unless the weights match a model, without allocating it.
 
-    A config may promise more than the file beside it holds, and than there is memory.
+    A config may describe a model that is larger than its weights, and than memory.
     """
     with torch.device("meta"):
         expected = make()
@@ -116,15 +116,15 @@ def check_weights(make: Callable[[], nn.Module], weights: Mapping[str, Tensor], 
 
 
 def loaded(make: Callable[[], Built], weights: Mapping[str, Tensor], folder: Path) -> Built:
-    """A model with the weights that `load_model` read beside its config.
+    """A model with the weights that `load_model` read together with its config.
 
     Args:
         make: makes the model.
-        weights: of all its parameters.
-        folder: for the message.
+        weights: weights of all parameters.
+        folder: the folder, for the error message.
 
     Raises:
-        ValueError: weights that are not of this model.
+        ValueError: weights that do not match the model.
     """
     check_weights(make, weights, folder)
     model = make()

@@ -1,4 +1,4 @@
-"""What the configs of both kinds of model have in common: the way to JSON and back, and bounds."""
+"""The common base of model configs: JSON and bounds."""
 
 import dataclasses
 import json
@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from typing import Any, Protocol, Self
 
 from sparseflash.patterns.shown import shown
-from sparseflash.utils.untrusted import of_kinds, parse_json
+from sparseflash.utils.untrusted import check_field_types, parse_json
 
-# A config comes from others too: one that asks for more is a mistake or an attack, found before anything is allocated.
+# Limits for configs, which may be untrusted, checked before anything is allocated.
 MOST = {"width": 1 << 16, "heads": 1 << 12, "layers": 1 << 10, "mlp_width": 1 << 18, "classes": 1 << 20}
 
 
 class LayerShape(Protocol):
-    """What a transformer layer needs to know of its model's config."""
+    """The fields of a config that a transformer layer needs."""
 
     @property
     def width(self) -> int: ...
@@ -48,7 +48,7 @@ class JsonConfig:
 
     @classmethod
     def from_dict(cls, fields: Mapping[str, Any]) -> Self:
-        """The config with these fields; those left out keep their defaults."""
+        """The config with these fields, and defaults for the others."""
         assert dataclasses.is_dataclass(cls)
         if not isinstance(fields, dict):
             raise ValueError(f"a model config must be a JSON object; got {type(fields).__name__}")
@@ -56,6 +56,6 @@ class JsonConfig:
         if unknown := sorted(set(fields) - known):
             raise ValueError(f"a model config has no field {', '.join(map(repr, unknown))}; known: {sorted(known)}")
         try:
-            return cls(**of_kinds(cls, fields))
+            return cls(**check_field_types(cls, fields))
         except (TypeError, AttributeError) as error:
             raise ValueError(f"a model config field is missing or has the wrong type: {shown(error)}") from None

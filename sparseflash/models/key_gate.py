@@ -1,4 +1,4 @@
-"""A learned logit for each grey value of a key, so that a model over all pixels can leave the dark ones out.
+"""A learned logit for each grey value of a key, so that a model over all pixels can ignore dark ones.
 
 Shape legend: S sequences of N tokens, H heads of size D.
 """
@@ -13,22 +13,22 @@ from torch import Tensor, nn
 from sparseflash.models.config import PixelTransformerConfig
 
 GREY_VALUES = 256
-# Softmax gives a key with this logit a share of 1e-26: nothing, in fp32 beside any key whose gate is 0.
+# Softmax gives a key with this logit a share of 1e-26, which vanishes in fp32 next to any key whose gate is 0.
 SHUT = -60.0
-# Head dims that carry the gate. One would do; kernels load rows of whole 16 bytes in every dtype.
+# Head dims that carry the gate. One would suffice, but kernels load rows in units of 16 bytes in every dtype.
 DIMS = 8
-# The logit of a weight of 1: Adam moves a weight by about the learning rate a step, and a gate has far to go.
+# The logit of a weight of 1. Adam moves a weight by about the learning rate per step, and a gate must move far.
 GAIN = 16.0
 
 
 class KeyGate(nn.Module):
-    """Adds a learned number to the scores of a key, which depends on the grey value of its pixel and on the head alone.
+    """Adds a learned number to the scores of a key, which depends only on the grey value of its pixel and on the head.
 
-    It enters as head dims of its own: there the query holds a constant and the key its number, times what the
-    softmax scale divides by. So every kernel, backend and mask takes it as it is. All gates are 0 at first.
+    It uses extra head dims: there the query holds a constant and the key its number, divided by the softmax scale. So
+    every kernel, backend and mask supports it unchanged. All gates are initially 0.
 
     Args:
-        heads: H.
+        heads: number of heads H.
 
     Attributes:
         weight: [256, H]; the logit is 16 times it.
@@ -55,7 +55,7 @@ class KeyGate(nn.Module):
         Args:
             q: [S, H, N, D].
             k: [S, H, N, D].
-            grey: uint8 [S, N], of the tokens.
+            grey: grey values of the tokens, uint8 [S, N].
         """
         narrow, wide = q.shape[-1], q.shape[-1] + DIMS
         one, none = q.new_ones(*q.shape[:-1], 1), q.new_zeros(*q.shape[:-1], DIMS - 1)
@@ -64,7 +64,7 @@ class KeyGate(nn.Module):
 
 
 def unset(config: PixelTransformerConfig) -> dict[str, Tensor]:
-    """Gates of a model of this config that change nothing, as in one that has learned nothing yet."""
+    """Gates for a model of this config that do not change its results, as before training."""
     return _gates(config, torch.ones(GREY_VALUES, dtype=torch.bool))
 
 
@@ -73,18 +73,18 @@ def opened(
 ) -> tuple[PixelTransformerConfig, dict[str, Tensor]]:
     """A model of lit pixels as a model of all pixels that gives the same answers: dark keys have shut gates.
 
-    Every pixel is then a token, is embedded and attends through every layer, by the same pattern. Lit queries see dark
-    keys with a share of 1e-26, and the readout is over lit pixels as before; so the answers are the same to rounding.
+    Every pixel is then a token and passes through every layer, with the same pattern. Lit queries give dark keys a
+    share of 1e-26, and the readout is over lit pixels as before, so the answers are equal up to rounding.
 
     Args:
-        config: of a model whose tokens are lit pixels.
+        config: config of a model whose tokens are lit pixels.
         weights: its weights.
 
     Returns:
         Config and weights of the model of all pixels.
 
     Raises:
-        ValueError: a model of other tokens, or one with a gate.
+        ValueError: a model with other tokens, or with a gate.
 
     Example:
         >>> config = PixelTransformerConfig(

@@ -35,9 +35,9 @@ class PixelOutput(NamedTuple):
 
     Attributes:
         logits: [B, K] scores of the classes of each image.
-        dense_logits: [L, K'] scores for each lit pixel; None without a dense head. Where ranks share the images, of
-            the pixels that this one holds.
-        dense_pixels: [L] where these pixels lie: flat indices into the images [B, height, width]; None likewise.
+        dense_logits: [L, K'] scores for each lit pixel; None without a dense head. If ranks share the images, only for
+            the pixels of this rank.
+        dense_pixels: [L] flat indices of these pixels into the images [B, height, width]; None without a dense head.
     """
 
     logits: Tensor
@@ -48,8 +48,7 @@ class PixelOutput(NamedTuple):
 class GreyEmbedding(nn.Module):
     """Grey values 0..255 -> vectors, linear between learned anchors.
 
-    Black has an anchor of its own: from zero vectors attention learns slowly, and black next to very dark is a
-    different thing, not a neighbouring value.
+    Black has its own anchor: attention learns slowly from zero vectors, and black means something else than very dark.
     """
 
     lower: Tensor
@@ -58,7 +57,7 @@ class GreyEmbedding(nn.Module):
 
     def __init__(self, levels: int, width: int) -> None:
         super().__init__()
-        # Anchor 0 is black's; grey values 1..255 spread over anchors 1..levels.
+        # Anchor 0 is black; grey values 1..255 spread over anchors 1..levels.
         place = 1 + torch.linspace(0, levels - 1, 255)
         lower = place.long().clamp(max=levels - 1)
         self.register_buffer("lower", F.pad(lower, (1, 0)), persistent=False)
@@ -78,10 +77,10 @@ class Layer(nn.Module):
 
     Args:
         config: the shape of the model.
-        gated: whether the grey value of a key decides how much it is seen, see `KeyGate`.
+        gated: whether scores depend on the grey value of the key, see `KeyGate`.
 
     Attributes:
-        attend: `sparseflash.attention`, or what a comparison puts in its place: (q, k, v, mask) -> out.
+        attend: `sparseflash.attention`, or a replacement for comparisons: (q, k, v, mask) -> out.
     """
 
     attend: Attend
@@ -121,9 +120,9 @@ class Layer(nn.Module):
         grey: Tensor | None = None,
         attend: Attend | None = None,
     ) -> Tensor:
-        """[S, N, C] -> [S, N, C]; grey values uint8 [S, N] where keys are gated; ``attend`` serves this once."""
+        """[S, N, C] -> [S, N, C]; grey values uint8 [S, N] if keys are gated; ``attend`` is used for this call only."""
         q, k, v = self.project(x, cos, sin, grey)
-        # The CPU backend computes half precision in float32 inside; autocast would round its products again.
+        # The CPU backend computes half precision in float32 internally; autocast would round again.
         with torch.autocast(x.device.type, enabled=False):
             seen = (attend or self.attend)(q, k, v, mask)
         x = x + self.attention_out(rearrange(seen, "s h n d -> s n (h d)"))
@@ -135,8 +134,8 @@ class PixelTransformer(nn.Module):
     """Classifies grey images by attention alone, with one token for each pixel and no convolution.
 
     The readout is the mean over lit pixels: in a 256 x 256 Pathfinder image 1.7 % of the pixels are lit, and a mean
-    over all of them dilutes the signal 60-fold. The weights know nothing of the image size, of the token order or of
-    the pattern: what is learned on small canvases, or on lit tiles, goes on with large ones, or with all pixels.
+    over all of them dilutes the signal 60-fold. The weights are independent of image size, token order and pattern, so
+    training can move from small to large images, or from lit tiles to all pixels.
 
     Args:
         config: the shape of the model.
@@ -167,7 +166,7 @@ class PixelTransformer(nn.Module):
         """The compiled mask of each layer over all pixels of (height, width) images.
 
         Raises:
-            ValueError: an image that the order, the tiles or a pattern cannot take.
+            ValueError: an image size that does not suit the order, the tiles or a pattern.
         """
         return compiled(self.config, shape)
 
@@ -182,12 +181,12 @@ class PixelTransformer(nn.Module):
 
         Args:
             images: uint8 [B, height, width].
-            masks: what each layer attends through, instead of the config's patterns: anything that
-                `sparseflash.attention` takes, in token order.
-            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", instead of what
-                the config says; a model of lit pixels gives other answers over all of them, see `over_all_pixels`.
-            mesh: a DeviceMesh of one dim whose ranks share the tokens of these images, which are equal on all of them.
-                A collective: every rank of it calls.
+            masks: the mask of each layer, in place of the config's patterns: any mask for `sparseflash.attention`, in
+                token order.
+            tokens: which pixels are tokens, one of "all", "lit_tiles" and "lit_pixels", in place of the config. A model
+                of lit pixels gives other answers over all pixels, see `over_all_pixels`.
+            mesh: a DeviceMesh of one dim whose ranks share the tokens of these images, which are equal on all ranks. A
+                collective: every rank calls.
 
         Returns:
             Logits of the images and, with a dense head, of their lit pixels.
@@ -247,7 +246,7 @@ class PixelTransformer(nn.Module):
         return canvas.lit_tiles(lit) if which == "lit_tiles" else canvas.lit_pixels(lit)
 
     def _read(self, images: Tensor) -> Tensor:
-        """The pixels [B, height, width] that the readout is the mean of."""
+        """The pixels [B, height, width] over which the readout averages."""
         lit = images > self.config.lit_above
         if not (reach := self.config.readout_reach):
             return lit
@@ -257,11 +256,11 @@ class PixelTransformer(nn.Module):
     def over_all_pixels(self) -> "PixelTransformer":
         """This model of lit pixels as one of all pixels with the same answers: `sparseflash.models.key_gate.opened`.
 
-        Its weights are copies, on the same device, in the same mode. `forward` with ``tokens="all"`` leaves the
-        weights as they are instead: what was learned on lit pixels alone has not learned to leave out dark ones.
+        Its weights are copies, on the same device and in the same mode. In contrast, `forward` with ``tokens="all"``
+        uses the weights unchanged, and weights that were trained on lit pixels only do not ignore dark ones.
 
         Raises:
-            ValueError: a model of other tokens, or one with a gate.
+            ValueError: a model with other tokens, or with a gate.
 
         Example:
             >>> import torch
@@ -279,7 +278,7 @@ class PixelTransformer(nn.Module):
         return model.to(self.head.weight.device).train(self.training)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be."""
+        """Write ``model.safetensors`` and ``config.json`` into a folder, which is created if necessary."""
         save_model(Path(folder), self.config.to_json(), self.state_dict())
 
     @classmethod
@@ -288,7 +287,7 @@ class PixelTransformer(nn.Module):
 
         Raises:
             FileNotFoundError: the folder or one of the two files is not there.
-            ValueError: a file that is corrupt, or weights that are not of this config.
+            ValueError: a corrupt file, or weights that do not match the config.
         """
         config_text, weights = load_model(Path(folder))
         config = PixelTransformerConfig.from_json(config_text)

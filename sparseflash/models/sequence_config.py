@@ -1,4 +1,4 @@
-"""What a sequence transformer is made of, as data: round-trips through JSON, with the pattern expressions in it."""
+"""The config of a sequence transformer, as data that round-trips through JSON, including the patterns."""
 
 import dataclasses
 from typing import ClassVar
@@ -12,7 +12,7 @@ READOUTS = ("mean", "first")
 
 @dataclasses.dataclass(frozen=True)
 class SequenceTransformerConfig(JsonConfig):
-    """The shape of a `SequenceTransformer`. It names no length: positions are relative, patterns are size-free.
+    """The shape of a `SequenceTransformer`, independent of length: positions are relative, patterns have no size.
 
     Attributes:
         symbols: size of the vocabulary: 256 for bytes.
@@ -22,11 +22,11 @@ class SequenceTransformerConfig(JsonConfig):
         readout: ``"mean"`` over the tokens of a document, or its ``"first"`` token.
         width: size of the residual stream.
         heads: attention heads; the head dim ``width / heads`` must be even.
-        layers: how many layers.
+        layers: number of layers.
         tied: all layers share one set of weights.
-        mlp_width: hidden size of the MLP, and of the head where there are two documents.
+        mlp_width: hidden size of the MLP, and of the head for two documents.
         classes: outputs of the classification head.
-        rotary_base: plane i of a head of size D turns by ``rotary_base ** (-2 i / D)`` a token.
+        rotary_base: plane i of a head of size D rotates by ``rotary_base ** (-2 i / D)`` per token.
 
     Raises:
         ValueError: a field out of range, or a pattern that does not parse.
@@ -50,7 +50,7 @@ class SequenceTransformerConfig(JsonConfig):
     classes: int = 2
     rotary_base: float = 10_000.0
 
-    # Every symbol is a token, and neither dense losses nor key gates are of symbols.
+    # Every symbol is a token; dense losses and key gates are for images only.
     tokens: ClassVar[str] = "all"
     dense_classes: ClassVar[int] = 0
     key_gate: ClassVar[bool] = False
@@ -84,7 +84,7 @@ class SequenceTransformerConfig(JsonConfig):
 
     @property
     def head_dim(self) -> int:
-        """Size of one head."""
+        """Size of a head."""
         return self.width // self.heads
 
     def patterns(self) -> tuple[Pattern, ...]:
@@ -98,6 +98,6 @@ class SequenceTransformerConfig(JsonConfig):
         return self.patterns()
 
     def masks_at(self, size: int) -> tuple[BlockMask, ...]:
-        """The compiled mask of each layer for documents of so many tokens."""
+        """The compiled mask of each layer for documents of this many tokens."""
         masks = {pattern: pattern.compile(size, block=self.block) for pattern in set(self.patterns())}
         return tuple(masks[pattern] for pattern in self.patterns())

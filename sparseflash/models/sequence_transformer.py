@@ -37,7 +37,7 @@ class SequenceOutput(NamedTuple):
 
 @dataclass(frozen=True, repr=False)
 class Document(Interval):
-    """The first ``length`` tokens see each other; those behind them see nothing and are not seen."""
+    """The first ``length`` tokens see each other; later ones see nothing and are not seen."""
 
     length: int
     name = "document"
@@ -50,10 +50,10 @@ class Document(Interval):
 class SequenceTransformer(nn.Module):
     """Classifies sequences, or pairs of them, by attention alone.
 
-    Positions are rotary, on a line. Documents of a batch may differ in length: what stands behind the end of one is in
-    no mask, so that the logits of an example do not depend on its company (unless the pattern itself depends on the
-    number of tokens, as ``random_blocks`` does). Of two documents u and v, each read alone by the same weights, the
-    head sees u, v, their product and their difference, as in the Long Range Arena
+    Positions are rotary, on a line. Documents of a batch may differ in length: padding is masked, so the logits of an
+    example do not depend on the rest of the batch (unless the pattern depends on the number of tokens, as
+    ``random_blocks`` does). For two documents u and v, which the same weights read separately, the head gets u, v,
+    their product and their difference, as in the Long Range Arena
     (``lra_benchmarks/models/layers/common_layers.py``, after Mou et al. 2016).
 
     Args:
@@ -84,17 +84,17 @@ class SequenceTransformer(nn.Module):
         self._turns: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
 
     def masks(self, lengths: Sequence[int], tokens: int) -> tuple[BlockMask, ...]:
-        """The compiled mask of each layer for documents of these lengths, each in a row of so many tokens."""
+        """The compiled mask of each layer for documents of these lengths, each padded to this many tokens."""
         return _compiled(self.config, tuple(lengths), tokens)
 
     def forward(self, tokens: Tensor) -> SequenceOutput:
         """Classify examples.
 
         Args:
-            tokens: int [B, N], or [B, 2, N] where an example is two documents; -1 behind the end of one.
+            tokens: int [B, N], or [B, 2, N] if an example is two documents; -1 after the end of a document.
 
         Raises:
-            ValueError: tokens of another shape or dtype, an empty document, or a token that is no symbol.
+            ValueError: tokens of another shape or dtype, an empty document, or a token that is not a symbol.
         """
         per_example = self.config.documents
         if tokens.dtype.is_floating_point or tokens.ndim != (2 if per_example == 1 else 3):
@@ -139,7 +139,7 @@ class SequenceTransformer(nn.Module):
         return self._turns[key]
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into a folder, which is made if need be."""
+        """Write ``model.safetensors`` and ``config.json`` into a folder, which is created if necessary."""
         save_model(Path(folder), self.config.to_json(), self.state_dict())
 
     @classmethod
@@ -148,7 +148,7 @@ class SequenceTransformer(nn.Module):
 
         Raises:
             FileNotFoundError: the folder or one of the two files is not there.
-            ValueError: a file that is corrupt, or weights that are not of this config.
+            ValueError: a corrupt file, or weights that do not match the config.
         """
         config_text, weights = load_model(Path(folder))
         config = SequenceTransformerConfig.from_json(config_text)

@@ -1,4 +1,4 @@
-"""The tokens of images shared out among ranks: each computes with its part, and meets the others in attention alone."""
+"""Sharing the tokens of images among ranks, which communicate in attention only."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 def shared(tokens: Tokens, masks: Sequence[Mask], mesh: DeviceMesh) -> tuple[Tokens, Attend]:
-    """This rank's part of the tokens, and the attention through which the ranks see each other's.
+    """This rank's part of the tokens, and the attention over the tokens of all ranks.
 
-    All layers hold the same tokens, dealt by the work of all their masks.
+    All layers hold the same tokens, assigned by the work of all masks together.
 
     Args:
-        tokens: of whole images, equal on all ranks.
-        masks: what each layer attends through.
+        tokens: tokens of whole images, equal on all ranks.
+        masks: the mask of each layer.
         mesh: a DeviceMesh of one dim.
 
     Raises:
-        ValueError: masks that are no BlockMask, or fewer cells than ranks.
+        ValueError: a mask that is not a BlockMask, or fewer cells than ranks.
     """
     compiled = [mask for mask in masks if isinstance(mask, BlockMask)]
     if other := [type(mask).__name__ for mask in masks if not isinstance(mask, BlockMask)]:
@@ -45,16 +45,16 @@ def shared(tokens: Tokens, masks: Sequence[Mask], mesh: DeviceMesh) -> tuple[Tok
 
 
 def check_shared(config: PixelTransformerConfig, size: int, tokens: str | None, ranks: int) -> None:
-    """Refuse images whose tokens so many ranks cannot share.
+    """Refuse images whose tokens this many ranks cannot share.
 
     Args:
-        config: of the model.
+        config: config of the model.
         size: height and width of the images, in pixels.
-        tokens: which pixels are tokens, where it is not what the config says.
-        ranks: how many share the tokens of an image.
+        tokens: which pixels are tokens, if different from the config.
+        ranks: number of ranks that share the tokens of an image.
 
     Raises:
-        ValueError: tokens that images decide, or fewer cells than ranks.
+        ValueError: tokens that depend on the image, or fewer cells than ranks.
 
     Example:
         >>> check_shared(PixelTransformerConfig(), 64, None, ranks=32)

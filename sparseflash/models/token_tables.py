@@ -1,4 +1,4 @@
-"""Lookup tables whose every block has bits of its own, made on the device: exact token masks that data decide.
+"""Lookup tables with a tile for every block, made on the device: exact token masks that depend on data.
 
 Shape legend: T blocks of t tokens on either side, E pairs of blocks that see each other, W words of 32 keys.
 """
@@ -15,7 +15,7 @@ WORD = 32
 
 
 def table_of_pairs(row: Tensor, column: Tensor, words: Tensor, blocks: int) -> LookupTable:
-    """A table of one pattern in which these pairs of blocks see each other, each through a tile of its own.
+    """A table of one pattern with these pairs of blocks, each with its own tile.
 
     Args:
         row: int64 [E], ascending: the block of queries of each pair.
@@ -23,7 +23,7 @@ def table_of_pairs(row: Tensor, column: Tensor, words: Tensor, blocks: int) -> L
         words: int32 [E, t, W]: which of its queries sees which of its keys, as `packed` writes it.
         blocks: T.
     """
-    if not len(words):  # a kernel may read a tile's words before it knows that there is none
+    if not len(words):  # a kernel may read the words of a tile before it knows whether the tile exists
         words = words.new_zeros(1, *words.shape[1:])
     by_column = column.argsort(stable=True)
     number = torch.arange(len(row), device=row.device)
@@ -41,8 +41,8 @@ def table_of_pairs(row: Tensor, column: Tensor, words: Tensor, blocks: int) -> L
 def packed(bits: Tensor) -> Tensor:
     """Bool [..., t] to int32 words [..., W]; bit j of word w is key 32 w + j."""
     bits = F.pad(bits, (0, -bits.shape[-1] % WORD)).contiguous()
-    # Eight booleans are eight bytes 0 or 1; the product moves byte j to bit 56 + j, and no two terms meet on the way.
-    # Little-endian, as every processor and GPU that torch is built for.
+    # Eight booleans are eight bytes 0 or 1; the product moves byte j to bit 56 + j, without carries.
+    # Assumes little-endian, like every processor and GPU that torch supports.
     eight = bits.view(torch.int64)
     return ((eight * 0x0102040810204080) >> 56).to(torch.uint8).view(torch.int32)
 
@@ -55,7 +55,7 @@ def _any(words: Tensor) -> Tensor:
 
 
 def _side(line: Tensor, other: Tensor, tile: Tensor, lines: int) -> Side:
-    """One side with PARTIAL entries alone, listed line by line."""
+    """One side with PARTIAL entries only, listed line by line."""
     count = torch.bincount(line, minlength=lines)
     stop = count.cumsum(0)
     start = stop - count

@@ -1,4 +1,4 @@
-"""Which pixels are tokens, where each lies, and who sees whom: for all pixels, or for lit ones and what is around them.
+"""The tokens of images, their positions and masks: all pixels, or lit pixels with or without their tiles.
 
 Shape legend: B images of height x width pixels, P = height * width, S sequences of N tokens, D head dim, G tiles of t
 pixels an image, T blocks (tiles, or t lit pixels) that are kept in the whole batch, M most blocks of an image, K blocks
@@ -28,10 +28,10 @@ class Tokens(NamedTuple):
     """The tokens of a batch of images.
 
     Attributes:
-        place: int64 [S, N], the pixel of each: a flat index into the images [B, height, width].
-        cos: [N, D / 2], of the rotary positions.
-        sin: [N, D / 2].
-        masks: what each layer attends through.
+        place: int64 [S, N], the pixel of each token: a flat index into the images [B, height, width].
+        cos: [N, D / 2], cosines of the rotary positions.
+        sin: [N, D / 2], sines.
+        masks: the mask of each layer.
     """
 
     place: Tensor
@@ -44,12 +44,12 @@ class Canvas:
     """The tokens of one image size on one device.
 
     Args:
-        config: order, tile, unit and patterns.
+        config: the config, for order, tile, unit and patterns.
         shape: height and width in pixels.
-        device: where the images are.
+        device: device of the images.
 
     Raises:
-        ValueError: an image that the order, the tiles or a pattern cannot take.
+        ValueError: an image size that does not suit the order, the tiles or a pattern.
     """
 
     def __init__(self, config: PixelTransformerConfig, shape: tuple[int, int], device: torch.device) -> None:
@@ -61,12 +61,12 @@ class Canvas:
         self._neighbours: dict[Pattern, Tensor] = {}
 
     def all_pixels(self, images: int) -> Tokens:
-        """Every pixel is a token, every image a sequence; the masks are those of the patterns."""
+        """The tokens if every pixel is one: every image is a sequence, with the masks of the patterns."""
         starts = torch.arange(images, device=self._device)[:, None] * len(self.pixels)
         return Tokens(starts + self.pixels, self.cos, self.sin, compiled(self._config, self._shape))
 
     def lit_tiles(self, lit: Tensor) -> Tokens:
-        """Pixels of tiles that hold a lit one, of all images in one sequence. Waits for the device: N is counted.
+        """The pixels of tiles with a lit pixel, of all images in one sequence. Waits for the device to count N.
 
         Args:
             lit: bool [B, P] in raster order.
@@ -78,7 +78,7 @@ class Canvas:
             raise ValueError(f'lit tokens are seen by whole tiles: they need unit "tile"; got {self._config.unit!r}')
         size = self._config.tile_tokens
         holds = lit[:, self.pixels].unflatten(1, (-1, size)).any(-1)  # [B, G]
-        # An image without any keeps its first tile: a sequence must not be empty.
+        # An image without lit pixels keeps its first tile, because a sequence must not be empty.
         holds[:, 0] |= ~holds.any(1)
         image, tile = holds.nonzero(as_tuple=True)  # [T], image by image
         place = image[:, None] * len(self.pixels) + self.pixels.view(-1, size)[tile]  # [T, t]
@@ -96,18 +96,18 @@ class Canvas:
     def lit_pixels(self, lit: Tensor) -> Tokens:
         """Lit pixels of all images in one sequence, in blocks along the token order. Waits for the device to count N.
 
-        Two see each other if the pattern says so; the table is exact to the token. An image's last block is filled up
-        with dark pixels, which see nothing and are not seen.
+        The table is exact for every pair of tokens. The last block of an image is padded with dark pixels, which see
+        nothing and are not seen.
 
         Args:
             lit: bool [B, P] in raster order.
 
         Raises:
-            ValueError: the config's patterns are of another kind, or the pixels are no whole number of blocks.
+            ValueError: unsupported patterns, or a number of pixels that is not a multiple of the block.
         """
         size, pixels = self._config.block[0], len(self.pixels)
         if pixels % size:
-            raise ValueError(f"{pixels} pixels are no whole number of blocks of {size} tokens")
+            raise ValueError(f"{pixels} pixels are not a whole number of blocks of {size} tokens")
         lit = lit[:, self.pixels]
         blocks = (lit.sum(1).clamp(min=1) + size - 1) // size  # [B]
         dark_after = (~lit).flip(1).cumsum(1).flip(1)
@@ -119,14 +119,14 @@ class Canvas:
         image = image[::size]  # [T]
         boxes = torch.stack([-_least(y, bright), _most(y, bright), -_least(x, bright), _most(x, bright)])
 
-        # Blocks are compared with those of their own image alone: [4, B, M].
+        # Blocks are compared only within their own image: [4, B, M].
         first = blocks.cumsum(0) - blocks
         rank = torch.arange(len(image), device=lit.device) - first[image]
         by_image = boxes.new_full((4, len(blocks), int(blocks.max())), -_FAR)
         by_image[:, image, rank] = boxes
         others = by_image[:, image]  # [4, T, M]; a box is -first and last row, -first and last column
         lit_keys = packed(bright)  # [T, W]
-        # Distances between pixels are far below 2^15, and narrow numbers take a quarter of the time.
+        # Distances between pixels are far below 2^15, and int16 takes a quarter of the time.
         near_y, near_x = y.short(), x.short()
         tables: dict[Pattern, LookupTable] = {}
         patterns = self._config.patterns(self._shape)
@@ -165,7 +165,7 @@ def _divided(pixels: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def _least(axis: Tensor, counted: Tensor) -> Tensor:
-    """The least of those that are counted in each row; of all where none is."""
+    """The minimum of the counted entries in each row; of all entries if none is counted."""
     none = ~counted.any(1, keepdim=True)
     return axis.masked_fill(~(counted | none), _FAR).amin(1)
 
@@ -175,12 +175,12 @@ def _most(axis: Tensor, counted: Tensor) -> Tensor:
 
 
 def _within(axis: Tensor, row: Tensor, key: Tensor, reach: int) -> Tensor:
-    """Which pixels of blocks `row` and `key` [E] are at most so far apart along an axis [T, t]: bool [E, t, t]."""
+    """Which pixels of blocks `row` and `key` [E] are within a distance along an axis [T, t]: bool [E, t, t]."""
     return (axis[row][:, :, None] - axis[key][:, None]).abs_() <= reach
 
 
 def _reach(pattern: Pattern, order: str) -> tuple[int, int]:
-    """How far a pattern over pixels in some order reaches in y and in x."""
+    """The reach of a pattern over pixels in y and in x."""
     if isinstance(pattern, Full):
         return _FAR // 4, _FAR // 4
     if isinstance(pattern, Neighborhood) and pattern.order == order and len(pattern.shape) == 2:

@@ -10,14 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparseflash.functional.arguments import check_size, checked_dropout
 from sparseflash.functional.attention import AtBlock, Mask, attention
 from sparseflash.nn.checks import (
     Router,
     check_input,
-    check_size,
     checked_answer,
     checked_block,
-    checked_dropout,
     checked_mask,
 )
 from sparseflash.patterns.block_mask import BlockMask
@@ -36,8 +35,8 @@ DENSE = full()
 class SparseAttention(nn.Module):
     """Self-attention with projections: ``out_proj(attention(q_proj(x), k_proj(x), v_proj(x)))``, over a mask.
 
-    Works in ``torch.compile(fullgraph=True)`` and under autocast. Masks and position tables are made when a length is
-    first seen and shared by all modules that ask for equal ones; they are no part of the state:
+    Works in ``torch.compile(fullgraph=True)`` and under autocast. Masks and position tables are made at the first call
+    with a new length and shared between modules. They are not part of the state:
 
     | state dict key                   | shape      | there if       |
     |----------------------------------|------------|----------------|
@@ -53,24 +52,24 @@ class SparseAttention(nn.Module):
     Args:
         width: C.
         heads: H.
-        mask: who sees whom. A Pattern, or its text; a BlockMask for one length; a router, which is called with q
-            [B, H, N, D] and k [B, G, N, D], rotated, and returns what :func:`sparseflash.attention` takes as a mask;
-            or None for dense attention.
-        kv_heads: G, of which H is a multiple (grouped queries); default H.
+        mask: a Pattern or its text; a BlockMask for one length; a router, which is called with the rotated q
+            [B, H, N, D] and k [B, G, N, D] and returns a mask for :func:`sparseflash.attention`; or None for dense
+            attention.
+        kv_heads: G, a divisor of H (grouped queries); default H.
         head_dim: D; default C / H.
-        block: (BQ, BK) or one number for both, at which a Pattern is compiled.
+        block: block size at which a Pattern is compiled: (BQ, BK) or one number for both.
         bias: whether the four projections have biases.
-        rotary: positions that turn q and k: a :class:`sparseflash.rotary.Rotary1d`,
+        rotary: rotary positions of q and k: a :class:`sparseflash.rotary.Rotary1d`,
             :class:`sparseflash.rotary.Rotary2d`, :class:`sparseflash.rotary.Rotary3d` or
-            :class:`sparseflash.rotary.PackedRotary`; None leaves them.
-        sinks: one learned logit a head that takes a share of the softmax, at first 0 (gpt-oss).
+            :class:`sparseflash.rotary.PackedRotary`; or None.
+        sinks: one learned logit per head that takes a share of the softmax, initially 0 (gpt-oss).
         softcap: scores s become ``softcap * tanh(s / softcap)`` (Gemma 2).
         alibi: subtract :func:`alibi_slopes` times the distance from scores.
-        dropout: chance in [0, 1) with which a probability becomes 0 in training.
+        dropout: probability in [0, 1) that an attention probability becomes 0 in training.
 
     Raises:
-        TypeError: an argument of another kind.
-        ValueError: numbers that do not fit each other, a text that is no pattern.
+        TypeError: an argument of the wrong type.
+        ValueError: sizes that do not match, or text that is not a pattern.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -118,7 +117,7 @@ class SparseAttention(nn.Module):
             rotary.check_head_dim(head_dim)
         self.width, self.heads, self.kv_heads, self.head_dim = width, heads, kv_heads, head_dim
         self.mask, self.rotary, self.block = checked_mask(mask), rotary, checked_block(block)
-        self.softcap, self.alibi, self.dropout = softcap, alibi, checked_dropout(dropout)
+        self.softcap, self.alibi, self.dropout = softcap, alibi, checked_dropout(dropout, "dropout")
         self.q_proj = nn.Linear(width, heads * head_dim, bias=bias)
         self.k_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
         self.v_proj = nn.Linear(width, kv_heads * head_dim, bias=bias)
@@ -135,28 +134,27 @@ class SparseAttention(nn.Module):
     ) -> Tensor:
         """Attend among the tokens of x.
 
-        In a padded batch, the output of a sample's tokens is what the sample alone would give, and that of its padding
-        is 0; what stands in the padding, be it NaN, changes nothing and gets no gradient. A sample may be empty. New
-        lengths compile nothing. They cost a table on the device, which the layers of a model share if they are given
-        the same tensor.
+        In a padded batch, the output of a sample's tokens equals that of the sample alone, and the output of its
+        padding is 0. Values in the padding, even NaN, have no effect and get no gradient. A sample may be empty. New
+        lengths compile nothing. They cost a table on the device, which the layers of a model share if they get the same
+        tensor.
 
         Args:
             x: [B, N, C].
-            mask: for this call in place of the module's own: what a module takes, or a LookupTable.
-            lengths: ints [B], a tensor or a sequence: the first ``lengths[b]`` tokens of sample b are there, the rest
-                is padding. Values outside 0 to N are refused where the tensor lies on the host; on a GPU, where looking
-                would wait for it, they are clamped (``SPARSEFLASH_DEBUG=1`` looks).
-            key_padding_mask: instead, bool [B, N], True where padding is, as in ``nn.MultiheadAttention``. Padding may
-                be anywhere: tokens are brought together for the call, so that their positions count tokens alone.
+            mask: a mask for this call in place of the module's own; it may also be a LookupTable.
+            lengths: ints [B], a tensor or a sequence: sample b has ``lengths[b]`` tokens, followed by padding. Values
+                outside 0 to N raise if the tensor is on the CPU. On a GPU they are clamped, because checking would wait
+                for it (``SPARSEFLASH_DEBUG=1`` checks).
+            key_padding_mask: instead of lengths, bool [B, N], True at padding, as in ``nn.MultiheadAttention``. Padding
+                may be anywhere: the tokens are moved together for the call, and positions count tokens only.
 
         Returns:
             [B, N, C].
 
         Raises:
-            TypeError: x, mask, lengths or key_padding_mask of another kind or dtype.
-            ValueError: x of another shape, a mask for another length; both or misfit lengths and key_padding_mask, or
-                one of them beside a mask that is made by a router, is a LookupTable or, inside of torch.compile, is a
-                BlockMask.
+            TypeError: x, mask, lengths or key_padding_mask of the wrong type or dtype.
+            ValueError: x of another shape; a mask for another length; both lengths and key_padding_mask, or one that
+                does not match x; or one of them with a router, a LookupTable or, in torch.compile, a BlockMask.
 
         Example:
             >>> import torch, sparseflash as sf
@@ -182,7 +180,7 @@ class SparseAttention(nn.Module):
         out = attention(
             q, k, v, self._mask(q, k, mask, lengths),
             softcap=self.softcap,
-            # A trace cannot ask its constants whether they require a gradient, but their aliases.
+            # A trace cannot ask a constant whether it requires a gradient; it can ask an alias.
             alibi_slopes=_slopes_on(self.heads, x.device).detach() if self.alibi else None,
             sinks=self.sinks,
             dropout_p=self.dropout if self.training else 0.0,
@@ -208,14 +206,14 @@ class SparseAttention(nn.Module):
         return constant(rotary, _rotary_table, tokens, self.head_dim, x.device)
 
     def _mask(self, q: Tensor, k: Tensor, given: Mask | str | Router, lengths: Tensor | None) -> Any:
-        """What attention is to take; with lengths, cut to them."""
+        """The mask for attention, cut to the lengths if there are any."""
         mask: Any = given if isinstance(given, LookupTable) else self.mask if given is None else checked_mask(given)
         if isinstance(mask, Pattern) or (mask is None and lengths is not None):
             return AtBlock(DENSE if mask is None else mask, self.block, lengths)
         if callable(mask):
             if lengths is not None:
                 raise ValueError(
-                    "a router chooses blocks by their content, padding included, and takes no lengths or "
+                    "a router chooses blocks by their content, including padding, and takes no lengths or "
                     "key_padding_mask: give the module a Pattern, or route samples of one length together"
                 )
             return checked_answer(mask(q, k))
@@ -224,11 +222,11 @@ class SparseAttention(nn.Module):
         if isinstance(mask, LookupTable):
             raise ValueError(
                 "lengths and key_padding_mask cut a Pattern or a BlockMask, not a LookupTable: give the mask that the "
-                "table was made of, or leave them out of a call whose table knows of the padding"
+                "table was made from, or leave them out if the table already masks the padding"
             )
         if torch.compiler.is_compiling():
             raise ValueError(
-                "inside of torch.compile, lengths and key_padding_mask cut a Pattern, not a BlockMask: give the module "
+                "in torch.compile, lengths and key_padding_mask cut a Pattern, not a BlockMask: give the module "
                 "the pattern that the mask was compiled from, and block="
             )
         if mask.shape != (q.shape[2], k.shape[2]):

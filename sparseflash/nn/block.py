@@ -10,9 +10,10 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseflash.functional.arguments import check_size, checked_dropout
 from sparseflash.functional.attention import Mask
 from sparseflash.nn.attention import SparseAttention
-from sparseflash.nn.checks import Router, check_input, check_size, checked_dropout
+from sparseflash.nn.checks import Router, check_input
 from sparseflash.tables.padded import Lengths, Padding
 
 
@@ -35,17 +36,16 @@ class SparseTransformerBlock(nn.Module):
     | ``mlp_out.bias``          | [C]                               | ``bias=True``                               |
 
     Args:
-        attention: how tokens mix; its width is that of the block.
+        attention: the attention of the block, which has its width.
         mlp: "gelu" or "swiglu".
-        mlp_width: M; default 4 C for gelu, and for swiglu 8 C / 3 rounded up to a multiple of 8, which has about as
-            many weights.
+        mlp_width: M; default 4 C for gelu. For swiglu 8 C / 3, rounded up to a multiple of 8: about as many weights.
         norm: "rms" (``nn.RMSNorm``) or "layer" (``nn.LayerNorm``).
         bias: whether the linear maps of the MLP have biases.
-        dropout: chance in [0, 1) with which an element of either added term becomes 0 in training.
+        dropout: probability in [0, 1) that an element of either added term becomes 0 in training.
 
     Raises:
-        TypeError: attention is no SparseAttention, mlp_width no int.
-        ValueError: an unknown mlp or norm, a number out of range.
+        TypeError: attention is not a SparseAttention, or mlp_width is not an int.
+        ValueError: an unknown mlp or norm, or a number out of range.
 
     Example:
         >>> import torch, sparseflash as sf
@@ -78,7 +78,7 @@ class SparseTransformerBlock(nn.Module):
         if mlp_width is None:
             mlp_width = 4 * width if mlp == "gelu" else -(-width // 3) * 8
         check_size("mlp_width", mlp_width)
-        self.dropout = checked_dropout(dropout)
+        self.dropout = checked_dropout(dropout, "dropout")
         self.attention_norm, self.mlp_norm = (
             nn.RMSNorm(width, eps=1e-6) if norm == "rms" else nn.LayerNorm(width) for _ in range(2)
         )

@@ -1,4 +1,4 @@
-"""What the modules ask of their arguments, in errors that say what to write instead."""
+"""Checks of the arguments of modules. An error says what was expected, what came and what to write instead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ PREDICATE = "a predicate of positions is sparseflash.patterns.where(lambda q, k:
 
 
 def checked_mask(mask: Any) -> Pattern | BlockMask | Router | None:
-    """The mask of a module: text is read, and what only looks like a router is refused."""
+    """The mask of a module: parses text, and refuses callables that are not routers."""
     if isinstance(mask, str):
         return parse(mask)
     if mask is None or isinstance(mask, Pattern | BlockMask):
@@ -44,7 +44,7 @@ def checked_mask(mask: Any) -> Pattern | BlockMask | Router | None:
 
 
 def checked_answer(mask: Any) -> Mask:
-    """What a router answered."""
+    """The mask that a router returned."""
     if mask is None or isinstance(mask, Pattern | BlockMask | LookupTable):
         return mask
     raise TypeError(
@@ -54,7 +54,7 @@ def checked_answer(mask: Any) -> Mask:
 
 
 def _takes(function: Callable[..., Any], *arguments: Any) -> bool:
-    """Whether a function may be called so; of those that do not tell, True."""
+    """Whether a function accepts these arguments; True if its signature is unknown."""
     try:
         inspect.signature(function).bind(*arguments)
     except TypeError:
@@ -83,25 +83,10 @@ def check_input(x: Tensor, width: int, projection: nn.Module) -> None:
     hint = ""
     if x.dim() == 2:
         ids = not x.is_floating_point()
-        hint = f"; token ids go through nn.Embedding(symbols, {width})" if ids else "; of one sample: x.unsqueeze(0)"
+        hint = f"; token ids go through nn.Embedding(symbols, {width})" if ids else "; for one sample: x.unsqueeze(0)"
     raise ValueError(f"x must be [batch, tokens, width={width}], got {tuple(x.shape)}{hint}")
 
 
 def checked_block(block: Any) -> tuple[int, int]:
     grid = make_grid(1, block, None)
     return grid.bq, grid.bk
-
-
-def check_size(name: str, number: int) -> None:
-    if isinstance(number, bool) or not isinstance(number, int):
-        raise TypeError(f"{name} must be an int, got {number!r}")
-    if number < 1:
-        raise ValueError(f"{name} must be at least 1, got {number}")
-
-
-def checked_dropout(dropout: float) -> float:
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float):
-        raise TypeError(f"dropout must be a number, got {dropout!r}")
-    if not 0 <= dropout < 1:
-        raise ValueError(f"dropout must be at least 0 and below 1, got {dropout!r}")
-    return float(dropout)

@@ -60,13 +60,13 @@ def token_kinds(mask: MaskData, pattern: int, window: Window) -> NDArray[np.uint
     (q0, q1), (k0, k1) = window
     (bq, bk), (nq, nk) = mask.block, mask.grid_shape
     rows, cols = np.arange(q0 // bq, -(-q1 // bq)), np.arange(k0 // bk, -(-k1 // bk))
-    letters = mask.runs.letter_at((pattern * nq + rows)[:, None] * nk + cols)
-    used, which = np.unique(letters, return_inverse=True)
+    codes = mask.runs.code_at((pattern * nq + rows)[:, None] * nk + cols)
+    used, which = np.unique(codes, return_inverse=True)
     kinds = np.zeros((used.size, bq, bk), np.uint8)
     kinds[used == FULL] = 1
     partial = used >= FIRST_TILE
     kinds[partial] = np.where(unpack(mask.tiles[used[partial] - FIRST_TILE], bk), 2, 3)
-    pairs = kinds[which.reshape(letters.shape)].swapaxes(1, 2).reshape(rows.size * bq, cols.size * bk)
+    pairs = kinds[which.reshape(codes.shape)].swapaxes(1, 2).reshape(rows.size * bq, cols.size * bk)
     return pairs[q0 - rows[0] * bq : q1 - rows[0] * bq, k0 - cols[0] * bk : k1 - cols[0] * bk]
 
 
@@ -81,7 +81,7 @@ def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
     line = row[here] * height // (rows[1] - rows[0])
     first = -(-np.arange(width + 2) * (cols[1] - cols[0]) // width)  # first block of each pixel
     counts = []
-    for chosen in (runs.letter[here] == FULL, runs.letter[here] != FULL):
+    for chosen in (runs.code[here] == FULL, runs.code[here] != FULL):
         own, later = np.zeros((2, height, width + 2))
         for edge, sign in ((start[here][chosen], 1), (stop[here][chosen], -1)):
             # A run that begins inside a pixel holds the rest of it, and all of each later one until it ends.
@@ -95,7 +95,7 @@ def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
 
 
 def block_pixels(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> Pixels:
-    """The given block rows and columns as [h, w] pixels, at most one a block.
+    """The given block rows and columns as [h, w] pixels, at most one per block.
 
     A pixel that stands for many blocks is mixed from the colours of what it holds, paler the less it holds, but
     never so pale that a single block is lost; where few stand without neighbours, they grow to 3 x 3 pixels.

@@ -100,7 +100,7 @@ def panel_pixels(panel: Panel, seen: Bools, position: int) -> Pixels:
 
 
 def token_figure(mask: MaskData, title: str | None, token: int) -> Any:
-    """The matplotlib figure of what a query sees; each place is equally many pixels, and each pattern a row."""
+    """The matplotlib figure of what a query sees; each place is equally many pixels, and each pattern has its row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -1,7 +1,7 @@
 """A block mask as a page to zoom into: one file that a browser shows without a network.
 
 The page's parts are in ``page/``: markup, style, and the script in the order of :data:`SCRIPTS`. Into it goes the mask
-itself: per block row the number of its runs, per run the gap to the one before, its length and its letter, then the
+itself: per block row the number of its runs, per run the gap to the one before, its length and its code, then the
 tiles; each array as little-endian 32-bit words, deflated, in base64.
 """
 
@@ -89,7 +89,7 @@ def content_of(mask: MaskData, title: str) -> dict[str, Any]:
         "counts": np.bincount(runs.row, minlength=mask.patterns * nq),
         "gap": gap,
         "length": runs.length,
-        "letter": runs.letter,
+        "code": runs.code,
         "tiles": mask.tiles,
         "pattern_of": mask.pattern_of,
     }
@@ -137,8 +137,8 @@ def _patterns(mask: MaskData) -> list[dict[str, Any]]:
     runs, (nq, nk), (q_len, kv_len) = mask.runs, mask.grid_shape, mask.shape
     owner = runs.row // nq
     pairs = np.bitwise_count(tile_table(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
-    allowed = np.bincount(owner, pairs[runs.letter] * runs.length, mask.patterns)
-    full = np.bincount(owner, runs.length * (runs.letter == FULL), mask.patterns)
+    allowed = np.bincount(owner, pairs[runs.code] * runs.length, mask.patterns)
+    full = np.bincount(owner, runs.length * (runs.code == FULL), mask.patterns)
     return [
         {
             "name": users(mask.pattern_of, p),

@@ -1,1 +1,1 @@
-"""Lookup tables: how a block mask lies in memory, and in which forms it travels to a kernel."""
+"""Lookup tables: a block mask in device memory, and the forms in which it is passed to kernels."""

@@ -1,4 +1,4 @@
-"""An independent, slow check of what kernels take for granted in a table, written from the words of the layout."""
+"""An independent, slow check of the invariants of a table, written from the description of its layout."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Entries = dict[tuple[int, int, int], int]  # (pattern, line, block on the other 
 
 
 def check_table(table: LookupTable, mask: BlockMask | None = None) -> None:
-    """Raise ValueError that names the first thing in the table that a kernel could stumble over.
+    """Raise ValueError for the first entry that breaks an invariant of kernels.
 
     Args:
-        table: on any device; it is copied to the host, and looked at entry by entry.
-        mask: what the table was made from; then its entries must be those of the mask.
+        table: a table on any device; it is copied to the host and checked entry by entry.
+        mask: the mask that the table was made from, to compare the entries with.
     """
     (bq, bk), (q_len, kv_len) = table.block, table.shape
     rows, cols = -(-q_len // bq), -(-kv_len // bk)
@@ -58,7 +58,7 @@ def _ints(tensor: torch.Tensor, name: str) -> NDArray[np.int32]:
 
 
 def _entries(side: Side, name: str, patterns: int, lines: int, others: int, tiles: int) -> Entries:
-    """The blocks that a side lists, after a look at everything in it."""
+    """The blocks that a side lists, after checking all of its tensors."""
     spans, full, partial, tile, order, work, merges = (
         _ints(x, f"{f} of the {name}s") for f, x in zip(side._fields, side, strict=True)
     )
@@ -93,7 +93,7 @@ def _entries(side: Side, name: str, patterns: int, lines: int, others: int, tile
 
 
 def _check_work(work: NDArray[np.int32], merges: NDArray[np.int32], spans: NDArray[np.int32], where: str) -> None:
-    """Pieces of a line follow each other without gap or overlap, and merges name those of one line."""
+    """Check that pieces of a line follow each other without gap or overlap, and that merges name pieces of one line."""
     pieces: dict[int, list[list[int]]] = {}
     for item in work[work[:, 0] >= 0].tolist():
         pieces.setdefault(item[0], []).append(item[1:])
@@ -105,7 +105,7 @@ def _check_work(work: NDArray[np.int32], merges: NDArray[np.int32], spans: NDArr
         here = [part[4] for part in parts]
         slots += [slot for slot in here if slot >= 0]
         if line in named:
-            first, past = named[line]  # any numbers: nothing as long as they claim may be made of them
+            first, past = named[line]  # may be any numbers, so no array of this length may be allocated
             in_turn = past - first == len(here) and here == list(range(first, past))
             _demand(in_turn, f"line {line} of the {where} is merged from its slots")
         else:
@@ -125,11 +125,11 @@ def _check_against(found: Entries, table: LookupTable, mask: BlockMask) -> None:
     _demand(table.shape == mask.shape and table.block == mask.block, "the table has the mask's lengths and block")
     _demand(table.q_offset == mask.q_offset, "the table has the mask's offset")
     _demand(np.array_equal(table.pattern_of.cpu().numpy(), mask.pattern_of), "heads have the mask's patterns")
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     n = mask.grid_shape[0]
     stored = {
-        (row // n, row % n, col): letter - 2
-        for row, col, letter in zip(rows.tolist(), cols.tolist(), letters.tolist(), strict=True)
+        (row // n, row % n, col): code - 2
+        for row, col, code in zip(rows.tolist(), cols.tolist(), codes.tolist(), strict=True)
     }
     _demand(found == stored, "the table lists the mask's blocks and tiles")
     if len(mask.tiles):

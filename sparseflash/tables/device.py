@@ -1,4 +1,4 @@
-"""What tables need of a device: copies that every later call can use, and no copies while a graph is captured."""
+"""Copies of tables to devices: kept for later calls, and refused while a graph is captured."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch._guards import active_fake_mode
 
-# Kernels load the next block's index while they work on the current one; reading past the end must be harmless.
+# Kernels load the index of the next block ahead of time, so reading past the end must be safe.
 READ_AHEAD = 4
 
 Arguments = ParamSpec("Arguments")
@@ -19,12 +19,12 @@ Made = TypeVar("Made")
 
 
 def capturing(device: torch.device) -> bool:
-    """Whether calls are being recorded into a CUDA graph."""
+    """Whether a CUDA graph is being captured on this device."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 def check_not_capturing(device: torch.device) -> None:
-    """Raise RuntimeError where a table would have to be copied to the device while a CUDA graph is captured."""
+    """Raise RuntimeError if a table would be copied to the device while a CUDA graph is captured."""
     if capturing(device):
         raise RuntimeError(
             "a CUDA graph is being captured, and the mask's table is not on the device yet: run the call once before "
@@ -33,17 +33,17 @@ def check_not_capturing(device: torch.device) -> None:
 
 
 def unless_fake(cached: _lru_cache_wrapper[Made]) -> Callable[..., Made]:
-    """A cached function that makes tensors; inside a FakeTensorMode without its cache, for fake ones must not stay."""
-    # Without any mode there is none of those, which are looked for slowly.
+    """A cached function that makes tensors. A FakeTensorMode bypasses the cache, so that no fake tensor stays in it."""
+    # Without any mode there is no FakeTensorMode either, and looking for one is slow.
     fake = torch._C._len_torch_dispatch_stack() and active_fake_mode() is not None
     return cached.__wrapped__ if fake else cached
 
 
 def lasting(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
-    """Decorator of a function whose tensors are kept: every later call can use them, whoever makes the first one.
+    """Decorator of a function whose tensors are cached, so that later calls in any mode can use them.
 
-    Made in inference mode, they could not be saved for a backward pass; made within a transform of torch.func, they
-    would be wrapped for its level, and be errors once that is left.
+    Tensors made in inference mode could not be saved for a backward pass. Tensors made in a transform of torch.func
+    would be wrapped for its level, and raise after the transform ends.
     """
 
     @wraps(make)
@@ -55,9 +55,9 @@ def lasting(make: Callable[Arguments, Made]) -> Callable[Arguments, Made]:
 
 
 def per_device(maxsize: int) -> Callable[[Callable[..., Made]], _lru_cache_wrapper[Made]]:
-    """Decorator of a function that makes tensors on a device, one of its arguments: :func:`lasting`, and cached.
+    """Decorator of a function that makes tensors on a device, one of its arguments: :func:`lasting` with a cache.
 
-    Where calls may come in a FakeTensorMode, call it through :func:`unless_fake`.
+    If calls may come in a FakeTensorMode, call it through :func:`unless_fake`.
     """
     return lambda make: lru_cache(maxsize)(lasting(make))
 

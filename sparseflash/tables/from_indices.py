@@ -1,7 +1,7 @@
-"""Tables from block indices that a router wrote on the device: content-based sparsity with no host in the loop.
+"""Tables from block indices that a router wrote on the device: content-based sparsity without waiting for the host.
 
 Every shape here follows from the shapes of the arguments, never from their values, so building a table never waits
-for the device and runs inside a compiled graph. A block row owns room for k entries; unused room is never read.
+for the device and works in a compiled graph. A block row has room for k entries; unused room is never read.
 
 Shape legend: B samples, H heads of indices, P = B * H patterns, nQ x nK blocks of BQ x BK tokens, k entries a row.
 """
@@ -49,7 +49,7 @@ def from_indices(
 ) -> Parts:
     """See :meth:`sparseflash.LookupTable.from_indices`."""
     q_heads = _checked(indices, counts, q_heads)
-    if torch.compiler.is_compiling():  # lengths may be symbols, a mask belongs to numbers: range() decides
+    if torch.compiler.is_compiling():  # lengths may be symbols, and range() makes them numbers
         shape = range(shape).stop if isinstance(shape, int) else (range(shape[0]).stop, range(shape[1]).stop)
     edges = _edges(shape, block, q_offset, causal, indices.device)
     (samples, heads, lines, k), (nq, nk) = indices.shape, edges.blocks
@@ -105,7 +105,7 @@ def _checked(indices: torch.Tensor, counts: torch.Tensor | None, q_heads: int | 
 
 
 def _check_values(indices: torch.Tensor, counts: torch.Tensor | None, nk: int) -> None:
-    """Raise for the first count or index that is out of range. Waits for the device."""
+    """Raise for the first count or index out of range. Waits for the device."""
     if counts is not None:
         for b, h, row in ((counts < 0) | (counts > indices.shape[3])).nonzero()[:1].tolist():
             raise ValueError(
@@ -128,28 +128,28 @@ def _counted(indices: torch.Tensor, counts: torch.Tensor) -> torch.Tensor:
 
 
 class Edges(NamedTuple):
-    """What a selected block is by its place: FULL, or cut by a ragged end or the diagonal of a causal mask.
+    """The code of a selected block by its position: FULL, or cut by a ragged end or the diagonal of a causal mask.
 
-    How the diagonal cuts a block depends only on how far the block lies from it, and only a few distances cut at all.
+    How the diagonal cuts a block depends only on its distance from the block, and only few distances matter.
     """
 
     shape: tuple[int, int]  # (q_len, kv_len)
     block: tuple[int, int]  # (BQ, BK)
     blocks: tuple[int, int]  # (nQ, nK)
     q_offset: int
-    nearest: int  # the smallest distance listed; there and before, the diagonal cuts nothing
-    farthest: int  # the largest distance listed; there and beyond, nothing is left
-    letters: torch.Tensor  # int32 [distances * 4]: by distance, in the last block row?, in the last block column?
+    nearest: int  # the smallest distance listed: blocks up to it are not cut
+    farthest: int  # the largest distance listed: blocks from it on are empty
+    codes: torch.Tensor  # int32 [distances * 4]: by distance, in the last block row?, in the last block column?
     tiles: Tiles
 
-    def letters_at(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
-        """Letters of the blocks (rows, cols), int64 tensors that broadcast."""
+    def codes_at(self, rows: torch.Tensor, cols: torch.Tensor) -> torch.Tensor:
+        """Codes of the blocks (rows, cols), int64 tensors that broadcast."""
         (nq, nk), (bq, bk) = self.blocks, self.block
         index = (rows == nq - 1) * 2 + (cols == nk - 1)
         if self.farthest > self.nearest:
             ahead = (cols * bk - rows * bq - self.q_offset) // min(bq, bk)
             index = index + (ahead.clamp(self.nearest, self.farthest) - self.nearest) * 4
-        return self.letters[index]
+        return self.codes[index]
 
 
 def _edges(
@@ -159,7 +159,7 @@ def _edges(
     causal: bool,
     device: torch.device,
 ) -> Edges:
-    """In a compiled graph this is computed once, while tracing."""
+    """The edges of a mask of these lengths. A compiled graph computes them once, while tracing."""
     return unless_fake(_edges_of)(make_grid(shape, block, q_offset), bool(causal), device)
 
 
@@ -173,7 +173,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     (nq, nk), bq, bk, step = grid.shape, grid.bq, grid.bk, min(grid.bq, grid.bk)
     i, j = np.arange(bq)[:, None], np.arange(bk)
     nearest = farthest = 0
-    if causal:  # key j of a block stands `ahead * step + skew + j` after the position of the block's first query
+    if causal:  # key j of a block is `ahead * step + skew + j` positions after the block's first query
         skew = -grid.q_offset % step
         nearest, farthest = (1 - bk - skew) // step, -(-(bq - skew) // step)
     ahead = np.arange(nearest, farthest + 1)[:, None, None, None, None]
@@ -182,7 +182,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     last_col = np.stack([j < bk, j < grid.kv_len - (nk - 1) * bk])[:, None]
     bits = bits & last_row & last_col
     tile_set = TileSet(bq, bk)
-    letters = tile_set.letters(pack(bits.reshape(-1, bq, bk)))
+    codes = tile_set.codes(pack(bits.reshape(-1, bq, bk)))
     return Edges(
         shape=(grid.q_len, grid.kv_len),
         block=(bq, bk),
@@ -190,40 +190,39 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
         q_offset=grid.q_offset,
         nearest=nearest,
         farthest=farthest,
-        letters=tensor(letters, device),
+        codes=tensor(codes, device),
         tiles=Tiles(*(tensor(array, device) for array in tile_arrays(tile_set.tiles()))),
     )
 
 
 def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> tuple[Side, torch.Tensor]:
-    """The side of the block rows, and its entries [P, nQ, k] as keys: the column, plus nK if PARTIAL; 2 nK if none.
+    """The side of the block rows, and its entries [P, nQ, k] as keys: the column, plus nK if PARTIAL; 2 nK if unused.
 
-    Sorting by these keys puts FULL blocks before PARTIAL ones, each in the order of their columns, and unused room
-    last.
+    Sorting by these keys puts FULL blocks before PARTIAL ones, each in the order of columns, and unused entries last.
     """
     nk, (patterns, lines, k) = edges.blocks[1], indices.shape
     line = torch.arange(lines, device=indices.device).unsqueeze(-1)
     chosen = indices.long()
     column = chosen.clamp(0, nk - 1)
-    letter = edges.letters_at(line, column)
-    kept = (chosen == column) & (letter != EMPTY)
+    code = edges.codes_at(line, column)
+    kept = (chosen == column) & (code != EMPTY)
     if counts is not None:
         kept = kept & _counted(indices, counts)
-    key = torch.where(kept, column + nk * (letter != FULL), 2 * nk).sort(-1).values
+    key = torch.where(kept, column + nk * (code != FULL), 2 * nk).sort(-1).values
     again = key.diff(dim=-1, prepend=key.new_full((patterns, lines, 1), -1)) == 0
     key = key.masked_fill(again, 2 * nk).sort(-1).values
 
     full, stored = (key < nk).sum(-1), (key < 2 * nk).sum(-1)
     start = torch.arange(patterns * lines, device=key.device).view(patterns, lines) * k
     spans = torch.stack([start, start + full, start + full, start + stored], -1)
-    return _side(spans, key % nk, edges.letters_at(line, key % nk)), key
+    return _side(spans, key % nk, edges.codes_at(line, key % nk)), key
 
 
 def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
     """The side of the block columns, from the keys of the rows' entries."""
     nk, (patterns, lines, k) = edges.blocks[1], by_row.shape
     line = torch.arange(lines, device=by_row.device).unsqueeze(-1)
-    # (column, PARTIAL or not, row) as one number; unused room is past all columns.
+    # (column, PARTIAL or not, row) as one number; unused entries come after all columns.
     key = torch.where(by_row < 2 * nk, (by_row % nk * 2 + by_row // nk) * lines + line, 2 * nk * lines)
     key = key.flatten(1).sort(-1).values
     steps = torch.arange(2 * nk + 1, device=key.device) * lines
@@ -231,15 +230,15 @@ def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
     bounds = bounds + torch.arange(patterns, device=key.device).unsqueeze(-1) * (lines * k)
     start, middle, stop = bounds[:, 0:-1:2], bounds[:, 1::2], bounds[:, 2::2]
     column = (key // (2 * lines)).clamp(max=nk - 1)
-    return _side(torch.stack([start, middle, middle, stop], -1), key % lines, edges.letters_at(key % lines, column))
+    return _side(torch.stack([start, middle, middle, stop], -1), key % lines, edges.codes_at(key % lines, column))
 
 
-def _side(spans: torch.Tensor, others: torch.Tensor, letters: torch.Tensor) -> Side:
+def _side(spans: torch.Tensor, others: torch.Tensor, codes: torch.Tensor) -> Side:
     """One side from its spans [P, n, 4], which point into the flat list of blocks on the other side."""
     entries = F.pad(others.flatten(), (0, READ_AHEAD)).int()
-    tile = F.pad((letters - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
+    tile = F.pad((codes - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
     weight = spans[..., 3] - spans[..., 0]
     order = weight.argsort(dim=1, descending=True, stable=True)
-    patterns = spans.shape[0]  # how many pieces there are is unknown on the host: none
+    patterns = spans.shape[0]  # no pieces, because the host does not know their number
     work, merges = (spans.new_empty((patterns, 0, fields), dtype=torch.int32) for fields in (6, 3))
     return Side(spans.int(), entries, entries, tile.int(), order.int(), work, merges)

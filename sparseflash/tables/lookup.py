@@ -17,21 +17,21 @@ from sparseflash.patterns.overlay import transposed
 from sparseflash.patterns.runs import FIRST_TILE, FULL, Runs
 from sparseflash.tables.device import READ_AHEAD, capturing, check_not_capturing, per_device, unless_fake
 from sparseflash.tables.packing import Header, pack, tile_arrays
-from sparseflash.tables.splitting import cuts, deal, weights
+from sparseflash.tables.splitting import assign, split_counts, weights
 from sparseflash.tables.table import LookupTable
 
-# A CUDA graph reads the tables it was captured with as long as it is replayed, whatever the cache forgets.
+# A CUDA graph reads the tables it was captured with as long as it is replayed, so the cache may not free them.
 _captured: set[LookupTable] = set()
 
 
 def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask on a device, cached by content and device. ``attention`` calls this by itself.
 
-    The cache holds 64 tables, and no more than 256 MB of them beside the newest.
+    The cache holds at most 64 tables and, besides the newest, at most 256 MB.
 
     Args:
         mask: a compiled pattern.
-        device: where the tensors are to lie.
+        device: device of the table's tensors.
 
     Raises:
         TypeError: mask is not a BlockMask.
@@ -48,7 +48,7 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     device = torch.device(device)
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
-    table = unless_fake(_lookup)(mask, device)
+    table = unless_fake(cached_lookup)(mask, device)
     if capturing(device):
         _captured.add(table)
     return table
@@ -56,7 +56,8 @@ def lookup(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
 
 @TABLES.bounds
 @per_device(maxsize=64)
-def _lookup(mask: BlockMask, device: torch.device) -> LookupTable:
+def cached_lookup(mask: BlockMask, device: torch.device) -> LookupTable:
+    """:func:`lookup` for a device with an index, remembered."""
     check_not_capturing(device)
     patterns = mask.patterns
     arrays = [
@@ -79,7 +80,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     lines, others = runs.shape
     row, length = runs.row, runs.length
     first = runs.start - row * others
-    is_full = runs.letter == FULL
+    is_full = runs.code == FULL
     filled, partial = np.flatnonzero(is_full), np.flatnonzero(~is_full)
     shared = np.bincount(row[filled], minlength=lines) == 1  # one run of FULL blocks: a range of 0, 1, 2, ...
     in_range = shared[row[filled]]
@@ -98,17 +99,17 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     line, begin = row[alone], first[alone]
     spans[line, 0], spans[line, 1] = begin, begin + length[alone]
     full, masked = (positions(at, at + length[chosen]) for chosen in (rest, partial) for at in (first[chosen],))
-    letter = np.repeat(runs.letter[partial], length[partial])
+    code = np.repeat(runs.code[partial], length[partial])
     by_pattern = spans.reshape(patterns, -1, 4)
     weight = weights(by_pattern)
     work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
-    if (cuts(weight) > 1).any():
-        work, merges = deal(by_pattern)
+    if (split_counts(weight) > 1).any():
+        work, merges = assign(by_pattern)
     return [
         by_pattern,
         _padded(np.arange(common, dtype=np.int32), full),
         _padded(masked),
-        _padded(letter - FIRST_TILE),
+        _padded(code - FIRST_TILE),
         np.argsort(-weight, axis=1, kind="stable"),
         work,
         merges,

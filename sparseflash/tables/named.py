@@ -1,7 +1,7 @@
-"""Patterns by name: what a compiled graph holds in the place of a table, so that it serves every length.
+"""Patterns by name: a compiled graph holds a name in place of a table, so that it serves every length.
 
-A graph that holds a table holds its lengths, and must be compiled anew for others. One that holds a pattern's name
-looks the table up when it runs, for the lengths that come.
+A graph that holds a table is bound to its lengths and must be compiled again for others. A graph that holds the name of
+a pattern looks up the table when it runs, for the lengths of its inputs.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from sparseflash.tables.lookup import lookup
 from sparseflash.tables.padded import padded_table
 from sparseflash.tables.table import LookupTable
 
-# A graph may run as long as the process: what it names stays.
+# A graph may run as long as the process, so names are never removed.
 _names: dict[Pattern, str] = {}
 _patterns: dict[str, Pattern] = {}
 
 
 def name_of(pattern: Pattern) -> str:
-    """The pattern's text; where the text does not tell all (a predicate, data), with a mark that no process repeats.
+    """The pattern's text, with a unique mark if the text is incomplete (a predicate, data).
 
     Raises:
-        ValueError: a text that does not tell all, in torch.export: a program is for other processes.
+        ValueError: an incomplete text in torch.export, because other processes run the program.
     """
     name = _names.get(pattern)
     if name is None:
@@ -56,11 +56,11 @@ def named_table(
     """The table of a named pattern, cached like that of any other.
 
     Args:
-        name: what :func:`name_of` gave.
+        name: the name from :func:`name_of`.
         lengths: queries and keys.
         block: (BQ, BK).
-        device: where the table is to lie.
-        ends: int64 [B], tokens of each sample of a padded batch: a table of its own, made anew.
+        device: device of the table.
+        ends: int64 [B], tokens of each sample of a padded batch, which gets a new table.
 
     Raises:
         ValueError: no pattern of that name: a graph from another process whose pattern has no text.

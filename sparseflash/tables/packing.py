@@ -1,7 +1,7 @@
-"""A table in one buffer: copied to a device at once, and one argument of a compiled graph.
+"""A table in one buffer: one copy to a device, and one argument of a compiled graph.
 
-A graph that took every tensor of a table would be specialised on which of them are empty, or as long as another. Of the
-buffer it sees one length; what lies where is told by numbers that it passes on unread.
+A graph that took every tensor of a table would be specialised on which of them are empty or equally long. Of the buffer
+it sees one length; offsets are numbers that it passes on unread.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ALIGNED = 32  # ints: every tensor begins at a multiple of 128 bytes, so that ke
 
 
 class Contents(NamedTuple):
-    """What a table is made of."""
+    """The tensors of a table."""
 
     rows: Side
     columns: Side
@@ -63,21 +63,21 @@ def pack(header: Header, arrays: Sequence[NDArray[Any]], device: torch.device) -
 
 def tile_arrays(words: Words) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
     """Bits and seen keys of :class:`Tiles`, from tiles uint32 [T, BQ, W]."""
-    # A kernel may read the words of a tile ahead of knowing that there is none.
+    # A kernel may read the words of a tile before it knows whether the tile exists.
     bits = words if len(words) else np.zeros((1, *words.shape[1:]), np.uint32)
     return bits.view(np.int32), np.bitwise_or.reduce(bits, axis=1).view(np.int32)
 
 
-# What was found in a buffer, by which layout: backends may keep what they plan beside the tensors of a table.
+# The unpacked tensors of each buffer: backends may cache plans by the identity of these tensors.
 _unpacked = WeakTensorKeyDictionary()
 
 
 def unpack(buffer: torch.Tensor, layout: Sequence[int]) -> tuple[Header, Contents]:
-    """What :func:`pack` put in, as views of the buffer: the same tensors at each call, as long as the buffer lives."""
+    """The contents of a buffer of :func:`pack`, as views: the same tensors at each call while the buffer lives."""
     key = tuple(layout)
     known = _unpacked.get(buffer)
     if known is None or known[0] != key:
-        # Detached, the buffer is not what the views refer to: they must not keep it alive.
+        # Views of a detached alias, so that they do not keep the buffer alive.
         known = _unpacked[buffer] = key, *_unpack(buffer.detach(), key)
     return known[1], known[2]
 
@@ -102,7 +102,7 @@ def _places(shapes: Sequence[tuple[int, ...]]) -> list[tuple[int, int]]:
 
 
 def _shown(number: int) -> int:
-    """A number as graphs may see it: from 2 on, for they are specialised on 0 and 1, and on signs."""
+    """Encode an int as at least 2: torch.compile specialises graphs on 0, 1 and the sign."""
     return 2 * number + 2 if number >= 0 else -2 * number + 1
 
 

@@ -1,4 +1,4 @@
-"""What a padded batch says about itself: how many tokens each sample has, or which of its places hold none.
+"""Padded batches: lengths of samples, or masks of padding, and their tables.
 
 Shape legend: B samples, N tokens of the longest one, C = width of the residual stream.
 """
@@ -22,7 +22,8 @@ from sparseflash.patterns.beside import Beside
 from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.grid import is_int, make_grid
 from sparseflash.patterns.packed import Packed
-from sparseflash.patterns.pattern import Binary, Not, Pattern, Stacked, per_sample
+from sparseflash.patterns.pattern import Binary, Not, Pattern
+from sparseflash.patterns.stacked import Stacked, per_sample
 from sparseflash.tables.device import capturing, lasting
 from sparseflash.tables.shortened import shortened
 from sparseflash.tables.table import LookupTable
@@ -31,25 +32,25 @@ Lengths: TypeAlias = Tensor | Sequence[int] | NDArray[Any]
 
 Made = TypeVar("Made")
 
-KEPT = 16  # results that are remembered of one tensor
+KEPT = 16  # results cached per tensor
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Where a batch [B, N, C] has tokens, and how to bring those of each sample to its beginning."""
+    """The positions of tokens in a batch [B, N, C], and the permutation that moves the tokens of each sample first."""
 
     lengths: Tensor  # int64 [B]
-    outside: Tensor  # bool [B, N, 1]: places past the length
-    order: Tensor | None  # int64 [B * N]: the places of the flat batch, of each sample its tokens first; None: they are
+    outside: Tensor  # bool [B, N, 1]: positions past the length
+    order: Tensor | None  # int64 [B * N]: permutation of the flat batch, tokens of a sample first; None: identity
     back: Tensor | None  # int64 [B * N]: the inverse
 
     @classmethod
     def of(cls, lengths: Lengths | None, key_padding_mask: Tensor | None, x: Tensor) -> Padding | None:
-        """From what a user gives beside x [B, N, C]; None where both are None.
+        """The padding of x [B, N, C] from the arguments of a module; None if both are None.
 
         Raises:
-            TypeError: lengths that are no ints, a mask that is no tensor of booleans.
-            ValueError: both given, shapes that do not fit x, lengths outside 0 to N.
+            TypeError: lengths that are not ints, a mask that is not a tensor of booleans.
+            ValueError: both given, shapes that do not match x, or lengths outside 0 to N.
         """
         if lengths is None and key_padding_mask is None:
             return None
@@ -80,12 +81,12 @@ class Padding:
         return _reordered(x, self.order).masked_fill(self.outside, 0)
 
     def leave(self, x: Tensor) -> Tensor:
-        """[B, N, C] with tokens where they stood when they entered, and zeros elsewhere."""
+        """[B, N, C] with tokens at their original positions, and zeros elsewhere."""
         return _reordered(x.masked_fill(self.outside, 0), self.back)
 
 
 def _reordered(x: Tensor, order: Tensor | None) -> Tensor:
-    # Rows of a matrix: the gradient of index_select is deterministic on every device, that of gather is not.
+    # index_select on rows: its gradient is deterministic on every device, unlike that of gather.
     return x if order is None else x.flatten(0, 1).index_select(0, order).view_as(x)
 
 
@@ -103,15 +104,15 @@ def _check_mask(mask: Tensor, x: Tensor) -> None:
 
 
 def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
-    """Lengths as an integer tensor [B]; values on the host are looked at."""
+    """Lengths as an integer tensor [B]; values on the host are checked."""
     samples, tokens = x.shape[:2]
     if isinstance(lengths, Tensor):
         if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
             hint = "; a mask of padding is key_padding_mask=" if lengths.dtype == torch.bool else ""
-            raise TypeError(f"lengths must be ints, one a sample, got {lengths.dtype}{hint}")
+            raise TypeError(f"lengths must be ints, one per sample, got {lengths.dtype}{hint}")
         if lengths.shape != (samples,):
             raise ValueError(
-                f"lengths must be [{samples}], one a sample of x {tuple(x.shape)}, got {tuple(lengths.shape)}"
+                f"lengths must be [{samples}], one per sample of x {tuple(x.shape)}, got {tuple(lengths.shape)}"
             )
         traced = torch.compiler.is_compiling() or active_fake_mode() is not None
         if not traced and (lengths.device.type == "cpu" or os.environ.get("SPARSEFLASH_DEBUG") == "1"):
@@ -120,15 +121,15 @@ def _as_tensor(lengths: Any, x: Tensor) -> Tensor:
     numbers = lengths.tolist() if isinstance(lengths, np.ndarray) else lengths
     if not isinstance(numbers, Sequence) or isinstance(numbers, str) or not all(map(is_int, numbers)):
         raise TypeError(
-            f"lengths must be an int tensor [{samples}] or a sequence of ints, one a sample, got {lengths!r}"
+            f"lengths must be an int tensor [{samples}] or a sequence of ints, one per sample, got {lengths!r}"
         )
     if torch.compiler.is_compiling():
         raise TypeError(
-            "lengths inside torch.compile must be a tensor, for the numbers of a list are constants of a graph: "
+            "lengths in torch.compile must be a tensor, because the numbers of a list are constants of a graph: "
             "lengths=torch.tensor(lengths), made outside"
         )
     if len(numbers) != samples:
-        raise ValueError(f"lengths must be {samples} ints, one a sample of x {tuple(x.shape)}, got {len(numbers)}")
+        raise ValueError(f"lengths must be {samples} ints, one per sample of x {tuple(x.shape)}, got {len(numbers)}")
     _check_values(numbers, tokens)
     return _listed(tuple(map(int, numbers)))
 
@@ -144,15 +145,15 @@ def _check_values(numbers: Sequence[int], tokens: int) -> None:
 @lru_cache(maxsize=16)
 @lasting
 def _listed(numbers: tuple[int, ...]) -> Tensor:
-    """One tensor for equal lists, so that the layers of a model share what is made of it."""
+    """One tensor for equal lists, so that the layers of a model share its tables."""
     return torch.tensor(numbers, dtype=torch.int64)
 
 
 def padded_table(pattern: Pattern, block: tuple[int, int], lengths: Tensor, tokens: int) -> LookupTable:
-    """The table of a pattern for samples of these lengths, int64 [B] within 0 to `tokens`, padded to so many.
+    """The table of a pattern for samples of these lengths, int64 [B] within 0 to `tokens`, padded to `tokens`.
 
-    A sample sees what it would see alone. Only patterns that depend on how long the sequence is (`random_blocks`, the
-    last tokens of `beside`) need the lengths on the host for that.
+    A sample sees the same keys as alone. Only patterns that depend on the sequence length (`random_blocks`, the last
+    tokens of `beside`) need the lengths on the host.
     """
     if depends_on_length(pattern):
         grids = [make_grid(max(length, 1), block, None) for length in lengths.tolist()]
@@ -162,7 +163,7 @@ def padded_table(pattern: Pattern, block: tuple[int, int], lengths: Tensor, toke
 
 
 def depends_on_length(pattern: Pattern) -> bool:
-    """Whether :meth:`Pattern.at` of any part of a pattern may differ between lengths."""
+    """Whether :meth:`Pattern.at` of a part of the pattern may depend on the length."""
     match pattern:
         case Composed():
             return depends_on_length(pattern.expression())
@@ -173,21 +174,21 @@ def depends_on_length(pattern: Pattern) -> bool:
         case Stacked(parts):
             return any(map(depends_on_length, parts))
         case Packed():
-            return False  # each part is as long as it says
+            return False  # each part has a fixed length
         case Beside(inner):
             return pattern.known_size is None and (pattern.after > 0 or depends_on_length(inner))
         case _:
             return type(pattern).at is not Pattern.at
 
 
-# By a tensor that a user holds: the count of its changes, and what was made of it since.
+# By tensor of a user: its version counter, and the results computed for this version.
 _kept = WeakTensorKeyDictionary()
 
 
 def kept(of: Tensor, key: Hashable, make: Callable[[], Made]) -> Made:
-    """``make()``, remembered as long as the tensor lives unchanged: the layers of a model ask for the same.
+    """``make()``, cached while the tensor lives unchanged, so that the layers of a model share the result.
 
-    Graphs are not to remember: those of torch.compile write into a tensor unseen, those of CUDA replay what they saw.
+    Not in graphs: torch.compile may change a tensor without its version counter, and CUDA graphs replay old values.
     """
     if torch.compiler.is_compiling() or active_fake_mode() is not None or of.is_inference() or capturing(of.device):
         return make()

@@ -7,7 +7,7 @@ The blocks of a line are listed in ascending order, so a shorter sample reads th
 block column in which a sample ends is new: its blocks are cut at the end, each by a tile of its own.
 
 Shape legend: B samples, K patterns of each, P patterns of the mask, n lines of a side, R runs, nQ x nK blocks of
-BQ x BK tokens, W words a tile row, T tiles of the mask.
+BQ x BK tokens, W words per tile row, T tiles of the mask.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ LARGEST_INDEX = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class Lines:
-    """One side of the whole table, and its runs, in which blocks before any place are counted by a binary search.
+    """One side of the whole table, and its runs, in which a binary search counts the blocks before any position.
 
-    The runs begin with an empty one before all blocks, so that every place has a run that begins at or before it.
+    The runs begin with an empty one before all blocks, so that every position has a run at or before it.
     """
 
     side: Side
     shape: tuple[int, int]  # n lines, and blocks on the other side
-    start: Tensor  # int64 [R + 1]: places line * others + other, patterns one below the other
+    start: Tensor  # int64 [R + 1]: positions line * others + other, patterns one below the other
     length: Tensor  # int64 [R + 1]
-    letter: Tensor  # int64 [R + 1]
+    code: Tensor  # int64 [R + 1]
     full_before: Tensor  # int64 [R + 1]: FULL blocks in earlier runs
     partial_before: Tensor  # int64 [R + 1]
 
@@ -52,14 +52,14 @@ class Lines:
         def on_device(first: int, array: NDArray[np.integer]) -> Tensor:
             return torch.from_numpy(np.concatenate([[first], array]).astype(np.int64)).to(device)
 
-        filled = runs.length * (runs.letter == FULL)
+        filled = runs.length * (runs.code == FULL)
         before = (np.cumsum(counted) - counted for counted in (filled, runs.length - filled))
         return cls(
             side,
             (runs.shape[0] // patterns, runs.shape[1]),
             on_device(-1, runs.start),
             on_device(0, runs.length),
-            on_device(EMPTY, runs.letter),
+            on_device(EMPTY, runs.code),
             *(on_device(0, count) for count in before),
         )
 
@@ -69,10 +69,10 @@ class Lines:
         return (which[..., None] * n + torch.arange(n, device=which.device)) * others
 
     def counts_before(self, place: Tensor) -> tuple[Tensor, Tensor]:
-        """How many FULL and how many PARTIAL blocks stand before each place."""
+        """The numbers of FULL and of PARTIAL blocks before each position."""
         run = torch.searchsorted(self.start, place, right=True) - 1
         inside = torch.minimum(place - self.start[run], self.length[run])
-        is_full = self.letter[run] == FULL
+        is_full = self.code[run] == FULL
         return self.full_before[run] + inside * is_full, self.partial_before[run] + inside * ~is_full
 
     def counts(self, which: Tensor, stop: Tensor) -> tuple[Tensor, Tensor]:
@@ -81,21 +81,21 @@ class Lines:
         begin, end = self.counts_before(first), self.counts_before(first + stop[:, None, None])
         return end[0] - begin[0], end[1] - begin[1]
 
-    def letters(self, which: Tensor, other: Tensor) -> Tensor:
-        """The letter of each line at the block `other` [B], [B, K, n]."""
+    def codes(self, which: Tensor, other: Tensor) -> Tensor:
+        """The code of each line at the block `other` [B], [B, K, n]."""
         place = self.first_places(which) + other[:, None, None]
         run = torch.searchsorted(self.start, place, right=True) - 1
-        return self.letter[run] * (place < self.start[run] + self.length[run])
+        return self.code[run] * (place < self.start[run] + self.length[run])
 
 
 @dataclass(frozen=True)
 class Rooms:
-    """Where the PARTIAL entries of each row go in the list of a sample: in a room with a place for one more."""
+    """The positions of the PARTIAL entries of each row in the list of a sample, with space for one more per row."""
 
-    source: Tensor  # int64 [P, S]: where the entry stands in the list of the whole table
-    row: Tensor  # int64 [P, S]: whose room it is
-    place: Tensor  # int64 [P, S]: the place in the room
-    start: Tensor  # int64 [P, nQ]: where each row's room starts
+    source: Tensor  # int64 [P, S]: position of the entry in the list of the whole table
+    row: Tensor  # int64 [P, S]: row of the entry
+    place: Tensor  # int64 [P, S]: position in the space of its row
+    start: Tensor  # int64 [P, nQ]: where the space of each row starts
 
     @classmethod
     def of(cls, spans: NDArray[np.int64], device: torch.device) -> Rooms:
@@ -115,7 +115,7 @@ class Rooms:
 
 @dataclass(frozen=True)
 class Whole:
-    """What is known of a mask before any length is: its table, and how to find places in it."""
+    """The parts of a mask that do not depend on lengths: its table, and an index into it."""
 
     table: LookupTable
     rows: Lines
@@ -123,12 +123,12 @@ class Whole:
     rooms: Rooms
     which: Tensor  # int64 [samples or 1, K]: the patterns of each sample
     pattern_of: Tensor  # int64 [samples or 1, heads or 1]: which of these K a head has
-    tiles: Tensor  # int32 [T + 2, BQ, W]: bits by letter
-    low_bits: Tensor  # int32 [33]: words whose lowest bits are set, by how many
+    tiles: Tensor  # int32 [T + 2, BQ, W]: bits by code
+    low_bits: Tensor  # int32 [33]: word i has its i lowest bits set
 
 
 def whole(mask: BlockMask, device: torch.device) -> Whole:
-    """What :func:`shortened` starts from, cached by mask and device."""
+    """The starting point of :func:`shortened`, cached by mask and device."""
     return unless_fake(_whole)(mask, device)
 
 
@@ -138,7 +138,7 @@ def _whole(mask: BlockMask, device: torch.device) -> Whole:
     check_not_capturing(device)
     table, runs, patterns = lookup(mask, device), mask.runs, mask.patterns
     samples, heads = mask.pattern_of.shape
-    # Samples that differ have a pattern a head each; alike, they have all patterns of the mask.
+    # If samples differ, each has one pattern per head; otherwise each has all patterns of the mask.
     which = mask.pattern_of if samples > 1 else np.arange(patterns)[None]
     pattern_of = np.arange(heads)[None] if samples > 1 else mask.pattern_of
     bits = table.tiles.bits[: len(mask.tiles)]
@@ -159,17 +159,17 @@ def _whole(mask: BlockMask, device: torch.device) -> Whole:
 
 
 def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
-    """The table of a batch whose sample b is the first ``lengths[b]`` tokens of the mask, and padding after them.
+    """The table of a batch whose sample b is the first ``lengths[b]`` tokens of the mask, then padding.
 
-    Queries of the padding see nothing where all of their block is padding; elsewhere what the mask lets them see of the
-    sample. Heavy lines come whole, for how heavy they are is not known on the host.
+    A query of the padding sees nothing if its whole block is padding, otherwise the keys of the sample that the mask
+    allows. Heavy lines are not split, because the host does not know their length.
 
     Args:
         mask: for N queries and N keys.
         lengths: int64 [B] on the device of the table, within 0 to N.
 
     Raises:
-        ValueError: a mask per sample for another number of samples, more entries than an int32 can index.
+        ValueError: a mask per sample for another number of samples, or more entries than an int32 can index.
     """
     base = whole(mask, lengths.device)
     (bq, bk), nq, samples = mask.block, mask.grid_shape[0], lengths.shape[0]
@@ -180,18 +180,18 @@ def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
     most = samples * K * max(base.rooms.source.shape[1], nq) + base.table.columns.partial.shape[0]
     if most > LARGEST_INDEX - READ_AHEAD:
         raise ValueError(f"a table of {most:,} entries is past what int32 can index; take fewer samples")
-    last_column, keys_left = lengths // bk, lengths % bk  # where a sample ends, and how many keys it has there
-    rows = -(-lengths // bq)  # block rows that a sample has
+    last_column, keys_left = lengths // bk, lengths % bk  # the block column in which a sample ends, and its keys there
+    rows = -(-lengths // bq)  # block rows of a sample
 
     there = torch.arange(nq, device=lengths.device) < rows[:, None, None]  # [B, 1, nQ]
     ending = there & (keys_left > 0)[:, None, None]
-    letter = base.rows.letters(which, last_column) * ending  # [B, K, nQ]
+    code = base.rows.codes(which, last_column) * ending  # [B, K, nQ]
     words = torch.arange(base.tiles.shape[2], device=lengths.device) * 32
     seen_there = base.low_bits[(keys_left[:, None] - words).clamp(0, 32)]  # [B, W]
-    cut = base.tiles[letter] & seen_there[:, None, None, None]  # [B, K, nQ, BQ, W]
+    cut = base.tiles[code] & seen_there[:, None, None, None]  # [B, K, nQ, BQ, W]
     cut_seen = _any(cut)
     is_cut = (cut_seen != 0).any(-1)
-    tile = len(base.table.tiles.bits) + torch.arange(letter.numel(), device=lengths.device).view_as(letter)
+    tile = len(base.table.tiles.bits) + torch.arange(code.numel(), device=lengths.device).view_as(code)
 
     return LookupTable(
         shape=mask.shape,
@@ -208,12 +208,12 @@ def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
 
 
 def _rows(base: Whole, which: Tensor, there: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
-    """Rows: their FULL entries as they are, their PARTIAL ones copied, the block that was cut behind them."""
+    """Rows: FULL entries unchanged, PARTIAL entries copied, followed by the block that was cut."""
     whole_side, rooms = base.rows.side, base.rooms
     full, partial = (count * there for count in base.rows.counts(which, last_column))
     source, row, place = (x[which] for x in (rooms.source, rooms.row, rooms.place))  # [B, K, S]
     is_new = place == partial.gather(2, row)
-    new = last_column.clamp(max=base.rows.shape[1] - 1)[:, None, None]  # unread where nothing was cut
+    new = last_column.clamp(max=base.rows.shape[1] - 1)[:, None, None]  # not read if nothing was cut
     others = torch.where(is_new, new, whole_side.partial[source])
     tiles = torch.where(is_new, tile.gather(2, row), whole_side.tile[source])
     lists = torch.arange(which.numel(), device=which.device).view_as(which)[..., None] * source.shape[2]
@@ -224,7 +224,7 @@ def _rows(base: Whole, which: Tensor, there: Tensor, last_column: Tensor, is_cut
 
 
 def _columns(base: Whole, which: Tensor, rows: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
-    """Columns: before a sample's last one as they are, up to its last row; the last one from the blocks cut there."""
+    """Columns: unchanged before a sample's last one, up to its last row; the last one from the blocks that were cut."""
     whole_side = base.columns.side
     column = torch.arange(base.columns.shape[0], device=which.device)
     before, last = column < last_column[:, None, None], column == last_column[:, None, None]  # [B, 1, nK]

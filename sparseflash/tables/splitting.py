@@ -27,12 +27,12 @@ def weights(spans: NDArray[Any]) -> Ints:
     return counts
 
 
-def cuts(weight: Ints) -> Ints:
-    """Into how many pieces each line is cut, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
+def split_counts(weight: Ints) -> Ints:
+    """The number of pieces of each line, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
 
     Example:
         >>> import numpy as np
-        >>> cuts(np.array([3] * 39 + [32])).tolist()[-2:]
+        >>> split_counts(np.array([3] * 39 + [32])).tolist()[-2:]
         [1, 2]
     """
     total, lines = weight.sum(-1, keepdims=True), weight.shape[-1]
@@ -41,23 +41,23 @@ def cuts(weight: Ints) -> Ints:
     return pieces
 
 
-def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
-    """Work items for programs, and which of them belong together.
+def assign(spans: NDArray[Any]) -> tuple[Ints, Ints]:
+    """Work items for programs, and the work items of each split line.
 
     Args:
-        spans: ints [P, n, 4]; where the entries of each line start and stop in the FULL and in the PARTIAL list.
+        spans: ints [P, n, 4]: start and stop of each line in the FULL and in the PARTIAL list.
 
     Returns:
         ``work`` [P, W, 6], heaviest first: line, the four spans of the piece, and its slot for partial results, or -1
-        when the piece is the whole line; surplus items have line -1. ``merges`` [P, L, 3]: a line that was cut, its
-        first slot and the one past its last; surplus ones have line -1.
+        if the piece is the whole line; unused items have line -1. ``merges`` [P, L, 3]: a split line, its first slot
+        and the one past its last; unused ones have line -1.
 
     Example:
         >>> import numpy as np
         >>> spans = np.zeros((1, 40, 4), np.int64)
         >>> spans[0, :, 1] = 1
         >>> spans[0, 7] = 0, 30, 0, 2
-        >>> work, merges = deal(spans)
+        >>> work, merges = assign(spans)
         >>> work[0, :3].tolist()
         [[7, 0, 16, 0, 0, 0], [7, 16, 30, 0, 2, 1], [0, 0, 1, 0, 0, -1]]
         >>> merges.tolist()
@@ -68,7 +68,7 @@ def deal(spans: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
-    pieces = cuts(weights(spans))
+    pieces = split_counts(weights(spans))
     line, low, high = _shares(weights(spans), pieces)
     full_start, full_stop, partial_start, _ = spans[line].T
     full = full_stop - full_start
@@ -88,7 +88,7 @@ def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
 
 
 def _shares(weight: Ints, pieces: Ints) -> tuple[Ints, Ints, Ints]:
-    """For each piece its line, and where it starts and stops among the entries of that line."""
+    """The line of each piece, and where the piece starts and stops among the entries of that line."""
     line = np.repeat(np.arange(weight.size), pieces)
     number = np.arange(line.size) - (np.cumsum(pieces) - pieces)[line]
     return line, weight[line] * number // pieces[line], weight[line] * (number + 1) // pieces[line]
@@ -102,37 +102,37 @@ def piece_sizes(weight: Ints) -> Ints:
         >>> piece_sizes(np.array([1, 32, *[1] * 38]))[:4].tolist()
         [16, 16, 1, 1]
     """
-    _, low, high = _shares(weight, cuts(weight))
+    _, low, high = _shares(weight, split_counts(weight))
     return np.sort(high - low)[::-1]
 
 
 def _stacked(parts: list[Ints]) -> Ints:
-    """[n, c] arrays of several lengths as one, filled up with -1."""
+    """[n, c] arrays of several lengths as one, padded with -1."""
     longest = max(len(part) for part in parts)
     filled = [np.pad(part, ((0, longest - len(part)), (0, 0)), constant_values=-1) for part in parts]
     return np.stack(filled)
 
 
 class Balance(NamedTuple):
-    """What cutting heavy lines does for the programs that wait for each other."""
+    """The effect of splitting heavy lines on the longest work of a program."""
 
     workers: int  # programs that run at once
     longest: int  # blocks of the heaviest line
-    pieces: int  # that it is cut into
+    pieces: int  # pieces of that line
     longest_piece: int  # blocks of the heaviest piece of any line
-    busiest_before: int  # blocks that the busiest worker walks when lines are whole
-    busiest: int  # and when they are cut
+    busiest_before: int  # blocks of the busiest worker if lines are whole
+    busiest: int  # the same if they are split
 
 
 def balance(weight: Ints, workers: int = WORKERS) -> Balance | None:
-    """What cutting does for lines of these weights [n] in one head; None when no line is cut.
+    """The effect of splitting lines of these weights [n] in one head; None if no line is split.
 
     Example:
         >>> import numpy as np
         >>> print(balance(np.array([512, *[12] * 511]), workers=132))  # doctest: +NORMALIZE_WHITESPACE
         Balance(workers=132, longest=512, pieces=20, longest_piece=26, busiest_before=512, busiest=60)
     """
-    pieces = cuts(weight)
+    pieces = split_counts(weight)
     if (pieces == 1).all():
         return None
     whole, sizes = np.sort(weight)[::-1].tolist(), piece_sizes(weight).tolist()
@@ -143,7 +143,7 @@ def balance(weight: Ints, workers: int = WORKERS) -> Balance | None:
 
 
 def makespan(pieces: Iterable[int], workers: int) -> int:
-    """Blocks that the busiest of the workers walks when each takes the next piece as soon as it is free.
+    """Blocks of the busiest worker if each takes the next piece as soon as it is free.
 
     Example:
         >>> makespan([8, 1, 1, 1, 1], workers=2)

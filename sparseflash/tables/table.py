@@ -17,7 +17,7 @@ from sparseflash.tables.packing import unpack
 
 @dataclass(frozen=True, eq=False)
 class LookupTable:
-    """What kernels walk: for every block row its key blocks, for every block column its query blocks.
+    """The table that kernels walk: for every block row its key blocks, for every block column its query blocks.
 
     Shapes: P distinct patterns; see :class:`sparseflash.kernels.layout.Side` for the tensors.
     """
@@ -29,7 +29,7 @@ class LookupTable:
     columns: Side
     tiles: Tiles
     pattern_of: torch.Tensor  # int32 [B or 1, Hq or 1] -> pattern
-    buffer: torch.Tensor | None = None  # what holds all of these, for compiled graphs: see sparseflash.tables.packing
+    buffer: torch.Tensor | None = None  # holds all of these, for compiled graphs: see sparseflash.tables.packing
     layout: tuple[int, ...] = ()  # of the buffer
 
     @classmethod
@@ -51,31 +51,31 @@ class LookupTable:
         q_heads: int | None = None,
         causal: bool = False,
     ) -> LookupTable:
-        """The table of key blocks that a router chose, built where they lie and without waiting for the device.
+        """The table of the key blocks that a router chose, built on their device without waiting for it.
 
-        Content-based sparsity (MoBA, https://arxiv.org/abs/2502.13189; NSA, https://arxiv.org/abs/2502.11089; Quest,
-        https://arxiv.org/abs/2406.10774) is this and :func:`sparseflash.attention`. Works in
-        ``torch.compile(fullgraph=True)``. A CUDA device is waited for once for each new combination of shape, block,
-        q_offset and causal, when their edge tiles are copied to it.
+        Together with :func:`sparseflash.attention` this is content-based sparsity (MoBA,
+        https://arxiv.org/abs/2502.13189; NSA, https://arxiv.org/abs/2502.11089; Quest,
+        https://arxiv.org/abs/2406.10774). Works in ``torch.compile(fullgraph=True)``. The host waits for a CUDA device
+        once for each new combination of shape, block, q_offset and causal, to copy their edge tiles.
 
         Args:
-            indices: ints [B, H, nQ, k]: for each block row the key blocks it may see, in any order. One named twice
-                counts once; one outside 0 to nK - 1 is dropped. B may be 1 for all samples, H 1 for all heads.
-            counts: ints [B, H, nQ]: only the first that many entries of a row are meant; default all k.
+            indices: ints [B, H, nQ, k]: for each block row the key blocks it may see, in any order. Duplicates count
+                once; indices outside 0 to nK - 1 are dropped. B may be 1 for all samples, H 1 for all heads.
+            counts: ints [B, H, nQ]: use only this many of the entries of a row; default all k.
             shape: tokens, or (q_len, kv_len). nQ and nK are these in blocks, rounded up.
-            block: tokens a block side from 16, 32, 64, 128, 256, or (BQ, BK).
+            block: tokens per block side, one of 16, 32, 64, 128, 256, or (BQ, BK).
             q_offset: position of the first query; default ``kv_len - q_len``.
             q_heads: query heads, a multiple of H: query head h uses the indices of head ``h // (q_heads // H)``.
                 Default H.
-            causal: let a query see no key past its own position: the chosen block on the diagonal is cut, chosen
-                blocks in the future are dropped.
+            causal: hide keys past the position of the query: a chosen block on the diagonal is cut, and chosen blocks
+                in the future are dropped.
 
-        With the environment variable ``SPARSEFLASH_DEBUG=1``, an index or count out of range is an error that names
-        the place; finding it waits for the device, and compiled graphs do not look.
+        With the environment variable ``SPARSEFLASH_DEBUG=1``, an index or count out of range raises and names its
+        place. This check waits for the device, and compiled graphs skip it.
 
         Raises:
-            TypeError: indices or counts are no tensors of ints; shape, block, q_offset or q_heads are no ints.
-            ValueError: shapes, heads or devices that do not fit each other, more entries than an int32 can index.
+            TypeError: indices or counts are not tensors of ints; shape, block, q_offset or q_heads are not ints.
+            ValueError: shapes, heads or devices that do not match, or more entries than an int32 can index.
 
         Example:
             >>> import torch, sparseflash as sf
@@ -91,15 +91,15 @@ class LookupTable:
         )
 
     def check(self, mask: BlockMask | None = None) -> None:
-        """Look, slowly and entry by entry, whether the table is what kernels take for granted, and what the mask says.
+        """Check every entry against the invariants that kernels rely on and, if given, against a mask. Slow.
 
         With the environment variable ``SPARSEFLASH_DEBUG=1`` every table that :func:`lookup` makes is checked.
 
         Args:
-            mask: what the table was made from, if it is at hand.
+            mask: the mask that the table was made from.
 
         Raises:
-            ValueError: the first thing that is wrong.
+            ValueError: names the first entry that is wrong.
 
         Example:
             >>> import sparseflash as sf
@@ -109,7 +109,7 @@ class LookupTable:
         check_table(self, mask)
 
     def check_fits(self, q: torch.Tensor, k: torch.Tensor) -> None:
-        """Raise ValueError unless the table serves q [B, Hq, N, D] and k [B, Hkv, M, D]."""
+        """Raise ValueError unless the table fits q [B, Hq, N, D] and k [B, Hkv, M, D]."""
         lengths = q.shape[2], k.shape[2]
         if self.shape[0] != lengths[0] or self.shape[1] != lengths[1]:
             raise ValueError(f"the mask is for (q_len, kv_len) = {self.shape}, q and k have {lengths} tokens")
@@ -133,7 +133,7 @@ class LookupTable:
 
 
 class PackedTable(NamedTuple):
-    """A table as two tensors, for compiled graphs: they see nothing of it but that."""
+    """A table as two tensors, for compiled graphs, which depend on nothing else of it."""
 
     buffer: torch.Tensor  # int32, on the device of q
     layout: torch.Tensor  # int64, on the CPU

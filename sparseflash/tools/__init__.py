@@ -1,1 +1,1 @@
-"""What looks at the library from outside: the benchmark, the doctor, the demo, timing."""
+"""Tools that use the library from outside: benchmark, doctor, demo, timing."""

@@ -1,4 +1,4 @@
-"""What a mask gains on this machine: block-sparse attention beside dense SDPA and FlexAttention, interleaved."""
+"""The speed-up of a mask on this machine: block-sparse attention, dense SDPA and FlexAttention, timed interleaved."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ import torch.nn.functional as F
 from sparseflash.functional.attention import attention
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.tables.lookup import lookup
-from sparseflash.tools.timing import interleaved, waiting_for
+from sparseflash.tools.timing import time_interleaved, waiting_for
 
 Call = Callable[[], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured.
+    """A case to measure.
 
     Attributes:
         pattern: which query may see which key.
         seq_len: tokens of queries and keys.
-        batch, heads, kv_heads, head_dim: shapes of q and of k and v; kv_heads None is heads.
+        batch, heads, kv_heads, head_dim: shapes of q and of k and v; kv_heads None means heads.
         dtype, device: of the operands.
         backward: time the gradients too.
-        block: tokens a block side.
-        runs: timed runs of each contender; the first one more is a warm-up.
+        block: tokens per block side.
+        runs: timed runs of each contender, after one warm-up run.
         flex: FlexAttention, compiled, as a contender.
     """
 
@@ -61,23 +61,23 @@ class Case:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a contender took: median and spread of its runs, the first call, and how far memory grew at most."""
+    """The figures of a contender: median and spread of its runs, the first call, and peak growth of memory."""
 
     median_ms: float
     spread_ms: float
     first_call_s: float
-    peak_extra_mb: float | None  # None where the system does not tell
+    peak_extra_mb: float | None  # None if the system does not report it
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What a mask gains.
+    """The result for a mask.
 
     Attributes:
-        case: what was measured.
+        case: the case.
         density, token_density: stored blocks of all blocks, allowed pairs of all pairs.
         contenders: the figures of each implementation, by its name.
-        left_out: why others are missing, by their names.
+        left_out: reasons why others are missing, by their names.
     """
 
     case: Case
@@ -88,22 +88,22 @@ class Comparison:
 
     @property
     def speedup(self) -> float:
-        """Over dense SDPA."""
+        """Speed-up over dense SDPA."""
         return self.contenders["sdpa"].median_ms / self.contenders["sparseflash"].median_ms
 
     @property
     def ideal_speedup(self) -> float | None:
-        """If every skipped block were time saved; None for an empty mask."""
+        """Speed-up if time were proportional to the stored blocks; None for an empty mask."""
         return 1 / self.density if self.density else None
 
     @property
     def share_of_ideal(self) -> float:
-        """Speed-up x density: 1.0 when every skipped block was time saved."""
+        """Speed-up x density: 1.0 if time is proportional to the stored blocks."""
         return self.speedup * self.density
 
     @property
     def verdict(self) -> str:
-        """A plain sentence that says what the mask gained."""
+        """A sentence about the speed-up."""
         what = "forward and backward" if self.case.backward else "forward"
         stored = f"the mask stores {self.density:.1%} of the blocks"
         if self.speedup < 1:
@@ -132,11 +132,11 @@ class Comparison:
 
 
 def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> Comparison:
-    """Time every contender in turn, several times over, in one process.
+    """Time all contenders, interleaved in one process.
 
     Args:
-        case: what to measure.
-        progress: told what is being done, a line at a time.
+        case: the case to measure.
+        progress: called with a line about each step.
 
     Example:
         >>> import sparseflash as sf
@@ -147,8 +147,8 @@ def measure(case: Case, progress: Callable[[str], object] = lambda _: None) -> C
     progress("compiling the mask")
     mask = case.pattern.compile(case.seq_len, block=case.block)
     calls, left_out = _contenders(case, mask)
-    # Whatever FlexAttention's compiler says, the other figures are still wanted.
-    timings = interleaved(
+    # If FlexAttention fails to compile, the other figures are still reported.
+    timings = time_interleaved(
         calls, case.runs, waiting_for(case.device), may_fail=lambda name: name == "flex", progress=progress
     )
     left_out |= timings.failed
@@ -206,7 +206,7 @@ def _flex(mask: BlockMask, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, gr
 
 @contextmanager
 def peak_mb(device: str) -> Iterator[Callable[[], float | None]]:
-    """How far memory grew at most while the block ran, in MB; None where the system does not tell."""
+    """Peak growth of memory while the block ran, in MB; None if the system does not report it."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
         before = torch.cuda.memory_allocated(device)
@@ -215,7 +215,7 @@ def peak_mb(device: str) -> Iterator[Callable[[], float | None]]:
         return
     _give_back()
     try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory counts from here
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak of resident memory
         start = _resident_mb("VmRSS")
     except OSError:
         yield lambda: None
@@ -224,7 +224,7 @@ def peak_mb(device: str) -> Iterator[Callable[[], float | None]]:
 
 
 def _give_back() -> None:
-    """What the process has freed goes back to the system, where its C library can do that: it would hide a peak."""
+    """Return freed memory to the system, if the C library can, because it would hide a peak."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)

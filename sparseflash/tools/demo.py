@@ -1,4 +1,4 @@
-"""``sparseflash demo``: the main job on an embedded default, told as it runs."""
+"""``sparseflash demo``: a tour of the library that prints what it does."""
 
 import time
 from collections.abc import Iterator
@@ -28,14 +28,14 @@ WEIGHTS = Path(__file__).parents[1] / "weights" / "path256"
 
 @dataclass(frozen=True)
 class Size:
-    """What the tour and its quick form differ in.
+    """The sizes of the tour, which the quick form reduces.
 
     Attributes:
         exact_tokens: tokens of the comparison with float64.
         timed_tokens: tokens at which both attentions are timed.
-        learning_steps: training steps of part 3; None for the whole recipe, which the goal is for.
+        learning_steps: training steps of part 3; None for the whole recipe, to which the goal applies.
         fresh: test images of part 3.
-        answered: images of 65,536 tokens that are answered in part 4.
+        answered: number of images of 65,536 tokens classified in part 4.
         long_steps: training steps at 65,536 tokens.
     """
 
@@ -52,18 +52,18 @@ QUICK = Size(exact_tokens=500, timed_tokens=8_192, learning_steps=150, fresh=500
 
 
 def run(out: Path, seed: int = 0, size: Size = FULL) -> None:
-    """Show, check, time, train, evaluate; then answer and train at 65,536 tokens.
+    """Show, check, time, train, evaluate; then classify and train at 65,536 tokens.
 
     Args:
-        out: folder for what is drawn and trained.
-        seed: of weights and images.
-        size: how much of each.
+        out: folder for pictures and checkpoints.
+        seed: seed of weights and images.
+        size: sizes of the parts.
 
     Raises:
-        ValueError: a negative seed; or ``out`` is a file, or holds runs that are not an earlier demo's.
+        ValueError: a negative seed; or ``out`` is a file, or holds runs that are not from a demo.
     """
     console = Console(highlight=False)
-    recipe("demo", seed=seed)  # a bad seed shows before anything is written
+    recipe("demo", seed=seed)  # raises for a bad seed before anything is written
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out must be a folder, but {str(out)!r} is a file")
     runs = {"small": out / "run", "long": out / "run-65536"}
@@ -124,7 +124,7 @@ def _qkv(tokens: int, seed: int = 0) -> list[torch.Tensor]:
 
 
 def _exactness(console: Console, tokens: int) -> None:
-    """Ours and eager attention in fp32, each against eager attention in float64, output and gradients."""
+    """Errors of sparseflash and of eager attention in fp32 against eager attention in float64: output and gradients."""
     pattern = parse("causal() & (local(100) | butterfly(unit=64))")
     mask = pattern.compile(tokens, block=64)
     allowed = torch.from_numpy(mask.to_dense())
@@ -152,7 +152,7 @@ def _exactness(console: Console, tokens: int) -> None:
 
 
 def _speed(console: Console, tokens: int) -> None:
-    """Forward and backward of ours and of dense attention at one length."""
+    """Times of forward and backward of sparseflash and of dense attention at one length."""
     mask = parse(PATTERN).compile(tokens, block=128)
     qkv = _qkv(tokens)
 
@@ -190,7 +190,7 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Si
         f"Trained from labels [bold]and a dense loss[/bold]: each lit pixel also predicts how many discs lie on its "
         f"curve, from the generator's ground truth. {seen:,} images, each seen once."
     )
-    # Steps this small do not fill two threads: one trains, another process draws the images.
+    # Steps this small cannot use two threads: one thread trains, another process draws the images.
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     result = train(config, folder, steps=steps, save_every=steps, workers=1)
@@ -210,7 +210,7 @@ def _learning(console: Console, folder: Path, picture: Path, seed: int, size: Si
 
 
 def _answers(console: Console, out: Path, seed: int, count: int) -> None:
-    """Answer fresh images of 256 x 256 pixels with the weights that come with the library."""
+    """Classify fresh images of 256 x 256 pixels with the weights of the library."""
     model = PixelTransformer.from_pretrained(WEIGHTS).over_all_pixels().eval()
     stage = recipe("path256", preset="path256-last").pixel_stages[-1]
     images, labels, _ = drawn(stage.geometry, FRESH + seed, range(count), stage.match_distance)
@@ -239,7 +239,7 @@ def _answers(console: Console, out: Path, seed: int, count: int) -> None:
 
 
 def _long(console: Console, folder: Path, seed: int, steps: int) -> None:
-    """True training steps from these weights."""
+    """Real training steps from these weights."""
     config = recipe("path256", preset="path256-last", tokens="all", init=str(WEIGHTS), batch=1, seed=seed)
     started = time.perf_counter()
     result = train(config, folder, steps=steps)

@@ -1,4 +1,4 @@
-"""What is installed, what this machine has, and which backend really works here."""
+"""Installed versions, the devices of this machine, and a test of each backend."""
 
 import importlib.metadata
 import os
@@ -23,7 +23,7 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Gpu:
-    """A device that torch sees."""
+    """A device that torch finds."""
 
     name: str
     capability: str
@@ -32,7 +32,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Machine:
-    """What there is to compute with."""
+    """Cores and GPUs of this machine."""
 
     system: str
     cores: int | None
@@ -46,9 +46,9 @@ class Backend:
 
     Attributes:
         works: whether the results were right.
-        why: why it does not work, or how it does.
-        tried: what was run; None where nothing was.
-        largest_error: against float64; None where nothing was run.
+        why: why it does not work, or how it works.
+        tried: the test; None if nothing was run.
+        largest_error: error against float64; None if nothing was run.
     """
 
     works: bool
@@ -59,13 +59,13 @@ class Backend:
 
 @dataclass(frozen=True)
 class CpuKernel:
-    """What computes attention on a CPU.
+    """The implementation of attention on a CPU.
 
     Attributes:
-        name: of the build, or ``"plain"`` for torch.
-        gives: what it is.
-        why: why it is not the best that this processor runs; None where it is.
-        faster: the command that makes it faster; None where none does.
+        name: name of the build, or ``"plain"`` for torch.
+        gives: description.
+        why: why it is not the fastest for this processor; None if it is.
+        faster: the command that makes it faster; None if there is none.
     """
 
     name: str
@@ -76,13 +76,13 @@ class CpuKernel:
 
 @dataclass(frozen=True)
 class Examination:
-    """What is installed, what this machine has, and which backends work.
+    """Installed versions, devices, and backends that work.
 
     Attributes:
-        versions: of each package; None where it is not installed.
+        versions: version of each package; None if it is not installed.
         machine: cores and GPUs.
-        backends: by name.
-        cpu_kernel: what backend ``"cpu"`` runs.
+        backends: test results by name.
+        cpu_kernel: the implementation of backend ``"cpu"``.
     """
 
     versions: dict[str, str | None]
@@ -91,7 +91,7 @@ class Examination:
     cpu_kernel: CpuKernel
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain data for JSON; what does not apply to a backend is left out."""
+        """Plain data for JSON, without fields that do not apply to a backend."""
         backends = {
             name: {key: value for key, value in asdict(backend).items() if value is not None}
             for name, backend in self.backends.items()
@@ -168,7 +168,7 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> Backend:
     try:
         out = attention(q, k, v, mask, backend=backend)
         out.sum().backward()
-    except Exception as error:  # whatever a broken driver or compiler throws is the finding
+    except Exception as error:  # any error of a broken driver or compiler is a result
         return Backend(False, why=f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
     allowed = torch.from_numpy(mask.to_dense())
     exact = _dense([x.detach().cpu().double() for x in (q, k, v)], allowed)
@@ -176,7 +176,7 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> Backend:
     worst, good = 0.0, True
     for ours, dense, truth in zip((out, q.grad, k.grad, v.grad), eager, exact, strict=True):
         assert ours is not None
-        # Mean errors, for the largest of dense attention's is a matter of luck and of the processor.
+        # Mean errors, because the largest error of dense attention varies by chance and by processor.
         (off, most), (usual, _), size = _error(ours, truth), _error(dense, truth), _mean(truth)
         worst, good = max(worst, most), good and off <= 2 * usual + torch.finfo(dtype).eps * size
     tried = f"forward and backward in {str(dtype).removeprefix('torch.')} on {device}"
@@ -184,7 +184,7 @@ def _tried(backend: str, device: str, dtype: torch.dtype) -> Backend:
 
 
 def _dense(operands: list[torch.Tensor], allowed: torch.Tensor) -> list[torch.Tensor]:
-    """Output and gradients of masked dense attention in the operands' dtype: at most twice its error is allowed."""
+    """Output and gradients of masked dense attention in the operands' dtype; twice its error is allowed."""
     leaves = [x.requires_grad_() for x in operands]
     out = reference.attention(leaves[0], leaves[1], leaves[2], allowed)
     assert isinstance(out, torch.Tensor)
@@ -192,7 +192,7 @@ def _dense(operands: list[torch.Tensor], allowed: torch.Tensor) -> list[torch.Te
 
 
 def _error(ours: torch.Tensor, exact: torch.Tensor) -> tuple[float, float]:
-    """Mean and largest."""
+    """Mean and maximum."""
     off = ours.detach().cpu().double() - exact.detach()
     return _mean(off), float(off.abs().max())
 

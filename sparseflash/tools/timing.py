@@ -1,7 +1,7 @@
-"""Timing several calls beside each other in one process: what every benchmark here measures with.
+"""Interleaved timing of several calls in one process, for every benchmark of this project.
 
-A machine's speed drifts, so contenders take turns: one round times every call once, and a figure is the median of a
-contender's times over the rounds.
+The speed of a machine drifts, so contenders take turns: each round times every call once, and a result is the median of
+a contender's times over the rounds.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from typing import Any, Generic, TypeVar
 import torch
 
 Call = Callable[[], Any]
-Clock = Callable[[Call], float]  # seconds that a call takes
+Clock = Callable[[Call], float]  # the seconds that a call takes
 Key = TypeVar("Key", bound=Hashable)
 
-LEAST = 3  # rounds that are timed however little time there is: a median needs them
+LEAST = 3  # timed rounds in any case, because a median needs three
 
 
 @dataclass
 class Timings(Generic[Key]):
-    """What came of each call, in seconds."""
+    """The times of each call, in seconds."""
 
-    first: dict[Key, float] = field(default_factory=dict)  # the first call, with whatever it compiles
+    first: dict[Key, float] = field(default_factory=dict)  # the first call, including compilation
     times: dict[Key, list[float]] = field(default_factory=dict)
-    failed: dict[Key, str] = field(default_factory=dict)  # those that raised, and what
+    failed: dict[Key, str] = field(default_factory=dict)  # calls that raised, with the error
 
 
 def wall(call: Call) -> float:
-    """Seconds on the wall."""
+    """Wall-clock seconds of a call."""
     begun = time.perf_counter()
     call()
     return time.perf_counter() - begun
 
 
 def waiting_for(device: torch.device | str) -> Clock:
-    """Seconds on the wall until a device is done."""
+    """A clock of wall-clock seconds until a device is done."""
     if torch.device(device).type != "cuda":
         return wall
 
@@ -51,7 +51,7 @@ def waiting_for(device: torch.device | str) -> Clock:
     return clock
 
 
-def interleaved(
+def time_interleaved(
     calls: Mapping[Key, Call | Sequence[Call]],
     runs: int,
     clock: Clock = wall,
@@ -60,19 +60,19 @@ def interleaved(
     seconds: float = float("inf"),
     progress: Callable[[str], object] = lambda _: None,
 ) -> Timings[Key]:
-    """Times of every call, in turn, several times over; the first round is a warm-up.
+    """Time every call in turn, over several rounds; the first round is a warm-up.
 
     Args:
-        calls: what is timed. Several calls under one key do the same on operands of their own, so that a round does not
-            find in a cache what the one before left there; each round takes the next.
-        runs: timed rounds.
-        clock: what a call's seconds are read off.
-        may_fail: whether a call that raises is left out from there on; otherwise the error goes on.
-        seconds: no round begins after that long, except for the first three timed ones.
-        progress: told what is being done, a line at a time.
+        calls: the calls to time. Several calls under one key do the same with different operands, so that a round finds
+            nothing in a cache from the round before; each round takes the next one.
+        runs: number of timed rounds.
+        clock: returns the seconds of a call.
+        may_fail: whether a call that raises is dropped; otherwise the error propagates.
+        seconds: start no round after this time, except for the first three timed ones.
+        progress: called with a line about each round.
 
     Example:
-        >>> found = interleaved({"sum": lambda: sum(range(100)), "max": lambda: max(range(100))}, runs=3)
+        >>> found = time_interleaved({"sum": lambda: sum(range(100)), "max": lambda: max(range(100))}, runs=3)
         >>> [len(times) for times in found.times.values()]
         [3, 3]
     """
@@ -101,7 +101,7 @@ def interleaved(
 
 
 def reason(error: Exception) -> str:
-    """One line that says what went wrong."""
+    """One line about an error."""
     return f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
 
 

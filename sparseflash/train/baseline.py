@@ -1,4 +1,4 @@
-"""What the distance between the markers alone gives, on a stage's images or on a folder of them."""
+"""The accuracy of a rule that uses only the distance between the markers, on a stage or a folder."""
 
 import re
 from pathlib import Path
@@ -17,10 +17,10 @@ _LEVEL_OF: Final = {"curv_baseline": "easy", "curv_contour_length_9": "intermedi
 
 
 def folder_baseline(folder: Path) -> float | None:
-    """The marker-distance baseline of a level folder, or None where it is not known.
+    """The marker-distance baseline of a level folder; None if it is unknown.
 
-    Known are the folders that `sparseflash.pathfinder.write` made, which say what made them, and those whose names are
-    the release's.
+    It is known for folders from `sparseflash.pathfinder.write`, which record their distribution, and for folders with
+    the names of the release.
 
     Args:
         folder: such as ``pathfinder256/curv_contour_length_14``.
@@ -34,12 +34,12 @@ def folder_baseline(folder: Path) -> float | None:
         return KNOWN.get((int(size[1]), level)) if size and level else None
     try:
         return geometry_baseline(geometry, match_distance)
-    except NoPairError:  # the file says what it likes
+    except NoPairError:  # the file may claim any distribution
         return None
 
 
 def files_baseline(folder: str, level: str, size: int) -> float:
-    """The marker-distance baseline of images in files; of images whose distribution is not known, that of guessing.
+    """The marker-distance baseline of images in files; chance if their distribution is unknown.
 
     Args:
         folder: as `sparseflash.pathfinder.read` takes it.
@@ -54,7 +54,7 @@ def files_baseline(folder: str, level: str, size: int) -> float:
 
 
 def geometry_baseline(geometry: Geometry, match_distance: bool = False) -> float:
-    """The marker-distance baseline of drawn images: as is known of a published task, or measured now."""
+    """The marker-distance baseline of drawn images: known for a published task, otherwise measured now."""
     for (size, level), baseline in KNOWN.items():
         if geometry == Geometry.lra(size, level) and not match_distance:
             return baseline
@@ -62,8 +62,8 @@ def geometry_baseline(geometry: Geometry, match_distance: bool = False) -> float
 
 
 def stage_baseline(stage: AnyStage) -> float:
-    """What a stage's rule of thumb gives: as its recipe says, as is known of a published task, or measured now.
+    """The accuracy of a simple rule: from the recipe, known for a published task, or measured now.
 
-    The rule is the distance of the markers, or for sequences always to give the most frequent answer.
+    For images the rule uses the distance of the markers; for sequences it always gives the most frequent answer.
     """
     return stage.known_baseline() if stage.baseline is None else stage.baseline

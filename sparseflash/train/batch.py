@@ -12,7 +12,7 @@ Pixel = TypeVar("Pixel", bound=np.generic)
 
 
 class Batch(NamedTuple):
-    """Examples and what is to be learned about them: B images of H x H pixels, or documents of at most N tokens."""
+    """Examples with labels and targets: B images of H x H pixels, or documents of at most N tokens."""
 
     inputs: Tensor  # uint8 [B, H, H]; int16 [B, N] or [B, 2, N] for sequences, -1 behind the end
     labels: Tensor  # int64 [B]
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         targets: NDArray[np.integer] | None = None,
         symmetries: NDArray[np.int64] | None = None,
     ) -> "Batch":
-        """Images [B, H, H] as a batch, each mirrored and transposed as its number in 0 to 7 says."""
+        """Images [B, H, H] as a batch, each mirrored and transposed by its symmetry, 0 to 7."""
         if symmetries is not None:
             images = turned(images, symmetries)
             targets = None if targets is None else turned(targets, symmetries)
@@ -40,7 +40,7 @@ class Batch(NamedTuple):
 
 
 def turned(images: NDArray[Pixel], symmetries: NDArray[np.int64]) -> NDArray[Pixel]:
-    """Square images [B, H, H], each mirrored and transposed as its number in 0 to 7 says."""
+    """Square images [B, H, H], each mirrored and transposed by its symmetry, 0 to 7."""
     result = np.empty_like(images)
     for image, number, place in zip(images, symmetries.tolist(), result, strict=True):
         seen = image[:: -1 if number & 1 else 1, :: -1 if number & 2 else 1]

@@ -1,16 +1,16 @@
-"""Checkpoints: safetensors and JSON, complete or absent, verified when loaded.
+"""Checkpoints: safetensors and JSON, written atomically, verified when loaded.
 
 A run folder holds ``checkpoints/step-00000120/`` with
 
-- ``model.safetensors`` and ``config.json``: what the model's `from_pretrained` reads;
-- ``optimizer.safetensors``: AdamW's moments, the random number generators and, where the model is a moving average,
-  the weights it is an average of;
-- ``state.json``: step, place in the curriculum, training config, batches of a part, a SHA-256 of each of the other
-  files and of itself.
+- ``model.safetensors`` and ``config.json``, for the model's `from_pretrained`;
+- ``optimizer.safetensors``: AdamW's moments, the random number generators and, if the model is a moving average, the
+  weights that it averages;
+- ``state.json``: step, place in the curriculum, training config, batches of a global batch, a SHA-256 of each of the
+  other files and of itself.
 
-A folder gets its name when all of it is on the disk, and loses it before any of it is removed: a process may be killed
-anywhere, and what bears a name is whole. Names that begin with a dot are what a kill left behind. Nothing depends on
-how many processes wrote it: any number goes on from it, see `Processes.check`.
+A folder gets its name when all of it is on disk, and loses it before any of it is removed. So a process may be killed
+at any time, and a folder with this name is complete. Names that begin with a dot are leftovers of killed processes.
+Any number of processes can resume from a checkpoint, see `Processes.check`.
 """
 
 import hashlib
@@ -40,7 +40,7 @@ from sparseflash.patterns.shown import shown, shown_lines
 from sparseflash.train.config import MOST_BATCH, TrainConfig
 from sparseflash.train.curriculum import Progress
 from sparseflash.utils.imports import UnknownPatternError, explained, named
-from sparseflash.utils.untrusted import of_kinds, parse_json, read_bytes, read_text
+from sparseflash.utils.untrusted import check_field_types, parse_json, read_bytes, read_text
 
 FORMAT = "sparseflash-checkpoint"
 VERSION = 2
@@ -54,7 +54,7 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Checkpoint:
     """A verified checkpoint, on the CPU.
 
-    ``streams``: batches of a part, see `Stream`; None where it was not written down yet.
+    ``streams``: batches of a global batch, see `Stream`; None in checkpoints of older versions.
     """
 
     path: Path
@@ -97,20 +97,20 @@ def save_checkpoint(
     Args:
         run: the run folder.
         step: steps done.
-        progress: the place in the curriculum.
+        progress: the position in the curriculum.
         config: the recipe.
-        model: what is trained.
-        optimizer: with its moments.
-        averaged: the moving average of the model, which people then load; None where there is none.
-        keep: how many checkpoints stay.
-        streams: batches of a part.
+        model: the trained model.
+        optimizer: its optimizer, with moments.
+        averaged: the moving average of the model, which users load; None without one.
+        keep: number of checkpoints to keep.
+        streams: batches of a global batch.
 
     Returns:
         The checkpoint's folder.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
     if final.exists() and is_whole(final):
-        # A checkpoint is named by its step and the step determines it.
+        # The step names a checkpoint and determines its content.
         return final
     temporary = new_folder_beside(make_folder(final.parent, run) / final.name)
     try:
@@ -131,7 +131,7 @@ def save_checkpoint(
         write_text(temporary / STATE, json.dumps(state, indent=2) + "\n")
         for path in (*temporary.iterdir(), temporary):
             flush_to_disk(path)
-        remove(final)  # a damaged one, which training has overtaken
+        remove(final)  # a damaged one that training has passed again
         os.replace(temporary, final)
         flush_to_disk(final.parent)
     finally:
@@ -144,19 +144,19 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Checkpoint:
-    """The newest checkpoint of a run that is whole; a warning names those that are not.
+    """The newest complete checkpoint of a run; a warning names damaged ones.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: all are damaged.
-        UnknownPatternError: its pattern is the user's own, and nothing has registered it.
+        UnknownPatternError: its pattern is the user's own and is not registered.
     """
     found = checkpoints(run)
     problems: list[Exception] = []
     for path in reversed(found):
         try:
             checkpoint = load_checkpoint(path)
-        except UnknownPatternError:  # no damage: the user's own code is missing
+        except UnknownPatternError:  # not damaged: the user's own code is missing
             raise
         except (OSError, ValueError) as error:
             problems.append(error)
@@ -173,16 +173,16 @@ def load_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Args:
-        path: a checkpoint's folder, or a run folder, of which the latest is taken.
+        path: a checkpoint's folder, or a run folder, for its latest checkpoint.
 
     Raises:
         FileNotFoundError: there is none, or one of its files is missing.
         ValueError: foreign, truncated or altered files.
-        UnknownPatternError: a pattern that is the user's own, and that nothing has registered.
+        UnknownPatternError: a pattern of the user's own that is not registered.
     """
     path = resolve(path)
     if not (path / STATE).is_file():
-        raise FileNotFoundError(f"{path} is no training checkpoint: it has no {STATE}")
+        raise FileNotFoundError(f"{path} is not a training checkpoint: it has no {STATE}")
     try:
         state = parse_json(read_text(path / STATE, inside=path))
         if state["format"] != FORMAT:
@@ -210,7 +210,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
     numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []
     try:
-        progress = Progress(**of_kinds(Progress, place))
+        progress = Progress(**check_field_types(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
         if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):
@@ -226,7 +226,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
 
 
 def resolve(path: Path) -> Path:
-    """The folder with model files that a path means: itself, or the latest checkpoint of a run folder.
+    """The folder with model files for a path: the path itself, or the latest checkpoint of a run folder.
 
     Raises:
         FileNotFoundError: there is neither.
@@ -245,7 +245,7 @@ def resolve(path: Path) -> Path:
 def restore(
     checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
 ) -> None:
-    """Put weights, optimizer state, random number generators and the moving average of the weights back.
+    """Restore weights, optimizer state, random number generators and the moving average of the weights.
 
     Raises:
         ValueError: tensors that are not of this model.
@@ -312,7 +312,7 @@ def is_whole(path: Path) -> bool:
 
 
 def remove(path: Path) -> None:
-    """Take a checkpoint's name away, then the checkpoint."""
+    """Rename a checkpoint, then remove it."""
     if path.is_symlink() or path.exists():
         nameless = temporary_beside(path)
         os.replace(path, nameless)
@@ -320,7 +320,7 @@ def remove(path: Path) -> None:
 
 
 def remove_nameless(folder: Path) -> None:
-    """Remove what processes that were killed left in a folder of checkpoints; one that cannot be removed stays."""
+    """Remove the leftovers of killed processes from a folder of checkpoints, as far as possible."""
     for path in folder.glob(".step-*"):
         with suppress(OSError):
             remove_tree(path)

@@ -1,4 +1,4 @@
-"""Everything that decides the numbers of a training run, as data; a checkpoint carries it, so it resumes by itself."""
+"""The recipe of a training run, as data. A checkpoint contains it, so no other file is needed to resume."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from sparseflash.train.image_stage import Stage
 from sparseflash.train.sequences import sequence_stage_from
 from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked
-from sparseflash.utils.untrusted import of_kinds
+from sparseflash.utils.untrusted import check_field_types
 
 PRECISIONS = ("fp32", "bf16")
 DATA = ("fixed", "fresh")
-# Recipes come from others too: least and most of what is counted, found before anything is made of it.
+# Recipes may be untrusted, so counts are bounded before anything is allocated.
 MOST_BATCH = 1 << 18
 _COUNTS = {
     "schedule_steps": (1, 1 << 40), "batch": (1, MOST_BATCH), "accumulate": (1, MOST_BATCH), "warmup": (0, 1 << 40),
     "seed": (0, (1 << 63) - 1), "eval_every": (0, 1 << 40), "eval_examples": (1, 1 << 32), "patience": (0, 1 << 40),
 }  # fmt: skip
 _MOST_STAGES = 1000
-_MOST_TOKENS = 1 << 30  # of a batch: its pixels, or those of its longest documents
+_MOST_TOKENS = 1 << 30  # per batch: pixels, or tokens of its longest documents
 _MOST_WEIGHTS = 1 << 32
 _KINDS: dict[Any, tuple[type, ...]] = {int: (int,), float: (float, int), str: (str,), bool: (bool,)}
 
@@ -147,7 +147,7 @@ class TrainConfig:
         self._check_data()
 
     def _check_size(self) -> None:
-        """Raise ValueError where the recipe asks for more than any machine would be asked for by hand."""
+        """Raise ValueError if the recipe is too large for any machine."""
         if len(self.stages) > _MOST_STAGES:
             raise ValueError(f"stages must be at most {_MOST_STAGES:,}; got {len(self.stages):,}")
         longest = max(stage.tokens_each for stage in self.stages)
@@ -197,13 +197,13 @@ class TrainConfig:
 
     @property
     def changeable(self) -> tuple[str, ...]:
-        """Fields that may be others when a run goes on: they do not decide its numbers."""
-        # A best score is of so many examples; before the first one the number may still change.
+        """Fields that may change when a run resumes, because its numbers do not depend on them."""
+        # The best score depends on the number of examples; before the first evaluation it may still change.
         return ("eval_every", "patience") if self.eval_every else ("eval_every", "patience", "eval_examples")
 
-    def drawn_from(self, part: int, stage: int) -> int:
-        """The number of the stage that the images of a part come from: this one, or for review the one before."""
-        review = self.review and part % self.review == self.review - 1
+    def drawn_from(self, global_batch: int, stage: int) -> int:
+        """The stage that the images of a global batch come from: this one, or the one before in a review."""
+        review = self.review and global_batch % self.review == self.review - 1
         return stage - 1 if review and stage else stage
 
     def learning_rate(self, step: int, last_stage_since: int | None = 0) -> float:
@@ -233,28 +233,28 @@ class TrainConfig:
             fields = dict(fields)
             fields["model"] = config_from(fields["model"])
             fields["stages"] = tuple(map(_stage_from, fields["stages"]))
-            return cls(**of_kinds(cls, fields))
+            return cls(**check_field_types(cls, fields))
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(f"not a training config of this version: {shown(error)}") from None
 
     def differences(self, other: "TrainConfig") -> list[str]:
-        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to go on.
+        """Names of the fields in which a run's config, ``other``, differs from this one, with which it is to resume.
 
-        Where files lie is no difference if they are the same, nor is how often the model is evaluated.
+        The folder of equal files and the frequency of evaluations do not count.
         """
         mine, theirs = (json.loads(json.dumps(config.to_dict())) for config in (self, other))
         for one, two in zip(mine["stages"], theirs["stages"], strict=False):
-            # Configs from before files were noted know nothing but the folder.
+            # Configs of older versions have the folder only.
             for name in ("folder",) if one.get("digest") and two.get("digest") else ("examples", "digest"):
                 one.pop(name, None)
                 two.pop(name, None)
         return [name for name in mine if mine[name] != theirs[name] and name not in other.changeable]
 
     def moved(self, folder: str | Path) -> Self:
-        """The same recipe, its files being in another folder now; `train` checks that they are the same files.
+        """The same recipe for files that are now in another folder; `train` checks that they are equal.
 
         Raises:
-            ValueError: examples that are drawn, or a recipe that does not know which files it was begun with.
+            ValueError: the examples are drawn, or the recipe does not record the files that it started with.
         """
         where, stages = str(Path(folder).resolve()), list[AnyStage]()
         for stage in self.stages:
@@ -271,7 +271,9 @@ class TrainConfig:
 
 def _stage_from(fields: dict[str, Any]) -> AnyStage:
     if "split" in fields:
-        return FolderStage(**of_kinds(FolderStage, fields))
+        return FolderStage(**check_field_types(FolderStage, fields))
     if "geometry" not in fields:
         return sequence_stage_from(fields)
-    return Stage(**of_kinds(Stage, {**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))}))
+    return Stage(
+        **check_field_types(Stage, {**fields, "geometry": Geometry(**check_field_types(Geometry, fields["geometry"]))})
+    )

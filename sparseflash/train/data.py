@@ -1,6 +1,6 @@
 """Training examples, straight from a generator or from files.
 
-(seed, stage, index) decides an example, and the number of a part decides the indices: the batches of a run depend
+(seed, stage, index) determines an example, and the number of a global batch its indices. So the batches of a run depend
 neither on the number of workers nor on when it was stopped and resumed.
 """
 
@@ -29,10 +29,10 @@ def draw(
 
     Args:
         stage: the distribution, or the files.
-        seed: of the stream of examples; files have none.
-        indices: of the examples.
-        dense: with the ground truth for a dense loss; files have none.
-        symmetries: for each image how it is turned, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
+        seed: seed of drawn examples; ignored for files.
+        indices: indices of the examples.
+        dense: also return the ground truth for a dense loss, which files do not have.
+        symmetries: symmetry of each image, 0 to 7: bit 0 mirrors y, bit 1 mirrors x, bit 2 transposes.
 
     Example:
         >>> from sparseflash.pathfinder import Geometry
@@ -47,20 +47,20 @@ Draw = tuple[AnyStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
 class Stream:
-    """The batches of a run that are one process's: `take` them in the order of its turns.
+    """The batches of one process: `take` one for each of its micro-steps, in order.
 
-    A part is one batch for each process that the run was begun with. Batches are dealt to the processes of today in
-    turn, so that these, be they more or fewer, see together what those would have seen.
+    A global batch has one batch for each process that the run was started with. If the run continues with more or fewer
+    processes, its batches are distributed round-robin, so all processes together see the same examples.
 
     Args:
         config: stages, batch size, data, seed.
         rank: number of this process.
-        world: how many processes share the images of a step.
-        workers: processes that draw ahead; 0 draws when asked. The images are the same.
-        streams: batches of a part; default one for each process.
+        world: number of processes that share the images of a step.
+        workers: processes that draw ahead; 0 draws on demand. The images are the same.
+        streams: batches of a global batch; default one per process.
 
     Raises:
-        WorkerError: (from `take`) they die again and again; one that dies alone is replaced.
+        WorkerError: (from `take`) workers die repeatedly; a single one that dies is replaced.
     """
 
     def __init__(
@@ -68,34 +68,34 @@ class Stream:
     ) -> None:
         self._config, self._rank, self._world, self._workers = config, rank, world, workers
         self._streams = world if streams is None else streams
-        self._ahead: deque[tuple[int, int]] = deque()  # turn, stage it is drawn for
+        self._ahead: deque[tuple[int, int]] = deque()  # micro-step, and the stage it is drawn for
         self._pool: Workers[Draw, Batch] | None = Workers(_draw, workers) if workers else None
 
-    def take(self, turn: int, stage: int) -> Batch:
-        """The batch of a turn, a run standing in a stage. Past images that were drawn for another stage."""
+    def take(self, micro_step: int, stage: int) -> Batch:
+        """The batch of a micro-step of a run in this stage. Drops batches that were drawn ahead for another stage."""
         if self._pool is None:
-            return draw(*self._planned(turn, stage))
-        if self._ahead and self._ahead[0] != (turn, stage):
+            return draw(*self._planned(micro_step, stage))
+        if self._ahead and self._ahead[0] != (micro_step, stage):
             self._pool.drop()
             self._ahead.clear()
-        following = self._ahead[-1][0] + 1 if self._ahead else turn
-        for number in range(following, turn + 2 * self._workers + 1):
+        following = self._ahead[-1][0] + 1 if self._ahead else micro_step
+        for number in range(following, micro_step + 2 * self._workers + 1):
             self._pool.submit(self._planned(number, stage))
             self._ahead.append((number, stage))
         batch = self._pool.take()
         self._ahead.popleft()
         return batch
 
-    def part(self, turn: int) -> int:
-        """The part that the batch of a turn is of."""
-        return self._number(turn) // self._streams
+    def global_batch(self, micro_step: int) -> int:
+        """The number of the global batch that the batch of a micro-step belongs to."""
+        return self._number(micro_step) // self._streams
 
-    def _number(self, turn: int) -> int:
-        return turn * self._world + self._rank
+    def _number(self, micro_step: int) -> int:
+        return micro_step * self._world + self._rank
 
-    def _planned(self, turn: int, stage: int) -> Draw:
-        part, stream = divmod(self._number(turn), self._streams)
-        return planned(self._config, part, stage, stream, self._streams)
+    def _planned(self, micro_step: int, stage: int) -> Draw:
+        global_batch, stream = divmod(self._number(micro_step), self._streams)
+        return planned(self._config, global_batch, stage, stream, self._streams)
 
     def close(self) -> None:
         """End the workers."""
@@ -107,11 +107,11 @@ def _draw(wanted: Draw) -> Batch:
     return draw(*wanted)
 
 
-def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams: int = 1) -> Draw:
-    """The arguments of `draw` for a part, one of its batches."""
-    first = (part * streams + stream) * config.batch
+def planned(config: TrainConfig, global_batch: int, stage: int, stream: int = 0, streams: int = 1) -> Draw:
+    """The arguments of `draw` for one batch of a global batch."""
+    first = (global_batch * streams + stream) * config.batch
     order = np.arange(first, first + config.batch)
-    source = config.stages[config.drawn_from(part, stage)]
+    source = config.stages[config.drawn_from(global_batch, stage)]
     # Training examples come first, so that a place among them is an index.
     count = len(source.splits["train"])
     if config.data == "fixed":
@@ -119,7 +119,7 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
     else:
         indices, seed = splits.FRESH + order, config.seed
         if indices[-1] >= splits.END:
-            raise ValueError(f"part {part} would need images past index 2**32; use another seed")
+            raise ValueError(f"batch {global_batch} would need images past index 2**32; use another seed")
     symmetries = _of_rounds(_symmetries, config.seed, order, count) if config.augment else None
     return source, seed, indices, config.dense_weight > 0, symmetries
 
@@ -127,7 +127,7 @@ def planned(config: TrainConfig, part: int, stage: int, stream: int = 0, streams
 def _of_rounds(
     numbers: Callable[[int, int, int], NDArray[np.int64]], seed: int, order: NDArray[np.int64], count: int
 ) -> NDArray[np.int64]:
-    """What stands at places of an endless list that is made round by round, ``count`` numbers each."""
+    """Entries at given places of an endless list, which is made in rounds of ``count`` numbers."""
     rounds = range(order[0] // count, order[-1] // count + 1)
     return np.concatenate([numbers(seed, number, count)[order[order // count == number] % count] for number in rounds])
 

@@ -1,13 +1,13 @@
-"""Which device a name means here."""
+"""Devices by name."""
 
 import torch
 
 
 def resolve_device(name: str | None = None) -> torch.device:
-    """The device of a name; without one, the first GPU, or else the CPU.
+    """The device of a name; without a name, the first GPU, or the CPU if there is none.
 
     Raises:
-        ValueError: no device name, or a device that is not here.
+        ValueError: not a device name, or a device that this machine does not have.
 
     Example:
         >>> resolve_device("cpu")

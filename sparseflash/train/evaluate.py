@@ -63,16 +63,16 @@ def evaluate(
 ) -> Score:
     """Score a `PixelTransformer` or a `SequenceTransformer`.
 
-    Mirrored or transposed, a Pathfinder image has the same answer, but a model of absolute or relative places sees
-    another image: with ``views`` the answer is that of the mean of their logits (test-time augmentation).
+    A mirrored or transposed Pathfinder image has the same answer, but a model with positions sees another image. With
+    ``views`` the answer comes from the mean of the logits of several views (test-time augmentation).
 
     Args:
-        model: left in the mode it came in.
-        batches: what the model takes, of B examples, and labels int64 [B].
-        device: where the model is.
-        advance: told how many examples each batch had.
-        tokens: which pixels are tokens, instead of what the model's config says.
-        views: 1 to 8, of square images: the image itself, mirrored (2 to 4), and these transposed (5 to 8).
+        model: the model; its mode (training or evaluation) is restored.
+        batches: inputs of B examples, and labels int64 [B].
+        device: device of the model.
+        advance: called with the number of examples of each batch.
+        tokens: which pixels are tokens, in place of the model's config.
+        views: 1 to 8, for square images: the image itself, mirrored (2 to 4), and these transposed (5 to 8).
 
     Raises:
         ValueError: no examples, views out of range, or several views of symbols.
@@ -111,11 +111,11 @@ def held_out(
     """The first examples of a fixed set of a stage; no training run has seen those of "val" and "test".
 
     Args:
-        stage: where they come from.
-        count: how many; default all.
+        stage: the stage.
+        count: number of examples; default all.
         split: a name in `sparseflash.pathfinder.SPLITS`; reviews have no "val".
-        batch: examples at a time.
-        workers: processes that draw ahead; 0 draws when asked. The examples are the same.
+        batch: examples per batch.
+        workers: processes that draw ahead; 0 draws on demand. The examples are the same.
 
     Raises:
         ValueError: an unknown split, or a count that is not in 1 to its size.

@@ -1,4 +1,4 @@
-"""Pictures of what a model answers, of what it gets wrong, and of where it looks."""
+"""Pictures of the answers, the mistakes and the attention of a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from sparseflash.models import PixelTransformer
-from sparseflash.models.attention_maps import looks
+from sparseflash.models.attention_maps import attention_map
 from sparseflash.patterns.atomic_write import atomic_write
 from sparseflash.train.evaluate import held_out
 from sparseflash.train.folder_stage import FolderStage
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLUMNS = 8
-# Pixels that are answered to find mistakes among: 128 images of 256 x 256.
+# The number of pixels searched for mistakes: 128 images of 256 x 256.
 SEARCHED = 1 << 23
 
 
@@ -46,7 +46,7 @@ def save(figure: Figure, path: str | Path) -> None:
 
 
 def mistakes(model: PixelTransformer, stage: Stage | FolderStage, count: int = 16) -> Figure:
-    """The answers that are wrong, the surest first, among some validation images.
+    """Wrong answers on some validation images, the most confident first.
 
     Args:
         model: on the CPU or a GPU.
@@ -67,9 +67,9 @@ def mistakes(model: PixelTransformer, stage: Stage | FolderStage, count: int = 1
 
 
 def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
-    """Where each layer looks from a disc, in one validation image, mean of the heads.
+    """The attention of each layer from a disc in one validation image, averaged over heads.
 
-    A layer that looks nearby alone is drawn enlarged; a frame in the image says which part it is.
+    A layer that attends only to nearby pixels is drawn enlarged; a frame in the image shows the part.
 
     Args:
         model: on the CPU or a GPU.
@@ -84,7 +84,7 @@ def attention(model: PixelTransformer, stage: Stage, index: int = 0) -> Figure:
     images, labels, truths = drawn(stage.geometry, splits.SEED, [SPLITS["val"][index]], stage.match_distance)
     image = torch.from_numpy(images[0])
     y, x = truths[0].markers[0]
-    weights = looks(model, image, (y, x), tokens=stage.tokens).mean(1)  # [layers, height, width]
+    weights = attention_map(model, image, (y, x), tokens=stage.tokens).mean(1)  # [layers, height, width]
     figure = _canvas(min(COLUMNS, len(weights) + 1), -(-(len(weights) + 1) // COLUMNS))
     panels = [axes for axes in figure.axes if axes.axison is False]
     panels[0].imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
@@ -106,7 +106,7 @@ FIGURES: Final[dict[str, Callable[[Any, Any], Figure]]] = {"mistakes": mistakes,
 
 
 def _part(weights: Tensor) -> tuple[int, int, int, int]:
-    """First and last row, first and last column of the square part of the image where any layer looks."""
+    """First and last row, first and last column of a square that contains the attended pixels."""
     height, width = weights.shape[-2:]
     seen = (weights > 1e-3 * weights.amax((-2, -1), keepdim=True)).any(0).nonzero()
     least, most = seen.amin(0), seen.amax(0)

@@ -58,7 +58,7 @@ class FolderStage:
 
     length: ClassVar[None] = None
     noun: ClassVar[str] = "images"
-    figures: ClassVar[tuple[str, ...]] = ("mistakes",)  # where the discs are is not in files
+    figures: ClassVar[tuple[str, ...]] = ("mistakes",)  # files do not contain the positions of the discs
     drawn: ClassVar[bool] = False
     baseline: ClassVar[None] = None
 
@@ -79,13 +79,13 @@ class FolderStage:
 
     @property
     def rule(self) -> str:
-        """What a model is compared with; of images whose distribution is not known, guessing."""
+        """The baseline of the images; chance if their distribution is unknown."""
         known = self.size in LRA_SIZES and self.level in [name for name, _ in LEVELS.values()]
         return DISTANCE if known or (self._level() / "generator.json").is_file() else "guessing"
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a model is told beside the images."""
+        """Keyword arguments of the model besides the images."""
         return {"tokens": self.tokens}
 
     @property
@@ -99,7 +99,7 @@ class FolderStage:
         return _ranges(self._parts())
 
     def known_baseline(self) -> float:
-        """Accuracy by the distance of the markers, or of guessing where the images' distribution is not known."""
+        """Accuracy by the distance of the markers, or chance if the distribution of the images is unknown."""
         return files_baseline(self.folder, self.level, self.size)
 
     def check(self, model: ModelConfig) -> None:
@@ -107,20 +107,20 @@ class FolderStage:
         check_pixels(model, self.size, self.tokens)
 
     def check_recipe(self, augment: bool, dense: bool) -> None:
-        """Raise ValueError where a dense loss needs curves, which are not in files."""
+        """Raise ValueError for a dense loss, which needs curves that files do not contain."""
         if dense:
             raise ValueError("a dense loss needs the curves of images that are drawn; of files use dense_weight=0")
 
     def check_shared(self, model: ModelConfig, ranks: int) -> None:
-        """Raise ValueError unless so many ranks can share the tokens of an image."""
+        """Raise ValueError unless this many ranks can share the tokens of an image."""
         check_shared(check_pixels(model, self.size, self.tokens), self.size, self.tokens, ranks)
 
     def noted(self) -> Self:
-        """The same stage with the number and the digest of its files, every one of which is looked at.
+        """The same stage with the number and the digest of its files, all of which are read.
 
         Raises:
             FileNotFoundError: no such folder, or images are missing.
-            ValueError: damaged files, no image to train on, or others than were noted before.
+            ValueError: damaged files, no image to train on, or other files than noted before.
         """
         data = pathfinder.read(self.folder, self.level, size=self.size)
         found = replace(self, examples=len(data), digest=data.digest())
@@ -131,17 +131,17 @@ class FolderStage:
         return found
 
     def moved(self, folder: str) -> Self:
-        """The same stage, its files being in another folder now; nothing is read."""
+        """The same stage for files that are now in another folder; nothing is read."""
         return replace(self, folder=folder)
 
     def reading(self, folder: Path) -> Self:
-        """The same stage with whatever files are in a folder, noted; raises as `noted` does."""
+        """The same stage, noted for the files in a folder; raises like `noted`."""
         return replace(self, folder=str(folder.resolve()), examples=0, digest="").noted()
 
     def of_files(
         self, stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
     ) -> tuple[AnyStage, ...]:
-        """Images of files are one stage, the task itself, in the place of the curriculum."""
+        """Images in files are one stage, the task itself, in place of the curriculum."""
         return (stage_of_files(folder, self.size, level, split, self.tokens),)
 
     def batch(
@@ -155,7 +155,7 @@ class FolderStage:
         return Batch.of_images(*self.draw(indices), symmetries=symmetries)
 
     def sample(self, count: int, seed: int, length: int | None = None) -> Batch:
-        """The first images: of a stage of files there are no others."""
+        """The first images; files have no others."""
         return self.batch(seed, range(count))
 
     def draw(self, indices: NDArray[np.int64] | range) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -193,13 +193,13 @@ def check_pixels(model: ModelConfig, size: int, tokens: str | None) -> PixelTran
 
 
 def stage_of_files(folder: Path, size: int, level: str | None, split: str | None, tokens: str | None) -> FolderStage:
-    """The stage of images in a folder, the user having said no more than he must.
+    """The stage of images in a folder, with defaults for omitted arguments.
 
     Args:
-        folder: absolute.
+        folder: an absolute path.
         size: side of the images.
-        level: by default hard, or what the folder is.
-        split: by default s4 where the level is hard, else contiguous.
+        level: by default hard, or the folder's level.
+        split: by default s4 for the hard level, otherwise contiguous.
         tokens: which pixels are tokens.
     """
     if level is None:
@@ -211,7 +211,7 @@ def stage_of_files(folder: Path, size: int, level: str | None, split: str | None
 
 
 def other_files(folder: str, noted: int, found: int) -> str:
-    """The message where files are not those that a run began with."""
+    """The message for files that differ from those that a run started with."""
     counts = "as many, but not the same" if noted == found else f"{found:,} examples, not {noted:,}"
     return f"{shown(folder)} does not hold the files that the run began with: {counts}"
 
@@ -224,7 +224,7 @@ def _ranges(parts: Splits) -> dict[str, range]:
 
 
 def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
-    """What changes when the metadata do; images are read anew each time."""
+    """A stamp that changes with the metadata; images are read again each time."""
     found = ((file.name, os.stat(file)) for file in metadata_files(folder))
     return tuple((name, status.st_size, status.st_mtime_ns) for name, status in found)
 
@@ -232,6 +232,6 @@ def _stamp(folder: Path) -> tuple[tuple[str, int, int], ...]:
 @lru_cache(maxsize=4)
 def _opened(folder: Path, split: str, size: int, stamp: object) -> Splits:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # `noted` has told what is dropped
+        warnings.simplefilter("ignore")  # `noted` has warned already
         data: Dataset = pathfinder.read(folder, size=size, verify=False)
     return data.split(split)

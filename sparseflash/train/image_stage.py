@@ -19,7 +19,7 @@ from sparseflash.train.stage import AnyStage
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a curriculum: which images, and how the model reads them.
+    """One stage of a curriculum: its images, and which of their pixels are tokens.
 
     Attributes:
         geometry: the distribution of the images.
@@ -62,11 +62,11 @@ class Stage:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What a model is told beside the images."""
+        """Keyword arguments of the model besides the images."""
         return {"tokens": self.tokens}
 
     def known_baseline(self) -> float:
-        """Accuracy by the distance of the markers: as is known of a published task, or measured now."""
+        """Accuracy by the distance of the markers: known for a published task, otherwise measured now."""
         return geometry_baseline(self.geometry, self.match_distance)
 
     def batch(
@@ -93,7 +93,7 @@ class Stage:
         """Drawn images can be mirrored, and their curves are known."""
 
     def check_shared(self, model: ModelConfig, ranks: int) -> None:
-        """Raise ValueError unless so many ranks can share the tokens of an image."""
+        """Raise ValueError unless this many ranks can share the tokens of an image."""
         check_shared(check_pixels(model, self.size, self.tokens), self.size, self.tokens, ranks)
 
     def noted(self) -> Self:
@@ -111,5 +111,5 @@ class Stage:
     def of_files(
         self, stages: tuple[AnyStage, ...], folder: Path, level: str | None, split: str | None
     ) -> tuple[AnyStage, ...]:
-        """Images of files are one stage, the task itself, in the place of the curriculum."""
+        """Images in files are one stage, the task itself, in place of the curriculum."""
         return (stage_of_files(folder, self.size, level, split, self.tokens),)

@@ -9,18 +9,18 @@ from typing import Self
 
 
 class Interrupt:
-    """Turns SIGINT and SIGTERM into `KeyboardInterrupt`, except inside `shield`, where it waits until the end.
+    """Turns SIGINT and SIGTERM into `KeyboardInterrupt`, delayed inside `shield` until its end.
 
-    A step that has not reached its shielded part has changed nothing, so it is simply dropped; parameters, optimizer
-    and step number always belong together.
+    A step that has not reached its shielded part has changed nothing and is dropped, so parameters, optimizer and step
+    number are always consistent.
 
     Args:
         at_once: raise outside shields; if false, only note it in `asked`, for processes that must stop together.
 
     Attributes:
         asked: whether a signal has come.
-        raised: whether one was raised as an exception. What passes it on may have made another of it: numpy, asked to
-            compare records, says TypeError whatever went wrong.
+        raised: whether one was raised as an exception. Other code may have replaced the exception: numpy raises
+            TypeError for any error in a comparison of records.
 
     Example:
         >>> with Interrupt() as interrupt:
@@ -36,7 +36,7 @@ class Interrupt:
         self.asked = self.raised = False
         self._at_once = at_once
         self._shields = 0
-        # Only the main thread may set signal handlers; elsewhere training runs without them.
+        # Only the main thread may set signal handlers; in other threads training runs without them.
         self._active = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:

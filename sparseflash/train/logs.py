@@ -1,4 +1,4 @@
-"""What a training run tells: a progress bar or lines, TensorBoard, and one JSON line a step."""
+"""The output of a training run: a progress bar or lines, TensorBoard, and one JSON line per step."""
 
 import json
 import time
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 STEPS = "steps.jsonl"
-# Single steps are noisy: what people see is a mean over this many.
+# Single steps are noisy, so a mean over this many is shown.
 WINDOW = 50
 SECONDS_BETWEEN_LINES = 10.0
-# A run may be somebody else's; a step of ours takes 200 bytes.
+# A limit for logs from untrusted runs; a step takes 200 bytes.
 MOST_BYTES = 2 << 30
 MOST_LINES = 1 << 24
 MOST_LINE = 1 << 16
@@ -36,15 +36,15 @@ class Reporter:
     """Shows and records the steps of a run.
 
     A terminal gets a progress bar; anything else gets a line every ten seconds. ``steps.jsonl`` holds every step's
-    figures at full precision, evaluations on lines of their own, and is cut back to the step from which a run resumes.
+    figures at full precision and each evaluation on its own line. It is truncated to the step from which a run resumes.
 
     Args:
         run: the run folder.
         step: steps done before.
-        images: examples a step.
+        images: examples per step.
         quiet: show and record nothing (other processes than the first).
-        line: takes lines instead of the terminal.
-        evaluated: the step at which the model was last evaluated; later evaluations are taken back.
+        line: called with each line, in place of printing it.
+        evaluated: the step of the last evaluation; later evaluations are removed.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Reporter:
         self._run.mkdir(parents=True, exist_ok=True)
         _cut(self._run / STEPS, self._first, self._last_evaluation)
         self._file = append_to(self._run / STEPS)
-        # Numbers of steps that are about to be repeated are taken back.
+        # Figures of steps that will be repeated are removed.
         self._board = SummaryWriter(str(make_folder(self._run / "tensorboard", self._run)), purge_step=self._first + 1)
         console = Console(stderr=True)
         if self._line is None and console.is_terminal:
@@ -103,9 +103,9 @@ class Reporter:
 
         Args:
             step: steps done.
-            name: of the stage, for people.
-            rule: of thumb that a model must beat, for people.
-            baseline: gives the accuracy of that rule; may take seconds.
+            name: name of the stage.
+            rule: description of the baseline.
+            baseline: returns the accuracy of the baseline; may take seconds.
             until: the step at which training ends, if known.
         """
         if self._quiet:
@@ -145,7 +145,7 @@ class Reporter:
                 self._say(f"step {step}/{self._until}: {text}, {left:.0f} s left")
 
     def evaluated(self, step: int, score: Score, progress: Place) -> None:
-        """Report an evaluation on validation examples, which ``progress`` counts already."""
+        """Report an evaluation on validation examples that ``progress`` includes."""
         if self._quiet:
             return
         self._validation = score.accuracy
@@ -187,10 +187,10 @@ class Reporter:
 
 
 def _cut(path: Path, step: int, evaluated: int) -> None:
-    """Drop the lines after a step, evaluations after another, and a line that a kill left half written.
+    """Remove the lines after a step, evaluations after another step, and an incomplete last line.
 
     Raises:
-        ValueError: a line that is no figures of a step, or a file that is no log of ours: nothing is changed then.
+        ValueError: a line or a file in another format; then nothing is changed.
     """
     if not path.exists():
         return
@@ -211,7 +211,7 @@ _AWAY = "move the file away to go on without it"
 
 
 def _figures(line: bytes, where: str) -> dict[str, Any] | None:
-    """What a line of the log says; None of one without an end, which a kill left half written."""
+    """The data of a line of the log; None for an incomplete line."""
     problem = f"longer than {MOST_LINE:,} bytes" if len(line) > MOST_LINE else ""
     if not problem:
         try:

@@ -22,7 +22,7 @@ from sparseflash.train.run import Limits, Run
 from sparseflash.train.validation import BEST, best_checkpoint, check_validation
 from sparseflash.utils.folder_lock import folder_lock
 
-# What a run writes into its folder.
+# The paths that a run writes in its folder.
 OWN_PATHS = ("checkpoints", BEST, "pictures", "tensorboard", STEPS)
 
 
@@ -31,15 +31,15 @@ class TrainResult:
     """What `train` returns.
 
     Attributes:
-        model: the trained model, on its device: the moving average of the weights where the recipe keeps one.
-        step: optimizer steps done in all.
-        losses: loss of each step done by this call.
-        checkpoint: the last one; None if not even one step was completed.
+        model: the trained model on its device, with averaged weights if the recipe keeps a moving average.
+        step: total number of optimizer steps.
+        losses: loss of each step of this call.
+        checkpoint: the last checkpoint; None if no step was completed.
         interrupted: Ctrl-C or SIGTERM ended the run early.
-        progress: where the run stands in its curriculum.
+        progress: the position in the curriculum.
         out_of_time: the time budget ended the run early.
-        out_of_patience: evaluations without a better one ended the run early.
-        best: the checkpoint that did best on validation examples; None where there were no evaluations.
+        out_of_patience: too many evaluations without improvement ended the run early.
+        best: the checkpoint with the best validation accuracy; None without evaluations.
     """
 
     model: Model = field(repr=False)
@@ -68,39 +68,39 @@ def train(
     pictures: bool = False,
     line: Callable[[str], None] | None = None,
 ) -> TrainResult:
-    """Train a model, or go on training it.
+    """Train a model, or resume training.
 
     On a CPU, a run that was stopped and resumed any number of times has, bit for bit, the losses and weights of an
-    uninterrupted one. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats; a
-    damaged checkpoint is passed over, with a warning. Under torchrun every process trains on its share of each step's
-    images, or of their tokens; another number of processes that goes on from a checkpoint takes the same steps, to
-    within rounding. With ``config.eval_every`` the checkpoint that did best on validation examples is kept in
-    ``best/``, which is read like a run folder; `keep` does not count it.
+    uninterrupted run. A process that is killed loses at most the last ``save_every`` steps, which a resume repeats. A
+    damaged checkpoint is skipped with a warning. Under torchrun every process trains on its share of each step's
+    images, or of their tokens. Any number of processes can resume from a checkpoint and takes the same steps, up to
+    rounding. With ``config.eval_every`` the checkpoint with the best validation accuracy is kept in ``best/``, which
+    can be read like a run folder; `keep` does not count it.
 
     Args:
         config: the recipe.
-        out: run folder: ``checkpoints/``, ``best/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl`` go there.
-        steps: optimizer steps in all, those before a resume included; default: until the last stage has had
+        out: run folder, for ``checkpoints/``, ``best/``, ``tensorboard/``, ``pictures/`` and ``steps.jsonl``.
+        steps: total number of optimizer steps, including those before a resume; default: until the last stage has had
             ``config.schedule_steps``.
-        minutes: stop after so much time, with a checkpoint; None for no limit.
-        resume: go on from the latest checkpoint in ``out`` that is whole; ``"auto"``: if there is one, else begin.
+        minutes: save and stop after this time; None for no limit.
+        resume: resume from the latest undamaged checkpoint in ``out``; ``"auto"``: start if there is none.
         device: where to train.
-        context_parallel: ranks that share the tokens of each image; those that do not draw other images.
-        workers: processes that draw images ahead; 0 draws them in this one.
+        context_parallel: number of ranks that share the tokens of each image; other ranks draw other images.
+        workers: processes that draw images ahead; 0 draws them in this process.
         save_every: steps between checkpoints; one more is written at the end.
-        keep: how many checkpoints stay.
+        keep: number of checkpoints to keep.
         pictures: draw mistakes and attention at the end of each stage and of the run.
-        line: takes a line of progress at a time, instead of the terminal.
+        line: called with each line of progress, in place of printing it.
 
     Raises:
-        ValueError: another process trains into ``out``, or a folder in it is a link; ``out`` holds a run already and
-            ``resume`` is off, all its checkpoints are damaged or the latest
-            was made with another config or from other files, steps, minutes, save_every or keep are too small, or the
-            processes cannot share images or tokens so, see `Processes`.
+        ValueError: another process trains into ``out``, or a folder in it is a link; ``out`` already holds a run and
+            ``resume`` is off; all its checkpoints are damaged, or the latest was made with another config or from other
+            files; steps, minutes, save_every or keep are too small; or the processes cannot share images or tokens like
+            this, see `Processes`.
         FileNotFoundError: ``resume`` is on and there is nothing to resume.
         FloatingPointError: the loss or the gradient is not finite; earlier checkpoints stay.
-        OSError: the disk is full or may not be written to; earlier checkpoints stay.
-        WorkerError: workers died again and again; the completed steps are saved.
+        OSError: the disk is full or not writable; earlier checkpoints stay.
+        WorkerError: workers died repeatedly; the completed steps are saved.
 
     Example:
         >>> import tempfile
@@ -116,7 +116,7 @@ def train(
     config = _noted(config, pictures)
     processes = Processes.here(context_parallel)
     with ExitStack() as stack:
-        # First of all: where Python swallows the exception that a signal raises, it has still been noted.
+        # First of all: a signal is noted even if Python swallows the exception that it raises.
         interrupt = stack.enter_context(Interrupt(at_once=processes.world == 1))
         if processes.first and (there := folder.is_dir()):
             _lock(stack, folder, resume)
@@ -126,7 +126,7 @@ def train(
             run.start()
         else:
             run.resume(checkpoint)
-        if processes.first and not there:  # all that could be refused has been
+        if processes.first and not there:  # every check has passed
             folder.mkdir(parents=True, exist_ok=True)
             _lock(stack, folder, resume)
         run.open(stack, workers, line)
@@ -141,7 +141,7 @@ def train(
                 run.draw_figures(run.stage)
         except BaseException as error:
             if isinstance(error, KeyboardInterrupt) or interrupt.raised:
-                # Raised between updates only: the step under way is dropped, the completed ones are saved.
+                # Raised between updates only: the current step is dropped, completed steps are saved.
                 interrupt.hold()
                 if run.losses:
                     run.save()
@@ -157,7 +157,7 @@ def train(
 
 
 def _checked_folder(folder: Path, resume: bool | Literal["auto"]) -> bool:
-    """Raise ValueError where a run cannot be in a folder; whether there is one to resume, where that is asked."""
+    """Raise ValueError for a folder that cannot hold the run; return whether to resume one in it."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a folder, but {str(folder)!r} is a file")
     for name in OWN_PATHS:
@@ -169,7 +169,7 @@ def _checked_folder(folder: Path, resume: bool | Literal["auto"]) -> bool:
 
 
 def _noted(config: TrainConfig, pictures: bool) -> TrainConfig:
-    """The recipe with its files noted: those that are not there, or not the same any more, show before any writing."""
+    """The recipe with its files noted. Missing or changed files raise before anything is written."""
     config = replace(config, stages=tuple(stage.noted() for stage in config.stages))
     if config.eval_every:
         check_validation(config, "eval_every")
@@ -182,7 +182,7 @@ def _noted(config: TrainConfig, pictures: bool) -> TrainConfig:
 
 def _lock(stack: ExitStack, folder: Path, resume: bool) -> None:
     stack.enter_context(folder_lock(folder))
-    _check_free(folder, resume)  # another process may have trained until just now
+    _check_free(folder, resume)  # another process may have trained in the meantime
 
 
 def _check_free(folder: Path, resume: bool) -> None:
@@ -192,7 +192,7 @@ def _check_free(folder: Path, resume: bool) -> None:
 
 def _latest(folder: Path, config: TrainConfig, interrupt: Interrupt) -> Checkpoint:
     """The latest checkpoint of a folder, of this recipe."""
-    with interrupt.shield():  # a load cut short would look like damage
+    with interrupt.shield():  # an interrupted load would look like damage
         checkpoint = latest_checkpoint(folder)
     if different := config.differences(checkpoint.config):
         raise ValueError(f"{checkpoint.path} was made with another {', '.join(different)}; resume with its own")

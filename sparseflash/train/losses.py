@@ -1,4 +1,4 @@
-"""What a model is trained on: the labels and, where a recipe asks for it, a dense loss over lit pixels."""
+"""The loss: of the labels and, if the recipe has one, a dense loss over lit pixels."""
 
 from contextlib import nullcontext
 
@@ -22,15 +22,15 @@ def loss_of(
 ) -> tuple[Tensor, Tensor]:
     """The loss, and detached figures: loss, accuracy and, with a dense loss, the accuracy over lit pixels.
 
-    Ranks that share the tokens have losses and figures whose means are those of the whole images: each rank's dense
-    part is the sum over its own pixels, times the number of ranks, over the pixels of all.
+    If ranks share the tokens, the means of their losses and figures are those of the whole images: the dense part of a
+    rank is the sum over its own pixels, times the number of ranks, divided by the number of all pixels.
 
     Args:
-        model: a `PixelTransformer` or `SequenceTransformer`, or what wraps one.
-        batch: on the model's device.
-        config: weights of the losses, precision.
-        stage: where the batch comes from.
-        mesh: of the ranks that share the tokens of these images.
+        model: a `PixelTransformer` or `SequenceTransformer`, possibly wrapped.
+        batch: a batch on the model's device.
+        config: the recipe, for weights of the losses and precision.
+        stage: the stage of the batch.
+        mesh: mesh of the ranks that share the tokens of these images.
     """
     half = config.precision == "bf16"
     shared = {} if mesh is None else {"mesh": mesh}
@@ -46,7 +46,7 @@ def loss_of(
     if mesh is not None:
         pixels = summed(pixels, mesh)
     logits, wanted = output.dense_logits[asked], wanted[asked]
-    # No rounding to less than fp32: under autocast the logits come in half precision.
+    # In fp32, because under autocast the logits are in half precision.
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     loss = loss + config.dense_weight * (ranks * F.cross_entropy(logits, wanted, reduction="sum") / pixels)
     dense_right = ranks * (logits.argmax(-1) == wanted).sum() / pixels

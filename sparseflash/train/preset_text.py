@@ -17,7 +17,7 @@ def preset_text(config: TrainConfig, summary: str) -> str:
 
     Args:
         config: the recipe.
-        summary: the line that people see.
+        summary: a one-line description.
 
     Example:
         >>> from sparseflash.train import recipe
@@ -33,7 +33,7 @@ def preset_text(config: TrainConfig, summary: str) -> str:
         lines += ["", "[patterns]", f"import = {_value(imports)}"]
     lines += ["", "[model]", *_lines(model)]
     for stage in stages:
-        # The stages of a sequence task are all of that task.
+        # All stages of a sequence task have the same task.
         stage.pop("task", None)
         geometry = stage.pop("geometry", None)
         lines += ["", "[[stages]]", *_lines(stage)]
@@ -43,7 +43,7 @@ def preset_text(config: TrainConfig, summary: str) -> str:
 
 
 def _plain(config: TrainConfig) -> dict[str, Any]:
-    """The fields as plain data, without those that are None: TOML has no word for it, and it is their default."""
+    """The fields as plain data, without those that are None, which is their default and which TOML cannot write."""
 
     def without_none(value: Any) -> Any:
         if isinstance(value, dict):
@@ -62,7 +62,7 @@ def _value(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str):
-        # JSON's escapes are TOML's too; what a terminal takes for a command is escaped as well.
+        # JSON's escapes are valid in TOML; control characters are escaped too.
         return _ESCAPED.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
     if isinstance(value, int | float):
         return repr(value)

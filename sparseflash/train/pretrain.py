@@ -1,9 +1,9 @@
-"""Masked-pixel pretraining: squares of an image are hidden, and the model says which of their pixels are lit.
+"""Masked-pixel pretraining: squares of an image are hidden, and the model predicts which of their pixels are lit.
 
-No label is read. What comes out is a saved model for `TrainConfig.init`; results that began with it are reported apart.
-That such pretraining, on the task's own inputs, supplies what labels alone teach slowly is the finding of Amos et al.
-2024, *Never Train from Scratch* (https://arxiv.org/abs/2310.02980). Hidden squares here are as long as a dash and its
-gap, so that filling them means to continue a curve: single hidden pixels are told by their neighbours.
+It uses no labels and gives a saved model for `TrainConfig.init`. Results that start from one are reported separately.
+Amos et al. 2024, *Never Train from Scratch* (https://arxiv.org/abs/2310.02980), found that such pretraining on the
+inputs of the task teaches what labels alone teach slowly. Hidden squares are as long as a dash and its gap, so the
+model must continue a curve; single hidden pixels could be predicted from their neighbours.
 """
 
 from pathlib import Path
@@ -27,25 +27,25 @@ def hidden_pixels(images: Tensor, side: int, share: float, rng: torch.Generator)
 
     Args:
         images: uint8 [B, H, W].
-        side: of a square, in pixels.
-        share: of the pixels.
-        rng: decides where.
+        side: side of a square, in pixels.
+        share: share of the pixels to cover.
+        rng: random generator of the positions.
     """
     count, height, width = images.shape
-    # A pixel is hidden unless all side^2 places from which a square would cover it are without one.
+    # A pixel stays visible only if none of the side^2 squares that would cover it is chosen.
     corner = 1 - (1 - share) ** (1 / side**2)
     corners = torch.rand(count, 1, height + side - 1, width + side - 1, generator=rng) < corner
     return F.max_pool2d(corners.float(), side, stride=1)[:, 0] > 0
 
 
 class MaskedPixels(nn.Module):
-    """A model and a head that says of each token whether it is lit.
+    """A model and a head that predicts for each token whether it is lit.
 
     Args:
-        model: whose tokens are all pixels.
+        model: a model whose tokens are all pixels.
 
     Raises:
-        ValueError: a model whose tokens depend on the image: hidden pixels would be none.
+        ValueError: a model whose tokens depend on the image, which would have no token at hidden pixels.
     """
 
     def __init__(self, model: PixelTransformer) -> None:
@@ -64,7 +64,7 @@ class MaskedPixels(nn.Module):
         """
         seen = torch.where(hidden, torch.full_like(images, GREY), images)
         last: list[Tensor] = []
-        # Tied layers are one module that is called several times; the last call is the last layer.
+        # Tied layers are one module called several times; the last call is the last layer.
         hook = self.model.layers[-1].register_forward_hook(lambda _, __, output: last.append(output))
         try:
             self.model(seen)
@@ -93,8 +93,8 @@ def pretrain(
         config: model, first stage, batch, peak learning rate, warm-up, precision and seed; labels are not read.
         out: folder that gets the saved model, for `TrainConfig.init`.
         steps: optimizer steps.
-        side: of a hidden square, in pixels.
-        share: of the pixels that are hidden.
+        side: side of a hidden square, in pixels.
+        share: share of the pixels to hide.
         device: where to train.
         workers: processes that draw images ahead.
 

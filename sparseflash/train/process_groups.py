@@ -1,4 +1,4 @@
-"""The processes that train together: groups that draw images of their own, and ranks that share each image's tokens."""
+"""The processes of a run: groups, each of which draws its own images, and the ranks of a group, which share tokens."""
 
 import os
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from sparseflash.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Processes:
-    """How many there are, and which one this is.
+    """The number of processes and groups, and the rank of this process.
 
-    Ranks of a group are neighbours: with ``context`` ranks a group, ranks 0 to ``context - 1`` are the first one.
+    Ranks of a group are consecutive: with ``context`` ranks per group, the first group has ranks 0 to ``context - 1``.
 
     Attributes:
-        rank: of this process among all.
-        world: all of them.
-        context: ranks of a group, which share the tokens of each image.
+        rank: rank of this process.
+        world: number of processes.
+        context: ranks per group, which share the tokens of each image.
     """
 
     rank: int = 0
@@ -29,11 +29,11 @@ class Processes:
 
     @classmethod
     def here(cls, context: int) -> "Processes":
-        """Those of the process group that there is, or else those that torchrun's environment tells of.
+        """The processes of the existing process group, or otherwise those of torchrun's environment.
 
         Raises:
-            ValueError: the processes do not divide into groups of ``context``, or the environment tells half of what
-                torchrun tells.
+            ValueError: the number of processes is not a multiple of ``context``, or the environment has only some of
+                torchrun's variables.
         """
         if context < 1:
             raise ValueError(f"context_parallel must be at least 1; got {context!r}")
@@ -51,28 +51,28 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """This process writes and reports."""
+        """Whether this process writes and reports."""
         return self.rank == 0
 
     @property
     def groups(self) -> int:
-        """How many groups draw images of their own."""
+        """Number of groups, each of which draws its own images."""
         return self.world // self.context
 
     @property
     def group(self) -> int:
-        """Which of them this process is in."""
+        """The group of this process."""
         return self.rank // self.context
 
     def check(self, config: TrainConfig, streams: int) -> None:
-        """Refuse what these processes cannot train together.
+        """Refuse a recipe that these processes cannot share.
 
         Args:
             config: the recipe.
-            streams: batches of a part, one for each group that the run was begun with.
+            streams: batches of a global batch, one for each group that the run was started with.
 
         Raises:
-            ValueError: a step's batches do not divide among the groups, or an image's tokens among the ranks.
+            ValueError: the groups cannot share the batches of a step equally, or the ranks the tokens of an image.
         """
         if (batches := config.accumulate * streams) % self.groups:
             raise ValueError(
@@ -87,7 +87,7 @@ class Processes:
         """Start the process group, unless there is one.
 
         Returns:
-            The device of this process, the mesh of its group where tokens are shared, and whether it was this call that
+            The device of this process, the mesh of its group if tokens are shared, and whether it was this call that
             started the process group.
         """
         joined = False
@@ -103,7 +103,7 @@ class Processes:
         return device, mesh["context"], joined
 
     def gathered(self, figures: Tensor) -> Tensor:
-        """The figures [turns, F] of every group, in the order in which batches are dealt: [turns * groups, F]."""
+        """The figures [micro-steps, F] of every group, in the order of batches: [micro-steps * groups, F]."""
         if self.world == 1:
             return figures
         every = figures.new_zeros(len(figures), self.groups, figures.shape[1])
@@ -120,7 +120,7 @@ class Processes:
         return int(shared)
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether the flag is up in any process."""
+        """Whether the flag is set in any process."""
         if self.world == 1:
             return flag
         shared = torch.tensor(float(flag), device=device)
@@ -129,9 +129,9 @@ class Processes:
 
 
 def _from_launcher() -> tuple[int, int]:
-    """Rank and number of processes, as torchrun's environment has them; (0, 1) where there is none.
+    """Rank and number of processes from torchrun's environment; (0, 1) without one.
 
-    Half of it is refused: a process that takes itself for the second one of many would train and write nothing.
+    An incomplete environment is refused: a process that believed to be the second of several would write nothing.
     """
     told = {name: os.environ[name] for name in ("RANK", "WORLD_SIZE") if name in os.environ}
     if not told:

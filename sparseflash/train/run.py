@@ -1,4 +1,4 @@
-"""A run: a model in training, and all that a step changes together."""
+"""A run: a model in training, with all state that a step changes."""
 
 import math
 import time
@@ -27,12 +27,12 @@ from sparseflash.train.losses import loss_of
 from sparseflash.train.process_groups import Processes
 from sparseflash.train.stage import AnyStage
 from sparseflash.train.validation import Validation, keep_best
-from sparseflash.train.warm_start import begin_with
+from sparseflash.train.warm_start import load_initial_weights
 
 
 @dataclass(frozen=True)
 class Limits:
-    """When a call of `train` stops and saves.
+    """The limits of a call of `train`: when it stops and saves.
 
     Attributes:
         steps, minutes, save_every, keep: arguments of `train`.
@@ -58,7 +58,7 @@ class Limits:
 
     @property
     def out_of_time(self) -> bool:
-        """Whether the time is up."""
+        """Whether the time budget is used up."""
         return self.minutes is not None and time.monotonic() - self.started > 60 * self.minutes
 
 
@@ -66,8 +66,8 @@ class Passes(NamedTuple):
     """Figures of the forward and backward passes of a step.
 
     Attributes:
-        each: loss, accuracy and, with a dense loss, dense accuracy of each of the step's P parts, over all processes:
-            [P, 2] or [P, 3].
+        each: loss, accuracy and, with a dense loss, dense accuracy of each of the step's P global batches, over all
+            processes: [P, 2] or [P, 3].
         norm: norm of the gradient, before clipping.
         gate_norm: norm of the key gates' gradient, before clipping.
     """
@@ -79,26 +79,26 @@ class Passes(NamedTuple):
 
 @dataclass(eq=False)
 class Run:
-    """A model in training: `start` or `resume` makes the model, `open` what it is fed and reported to.
+    """A model in training. `start` or `resume` makes the model, `open` its data and its log.
 
     Attributes:
         config: the recipe.
         folder: the run folder.
-        processes: those that train together.
-        device: of this process.
+        processes: the processes that train together.
+        device: device of this process.
         limits: when this call stops and saves.
         interrupt: signals wait for the end of its shields.
         pictures: draw figures at the end of each stage.
-        streams: batches of a part, one for each group of processes that the run was begun with.
-        model: what is trained.
-        trained: the model, wrapped where there are several processes.
-        optimizer: with its moments.
+        streams: batches of a global batch, one for each group of processes that the run was started with.
+        model: the trained model.
+        trained: the model, wrapped if there are several processes.
+        optimizer: its optimizer, with moments.
         average: the moving average of the weights, if the recipe keeps one.
-        progress: the place in the curriculum.
-        step: optimizer steps done in all.
+        progress: the position in the curriculum.
+        step: total number of optimizer steps.
         saved: the last checkpoint.
-        losses: of the steps that this call did.
-        out_of_time: the time budget ended the run.
+        losses: losses of the steps of this call.
+        out_of_time: whether the time budget ended the run.
     """
 
     config: TrainConfig
@@ -124,20 +124,20 @@ class Run:
     _save_due: bool = field(init=False, default=False)
 
     def start(self) -> None:
-        """Begin with random weights, or those that the recipe names.
+        """Start with random weights, or with those that the recipe names.
 
         Raises:
-            ValueError: these processes cannot share images or tokens so, or weights of another shape.
+            ValueError: these processes cannot share images or tokens like this, or weights of another shape.
             FileNotFoundError: no weights where the recipe says.
         """
         self._make(self.processes.groups, self.config.init)
         self._wrap()
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint.
+        """Resume from a checkpoint.
 
         Raises:
-            ValueError: these processes cannot share images or tokens so, or tensors that are not of this model.
+            ValueError: these processes cannot share images or tokens like this, or tensors do not match the model.
         """
         self._make(checkpoint.streams or self.processes.groups)
         restore(checkpoint, self.model, self.optimizer, self._averaged)
@@ -153,7 +153,7 @@ class Run:
         torch.manual_seed(config.seed)
         self.model = build(config.model)
         if init:
-            begin_with(self.model, resolve(Path(init)))
+            load_initial_weights(self.model, resolve(Path(init)))
         self.model.activation_checkpointing = config.activation_checkpointing
         self.model.to(self.device).train()
         self._gates = [weight for name, weight in self.model.named_parameters() if ".key_gate." in name]
@@ -167,7 +167,7 @@ class Run:
         self.trained = DistributedDataParallel(self.model) if self.processes.world > 1 else self.model
 
     def open(self, stack: ExitStack, workers: int, line: Callable[[str], None] | None) -> None:
-        """Open the log and begin to draw examples, until the stack is closed."""
+        """Open the log and start drawing examples, until the stack is closed."""
         config, processes = self.config, self.processes
         examples, quiet = config.batch * config.accumulate * self.streams, not processes.first
         evaluated = self.progress.evaluated
@@ -180,25 +180,25 @@ class Run:
 
     def leave(self) -> None:
         """Leave the process group, if this run started it."""
-        # DDP first: were its reducer the last to hold the group, Python's lock would be held while the group waits for
-        # its threads, and one of these may want that lock to free a tensor.
+        # DDP first. If its reducer held the last reference to the group, the group would wait for its threads under
+        # Python's lock, and one of these threads may need that lock to free a tensor.
         del self.trained
         if self._joined:
             distributed.destroy_process_group()
 
     @property
     def ema_or_model(self) -> Model:
-        """What people get: the moving average of the weights where the recipe keeps one."""
+        """The resulting model: the moving average of the weights if the recipe keeps one."""
         return self.model if self.average is None else cast(Model, self.average.module)
 
     @property
     def stage(self) -> AnyStage:
-        """The stage that the run stands in."""
+        """The current stage."""
         return self.progress.current(self.config)
 
     @property
     def evaluation_due(self) -> bool:
-        """Whether the model is to be evaluated now, and has not been."""
+        """Whether an evaluation is due and has not been done."""
         return self.progress.evaluation_due(self.config, self.step)
 
     @property
@@ -215,13 +215,13 @@ class Run:
         self.reporter.stage(self.step, f"{number}{stage}", stage.rule, lambda: stage_baseline(stage), until)
 
     def draw_figures(self, stage: AnyStage) -> None:
-        """Draw what the model makes of a stage, if pictures are wanted."""
+        """Draw the figures of a stage, if pictures are on."""
         if self.pictures and self.processes.first:
             for name in stage.figures:
                 self.reporter.figure(name, FIGURES[name](self.ema_or_model, stage), self.step)
 
     def save(self) -> Path:
-        """Write a checkpoint; the newest ones stay."""
+        """Write a checkpoint and remove old ones."""
         self.saved = save_checkpoint(
             self.folder, self.step, self.progress, self.config, self.model, self.optimizer, self._averaged,
             self.limits.keep, self.streams,
@@ -230,7 +230,7 @@ class Run:
 
     def validate(self) -> None:
         """Evaluate the model, and keep the best checkpoint."""
-        # A signal may come meanwhile: the step is done, and a resume evaluates again.
+        # A signal may interrupt this: the step is done, and a resume evaluates again.
         score = self.validation.score(self.ema_or_model, self.stage)
         with self.interrupt.shield():
             self.progress = self.progress.validated(score.accuracy, self.step)
@@ -242,7 +242,7 @@ class Run:
                     keep_best(self.folder, saved)
 
     def take_step(self) -> bool:
-        """Train for a step, and save where it is due.
+        """Train for a step, and save if that is due.
 
         Returns:
             Whether to stop: a signal has come, or the time is up.
@@ -260,7 +260,7 @@ class Run:
             promoted, self.progress = following != self.progress, following
             last = self.step == self.progress.last_step(self.config, self.limits.steps)
             self._save_due = self.step % self.limits.save_every == 0 or promoted or last
-            # An evaluation that is due belongs into the checkpoint.
+            # If an evaluation is due, save after it, so that the checkpoint includes it.
             if self.processes.first and (stop or (self._save_due and not self.evaluation_due)):
                 self.save()
             if promoted:
@@ -269,24 +269,24 @@ class Run:
         return stop
 
     def _passes(self) -> Passes:
-        """Forward and backward passes of a step, whose gradients are clipped; weights stay as they are."""
+        """Forward and backward passes of a step, with clipped gradients; weights do not change."""
         config, processes = self.config, self.processes
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.step, self.progress.last_stage_since(config))
         self.optimizer.zero_grad(set_to_none=True)
-        # A step's parts have a batch for each stream; each group of processes takes so many of these batches.
+        # The global batches of a step have a batch per stream; each group of processes takes this many of them.
         micro_steps = config.accumulate * self.streams // processes.groups
         figures: list[Tensor] = []
         for micro_step in range(self.step * micro_steps, (self.step + 1) * micro_steps):
-            stage = config.stages[config.drawn_from(self.stream.part(micro_step), self.progress.stage)]
+            stage = config.stages[config.drawn_from(self.stream.global_batch(micro_step), self.progress.stage)]
             batch = self.stream.take(micro_step, self.progress.stage).to(self.device)
-            # Processes exchange gradients once a step, with the last batch.
+            # Processes exchange gradients once per step, with the last batch.
             alone = processes.world > 1 and (micro_step + 1) % micro_steps
             with self.trained.no_sync() if alone else nullcontext():  # type: ignore[operator]
                 loss, of_batch = loss_of(self.trained, batch, config, stage, self._mesh)
                 (loss / micro_steps).backward()
             figures.append(of_batch)
-        # Before clipping, as the norm of all.
+        # Before clipping, like the norm of all gradients.
         gate_norm = nn.utils.get_total_norm([gate.grad for gate in self._gates if gate.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
         each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, self.streams)).mean(1)
@@ -299,7 +299,7 @@ class Run:
         return Passes(each, norm, gate_norm)
 
     def _update(self, passes: Passes) -> None:
-        """Change the weights, count and report the step."""
+        """Update the weights, count and report the step."""
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)

@@ -1,4 +1,4 @@
-"""Stages of the Long Range Arena's sequence tasks: which examples, and how many tokens of them a model reads."""
+"""Stages of the Long Range Arena's sequence tasks: their examples, and the number of tokens that a model reads."""
 
 import warnings
 from collections.abc import Iterable
@@ -18,7 +18,7 @@ from sparseflash.pathfinder.splits import SEED
 from sparseflash.train.batch import Batch
 from sparseflash.train.folder_stage import other_files
 from sparseflash.train.stage import AnyStage
-from sparseflash.utils.untrusted import of_kinds
+from sparseflash.utils.untrusted import check_field_types
 
 # Symbols, documents and classes of a task's examples.
 SHAPES: Final = {
@@ -27,7 +27,7 @@ SHAPES: Final = {
     "retrieval": (256, 2, 2),
     "image": (256, 1, 10),
 }
-MOST_TOKENS = 1 << 20  # of a document: a recipe comes from others too
+MOST_TOKENS = 1 << 20  # per document; recipes may be untrusted
 ROUNDED = 64
 """Rows are filled up to a multiple of this, so that there are few lengths."""
 
@@ -38,7 +38,7 @@ class SequenceStage:
 
     Attributes:
         task: one of `sparseflash.lra.TASKS`.
-        length: most tokens of a document; the rest is cut off.
+        length: maximum tokens of a document; longer ones are truncated.
         folder: where the files are; empty for generated ListOps.
         grammar: the grammar of generated ListOps; None for the Arena's.
         baseline: share of the most frequent answer, if known.
@@ -94,12 +94,12 @@ class SequenceStage:
 
     @property
     def size(self) -> int:
-        """Most tokens of a document."""
+        """Maximum tokens of a document."""
         return self.length
 
     @property
     def tokens_each(self) -> int:
-        """Tokens that are read of a document."""
+        """Tokens read from a document."""
         return self.length
 
     @property
@@ -108,11 +108,11 @@ class SequenceStage:
         return self._corpus().splits
 
     def noted(self) -> Self:
-        """The same stage with the number of examples in its files and their digest; every line is looked at.
+        """The same stage with the number of examples in its files and their digest; every line is read.
 
         Raises:
             FileNotFoundError: no such folder or file.
-            ValueError: damaged files, or others than were noted before.
+            ValueError: damaged files, or other files than noted before.
         """
         if self.drawn:
             return self
@@ -123,11 +123,11 @@ class SequenceStage:
         return replace(self, examples=examples, digest=digest)
 
     def moved(self, folder: str) -> Self:
-        """The same stage, its files being in another folder now; nothing is read."""
+        """The same stage for files that are now in another folder; nothing is read."""
         return replace(self, folder=folder)
 
     def reading(self, folder: Path) -> Self:
-        """The same stage with whatever files are in a folder, noted; raises as `noted` does."""
+        """The same stage, noted for the files in a folder; raises like `noted`."""
         return replace(self, folder=str(folder.resolve()), grammar=None, examples=0, digest="").noted()
 
     def of_files(
@@ -136,11 +136,11 @@ class SequenceStage:
         """All stages of the recipe, of examples in files.
 
         Raises:
-            ValueError: a level or a split, which are of images.
+            ValueError: a level or a split, which only images have.
         """
         if level is not None or split is not None:
             raise ValueError(f"level and split are of Pathfinder images; the files of {self.task} are split already")
-        # The stages of a sequence task are all of that task.
+        # All stages of a sequence task have the same task.
         own = cast(tuple[SequenceStage, ...], stages)
         return tuple(replace(stage, folder=str(folder), grammar=None) for stage in own)
 
@@ -148,7 +148,7 @@ class SequenceStage:
         if self.drawn or not self.digest:
             return open_corpus(self.task, self.folder, self.grammar, seed)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # `noted` has told what is unusual
+            warnings.simplefilter("ignore")  # `noted` has warned already
             corpus = open_corpus(self.task, self.folder, verify=False)
         if (examples := sum(map(len, corpus.splits.values()))) != self.examples:
             raise ValueError(other_files(self.folder, self.examples, examples))
@@ -166,12 +166,12 @@ class SequenceStage:
             )
 
     def check_recipe(self, augment: bool, dense: bool) -> None:
-        """Raise ValueError where images would be mirrored. A model over symbols has no dense head."""
+        """Raise ValueError if images would be mirrored. A model over symbols has no dense head."""
         if augment:
             raise ValueError("augment mirrors images; sequences have no such symmetry")
 
     def check_shared(self, model: ModelConfig, ranks: int) -> None:
-        """Refuse: ranks share the tokens of images alone."""
+        """Refuse: ranks can share the tokens of images only."""
         raise ValueError(
             f"ranks share the tokens of images, not of the sequences of {self.task}; leave context_parallel at 1"
         )
@@ -183,11 +183,11 @@ class SequenceStage:
         dense: bool = False,
         symmetries: NDArray[np.int64] | None = None,
     ) -> Batch:
-        """What `draw` gives, as a batch: sequences have neither symmetries nor ground truth for a dense loss."""
+        """The examples of `draw` as a batch. Sequences have neither symmetries nor ground truth for a dense loss."""
         return Batch(*self.draw(seed, indices), None)
 
     def sample(self, count: int, seed: int, length: int | None = None) -> Batch:
-        """Random symbols of full length, drawn by torch: they cost what real ones of that length cost."""
+        """Random symbols of full length, drawn by torch, which cost as much as real ones of that length."""
         symbols, documents, classes = SHAPES[self.task]
         each = self.length if length is None else length
         tokens = torch.randint(symbols, (count, documents, each), dtype=torch.int16)
@@ -208,7 +208,7 @@ class SequenceStage:
         return self.majority()
 
     def majority(self) -> float:
-        """Share of the most frequent answer among a thousand drawn trees; chance, where files were not counted."""
+        """Share of the most frequent answer among a thousand drawn trees; chance if files were not counted."""
         return majority_share(self.grammar or LISTOPS) if self.drawn else 1 / SHAPES[self.task][2]
 
 
@@ -229,5 +229,5 @@ def sequence_stage_from(fields: dict[str, Any]) -> SequenceStage:
         ValueError: fields out of range.
     """
     grammar = fields.get("grammar")
-    grammar = None if grammar is None else Grammar(**of_kinds(Grammar, grammar))
-    return SequenceStage(**of_kinds(SequenceStage, {**fields, "grammar": grammar}))
+    grammar = None if grammar is None else Grammar(**check_field_types(Grammar, grammar))
+    return SequenceStage(**check_field_types(SequenceStage, {**fields, "grammar": grammar}))

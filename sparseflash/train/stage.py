@@ -1,4 +1,4 @@
-"""What training asks of a stage: drawn images, images in files and sequences answer it each in a class of their own."""
+"""The interface of a stage, with a class each for drawn images, images in files and sequences."""
 
 from pathlib import Path
 from typing import Any, Protocol, Self
@@ -15,15 +15,15 @@ class AnyStage(Protocol):
 
     @property
     def size(self) -> int:
-        """Side of the images, or most tokens of a document."""
+        """Side of the images, or maximum tokens of a document."""
 
     @property
     def length(self) -> int | None:
-        """Most tokens of a document; None for images."""
+        """Maximum tokens of a document; None for images."""
 
     @property
     def tokens_each(self) -> int:
-        """Tokens of an example: all pixels of an image, or those that are read of a document."""
+        """Tokens of an example: all pixels of an image, or the tokens read from a document."""
 
     @property
     def tokens(self) -> str | None:
@@ -31,15 +31,15 @@ class AnyStage(Protocol):
 
     @property
     def options(self) -> dict[str, Any]:
-        """Keyword arguments of the model beside the inputs."""
+        """Keyword arguments of the model besides the inputs."""
 
     @property
     def noun(self) -> str:
-        """What its examples are called: images or examples."""
+        """The word for its examples: images or examples."""
 
     @property
     def figures(self) -> tuple[str, ...]:
-        """Names of the figures that can be drawn of a model's answers, see `sparseflash.train.figures.FIGURES`."""
+        """Names of the figures that can be drawn from a model's answers, see `sparseflash.train.figures.FIGURES`."""
 
     @property
     def drawn(self) -> bool:
@@ -47,15 +47,15 @@ class AnyStage(Protocol):
 
     @property
     def folder(self) -> str:
-        """Where the files are; empty where examples are drawn."""
+        """The folder of the files; empty if examples are drawn."""
 
     @property
     def examples(self) -> int:
-        """Number of examples in the files, once `noted`; 0 before, and where examples are drawn."""
+        """Number of examples in the files, once `noted`; 0 before, and if examples are drawn."""
 
     @property
     def digest(self) -> str:
-        """Digest of the files, once `noted`; empty before, and where examples are drawn."""
+        """Digest of the files, once `noted`; empty before, and if examples are drawn."""
 
     @property
     def splits(self) -> dict[str, range]:
@@ -63,14 +63,14 @@ class AnyStage(Protocol):
 
     @property
     def rule(self) -> str:
-        """The rule of thumb that a model must beat, for people."""
+        """Description of the baseline, a simple rule."""
 
     @property
     def baseline(self) -> float | None:
-        """Accuracy of that rule, if the recipe says it."""
+        """Accuracy of the baseline, if the recipe has it."""
 
     def known_baseline(self) -> float:
-        """Accuracy of that rule: as is known of a published task, or measured now, which may take seconds."""
+        """Accuracy of the baseline: known for a published task, otherwise measured now, which may take seconds."""
 
     def batch(
         self,
@@ -85,33 +85,33 @@ class AnyStage(Protocol):
         """Examples for measurements: nothing is read from files.
 
         Args:
-            count: how many.
-            seed: of images that are drawn.
-            length: tokens of a document, if not as many as this stage reads.
+            count: number of examples.
+            seed: seed of drawn images.
+            length: tokens of a document, if different from the stage.
         """
 
     def check(self, model: ModelConfig) -> None:
         """Raise ValueError unless this model can read these examples."""
 
     def check_recipe(self, augment: bool, dense: bool) -> None:
-        """Raise ValueError where the examples cannot be mirrored, or have no ground truth for a dense loss."""
+        """Raise ValueError if the recipe mirrors examples or has a dense loss, and these examples do not allow it."""
 
     def check_shared(self, model: ModelConfig, ranks: int) -> None:
-        """Raise ValueError unless so many ranks can share the tokens of an example."""
+        """Raise ValueError unless this many ranks can share the tokens of an example."""
 
     def noted(self) -> Self:
         """The same stage with the number and the digest of its files, all of which are read."""
 
     def moved(self, folder: str) -> Self:
-        """The same stage, its files being in another folder now; nothing is read."""
+        """The same stage for files that are now in another folder; nothing is read."""
 
     def reading(self, folder: Path) -> Self:
-        """The same stage with whatever files are in a folder, noted; itself where images are drawn."""
+        """The same stage, noted for the files in a folder; the stage itself if images are drawn."""
 
     def of_files(
         self, stages: tuple["AnyStage", ...], folder: Path, level: str | None, split: str | None
     ) -> tuple["AnyStage", ...]:
-        """The stages of a task whose last one this is, once its examples are files.
+        """The stages of a task with examples in files, from this, its last stage.
 
         Args:
             stages: those of the recipe.

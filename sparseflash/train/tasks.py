@@ -24,7 +24,7 @@ from sparseflash.train.image_stage import Stage
 from sparseflash.train.sequences import sequence_stage_from
 from sparseflash.train.stage import AnyStage
 from sparseflash.utils.imports import checked, explained
-from sparseflash.utils.untrusted import of_kinds, read_toml
+from sparseflash.utils.untrusted import check_field_types, read_toml
 
 TASKS: Final = ("demo", "path32", "path64", "pathx", "path256", "listops", "text", "retrieval", "image")
 FOLDER: Final = Path(__file__).parent / "recipes"
@@ -81,9 +81,9 @@ def load_preset(name: str | Path) -> Preset:
         if cpu_batch is not None:
             replace(config, batch=_whole("cpu_batch", cpu_batch))  # bounded as every batch is
     except (AttributeError, RecursionError, KeyError, TypeError, ValueError) as error:
-        raise explained(ValueError(f"{path} is no preset: {shown_lines(error)}"), "", imports) from None
+        raise explained(ValueError(f"{path} is not a preset: {shown_lines(error)}"), "", imports) from None
     if config.task not in TASKS:
-        raise ValueError(f"{path} is no preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
+        raise ValueError(f"{path} is not a preset: task must be one of {', '.join(TASKS)}; got {config.task!r}")
     return Preset(summary, config, config.batch if cpu_batch is None else cpu_batch)
 
 
@@ -100,7 +100,7 @@ def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
         raise ValueError(f"a stage has no field {', '.join(map(repr, unknown))}; known: {sorted(_OF_STAGES)}")
     changes = fields.get("geometry", {})
     if not {"size", "length", "base"} & set(fields):
-        return Stage(**{**fields, "geometry": Geometry(**of_kinds(Geometry, fields["geometry"]))})
+        return Stage(**{**fields, "geometry": Geometry(**check_field_types(Geometry, fields["geometry"]))})
     size, length = fields["size"], fields["length"]
     if "base" not in fields and size in LRA_SIZES and length in _LENGTHS:
         geometry = Geometry.lra(size, _LENGTHS[length])
@@ -109,7 +109,7 @@ def _stage(task: str, fields: Mapping[str, Any]) -> AnyStage:
     if changes:
         geometry = replace(geometry, **changes)
     others = {name: value for name, value in fields.items() if name not in ("size", "length", "base", "geometry")}
-    return Stage(geometry, **of_kinds(Stage, others))
+    return Stage(geometry, **check_field_types(Stage, others))
 
 
 def _imports(fields: Any) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def recipe(
         given.setdefault("dense_classes", 3 if given["dense_weight"] else 0)
     in_model = {field.name for field in dataclasses.fields(config.model)}
     if foreign := sorted((given.keys() & _PIXELS) - in_model):
-        raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is no task over pixels")
+        raise ValueError(f"the task {task} has no {', '.join(foreign)}: it is not a task over pixels")
     if pattern is not None and "unit" in in_model and config.model.tokens == "all":
         given.setdefault("unit", "pixel")
     if given.get("tokens") == "all" and config.model.tokens == "lit_pixels":

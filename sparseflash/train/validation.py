@@ -1,7 +1,7 @@
-"""How well a model does on validation examples while it trains, and its best checkpoint, which is kept.
+"""Evaluation on validation examples during training, and the best checkpoint.
 
-A run folder holds the best one in ``best/``, which is laid out as a run folder with one checkpoint: whatever takes a
-run takes it. Evaluating draws no random number that training would draw, so it changes nothing in a run.
+A run folder keeps the best checkpoint in ``best/``, which has the layout of a run folder with one checkpoint, so it can
+be used like a run. Evaluating draws no random number of the training, so it changes nothing in a run.
 """
 
 import os
@@ -27,14 +27,14 @@ BEST = "best"
 
 
 class Validation:
-    """Scores models on the first validation examples of a stage, which stay in memory from one time to the next.
+    """Scores models on the first validation examples of a stage, which stay in memory between evaluations.
 
-    Batches are dealt to the processes in turn; each reads whole images.
+    Batches are distributed round-robin over the processes; each process reads whole images.
 
     Args:
-        config: how many examples, and how many at a time.
-        processes: those that train together.
-        device: where the models are.
+        config: the recipe, for the number of examples and the batch size.
+        processes: the processes that train together.
+        device: device of the models.
         workers: processes that draw the examples.
     """
 
@@ -44,7 +44,7 @@ class Validation:
         self._batches: list[tuple[Tensor, Tensor]] = []
 
     def score(self, model: Model, stage: AnyStage) -> Score:
-        """Right answers of a model in all processes; each calls it."""
+        """Number of right answers of a model over all processes. A collective: every process calls it."""
         if stage != self._stage:
             self._batches = self._drawn(stage)
             self._stage = stage
@@ -63,14 +63,14 @@ class Validation:
 
 
 def check_validation(config: TrainConfig, wanted: str) -> None:
-    """Raise ValueError where a stage has no validation examples, which ``wanted`` asks for."""
+    """Raise ValueError if ``wanted`` needs validation examples and a stage has none."""
     for stage in config.stages:
         if not stage.splits.get("val"):
             raise ValueError(f"there are no validation examples of {stage}: leave {wanted} out")
 
 
 def keep_best(run: Path, checkpoint: Path) -> Path:
-    """Put a checkpoint into the run's ``best`` folder, whole or not at all, and then take out the one before.
+    """Copy a checkpoint atomically into the run's ``best`` folder, then remove the previous one.
 
     Returns:
         Its folder there.
@@ -101,7 +101,7 @@ def best_checkpoint(run: Path) -> Path | None:
 
 
 def _link(source: str, target: str) -> None:
-    """The same file under another name, or a copy where the file system has no such thing."""
+    """A hard link to a file, or a copy if the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,4 +1,4 @@
-"""The weights that a run begins with: those of a saved model, which may have fewer layers."""
+"""Initial weights of a run from a saved model, which may have fewer layers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,18 +12,18 @@ from sparseflash.patterns.shown import shown_lines
 from sparseflash.utils.untrusted import read_text
 
 
-def begin_with(model: Model, folder: Path) -> None:
-    """Take the weights of a saved model of the same shape, whatever pattern or tokens that one had.
+def load_initial_weights(model: Model, folder: Path) -> None:
+    """Load the weights of a saved model of the same shape, with any pattern and any tokens.
 
-    Where this model has key gates and that one had none, they are set so that nothing changes: a model of lit pixels
-    leaves out the dark ones, see `sparseflash.models.key_gate.opened`; one of all pixels sees all, with gates of 0.
+    If this model has key gates and the saved one has none, they are set so that the results do not change. A model of
+    lit pixels then ignores dark ones, see `sparseflash.models.key_gate.opened`; one of all pixels has gates of 0.
 
-    Where it had fewer layers they are copied to fill this one, see `grown`. A tied model stores one layer, whatever its
-    depth: tied models of all depths take each other's weights as they are.
+    If the saved model has fewer layers, copies fill this one, see `grown`. A tied model stores one layer, so tied
+    models of any depth can load each other's weights.
 
     Raises:
-        FileNotFoundError: no weights there.
-        ValueError: weights of another shape, or of more layers, or that a key gate cannot be given to or taken from.
+        FileNotFoundError: no weights in the folder.
+        ValueError: weights of another shape or of more layers, or a key gate that cannot be added or removed.
     """
     weights, layers = _gated(model, read_tensors(folder / WEIGHTS), folder), len(model.layers)
     try:
@@ -37,7 +37,7 @@ def begin_with(model: Model, folder: Path) -> None:
 
 
 def _gated(model: Model, weights: dict[str, Tensor], folder: Path) -> dict[str, Tensor]:
-    """The weights with key gates where the model has them."""
+    """The weights, with key gates if the model has them."""
     wanted = model.config.key_gate
     if any(".key_gate." in name for name in weights):
         if not wanted:
@@ -49,17 +49,17 @@ def _gated(model: Model, weights: dict[str, Tensor], folder: Path) -> dict[str, 
     try:
         config = PixelTransformerConfig.from_json(text)
     except ValueError as error:
-        raise ValueError(f"{folder / CONFIG} is no config of a model over pixels: {shown_lines(error)}") from None
+        raise ValueError(f"{folder / CONFIG} is not a config of a model over pixels: {shown_lines(error)}") from None
     if config.tokens == "all":
         return {**unset(config), **weights}
     return opened(config, weights)[1]
 
 
 def grown(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """Weights of a model of so many layers, from those of a shallower one; others come back as they are.
+    """Weights of a model of this many layers, from those of a shallower one; others are returned unchanged.
 
     Progressive stacking, as in Gong et al. 2019, "Efficient Training of BERT by Progressively Stacking", with copies
-    that stand side by side: see `source`.
+    next to each other: see `source`.
     """
     stored = _stored(weights)
     if not 0 < stored < layers:
@@ -76,7 +76,7 @@ def grown(weights: Mapping[str, Tensor], layers: int) -> dict[str, Tensor]:
 
 
 def source(layer: int, stored: int, layers: int) -> int:
-    """Which of the ``stored`` layers becomes this one of ``layers``, which are more: the first and last stay the ends.
+    """The stored layer that becomes this one of ``layers``; the first and the last stay at the ends.
 
     Example:
         >>> [source(layer, 6, 10) for layer in range(10)]

@@ -1,1 +1,1 @@
-"""What several rooms use and none owns: files from strangers, locks, imports by name."""
+"""Helpers of several folders: untrusted files, locks, imports by name."""

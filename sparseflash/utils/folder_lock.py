@@ -1,4 +1,4 @@
-"""One process writes into a folder at a time."""
+"""A lock that lets one process write into a folder at a time."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ NAME = ".lock"
 def folder_lock(folder: Path, beside: bool = False) -> Iterator[None]:
     """Hold a folder while the block runs.
 
-    The system forgets the lock when its process ends, however it ends, so a stale one needs no care. Where there are no
-    such locks (Windows), nothing is held.
+    The system releases the lock when its process ends, in any way, so there are no stale locks. On systems without such
+    locks (Windows) nothing is locked.
 
     Args:
         folder: an existing folder.
-        beside: the folder is still to be made: what is locked lies beside it.
+        beside: the folder does not exist yet, so lock a file next to it.
 
     Raises:
-        ValueError: another process holds it, which is named by its id and host.
+        ValueError: another process holds it; the message names its id and host.
 
     Example:
         >>> import tempfile
@@ -49,7 +49,7 @@ def folder_lock(folder: Path, beside: bool = False) -> Iterator[None]:
         os.write(descriptor, f"{os.getpid()} {socket.gethostname()}\n".encode())
         yield
     finally:
-        path.unlink(missing_ok=True)  # still held: whoever waits for this file finds that it has lost its name
+        path.unlink(missing_ok=True)  # still locked: a process that waits for this file finds that its name is gone
         os.close(descriptor)
 
 
@@ -62,9 +62,9 @@ def _acquired(path: Path, folder: Path) -> int:
                 raise ValueError(f"{path} is a link, and nothing is written through links: remove it") from None
             raise error
         found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # what is written would be in its other place too
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1:  # writing would change the other link too
             os.close(descriptor)
-            raise ValueError(f"{path} is no regular file of one name: remove it")
+            raise ValueError(f"{path} is not a regular file of one name: remove it")
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             held = os.fstat(descriptor)
@@ -77,4 +77,4 @@ def _acquired(path: Path, folder: Path) -> int:
                 f"{folder} is in use by process {pid or '(unknown)'} on {host or 'this host'}: wait until it "
                 f"ends, or write into another folder"
             ) from None
-        os.close(descriptor)  # the holder removed the file between our opening and locking it
+        os.close(descriptor)  # the holder removed the file after we opened and before we locked it

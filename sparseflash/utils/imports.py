@@ -1,4 +1,4 @@
-"""Modules that register a recipe's patterns: presets and runs name them, and nothing imports them by itself."""
+"""Modules that register the patterns of a recipe. Presets and runs name them; they are never imported automatically."""
 
 import re
 from collections.abc import Mapping
@@ -9,10 +9,10 @@ LONGEST = 256
 
 
 class UnknownPatternError(ValueError):
-    """A recipe's pattern is not known here.
+    """A pattern of a recipe is not registered.
 
     Attributes:
-        imports: the modules that the recipe names, which may register it; nothing imports them by itself.
+        imports: the modules that the recipe names, which may register it. They are never imported automatically.
     """
 
     def __init__(self, message: str, imports: tuple[str, ...]) -> None:
@@ -21,10 +21,10 @@ class UnknownPatternError(ValueError):
 
 
 def checked(imports: Any) -> tuple[str, ...]:
-    """Names of modules as a file or a user gives them.
+    """Check names of modules from a file or a user.
 
     Raises:
-        ValueError: too many, or no printable text.
+        ValueError: too many names, or text that is not printable.
 
     Example:
         >>> checked(["mine", "patterns/ours.py"])
@@ -43,9 +43,9 @@ def explained(error: ValueError, where: object, imports: Any) -> ValueError:
     """The error itself, or an `UnknownPatternError` with the names of the modules if a pattern is not known.
 
     Args:
-        error: what making the recipe raised.
+        error: the error of making the recipe.
         where: the file that holds the recipe, if the error does not name it.
-        imports: the modules that it names, as they stand there.
+        imports: the modules that it names.
     """
     if isinstance(error, UnknownPatternError) or not re.search(r"no pattern is called '", str(error)):
         return error
@@ -57,5 +57,5 @@ def explained(error: ValueError, where: object, imports: Any) -> ValueError:
 
 
 def named(fields: Any) -> Any:
-    """What a recipe read from JSON names as its imports."""
+    """The imports of a recipe from JSON."""
     return fields.get("imports", ()) if isinstance(fields, Mapping) else ()

@@ -1,4 +1,4 @@
-"""Files that others may have written: bounded in size and depth before anything is made of them."""
+"""Untrusted files: size and depth are bounded before anything is built from them."""
 
 import json
 import os
@@ -20,16 +20,16 @@ _LONG_KEY = re.compile(rf"(?<![\w'\"-])(?:[\w'\"-]++[ \t]*+\.[ \t]*+){{{MOST_PAR
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES, inside: Path | None = None) -> bytes:
-    """A regular file of at most so many bytes.
+    """The content of a regular file of at most ``most`` bytes.
 
     Args:
         path: the file.
-        most: bytes.
+        most: limit in bytes.
         inside: a folder that links may not lead out of.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: longer, or no regular file: a device or a pipe may never end.
+        ValueError: longer, or not a regular file; a device or a pipe may never end.
     """
     return read_untrusted(path, most, inside)
 
@@ -43,7 +43,7 @@ def read_text(path: Path, inside: Path | None = None) -> str:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: longer, no regular file, or no text.
+        ValueError: longer, not a regular file, or not text.
     """
     try:
         return read_bytes(path, inside=inside).decode()
@@ -55,7 +55,7 @@ def parse_json(text: str) -> Any:
     """Plain data from JSON.
 
     Raises:
-        ValueError: no JSON, or nested too deeply.
+        ValueError: not JSON, or nested too deeply.
     """
     try:
         return json.loads(text)
@@ -68,7 +68,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no TOML, too long, nested too deeply, or such keys, for which parsers take quadratic time.
+        ValueError: not TOML, too long, nested too deeply, or with longer keys, for which parsers take quadratic time.
     """
     try:
         text = read_bytes(path, MOST_TOML).decode()
@@ -84,7 +84,7 @@ _MOST_FOLDERS = 500
 
 
 def check_folder(path: Path) -> None:
-    """Raise unless there is such a folder; the message says how to unpack an archive that is there instead.
+    """Raise unless the folder exists; if there is an archive instead, the message says how to unpack it.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -104,19 +104,19 @@ def check_folder(path: Path) -> None:
 
 
 def _unpack(path: Path) -> str | None:
-    # A name may hold what a shell takes for one more command.
+    # A file name may contain shell commands.
     commands = (command for ending, command in _UNPACK.items() if path.name.endswith(ending))
     return next((f"{command} {shown(shlex.quote(str(path)))}" for command in commands), None)
 
 
 def archive_in(folder: Path) -> str | None:
-    """The command that unpacks an archive which lies in a folder, if one does."""
+    """The command that unpacks an archive in a folder, if there is one."""
     found = sorted(path for ending in _UNPACK for path in folder.glob(f"*{ending}"))
     return _unpack(found[0]) if found else None
 
 
 def folders_below(folder: Path, wanted: Callable[[Path], bool], depth: int = 3) -> Iterator[Path]:
-    """The wanted folders at most so deep below one, nearest first; looks at a few hundred, for hints."""
+    """Matching folders below a folder, nearest first, for hints; searches at most a few hundred."""
     level = [folder]
     for _ in range(depth):
         level = list(islice((below for place in level for below in _subfolders(place)), _MOST_FOLDERS))
@@ -127,15 +127,15 @@ def _subfolders(folder: Path) -> list[Path]:
     try:
         with os.scandir(folder) as entries:
             return sorted(Path(entry) for entry in entries if entry.is_dir() and entry.name[0] != ".")
-    except OSError:  # may not be read
+    except OSError:  # not readable
         return []
 
 
-def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The fields of a dataclass as they are, if ints, floats, strings and booleans are where it has such.
+def check_field_types(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return ``fields`` unchanged after checking that each value has the annotated scalar type.
 
     Raises:
-        TypeError: a field of another kind: JSON that others wrote may hold anything.
+        TypeError: a field of another type; untrusted JSON may contain anything.
     """
     hints = get_type_hints(cls)
     for name, value in fields.items():
@@ -144,7 +144,7 @@ def of_kinds(cls: type, fields: Mapping[str, Any]) -> Mapping[str, Any]:
         kinds = set(get_args(hint) or (hint,))
         kinds |= {int} if float in kinds else set()
         if not kinds <= {int, float, str, bool, type(None)} or (several and not isinstance(value, list | tuple)):
-            continue  # checked where it is used
+            continue  # checked at its use
         if any(type(one) not in kinds for one in (value if several else [value])):
             raise TypeError(f"{name} must be {' or '.join(sorted(k.__name__ for k in kinds))}, got {value!r}")
     return fields

@@ -306,7 +306,7 @@ def test_a_preset_trains_within_its_minutes_and_is_examined_on_the_fixed_set(tmp
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ([], "name the --task they are for, or images by --folder"),
+        ([], "name their --task, or images by --folder"),
         (["--task", "path512"], "path512"),
         (["--task", "path256", "--stage", 99], "--stage must be at most 11"),
         (["--task", "path256", "--split", "train"], "--split must be test or val; got 'train'"),

@@ -119,7 +119,7 @@ def test_presets_are_listed_by_task() -> None:
         ("save_every must be at least 1", "--save-every must be at least 1"),
         ("width / heads must be even; got width=30", "--width / --heads must be even; got --width 30"),
         ("got dense_weight=1.0 and dense_classes=0", "got --dense-weight 1.0 and dense_classes=0"),
-        ("mine.toml is no preset: lr must be positive", "mine.toml is no preset: lr must be positive"),
+        ("mine.toml is not a preset: lr must be positive", "mine.toml is not a preset: lr must be positive"),
         ("runs/batch must be a folder", "runs/batch must be a folder"),
         ("no file data/save_every/steps.jsonl", "no file data/save_every/steps.jsonl"),
         ("a stage's tokens must be one of all", "a stage's tokens must be one of all"),

@@ -62,7 +62,7 @@ def test_tokens_that_depend_on_the_image_have_no_density() -> None:
     model = recipe("path256", preset="path256-cpu").model
     (line,) = mask_lines(model, 64)
     assert line == "mask: neighborhood((64, 64), 16, order='morton'), over the lit pixels: a table for each batch"
-    with pytest.raises(ValueError, match="no whole number of blocks of 32"):
+    with pytest.raises(ValueError, match="not a whole number of blocks of 32"):
         mask_lines(model, 50)
     (dense,) = mask_lines(model, 64, "all")
     assert "4,096 x 4,096 tokens in blocks of 32 x 32" in dense

@@ -39,7 +39,7 @@ def test_training_on_the_release_is_examined_on_its_test_part(release: Path, tmp
     assert f"fixed images from files (32 px, hard, s4 split of {release})" in told
     assert "validation examples, the best" in told
     assert f"sparseflash evaluate {run / 'best'}" in told
-    assert "so say by --folder where they are" in refused("evaluate", run, *CPU)
+    assert "so give their folder by --folder" in refused("evaluate", run, *CPU)
     named = json.loads(invoke("evaluate", run, "--folder", release, "--json", *CPU).stdout)
     s4 = json.loads(invoke("evaluate", run, "--data", release, "--split", "s4", "--json", *CPU).stdout)
     assert named["right"] == s4["right"]
@@ -81,7 +81,7 @@ def test_a_run_moves_with_its_files(release: Path, tmp_path: Path, task: str, ma
     done("train", task, "--folder", data, "--steps", 1, "--out", run, *TINY)
     data.rename(tmp_path / "moved")
     again = ["train", task, "--out", run, "--resume", *CPU]
-    gone = f"no longer in {data}: say where they are by --folder"
+    gone = f"no longer in {data}: give their folder by --folder"
     assert gone in refused(*again, "--steps", 2)
     assert gone in refused("evaluate", run, *CPU)
     assert f"no folder {tmp_path / 'nowhere'}" in refused(*again, "--steps", 2, "--folder", tmp_path / "nowhere")

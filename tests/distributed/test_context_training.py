@@ -71,8 +71,8 @@ def test_bad_checkpoints_are_refused_on_every_rank(two: Ranks, tmp_path: Path) -
     _expect(two, cut, "load", f"incomplete: it has no {shard.name}")
     (cut / "state.json").write_text(json.dumps(state | {"format": "other"}))
     _expect(two, cut, "load", "foreign or damaged")
-    _expect(two, tmp_path / "nowhere", "load", "is no distributed checkpoint")
-    for folder, files, message in (("none", {}, "does not name"), ("pipe", state["files"], "is no regular file")):
+    _expect(two, tmp_path / "nowhere", "load", "is not a distributed checkpoint")
+    for folder, files, message in (("none", {}, "does not name"), ("pipe", state["files"], "is not a regular file")):
         shutil.copytree(path, tmp_path / folder)
         (tmp_path / folder / "state.json").write_text(json.dumps(state | {"files": files}))
         if folder == "pipe":

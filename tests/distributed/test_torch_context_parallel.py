@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import sparseflash as sf
-from sparseflash.functional import arguments
+from sparseflash.functional import operands
 from tests.distributed import foreign
 from tests.distributed.ranks import Ranks
 
@@ -51,4 +51,4 @@ def test_other_replacements_of_torchs_attention_are_no_business_of_ours(monkeypa
     sf.attention(x, x, x, "causal()")
     monkeypatch.setattr(faster, "__module__", "torch.distributed.tensor.experimental._attention")
     with pytest.raises(ValueError, match="context_parallel"):
-        arguments.check_whole()
+        operands.check_whole()

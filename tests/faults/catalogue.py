@@ -38,8 +38,8 @@ TABLE = [
     Fault(
         "FULL blocks are listed as PARTIAL",
         "tables.lookup",
-        "is_full = runs.letter == FULL",
-        "is_full = runs.letter != FULL",
+        "is_full = runs.code == FULL",
+        "is_full = runs.code != FULL",
     ),
     Fault(
         "a line's first PARTIAL entry is left out",
@@ -50,8 +50,8 @@ TABLE = [
     Fault(
         "tiles are those of the neighbour",
         "tables.lookup",
-        "_padded(letter - FIRST_TILE)",
-        "_padded(np.roll(letter, 1) - FIRST_TILE)",
+        "_padded(code - FIRST_TILE)",
+        "_padded(np.roll(code, 1) - FIRST_TILE)",
     ),
     Fault(
         "no key of a tile is seen",

@@ -42,7 +42,7 @@ def inner(law: Any) -> Callable[..., object]:
 def drawn(
     pattern: P.Pattern, group: int, block: tuple[int, int], q_offset: int | None = None, **features: Any
 ) -> attention.Drawn:
-    """Query heads of one key head, lengths that are no multiples of a block."""
+    """Query heads of one key head, lengths that are not multiples of a block."""
     sizes = 1, group, 1, 21, 37, block, q_offset, 16, 24
     return attention.Drawn(pattern, *sizes, torch.float32, 5, features, True)
 

@@ -48,7 +48,7 @@ class Tiny(NamedTuple):
         mask = P.beside(image, self.before, self.after).compile(tokens).to_dense()
         with Masked(torch.from_numpy(mask)) as masked:
             out = self.run(**changed)
-        assert masked.calls == 2, "one a layer"
+        assert masked.calls == 2, "one per layer"
         return out
 
 

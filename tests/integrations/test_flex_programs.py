@@ -255,7 +255,7 @@ def test_what_differs_is_refused() -> None:
         ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=0)
     with pytest.raises(TypeError, match=r"BLOCK_SIZE must be an int or a pair of ints .* got 64\.0"):
         ours.create_block_mask(causal, None, None, 64, 64, device="cpu", BLOCK_SIZE=64.0)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match=r"of a FlexAttention block mask, give .*from_flex\(block_mask\)"):
+    with pytest.raises(TypeError, match=r"for a FlexAttention block mask, write .*from_flex\(block_mask\)"):
         sf.attention(q, q, q, ours.create_block_mask(causal, None, None, 64, 64, device="cpu"))  # type: ignore[call-overload]
 
 

@@ -148,7 +148,7 @@ def test_positions_changed_in_place_are_read_again() -> None:
 
 @pytest.mark.parametrize("positions", [torch.zeros(3, 1, 6).long(), torch.zeros(1, 6), torch.zeros(1, 5).long(), None])
 def test_other_positions_say_nothing(positions: Tensor | None) -> None:
-    """Axes of images, numbers that are no counts, those of other tokens."""
+    """Axes of images, numbers that are not counts, those of other tokens."""
     mask = causal(6)
     assert placed(mask, 1, 6, positions) is mask
 

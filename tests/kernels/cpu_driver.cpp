@@ -21,7 +21,7 @@ struct Table {
       for (int j = 0; j < M; j++)
         seen[i * M + j] = kind == 0 || (kind == 1 && j <= i) || (kind == 2 && abs(i - j) < width) || (kind == 3 && below(9) == 0);
     const int W = (BK + 31) / 32;
-    std::vector<int> letter(nQ * nK);  // 0 nothing, 1 FULL, tile + 2
+    std::vector<int> code(nQ * nK);  // 0 nothing, 1 FULL, tile + 2
     for (int r = 0; r < nQ; r++)
       for (int c = 0; c < nK; c++) {
         std::vector<uint32_t> tile(BQ * W), keys(W);
@@ -30,11 +30,11 @@ struct Table {
           for (int j = 0; j < BK && c * BK + j < M; j++)
             if (seen[(r * BQ + i) * M + c * BK + j]) some = true, tile[i * W + j / 32] |= 1u << j % 32, keys[j / 32] |= 1u << j % 32;
             else every = false;
-        letter[r * nK + c] = every ? 1 : some ? 2 + tiles++ : 0;
+        code[r * nK + c] = every ? 1 : some ? 2 + tiles++ : 0;
         if (some && !every) bits.insert(bits.end(), tile.begin(), tile.end()), seen_keys.insert(seen_keys.end(), keys.begin(), keys.end());
       }
-    list(nQ, nK, [&](int line, int other) { return letter[line * nK + other]; }, row_spans, row_full, row_partial, row_tile);
-    list(nK, nQ, [&](int line, int other) { return letter[other * nK + line]; }, col_spans, col_full, col_partial, col_tile);
+    list(nQ, nK, [&](int line, int other) { return code[line * nK + other]; }, row_spans, row_full, row_partial, row_tile);
+    list(nK, nQ, [&](int line, int other) { return code[other * nK + line]; }, col_spans, col_full, col_partial, col_tile);
     for (int r = 0; r < nQ; r++) row_order.push_back(r);
     turned.resize(tiles * BK * ((BQ + 31) / 32));
     row_cells.resize(tiles * (up(BQ, PW) / PW)), col_cells.resize(tiles * (up(BK, PW) / PW));
@@ -42,15 +42,15 @@ struct Table {
     sparseflash_cells(turned.data(), row_cells.data(), tiles, BK, BQ);
     sparseflash_cells(bits.data(), col_cells.data(), tiles, BQ, BK);
   }
-  template <class F> static void list(int lines, int others, const F& letter, std::vector<int32_t>& spans, std::vector<int32_t>& full,
+  template <class F> static void list(int lines, int others, const F& code, std::vector<int32_t>& spans, std::vector<int32_t>& full,
                                       std::vector<int32_t>& partial, std::vector<int32_t>& tile) {
     for (int line = 0; line < lines; line++) {
       spans.push_back((int)full.size());
       for (int other = 0; other < others; other++)
-        if (letter(line, other) == 1) full.push_back(other);
+        if (code(line, other) == 1) full.push_back(other);
       spans.push_back((int)full.size()), spans.push_back((int)partial.size());
       for (int other = 0; other < others; other++)
-        if (letter(line, other) > 1) partial.push_back(other), tile.push_back(letter(line, other) - 2);
+        if (code(line, other) > 1) partial.push_back(other), tile.push_back(code(line, other) - 2);
       spans.push_back((int)partial.size());
     }
   }

@@ -101,7 +101,7 @@ def test_every_kind_of_mask(kind: str, dtype: torch.dtype) -> None:
     ids=str,
 )
 def test_steps_and_stages(block: tuple[int, int], at: GluonLaunch) -> None:
-    check(problem(("letters",), 300, 400, block), at)
+    check(problem(("codes",), 300, 400, block), at)
 
 
 @pytest.mark.parametrize(("D", "DV"), [(16, 64), (64, 16), (128, 128)])
@@ -144,7 +144,7 @@ def test_anything_goes_together(data: st.DataObject) -> None:
 
 
 @pytest.mark.parametrize("programs", [1, 2, 7, 100])
-@pytest.mark.parametrize("kind", ["causal", "empty rows", "nothing", "letters"])
+@pytest.mark.parametrize("kind", ["causal", "empty rows", "nothing", "codes"])
 def test_a_program_may_take_many_lines(kind: str, programs: int, machine: str) -> None:
     p = problem((kind,), 300, 200, (64, 64), Hq=2)
     p.Hkv = 2

@@ -121,8 +121,8 @@ def test_law_6_full_blocks_may_be_called_partial(d: Drawn) -> None:
 def all_partial(mask: BlockMask) -> BlockMask:
     """The same token mask with every FULL block listed as PARTIAL. Not canonical."""
     ones = pack(np.ones((1, *mask.block), bool))
-    letter = np.where(mask.runs.letter == FULL, np.int32(2 + len(mask.tiles)), mask.runs.letter)
-    runs = Runs(mask.runs.shape, mask.runs.start, mask.runs.stop, letter.astype(np.int32))
+    code = np.where(mask.runs.code == FULL, np.int32(2 + len(mask.tiles)), mask.runs.code)
+    runs = Runs(mask.runs.shape, mask.runs.start, mask.runs.stop, code.astype(np.int32))
     return dataclasses.replace(mask, runs=runs, tiles=np.concatenate([mask.tiles, ones]))
 
 

@@ -317,7 +317,7 @@ def test_a_full_cache_says_so_and_keeps_its_tokens() -> None:
     x = torch.randn(2, 1, 6, 16, device=DEVICE)
     cache = sf.KVCache(2, 1, 10, 16, device=DEVICE)
     cache.append(x, x)
-    with pytest.raises(ValueError, match=r"room for 10 tokens a sample, and 12 would .* capacity=24"):
+    with pytest.raises(ValueError, match=r"room for 10 tokens per sample, and 12 would .* capacity=24"):
         cache.append(x, x)
     assert cache.lengths.tolist() == [6, 6]
     assert torch.equal(cache.k[:, :, :6], x)
@@ -431,8 +431,8 @@ def test_a_gpu_is_never_waited_for() -> None:
         ({"q": torch.zeros(2, 3, 3, 16)}, ValueError, "query heads must be a multiple of key heads: 3 % 2"),
         ({"q": torch.zeros(2, 4, 3, 16).half()}, TypeError, "must have one dtype"),
         ({"q": torch.zeros(2, 4, 3, 16).requires_grad_()}, ValueError, "no gradient, but q would record one"),
-        ({"lengths": torch.tensor([5])}, ValueError, r"lengths must be \[2\], one a sample .*, got \(1,\)"),
-        ({"lengths": torch.tensor([5.0, 6.0])}, TypeError, "lengths must be int32 or int64, got torch.float32"),
+        ({"lengths": torch.tensor([5])}, ValueError, r"lengths must be \[2\], one per sample .*, got \(1,\)"),
+        ({"lengths": torch.tensor([5.0, 6.0])}, TypeError, "lengths must be a tensor of int32 or int64, got"),
         ({"lengths": torch.tensor([5, 6], device="meta")}, ValueError, "lengths must lie on cpu with q, got meta"),
         ({"lengths": 2}, ValueError, "counts the 3 new tokens and fits the cache: 3 to 50, got 2"),
         ({"lengths": 51}, ValueError, "3 to 50, got 51"),
@@ -475,7 +475,7 @@ def test_gradients_are_refused_only_where_they_are_recorded() -> None:
         ({"k_new": torch.zeros(2, 2, 3, 16)}, ValueError, r"\[2, 1, tokens, 16\] .* got \(2, 2, 3, 16\)"),
         ({"v_new": torch.zeros(2, 1, 4, 24)}, ValueError, r"equally many tokens, got \(2, 1, 3, 16\) and \(2, 1, 4,"),
         ({"k_new": torch.zeros(2, 1, 3, 16, device="meta")}, ValueError, "k_new must lie on cpu .* got meta"),
-        ({"counts": torch.tensor([3])}, ValueError, r"counts must be \[2\], one a sample, got \(1,\)"),
+        ({"counts": torch.tensor([3])}, ValueError, r"counts must be \[2\], one per sample of the cache, got \(1,\)"),
         ({"counts": torch.tensor([3.0, 1.0])}, TypeError, "counts must be a tensor of int32 or int64, got torch.f"),
         ({"counts": torch.zeros(2, device="meta").int()}, ValueError, "counts must lie on cpu .* got meta"),
     ],

@@ -27,7 +27,7 @@ WINDOW = "causal() & local(10)"
 FEATURES: dict[str, Any] = {"kv_heads": 2, "head_dim": 8, "bias": True, "sinks": True, "alibi": True, "softcap": 3.0}
 
 blocks = st.tuples(st.sampled_from(strategies.BLOCKS[:4]), st.sampled_from(strategies.BLOCKS[:4]))
-# With 3 heads, so that a pattern may be one a head.
+# With 3 heads, so that a pattern may be one per head.
 patterns = strategies.expressions() | strategies.per_head(3)
 
 
@@ -236,7 +236,7 @@ def test_a_compiled_call_refuses_what_would_compile_at_each_batch() -> None:
     torch._dynamo.reset()
     x = torch.randn(2, 40, 24)
     layer = torch.compile(SparseAttention(24, 4, WINDOW), fullgraph=True, backend="eager")
-    with pytest.raises(Exception, match=r"lengths inside torch\.compile must be a tensor"):
+    with pytest.raises(Exception, match=r"lengths in torch\.compile must be a tensor"):
         layer(x, lengths=[40, 11])
     masked = SparseAttention(24, 4, sf.parse(WINDOW).compile(40))
     with pytest.raises(Exception, match="cut a Pattern, not a BlockMask"):
@@ -296,10 +296,10 @@ def test_what_inference_made_serves_training() -> None:
 REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "both": ({"lengths": [1, 2], "key_padding_mask": torch.zeros(2, 40).bool()}, ValueError, "not both"),
     "booleans": ({"lengths": torch.zeros(2).bool()}, TypeError, "key_padding_mask="),
-    "floats": ({"lengths": torch.zeros(2)}, TypeError, "lengths must be ints, one a sample, got torch.float32"),
+    "floats": ({"lengths": torch.zeros(2)}, TypeError, "lengths must be ints, one per sample, got torch.float32"),
     "listed floats": ({"lengths": [1.0, 2.0]}, TypeError, r"lengths must be an int tensor \[2\] or a sequence"),
     "an int": ({"lengths": 40}, TypeError, "got 40"),
-    "one": ({"lengths": [40]}, ValueError, r"lengths must be 2 ints, one a sample of x \(2, 40, 24\), got 1"),
+    "one": ({"lengths": [40]}, ValueError, r"lengths must be 2 ints, one per sample of x \(2, 40, 24\), got 1"),
     "a matrix": ({"lengths": torch.ones(2, 1).long()}, ValueError, r"lengths must be \[2\].* got \(2, 1\)"),
     "long": ({"lengths": [40, 41]}, ValueError, r"0 to 40, the tokens of x; sample 1 has lengths\[1\] = 41"),
     "negative": ({"lengths": torch.tensor([-1, 4])}, ValueError, r"lengths\[0\] = -1"),

@@ -67,13 +67,13 @@ def test_law_3_canonical_form(pattern: Pattern, shape: Shape) -> None:
     assert not bits.all(axis=(1, 2)).any(), "an all-one tile is stored"
     assert len({tile.tobytes() for tile in mask.tiles}) == len(mask.tiles), "a tile is stored twice"
     runs, cols = mask.runs, mask.grid_shape[1]
-    assert (runs.letter != EMPTY).all()
+    assert (runs.code != EMPTY).all()
     assert (runs.start < runs.stop).all()
     assert (runs.start[1:] >= runs.stop[:-1]).all(), "runs overlap or are not sorted"
     assert (runs.start // cols == (runs.stop - 1) // cols).all(), "a run crosses a row"
     touching = (runs.start[1:] == runs.stop[:-1]) & (runs.start[1:] % cols != 0)
-    assert (runs.letter[1:] != runs.letter[:-1])[touching].all(), "touching runs are not joined"
-    met = list(dict.fromkeys(runs.letter[runs.letter > FULL].tolist()))
+    assert (runs.code[1:] != runs.code[:-1])[touching].all(), "touching runs are not joined"
+    met = list(dict.fromkeys(runs.code[runs.code > FULL].tolist()))
     assert met == list(range(FIRST_TILE, FIRST_TILE + len(mask.tiles))), "tiles are not numbered as met"
 
 
@@ -83,7 +83,7 @@ def test_law_3_equal_masks_have_equal_bytes(pattern: Pattern, shape: Shape) -> N
     detour = ~(~direct & ~(direct & direct)) - (direct - direct)
     assert direct == detour
     assert hash(direct) == hash(detour)
-    for name in ("start", "stop", "letter"):
+    for name in ("start", "stop", "code"):
         assert getattr(direct.runs, name).tobytes() == getattr(detour.runs, name).tobytes()
     assert direct.tiles.tobytes() == detour.tiles.tobytes()
     changed = direct | shape.compile(P.global_tokens((shape.kv_len - 1,)))
@@ -91,7 +91,7 @@ def test_law_3_equal_masks_have_equal_bytes(pattern: Pattern, shape: Shape) -> N
 
 
 def entries(side: Side, p: int) -> set[tuple[int, int, int]]:
-    """(line, other, letter) of one pattern, read the way a kernel reads it."""
+    """(line, other, code) of one pattern, read the way a kernel reads it."""
     found: list[tuple[int, int, int]] = []
     for line, (a, b, c, d) in enumerate(side.spans[p].tolist()):
         found += [(line, int(side.full[i]), FULL) for i in range(a, b)]
@@ -106,15 +106,13 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
     assert mask.transposed().transposed() == mask
     np.testing.assert_array_equal(mask.transposed().to_dense(), np.swapaxes(mask.to_dense(), -1, -2))
     table = sf.lookup(mask)
-    rows, cols, letters = mask.runs.blocks()
+    rows, cols, codes = mask.runs.blocks()
     for p in range(mask.patterns):
         here = rows // mask.grid_shape[0] == p
-        stored = zip(
-            (rows[here] % mask.grid_shape[0]).tolist(), cols[here].tolist(), letters[here].tolist(), strict=True
-        )
+        stored = zip((rows[here] % mask.grid_shape[0]).tolist(), cols[here].tolist(), codes[here].tolist(), strict=True)
         by_row = entries(table.rows, p)
         assert by_row == set(stored)
-        assert by_row == {(row, col, letter) for col, row, letter in entries(table.columns, p)}
+        assert by_row == {(row, col, code) for col, row, code in entries(table.columns, p)}
     for side in (table.rows, table.columns):
         weight = side.spans[..., 1] - side.spans[..., 0] + side.spans[..., 3] - side.spans[..., 2]
         in_order = weight.gather(1, side.order.long())

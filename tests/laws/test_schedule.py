@@ -12,11 +12,11 @@ from sparseflash.tables.splitting import (
     HEAVY,
     SHARES,
     SHORTEST_PIECE,
+    assign,
     balance,
-    cuts,
-    deal,
     makespan,
     piece_sizes,
+    split_counts,
     weights,
 )
 
@@ -35,7 +35,7 @@ def spans(draw: st.DrawFn) -> np.ndarray:
 
 @given(spans())
 def test_every_entry_is_walked_once(table: np.ndarray) -> None:
-    work, merges = deal(table)
+    work, merges = assign(table)
     for p, lines in enumerate(table):
         items = work[p][work[p, :, 0] >= 0]
         assert (np.bincount(items[:, 0], minlength=len(lines)) >= 1).all(), "a line is nobody's"
@@ -54,7 +54,7 @@ def test_every_entry_is_walked_once(table: np.ndarray) -> None:
 
 @given(spans())
 def test_pieces_are_even_and_heavy_ones_come_first(table: np.ndarray) -> None:
-    work, _ = deal(table)
+    work, _ = assign(table)
     for p, lines in enumerate(table):
         items = work[p][work[p, :, 0] >= 0]
         size = weights(items[:, 1:5])
@@ -72,7 +72,7 @@ def test_global_tokens_no_longer_set_the_time() -> None:
     for side in (table.rows, table.columns):
         lines = side.spans.numpy().astype(np.int64)
         whole = np.sort(weights(lines[0]))[::-1].tolist()
-        work, _ = deal(lines)
+        work, _ = assign(lines)
         pieces = weights(work[0, :, 1:5]).tolist()
         ideal = sum(whole) / 132
         assert makespan(whole, 132) == 512
@@ -91,7 +91,7 @@ def test_a_long_line_is_cut_no_finer_than_helps() -> None:
 
 @given(spans())
 def test_balance_agrees_with_the_deal(table: np.ndarray) -> None:
-    work, merges = deal(table)
+    work, merges = assign(table)
     found = balance(weights(table[0]), workers=3)
     pieces = weights(work[0, work[0, :, 0] >= 0, 1:5])
     if (merges[0, :, 0] < 0).all():
@@ -106,7 +106,7 @@ def test_balance_agrees_with_the_deal(table: np.ndarray) -> None:
 
 def test_where_lines_are_cut() -> None:
     def heaviest(weight: int, others: int, lines: int) -> int:
-        return int(cuts(np.array([others] * (lines - 1) + [weight]))[-1])
+        return int(split_counts(np.array([others] * (lines - 1) + [weight]))[-1])
 
     assert [heaviest(n, 0, 100) for n in (16, 17, 32, 33)] == [1, 2, 2, 3]  # into 16 blocks at least
     assert [heaviest(n, 100, 100) for n in (203, 204)] == [1, 2]  # past twice the mean: 202.06 and 202.08, rounded up
@@ -119,7 +119,7 @@ def test_where_lines_are_cut() -> None:
 def test_dense_and_causal_tables_are_not_cut() -> None:
     for pattern in (P.full(), P.causal(), P.local(300)):
         spans = lookup(pattern.compile(1 << 15)).rows.spans.numpy().astype(np.int64)
-        work, merges = deal(spans)
+        work, merges = assign(spans)
         assert merges.size == 0
         assert work.shape[1] == spans.shape[1]
 

@@ -30,7 +30,7 @@ MASKS: tuple[Pattern, ...] = (
     P.causal(),
     P.local(70) | P.global_tokens(2),
     P.documents([30, 1, 150, 90, 5000]),
-    P.where(_cells),  # blocks of random letters
+    P.where(_cells),  # blocks of random codes
     P.local(20) & P.prefix(90),
     P.causal() & P.local(64) - P.local(0) - P.global_tokens([5]),  # query 0 sees nothing
     P.full(),

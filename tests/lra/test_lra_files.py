@@ -162,7 +162,7 @@ TREE = b"( ( ( [MAX 2 ) 9 ) ] )\t9"
     ("line", "words"),
     [
         (b"( ( ( [MAX 2 ) 9 ) ] )\t12", "the target must be a digit; got b'12'"),
-        (b"( ( ( [MAX 2 ) x ) ] )\t9", "b'x' is no symbol of ListOps"),
+        (b"( ( ( [MAX 2 ) x ) ] )\t9", "b'x' is not a symbol of ListOps"),
         (b"( ( ( [MAX 2 ) 9\t9", "no whole tree: 1 operators, 0 brackets"),
         (b"\t9", "no whole tree"),
         (b"", "the target must be a digit"),

@@ -158,7 +158,7 @@ def test_lines_as_the_original_writes_them(tmp_path: Path) -> None:
         (b"", "has no lines"),
         (b"Source\tTarget\n( [MAX 2 )\t10\n", "line 2: the target must be a digit; got b'10'"),
         (b"Source\tTarget\n[MAX 2 9 ]\n", "line 2: the target must be a digit; got b''"),
-        (b"Source\tTarget\n1\t1\n[AVG 2 9 ]\t5\n", r"line 3: b'\[AVG' is no symbol of ListOps"),
+        (b"Source\tTarget\n1\t1\n[AVG 2 9 ]\t5\n", r"line 3: b'\[AVG' is not a symbol of ListOps"),
     ],
 )
 def test_other_lines_are_refused(tmp_path: Path, content: bytes, words: str) -> None:

@@ -121,7 +121,7 @@ def test_files_round_trip_and_tell_the_kinds_apart(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"not of the model in its config\.json: 'embedding\.weight'"):
         from_pretrained(tmp_path / "sequences")
     (tmp_path / "sequences" / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="no model config"):
+    with pytest.raises(ValueError, match="is not a model config"):
         from_pretrained(tmp_path / "sequences")
 
 

@@ -95,14 +95,14 @@ def test_files_train_resume_and_are_examined(
     assert first.exit_code == 0, first.output
     assert f"--resume --folder {data} --steps N" in first.stdout
     again = ["--out", tmp_path / "run", "--resume", "--steps", 2, "--device", "cpu"]
-    assert "a run may be somebody else's, so say by --folder where they are" in refused("train", task, *again)
+    assert "a run may be untrusted, so give their folder by --folder" in refused("train", task, *again)
     second = invoke("train", task, *again, "--folder", data)
     assert second.exit_code == 0, second.output
     whole = invoke("train", task, "--folder", data, "--steps", 2, "--out", tmp_path / "whole", *small)
     assert whole.exit_code == 0, whole.output
     logs = [(tmp_path / name / "steps.jsonl").read_text() for name in ("run", "whole")]
     assert logs[0] == logs[1]
-    assert "say by --folder where they are" in refused("evaluate", tmp_path / "run", "--device", "cpu")
+    assert "give their folder by --folder" in refused("evaluate", tmp_path / "run", "--device", "cpu")
     found = json.loads(invoke("evaluate", tmp_path / "run", "--folder", data, "--json", "--device", "cpu").stdout)
     assert found["count"] == {"text": 4, "retrieval": 1, "image": 4}[task]
     assert found["most_frequent_answer"] == {"text": 0.5, "retrieval": 0.5, "image": 0.1}[task]

@@ -230,8 +230,8 @@ def test_the_tooltip_tells_about_the_pair_under_the_pointer(show: Open) -> None:
         i = q - mask.q_offset
         row, col = i // 128, k // 64
         inside = dense[row * 128 : row * 128 + 128, col * 64 : col * 64 + 64]
-        letter = mask.to_scipy()[row, col]
-        name = "EMPTY" if letter == 0 else "FULL" if letter == 1 else f"PARTIAL, tile {letter - 2}"
+        code = mask.to_scipy()[row, col]
+        name = "EMPTY" if code == 0 else "FULL" if code == 1 else f"PARTIAL, tile {code - 2}"
         assert text.splitlines()[:2] == [
             f"query {q}, key {k}: {'allowed' if dense[i, k] else 'not allowed'}",
             f"block ({row}, {col}): {name}",
@@ -309,7 +309,7 @@ def test_each_pattern_can_be_chosen(show: Open) -> None:
     assert page.at([(900, 100)]) == [
         {
             "block": [7, 0],
-            "letter": "EMPTY",
+            "code": "EMPTY",
             "tile": None,
             "density": 0,
             "allowed": False,
@@ -341,21 +341,21 @@ def test_every_pair_is_told_as_it_is(
         page.run("mask.select(arguments[0])", int(p))
         told = page.at([(int(q) + mask.q_offset, int(k)) for q, k in zip(i, j, strict=True)])
         assert np.array_equal([pair["allowed"] for pair in told], dense[head, i, j])
-        letters = mask.to_scipy(int(p)).toarray()[i // block[0], j // block[1]]
-        names = np.array(["EMPTY", "FULL", "PARTIAL"])[np.minimum(letters, 2)]
-        assert [pair["letter"] for pair in told] == names.tolist()
-        for pair, letter in zip(told[:200], letters[:200], strict=True):
+        codes = mask.to_scipy(int(p)).toarray()[i // block[0], j // block[1]]
+        names = np.array(["EMPTY", "FULL", "PARTIAL"])[np.minimum(codes, 2)]
+        assert [pair["code"] for pair in told] == names.tolist()
+        for pair, code in zip(told[:200], codes[:200], strict=True):
             (row, col), (bq, bk) = pair["block"], block
             inside = dense[head, row * bq : (row + 1) * bq, col * bk : (col + 1) * bk]
             assert pair["density"] == inside.mean()
-            assert pair["tile"] == (letter - 2 if letter >= 2 else None)
+            assert pair["tile"] == (code - 2 if code >= 2 else None)
     first = mask.q_offset
     outside = [(first - 1, 0), (first + lengths[0], 0), (first, -1), (first, lengths[1])]
     assert page.at(outside) == [None] * 4
 
 
 def test_drawn_tokens_are_the_mask(show: Open) -> None:
-    """Pixel by pixel close up, at a zoom that is no whole number of pixels a token."""
+    """Pixel by pixel close up, at a zoom that is not a whole number of pixels per token."""
     mask = (P.local(9) | P.dilated(5, 13)).compile(200, block=32)
     page = show(mask)
     page.go_to(100, 110, 45)

@@ -67,7 +67,7 @@ def test_files_that_a_run_names_outside_of_itself_are_named_by_the_user_or_not_r
     forged(run, lambda state: state["config"]["stages"][0].update(folder=name))
     again = ["train", "text", "--out", run, "--resume", "--steps", 2, *CPU]
     for command in (again, ["evaluate", run, *CPU]):
-        assert "a run may be somebody else's, so say by --folder where they are" in refused(*command)
+        assert "a run may be untrusted, so give their folder by --folder" in refused(*command)
     done = invoke(*again, "--folder", data)
     assert done.exit_code == 0, done.output
 
@@ -194,7 +194,7 @@ def test_sizes_of_stages_are_bounded(size: int) -> None:
 )
 def test_the_batch_of_a_processor_is_checked(tmp_path: Path, field: str, words: str) -> None:
     (tmp_path / "a.toml").write_text(f"{field}\n{preset_text(SMALL, 'theirs')}")
-    with pytest.raises(ValueError, match=f"a.toml is no preset: {words}"):
+    with pytest.raises(ValueError, match=f"a.toml is not a preset: {words}"):
         load_preset(tmp_path / "a.toml")
     (tmp_path / "a.toml").write_text(f"cpu_batch = 3\n{preset_text(SMALL, 'theirs')}")
     assert load_preset(tmp_path / "a.toml").cpu_batch == 3

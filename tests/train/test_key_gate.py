@@ -9,12 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
+from sparseflash.models import PixelTransformer, PixelTransformerConfig, attention_map
 from sparseflash.models.files import WEIGHTS, write_tensors
 from sparseflash.models.key_gate import GAIN, KeyGate, opened
 from sparseflash.pathfinder import generate
 from sparseflash.train import load_preset, recipe
-from sparseflash.train.warm_start import begin_with
+from sparseflash.train.warm_start import load_initial_weights
 from tests.cli.test_commands import invoke, refused
 
 COMMITTED = Path(__file__).parent.parent.parent / "benchmarks" / "weights"
@@ -142,10 +142,10 @@ def test_a_lit_pixel_looks_at_lit_ones_alone() -> None:
     few = model_of(LIT)
     picture = images(16, 0.3, 4, count=1)[0]
     y, x = (picture > LIT.lit_above).nonzero()[0].tolist()
-    weights = looks(few.over_all_pixels(), picture, (y, x))
+    weights = attention_map(few.over_all_pixels(), picture, (y, x))
     torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 2))
     assert float(weights[..., picture <= LIT.lit_above].max()) < 1e-20
-    torch.testing.assert_close(weights, looks(few, picture, (y, x)), atol=1e-6, rtol=0)
+    torch.testing.assert_close(weights, attention_map(few, picture, (y, x)), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -177,10 +177,10 @@ def test_training_begins_where_the_weights_of_lit_pixels_stand(tmp_path: Path) -
     few.save_pretrained(tmp_path)
     pictures = images(16, 0.2, 5)
     wide = PixelTransformer(replace(LIT, tokens="all", key_gate=True))
-    begin_with(wide, tmp_path)
+    load_initial_weights(wide, tmp_path)
     torch.testing.assert_close(wide(pictures).logits, few(pictures).logits, atol=1e-5, rtol=0)
     deeper = PixelTransformer(replace(wide.config, layers=4))
-    begin_with(deeper, tmp_path)
+    load_initial_weights(deeper, tmp_path)
     shut = gates(few.over_all_pixels())[0]
     assert len(gates(deeper)) == 4
     assert all(torch.equal(shut, gate) for gate in gates(deeper))
@@ -190,7 +190,7 @@ def test_weights_of_all_pixels_begin_with_gates_of_zero(tmp_path: Path) -> None:
     plain = model_of(replace(LIT, tokens="all"))
     plain.save_pretrained(tmp_path)
     gated = PixelTransformer(replace(plain.config, key_gate=True))
-    begin_with(gated, tmp_path)
+    load_initial_weights(gated, tmp_path)
     assert not any(gate.any() for gate in gates(gated))
     pictures = images(16, 0.2, 6)
     torch.testing.assert_close(gated(pictures).logits, plain(pictures).logits, atol=1e-5, rtol=0)
@@ -199,13 +199,13 @@ def test_weights_of_all_pixels_begin_with_gates_of_zero(tmp_path: Path) -> None:
 def test_gates_that_a_model_has_no_place_for_are_refused(tmp_path: Path) -> None:
     model_of(replace(LIT, tokens="all", key_gate=True)).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="have a key gate and the model has none; add --key-gate"):
-        begin_with(PixelTransformer(replace(LIT, tokens="all")), tmp_path)
+        load_initial_weights(PixelTransformer(replace(LIT, tokens="all")), tmp_path)
 
 
 def test_weights_without_a_config_get_no_gate(tmp_path: Path) -> None:
     write_tensors(tmp_path / WEIGHTS, model_of(LIT).state_dict())
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        begin_with(PixelTransformer(replace(LIT, tokens="all", key_gate=True)), tmp_path)
+        load_initial_weights(PixelTransformer(replace(LIT, tokens="all", key_gate=True)), tmp_path)
 
 
 def test_all_pixels_instead_of_a_presets_lit_ones_come_with_a_gate() -> None:

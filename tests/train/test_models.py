@@ -10,8 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sparseflash import models
 from sparseflash import patterns as P
-from sparseflash.models import PixelTransformer, PixelTransformerConfig, looks
+from sparseflash.models import PixelTransformer, PixelTransformerConfig, attention_map
 from sparseflash.models.pixel_transformer import Layer
 from sparseflash.rotary import rotary_table_2d, rotate
 from sparseflash.tables.table import LookupTable
@@ -201,7 +202,7 @@ def test_lit_pixels_are_all_pixels_through_their_pattern_with_the_dark_ones_left
 def test_lit_pixels_want_patterns_that_reach_a_distance() -> None:
     with pytest.raises(ValueError, match=r'got "local\(3\)"'):
         model_of(replace(PIXELS, pattern="local(3)"))(sparse_images())
-    with pytest.raises(ValueError, match="81 pixels are no whole number of blocks of 16"):
+    with pytest.raises(ValueError, match="81 pixels are not a whole number of blocks of 16"):
         model_of(PIXELS)(torch.zeros(1, 9, 9, dtype=torch.uint8))
 
 
@@ -249,7 +250,7 @@ def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> N
     model = model_of(config)
     picture = sparse_images(1, 16)[0]
     picture[5, 6] = 255
-    weights = looks(model, picture, (5, 6))
+    weights = attention_map(model, picture, (5, 6))
     assert weights.shape == (2, 2, 16, 16)
     torch.testing.assert_close(weights.sum((-1, -2)), torch.ones(2, 2))
     tokens = model.tokens(picture[None])
@@ -264,14 +265,23 @@ def test_looks_are_the_weights_of_attention(config: PixelTransformerConfig) -> N
         visible = seen[head] > 0
         torch.testing.assert_close(seen[head][visible], scores[head][visible].softmax(0))
     with pytest.raises(ValueError, match="must lie in the image of 16 x 16"):
-        looks(model, picture, (16, 0))
+        attention_map(model, picture, (16, 0))
 
 
 def test_a_pixel_of_a_black_tile_is_no_token() -> None:
     picture = torch.zeros(16, 16, dtype=torch.uint8)
     picture[0, 0] = 255
-    with pytest.raises(ValueError, match="is no token"):
-        looks(model_of(LIT), picture, (12, 12))
+    with pytest.raises(ValueError, match="is not a token"):
+        attention_map(model_of(LIT), picture, (12, 12))
+
+
+def test_the_former_name_of_attention_map_works_and_warns() -> None:
+    with pytest.warns(
+        DeprecationWarning, match=r"sparseflash\.models\.looks is now sparseflash\.models\.attention_map"
+    ):
+        assert models.looks is attention_map  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="has no attribute 'look'"):
+        _ = models.look  # type: ignore[attr-defined]
 
 
 def test_activation_checkpointing_changes_nothing() -> None:

@@ -72,7 +72,7 @@ def test_a_preset_of_your_own(tmp_path: Path) -> None:
         ('task = "path32"', 'task = "path33"', "task must be one of"),
         ("length = 2", "lenght = 2", "no field 'lenght'"),
         ("size = 32\nlength = 2", "length = 2", "'size'"),
-        ("[model]", "[model", "is no preset"),
+        ("[model]", "[model", "is not a preset"),
         ("width = 64", "width = 30", "multiple of 4"),
         ("lr = 0.001", "learning_rate = 0.001", "learning_rate"),
         ("base = 32", "base = 33", "got base 33"),

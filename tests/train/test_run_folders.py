@@ -202,7 +202,7 @@ def test_a_log_that_is_no_file_is_refused_and_nothing_waits(run: Path, kind: str
         log.mkdir()
     else:
         log.symlink_to("/dev/zero")
-    with pytest.raises(ValueError, match=r"steps.jsonl is (no regular file|a link)"):
+    with pytest.raises(ValueError, match=r"steps.jsonl is (not a regular file|a link)"):
         go_on(run)
 
 

@@ -50,16 +50,16 @@ def use_pattern(
             Layers are counted as the model runs them: in Flux and HunyuanVideo ``single_transformer_blocks`` go on
             where ``transformer_blocks`` end. None: all.
         steps: numbers of the denoising steps that keep to the pattern, from 0; the others are dense. None: all.
-        dense_steps: so many of the first steps are dense, in place of ``steps``.
-        block: tokens a block side, one of 16, 32, 64, 128, 256.
+        dense_steps: number of first steps that stay dense, in place of ``steps``.
+        block: tokens per block side, one of 16, 32, 64, 128, 256.
 
     Returns:
         The transformer.
 
     Raises:
-        TypeError: no pattern and no text; layers or steps that are no ints.
-        ValueError: a transformer of another class, a text that is no pattern, a pattern per sample, a layer that is not
-            there, a negative step, ``steps`` and ``dense_steps`` together. In a forward pass: a pattern for another
+        TypeError: no pattern and no text; layers or steps that are not ints.
+        ValueError: a transformer of another class, text that is not a pattern, a pattern per sample, a missing layer,
+            a negative step, ``steps`` and ``dense_steps`` together. In a forward pass: a pattern for another
             number of tokens; a mask of the model that is more than text whose end is padding; an attention backend of
             diffusers that does not call torch's ``scaled_dot_product_attention``.
 

@@ -15,8 +15,9 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.documents import documents
 from sparseflash.patterns.packed import packed
 from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern, PerSample, holds, instead, per_sample
+from sparseflash.patterns.pattern import Pattern, holds, instead
 from sparseflash.patterns.placed_image import PlacedImage
+from sparseflash.patterns.stacked import PerSample, per_sample
 
 
 class Text(NamedTuple):
@@ -32,7 +33,7 @@ def checked(pattern: str | Pattern) -> Pattern:
 
     Raises:
         TypeError: no text and no pattern.
-        ValueError: a text that is no pattern, a pattern per sample, or one whose tokens stand in several orders.
+        ValueError: a text that is not a pattern, a pattern per sample, or one whose tokens stand in several orders.
     """
     if not isinstance(pattern, str | Pattern):
         words = instead(pattern)

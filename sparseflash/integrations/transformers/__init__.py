@@ -8,7 +8,7 @@ what each layer then reads. Or ``register()`` once, and ``attn_implementation="b
   such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
   ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything. In a vision model the text may name the
   ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
-- ``config.block_sparse_block``: tokens a block side, default 128.
+- ``config.block_sparse_block``: tokens per block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
 sequences of a packed row) stays forbidden. Nothing here imports transformers before one of these functions is called.
@@ -103,7 +103,7 @@ def from_pretrained(
         *args: likewise.
         pattern: as for :func:`use_pattern`; None: what the saved config names, if it names any.
         layers: as for :func:`use_pattern`.
-        block: tokens a block side; None: what the saved config names, or 128.
+        block: tokens per block side; None: what the saved config names, or 128.
         **kwargs: as for ``kind.from_pretrained``.
 
     Returns:
@@ -157,7 +157,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
             encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"`` and ``"decoder"``.
         layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
             the model allows. None: all layers.
-        block: tokens a block side.
+        block: tokens per block side.
 
     Returns:
         The model.
@@ -165,7 +165,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     Raises:
         ImportError: as :func:`register`.
         TypeError: a pattern that is neither of these.
-        ValueError: a text that is no pattern, a list of another length than the layers, a layer that is not there,
+        ValueError: a text that is not a pattern, a list of another length than the layers, a layer that is not there,
             entries other than the two sides, a block size not offered, or a model whose attention cannot be exchanged.
     """
     register()

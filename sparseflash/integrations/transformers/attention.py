@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparseflash.functional.arguments import under_autocast
+from sparseflash.functional.operands import under_autocast
 from sparseflash.integrations.transformers.drawing import known
 from sparseflash.integrations.transformers.masks import describe, of_drawn
 from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
@@ -188,7 +188,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
 
     Raises:
         TypeError: no text.
-        ValueError: a text that is no pattern, or a list that has no entry for this layer.
+        ValueError: a text that is not a pattern, or a list that has no entry for this layer.
     """
     config: Any = module.config
     pattern, block = getattr(config, "block_sparse_pattern", None), getattr(config, "block_sparse_block", None)

@@ -3,7 +3,7 @@
 Transformers draws every mask so, O(N M); here only those of which the description does not hold: blocks of image tokens
 that look both ways, mask functions of the user's own, and 4-D masks.
 
-Shape legend: B samples, H heads or 1, N queries, M keys, W ints a row of a description, R rows of bits.
+Shape legend: B samples, H heads or 1, N queries, M keys, W ints per row of a description, R rows of bits.
 """
 
 from __future__ import annotations

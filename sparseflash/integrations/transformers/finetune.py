@@ -1,6 +1,6 @@
 """A dense language model made sparse: switched over, trained on for a while, and measured, one pattern after another.
 
-Shape legend: B samples of N tokens a batch.
+Shape legend: B samples of N tokens per batch.
 """
 
 from __future__ import annotations
@@ -142,11 +142,11 @@ def compare(
         test_batches: as for :func:`perplexity`.
         steps: optimizer steps for each pattern; 0 only switches over.
         lr: peak learning rate.
-        block: tokens a block side.
+        block: tokens per block side.
         console: where the table is printed; default the terminal.
 
     Raises:
-        ValueError: no patterns, a text that is no pattern, nothing to train on or to measure.
+        ValueError: no patterns, a text that is not a pattern, nothing to train on or to measure.
     """
     if not patterns:
         raise ValueError("no patterns to compare")

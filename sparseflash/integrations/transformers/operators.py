@@ -34,8 +34,9 @@ from sparseflash.patterns.fixed import fixed
 from sparseflash.patterns.grid import Grid
 from sparseflash.patterns.local import local
 from sparseflash.patterns.parsing import parse
-from sparseflash.patterns.pattern import Pattern, PerSample, holds
+from sparseflash.patterns.pattern import Pattern, holds
 from sparseflash.patterns.set_operations import stacked
+from sparseflash.patterns.stacked import PerSample
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
@@ -246,7 +247,7 @@ def checked(text: str) -> Pattern:
 
     Raises:
         TypeError: no text.
-        ValueError: a text that is no pattern, or one per sample.
+        ValueError: a text that is not a pattern, or one per sample.
     """
     pattern = parse(text)
     if holds(pattern, PerSample):

@@ -25,8 +25,9 @@ from sparseflash.patterns.composed import Composed
 from sparseflash.patterns.dilated import Offsets
 from sparseflash.patterns.grid import Grid, Ints
 from sparseflash.patterns.interval import Band, Interval
-from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, Stacked, parts_of
+from sparseflash.patterns.pattern import Binary, Bools, Not, Pattern, parts_of
 from sparseflash.patterns.runs import distinct
+from sparseflash.patterns.stacked import Stacked
 
 Piece: TypeAlias = tuple[int, int, int]
 
@@ -215,6 +216,6 @@ class Restarted(Pattern):
         height, width = inner.grid_shape
         for row, col in ((i, j), (i, j + 1), (i + 1, j), (i + 1, j + 1)):
             exists = (row >= 0) & (row < height) & (col >= 0) & (col < width)
-            letter = np.where(exists, inner.runs.letter_at(np.where(exists, row * width + col, 0)), 0)
-            kind = distinct(kind * (len(inner.tiles) + 2) + letter)[1]
+            code = np.where(exists, inner.runs.code_at(np.where(exists, row * width + col, 0)), 0)
+            kind = distinct(kind * (len(inner.tiles) + 2) + code)[1]
         return np.where(inside, kind, kind.max(initial=0) + 1 + np.arange(kind.size))

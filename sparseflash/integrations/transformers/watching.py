@@ -144,7 +144,7 @@ def refuse_misspelt(config: Any) -> None:
             meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.8)
             if meant or key.lower().startswith(("block_sparse_", "blocksparse_")):
                 options = f"did you mean {meant[0]}?" if meant else f"there are {' and '.join(KEYS)}"
-                raise ValueError(f"{where}.{key} is no entry that block_sparse reads: {options}")
+                raise ValueError(f"{where}.{key} is not an entry that block_sparse reads: {options}")
 
 
 def _configs(config: Any, where: str = "config") -> Iterator[tuple[str, Any]]:

@@ -120,7 +120,7 @@ function start() {
  * ready                       promise: the mask is decoded and about to be drawn
  * shape, block, qOffset       [queries, keys], [BQ, BK], position of the first query
  * patterns                    number of distinct patterns; the functions below are about the selected one
- * at(q, k)                    { block: [row, col], letter: "EMPTY" | "FULL" | "PARTIAL", tile, density, allowed,
+ * at(q, k)                    { block: [row, col], code: "EMPTY" | "FULL" | "PARTIAL", tile, density, allowed,
  *                               allowedPairs, pairs }, or null outside the mask
  * view()                      { queries: [first, last], keys: [first, last], pixelsPerToken: [y, x], pattern }
  * goTo(q, k, tokensAcross)    centre a pair, with so many keys across; without a number, at the present zoom

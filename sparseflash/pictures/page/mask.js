@@ -6,7 +6,7 @@ const [qLen, kvLen] = page.shape, [bq, bk] = page.block, qOffset = page.q_offset
 const rows = Math.ceil(qLen / bq), cols = Math.ceil(kvLen / bk), wordsPerRow = Math.ceil(bk / 32);
 const EMPTY = 0, FULL = 1, FIRST_TILE = 2;
 
-let rowBegin, runStart, runStop, runLetter, tiles;  // runs of row r: rowBegin[r] to rowBegin[r + 1]
+let rowBegin, runStart, runStop, runCode, tiles;  // runs of row r: rowBegin[r] to rowBegin[r + 1]
 let images = [];  // of the pattern: { start, shape: [frames, height, width], tokens, place: the order of its tokens }
 let pattern = 0;
 
@@ -18,8 +18,8 @@ async function inflate(text) {
 
 async function load() {
   const read = async name => new Int32Array(await inflate(page.arrays[name]));
-  const [counts, gap, length, letter, bits] =
-    await Promise.all(["counts", "gap", "length", "letter", "tiles"].map(read));
+  const [counts, gap, length, code, bits] =
+    await Promise.all(["counts", "gap", "length", "code", "tiles"].map(read));
   rowBegin = new Int32Array(counts.length + 1);
   runStart = new Int32Array(gap.length);
   runStop = new Int32Array(gap.length);
@@ -30,9 +30,9 @@ async function load() {
     }
     rowBegin[row + 1] = run;
   }
-  runLetter = letter;
+  runCode = code;
   tiles = new Uint32Array(bits.buffer);
-  const whole = [gap, length, letter].every(array => array.length === rowBegin[counts.length])
+  const whole = [gap, length, code].every(array => array.length === rowBegin[counts.length])
     && counts.length === page.patterns.length * rows && tiles.length === page.tiles * bq * wordsPerRow;
   if (!whole) throw new Error("the data of this page is damaged");
   images = await Promise.all(page.images.map(async image => ({
@@ -54,36 +54,36 @@ function firstRun(row, col) {
 
 const lastRun = row => rowBegin[pattern * rows + row + 1];
 
-function letterAt(row, col) {
+function codeAt(row, col) {
   const run = firstRun(row, col);
-  return run < lastRun(row) && runStart[run] <= col ? runLetter[run] : EMPTY;
+  return run < lastRun(row) && runStart[run] <= col ? runCode[run] : EMPTY;
 }
 
-const bit = (letter, i, j) =>
-  tiles[((letter - FIRST_TILE) * bq + i) * wordsPerRow + (j >>> 5)] >>> (j & 31) & 1;
+const bit = (code, i, j) =>
+  tiles[((code - FIRST_TILE) * bq + i) * wordsPerRow + (j >>> 5)] >>> (j & 31) & 1;
 
 const allowedInTile = new Map();
-function allowedPairs(letter) {
-  if (letter < FIRST_TILE) return letter * bq * bk;
-  if (!allowedInTile.has(letter)) {
+function allowedPairs(code) {
+  if (code < FIRST_TILE) return code * bq * bk;
+  if (!allowedInTile.has(code)) {
     let count = 0;
-    for (let i = 0; i < bq; i++) for (let j = 0; j < bk; j++) count += bit(letter, i, j);
-    allowedInTile.set(letter, count);
+    for (let i = 0; i < bq; i++) for (let j = 0; j < bk; j++) count += bit(code, i, j);
+    allowedInTile.set(code, count);
   }
-  return allowedInTile.get(letter);
+  return allowedInTile.get(code);
 }
 
 function at(q, k) {
   const i = Math.floor(q) - qOffset, j = Math.floor(k);
   if (!(i >= 0 && i < qLen && j >= 0 && j < kvLen)) return null;
-  const row = Math.floor(i / bq), col = Math.floor(j / bk), letter = letterAt(row, col);
-  const pairs = Math.min(bq, qLen - row * bq) * Math.min(bk, kvLen - col * bk), allowed = allowedPairs(letter);
+  const row = Math.floor(i / bq), col = Math.floor(j / bk), code = codeAt(row, col);
+  const pairs = Math.min(bq, qLen - row * bq) * Math.min(bk, kvLen - col * bk), allowed = allowedPairs(code);
   return {
     block: [row, col],
-    letter: ["EMPTY", "FULL", "PARTIAL"][Math.min(letter, FIRST_TILE)],
-    tile: letter < FIRST_TILE ? null : letter - FIRST_TILE,
+    code: ["EMPTY", "FULL", "PARTIAL"][Math.min(code, FIRST_TILE)],
+    tile: code < FIRST_TILE ? null : code - FIRST_TILE,
     density: allowed / pairs,
-    allowed: letter < FIRST_TILE ? letter === FULL : bit(letter, i % bq, j % bk) === 1,
+    allowed: code < FIRST_TILE ? code === FULL : bit(code, i % bq, j % bk) === 1,
     allowedPairs: allowed,
     pairs,
   };

@@ -32,12 +32,12 @@ function paintTokens(pixels, level, px, py) {
   pixels.fill(packed(EMPTY_COLOUR));
   for (let row = row0; row < row1; row++) {
     for (let run = firstRun(row, col0); run < lastRun(row) && runStart[run] < col1; run++) {
-      const begin = Math.max(runStart[run], col0), end = Math.min(runStop[run], col1), letter = runLetter[run];
+      const begin = Math.max(runStart[run], col0), end = Math.min(runStop[run], col1), code = runCode[run];
       for (let i = 0; i < bq; i++) {
         const line = ((row - row0) * bq + i) * PATCH - col0 * bk;
-        if (letter === FULL) pixels.fill(full, line + begin * bk, line + end * bk);
+        if (code === FULL) pixels.fill(full, line + begin * bk, line + end * bk);
         else for (let col = begin; col < end; col++) {
-          for (let j = 0; j < bk; j++) pixels[line + col * bk + j] = bit(letter, i, j) ? yes : no;
+          for (let j = 0; j < bk; j++) pixels[line + col * bk + j] = bit(code, i, j) ? yes : no;
         }
       }
     }
@@ -53,7 +53,7 @@ function paintBlocks(pixels, level, px, py) {
     const line = Math.floor((row - row0) / height) * (PATCH + 2);
     for (let run = firstRun(row, col0); run < lastRun(row) && runStart[run] < col1; run++) {
       // Differences along the line, so that a run costs the same however long it is.
-      const diff = diffs[runLetter[run] === FULL ? 0 : 1];
+      const diff = diffs[runCode[run] === FULL ? 0 : 1];
       const begin = Math.max(runStart[run], col0) - col0, end = Math.min(runStop[run], col1) - col0;
       const first = Math.floor(begin / width), last = Math.floor((end - 1) / width);
       const missing = begin - first * width, spare = (last + 1) * width - end;

@@ -5,7 +5,7 @@ const percent = x => x === 0 ? "0%" : `${Number((100 * x).toPrecision(3))}%`;
 
 function describe(i, j) {
   const found = at(i + qOffset, j);
-  const name = found.letter === "PARTIAL" ? `PARTIAL, tile ${number(found.tile)}` : found.letter;
+  const name = found.code === "PARTIAL" ? `PARTIAL, tile ${number(found.tile)}` : found.code;
   return `query ${number(i + qOffset)}, key ${number(j)}: ${found.allowed ? "allowed" : "not allowed"}\n`
     + `block (${number(found.block[0])}, ${number(found.block[1])}): ${name}\n`
     + `block density ${percent(found.density)}: ${number(found.allowedPairs)} of ${number(found.pairs)} pairs`;

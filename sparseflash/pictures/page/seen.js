@@ -6,10 +6,10 @@ const SEEN_GAP = 1;  // pixels between frames
 function keysSeen(i) {
   const seen = new Uint8Array(kvLen), row = Math.floor(i / bq);
   for (let run = firstRun(row, 0); run < lastRun(row); run++) {
-    const letter = runLetter[run];
-    if (letter === FULL) seen.fill(1, runStart[run] * bk, runStop[run] * bk);
+    const code = runCode[run];
+    if (code === FULL) seen.fill(1, runStart[run] * bk, runStop[run] * bk);
     else for (let col = runStart[run]; col < runStop[run]; col++) {
-      for (let j = 0; j < bk && col * bk + j < kvLen; j++) seen[col * bk + j] = bit(letter, i % bq, j);
+      for (let j = 0; j < bk && col * bk + j < kvLen; j++) seen[col * bk + j] = bit(code, i % bq, j);
     }
   }
   return seen;

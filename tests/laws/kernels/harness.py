@@ -144,8 +144,8 @@ def random_mask(rng: np.random.Generator, N: int, M: int, kind: str, unit: int =
         "noise": lambda: rng.random((N, M)) < 0.3,
         "sparse": lambda: rng.random((N, M)) < 0.06,
         "nothing": lambda: np.zeros((N, M), bool),
-        # Blocks of every letter: empty, full, and noise.
-        "letters": lambda: (
+        # Blocks of every code: empty, full, and noise.
+        "codes": lambda: (
             rng.choice([0.0, 0.0, 1.0, 0.5], (N // unit + 1, M // unit + 1))[i // unit, j // unit] > rng.random((N, M))
         ),
         "empty rows": lambda: (
@@ -155,4 +155,4 @@ def random_mask(rng: np.random.Generator, N: int, M: int, kind: str, unit: int =
     return np.broadcast_to(kinds[kind](), (N, M)).copy()
 
 
-KINDS = ("dense", "causal", "local", "documents", "noise", "sparse", "nothing", "letters", "empty rows")
+KINDS = ("dense", "causal", "local", "documents", "noise", "sparse", "nothing", "codes", "empty rows")

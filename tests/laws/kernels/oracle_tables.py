@@ -24,8 +24,8 @@ class Tables(NamedTuple):
     block: tuple[int, int]
 
 
-def _side(letters: npt.NDArray[np.int64], longest: int | None) -> Side:
-    """The side whose lines are the second axis of letters [P, lines, others]: 0 empty, 1 full, 2 + t tile t.
+def _side(codes: npt.NDArray[np.int64], longest: int | None) -> Side:
+    """The side whose lines are the second axis of codes [P, lines, others]: 0 empty, 1 full, 2 + t tile t.
 
     Lines of more than `longest` blocks are cut into pieces of that many, the last one shorter.
     """
@@ -34,17 +34,17 @@ def _side(letters: npt.NDArray[np.int64], longest: int | None) -> Side:
     tile: list[int] = []
     spans = []
     order = []
-    for pattern in letters:
+    for pattern in codes:
         lines = []
         for line in pattern:
             full_start, partial_start = len(full), len(partial)
-            full += [other for other, letter in enumerate(line) if letter == 1]
-            partial += [other for other, letter in enumerate(line) if letter > 1]
-            tile += [letter - 2 for letter in line if letter > 1]
+            full += [other for other, code in enumerate(line) if code == 1]
+            partial += [other for other, code in enumerate(line) if code > 1]
+            tile += [code - 2 for code in line if code > 1]
             lines.append((full_start, len(full), partial_start, len(partial)))
         spans.append(lines)
         order.append(sorted(range(len(lines)), key=lambda n, p=pattern: (-int((p[n] > 0).sum()), n)))  # type: ignore[misc]
-    P, n = letters.shape[:2]
+    P, n = codes.shape[:2]
     int32 = torch.int32
     work, merges = _pieces(spans, longest)
     return Side(
@@ -113,24 +113,24 @@ def build(
     nQ, nK = -(-N // BQ), -(-M // BK)
     whole = np.zeros((P, nQ * BQ, nK * BK), bool)
     whole[:, :N, :M] = mask
-    letters = np.zeros((P, nQ, nK), np.int64)
+    codes = np.zeros((P, nQ, nK), np.int64)
     seen: dict[bytes, int] = {}
     tiles: list[Mask] = []
     for p, row, column in np.ndindex(P, nQ, nK):
         tile = whole[p, row * BQ : (row + 1) * BQ, column * BK : (column + 1) * BK]
         if tile.all() and not all_partial:
-            letters[p, row, column] = 1
+            codes[p, row, column] = 1
         elif tile.any():
             if tile.tobytes() not in seen:
                 seen[tile.tobytes()] = len(tiles)
                 tiles.append(tile)
-            letters[p, row, column] = 2 + seen[tile.tobytes()]
+            codes[p, row, column] = 2 + seen[tile.tobytes()]
     W = -(-BK // 32)
     bits = [[_words(row) for row in tile] for tile in tiles]
     seen_keys = [_words(tile.any(axis=0).reshape(-1)) for tile in tiles]
     return Tables(
-        _side(letters, longest),
-        _side(letters.transpose(0, 2, 1), longest),
+        _side(codes, longest),
+        _side(codes.transpose(0, 2, 1), longest),
         Tiles(
             torch.tensor(bits, dtype=torch.int32).reshape(len(tiles), BQ, W),
             torch.tensor(seen_keys, dtype=torch.int32).reshape(len(tiles), W),

@@ -81,7 +81,7 @@ def test_every_kind_of_mask(kind: str, tma: bool) -> None:
 @pytest.mark.parametrize("tma", [False, True], ids=["pointers", "descriptors"])
 def test_dtypes_steps_and_heads(steps: tuple[int, int], dtype: torch.dtype, tma: bool) -> None:
     more = {"B": 2, "Hq": 4, "Hkv": 2, "pattern_of": [[0, 0, 0, 0]] * 2, "transposed": True}
-    p = problem("letters", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, **more)
+    p = problem("codes", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, **more)
     with in_one_pass(steps, tma):
         check(p, run(p, tensors := p.make()), tensors)
 
@@ -113,7 +113,7 @@ def test_two_passes_for_split_lines_and_features() -> None:
     assert split.tables().columns.slots > 1
     with in_one_pass(), pytest.raises(AssertionError, match="two passes were launched"):
         run(split, split.make())
-    p = replace(problem("letters", 40, 64, (32, 32)), Hq=2, Hkv=1)
+    p = replace(problem("codes", 40, 64, (32, 32)), Hq=2, Hkv=1)
     q, k, v, dout = (p.make()[name] for name in ("q", "k", "v", "dout"))
     rows, columns, tiles, pattern_of, block = p.tables()
     score = Score(0.3, softcap=2.0)

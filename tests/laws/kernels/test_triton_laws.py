@@ -41,7 +41,7 @@ def test_every_kind_of_mask(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype(dtype: torch.dtype) -> None:
-    exact(Problem(masks(["letters"], 50, 71, 32), (32, 32), Hq=1, Hkv=1, D=64, DV=64, dtype=dtype))
+    exact(Problem(masks(["codes"], 50, 71, 32), (32, 32), Hq=1, Hkv=1, D=64, DV=64, dtype=dtype))
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,14 @@ def test_every_dtype(dtype: torch.dtype) -> None:
 )
 def test_a_step_divides_the_block(block: tuple[int, int], steps: tuple[int, int]) -> None:
     N, M = (40 if size < 128 else 140 for size in block)
-    exact(Problem(masks(["letters"], N, M, 32), block, Hq=1, Hkv=1), steps)
+    exact(Problem(masks(["codes"], N, M, 32), block, Hq=1, Hkv=1), steps)
 
 
 @pytest.mark.parametrize("steps", [(16, 32), (32, 16)], ids=str)
 def test_tiles_in_the_natural_order(steps: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """As all but sm_90 and the other tests here read them."""
     monkeypatch.setattr(triton_tiles, "FRAGMENTED", ())
-    exact(Problem(masks(["letters"], 40, 140, 32), (32, 64), Hq=1, Hkv=1), steps)
+    exact(Problem(masks(["codes"], 40, 140, 32), (32, 64), Hq=1, Hkv=1), steps)
 
 
 @pytest.mark.parametrize(

@@ -36,14 +36,14 @@ def exact(problem: Problem) -> Results:
     return got
 
 
-@pytest.mark.parametrize(("kind", "longest"), [("dense", 3), ("letters", 1), ("letters", 2), ("empty rows", 1)])
+@pytest.mark.parametrize(("kind", "longest"), [("dense", 3), ("codes", 1), ("codes", 2), ("empty rows", 1)])
 def test_lines_in_pieces(kind: str, longest: int) -> None:
     exact(Problem(masks([kind], 40, 70), (16, 16), Hq=1, Hkv=1, DV=24, longest=longest))
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_every_dtype_and_a_step_smaller_than_the_block(dtype: torch.dtype) -> None:
-    exact(Problem(masks(["letters"], 70, 100), (64, 32), Hq=1, Hkv=1, D=40, DV=64, dtype=dtype, longest=1))
+    exact(Problem(masks(["codes"], 70, 100), (64, 32), Hq=1, Hkv=1, D=40, DV=64, dtype=dtype, longest=1))
 
 
 @pytest.mark.parametrize("pattern_of", [[[0, 1, 2, 2]], [[0], [1]], [[1, 0, 0, 2], [2, 2, 1, 0]]], ids=str)

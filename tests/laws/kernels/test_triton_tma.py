@@ -60,7 +60,7 @@ def test_every_kind_of_mask(kind: str) -> None:
 @pytest.mark.parametrize("steps", [(32, 32), (64, 16), (16, 64)], ids=str)
 def test_dtypes_steps_pieces_and_heads(steps: tuple[int, int], dtype: torch.dtype) -> None:
     more = {"B": 2, "Hq": 4, "Hkv": 2, "pattern_of": [[0, 0, 0, 0]] * 2, "transposed": True}
-    p = problem("letters", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, longest=1, **more)
+    p = problem("codes", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, longest=1, **more)
     with launched(steps) as given:
         check(p, run(p, tensors := p.make()), tensors)
     assert all(given)
@@ -68,17 +68,17 @@ def test_dtypes_steps_pieces_and_heads(steps: tuple[int, int], dtype: torch.dtyp
 
 @pytest.mark.parametrize("width", [24, 40])
 def test_widths_that_no_descriptor_takes_come_through_pointers(width: int) -> None:
-    p = problem("letters", 40, 40, (16, 16), D=width, DV=width)
+    p = problem("codes", 40, 40, (16, 16), D=width, DV=width)
     with launched() as given:
         check(p, run(p, tensors := p.make()), tensors)
     assert given == [False] * 3
 
 
 def test_rows_that_start_between_16_bytes_come_through_pointers() -> None:
-    p = problem("letters", 40, 40, (16, 16), dtype=torch.float16)
+    p = problem("codes", 40, 40, (16, 16), dtype=torch.float16)
     tensors = p.make()
     for name in "qkv":
-        wide = torch.zeros(1, 1, 40, 20, dtype=torch.float16, device=DEVICE)  # 40 bytes a row
+        wide = torch.zeros(1, 1, 40, 20, dtype=torch.float16, device=DEVICE)  # 40 bytes per row
         wide[..., :16] = tensors[name]
         tensors[name] = wide[..., :16]
     with launched() as given:
@@ -99,14 +99,14 @@ def test_what_descriptors_can_read() -> None:
 @pytest.mark.parametrize("dims", [(32, 32), (64, 128), (128, 128), (40, 24)], ids=str)
 def test_what_is_committed_for_sm_90(dims: tuple[int, int], block: tuple[int, int], longest: int | None) -> None:
     """The launches that a Hopper GPU takes, in the interpreter."""
-    p = problem("letters", 150, 140, block, D=dims[0], DV=dims[1], dtype=torch.float16, longest=longest)
+    p = problem("codes", 150, 140, block, D=dims[0], DV=dims[1], dtype=torch.float16, longest=longest)
     with mock.patch.object(launch, "family", return_value="sm_90"):
         check(p, run(p, tensors := p.make()), tensors)
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="two binaries may round differently")
 def test_results_are_the_same_bit_for_bit() -> None:
-    p = problem("letters", 40, 90, (32, 32), D=32)
+    p = problem("codes", 40, 90, (32, 32), D=32)
     tensors = p.make()
     found: list[Results] = []
     for tma in (False, True):

@@ -27,7 +27,7 @@ from benchmarks.gpu.settings import COMMON, Setting, random_name
 from benchmarks.masks import DENSITIES, GPU_MASKS
 from benchmarks.record import Growing
 from sparseflash import patterns as P
-from sparseflash.tools.timing import interleaved, wall
+from sparseflash.tools.timing import time_interleaved, wall
 from tests.strategies import compiled_for
 
 CPU = torch.device("cpu")
@@ -49,14 +49,14 @@ def test_rounds_take_turns_and_go_through_the_operands() -> None:
         "b": lambda: called.append("b"),
         "c": broken,
     }
-    found = interleaved(calls, 3, clock, may_fail=lambda key: key == "c")
+    found = time_interleaved(calls, 3, clock, may_fail=lambda key: key == "c")
     assert called == ["a0", "a1", "b", "a1", "b", "a0", "b", "a1", "b"], "a warm-up of everything, then turns"
     assert found.times == {"a": [2.0, 4.0, 6.0], "b": [3.0, 5.0, 7.0]}
     assert found.first == {"a": 0.0, "b": 1.0}
     assert found.failed == {"c": "ValueError: no"}
     with pytest.raises(ValueError, match="no"):
-        interleaved({"c": broken}, 1)
-    assert len(interleaved({"a": lambda: None}, 50, wall, seconds=0).times["a"]) == 3, "a median needs three"
+        time_interleaved({"c": broken}, 1)
+    assert len(time_interleaved({"a": lambda: None}, 50, wall, seconds=0).times["a"]) == 3, "a median needs three"
 
 
 def test_a_file_that_grows_knows_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sparseflash.models import Model, ModelConfig, PixelTransformerConfig, SequenceTransformerConfig, build
 from sparseflash.models.files import WEIGHTS, write_tensors
-from sparseflash.train.warm_start import begin_with, source
+from sparseflash.train.warm_start import load_initial_weights, source
 from tests.cli.test_commands import invoke, refused
 from tests.train.test_training import SMALL, run, weights
 
@@ -32,7 +32,7 @@ def saved(config: ModelConfig, folder: Path) -> dict[str, Tensor]:
 
 def begun(config: ModelConfig, folder: Path) -> dict[str, Tensor]:
     model: Model = build(config)
-    begin_with(model, folder)
+    load_initial_weights(model, folder)
     return model.state_dict()
 
 
