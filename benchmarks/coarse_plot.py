@@ -40,7 +40,7 @@ def _draw(path: Path) -> None:
                 axes.errorbar(row["density"] * 1.03, accuracy, [[accuracy - low], [high - accuracy]], fmt="^", **style)
     if before:
         axes.axhline(before[0]["marker_distance_baseline"], linestyle=":", color="grey", label="distance alone")
-    axes.set(xlabel="blocks stored", ylabel="accuracy on Path-X, every pixel a token", xscale="log")
+    axes.set(xlabel="blocks stored", ylabel="accuracy on Path-X, every pixel a token", xlim=(0, None))
     axes.xaxis.set_major_formatter("{x:.0%}")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, title="circles: as they are; triangles: after training", title_fontsize=8)

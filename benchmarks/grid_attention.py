@@ -69,7 +69,8 @@ def measure(
     queries = min(QUERIES, tokens)
     begin = (tokens - queries) // 2
     calls[None] = partial(F.scaled_dot_product_attention, q[:, :, begin : begin + queries], k, v)
-    times = {who: 1e3 * statistics.median(taken) for who, taken in time_interleaved(calls, runs, processor).times.items()}
+    taken = time_interleaved(calls, runs, processor).times
+    times = {who: 1e3 * statistics.median(seconds) for who, seconds in taken.items()}
     dense = times[None] * tokens / queries
     return [
         {
