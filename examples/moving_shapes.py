@@ -14,6 +14,21 @@ that whatever else the machine does slows all of them.
 
     python -m examples.moving_shapes                       # all three, with a closing table
     python -m examples.moving_shapes --attention neighborhood --steps 100
+
+Measured with the first command on one thread (OMP_NUM_THREADS=1) of a 2-core AMD EPYC machine under heavy load (load
+average 5 to 14), torch 2.13.0, 2026-11-30. All three took 282 s of processor time together. Overlap is lit pixels of
+prediction and truth over those of either, on 64 fresh videos, where three frames and more have been seen; the last
+frame itself has 26.4 %.
+
+============ ====== ======= ========= ==============
+attention    pairs  overlap last loss seconds a step
+============ ====== ======= ========= ==============
+neighborhood  3.2 %  62.0 %    0.0525          0.846
+dense        56.2 %  31.3 %    0.0871          1.694
+one frame     1.2 %  13.3 %    0.0909          0.675
+============ ====== ======= ========= ==============
+
+Dense attention is behind after as many steps. This says nothing of where both end.
 """
 
 from __future__ import annotations
