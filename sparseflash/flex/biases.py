@@ -63,7 +63,7 @@ def _looked_up(origin: Origin, recording: Recording, counts: Sizes) -> Tensor | 
     source, *indices = step.arguments
     if step.operator.overloadpacket != aten.index or not isinstance(source, Read):
         return None
-    tensor = recording.live.get(source.number, recording.contents[source.number])
+    tensor = recording.contents[source.number]
     axes = {SAMPLE: 0, HEAD: 1, QUERY: 2, KEY: 3}
     dims = [axes[index] for index in indices if index in axes]
     if len(dims) != len(indices) or len(set(dims)) != len(dims) or tensor.dim() != len(dims):

@@ -135,17 +135,20 @@ class Change:
 Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it holds, else -inf
 
 
-def change_of(recording: Recording) -> Change | str:
-    """What a recorded score_mod does, or words for what it does that is not known."""
+def change_of(recording: Recording) -> tuple[Change | str, frozenset[int]]:
+    """What a recorded score_mod does, or words for what it does that is not known; and the tensors that decide it.
+
+    These, by their numbers, were read for that; those of conditions are read when a mask is made of them.
+    """
     if recording.mutates or recording.answer is None:
-        return "writes into tensors"
+        return "writes into tensors", frozenset()
     reading = _Reading(recording)
     found = reading.special.get(recording.answer)
     if isinstance(found, Change):
-        return found
+        return found, reading.looked.union(*(recording.read_by(one.origin) for one in found.conditions))
     if "score" not in reading.depends(recording.answer):
-        return "does not use the score"
-    return reading.strange(recording.answer)
+        return "does not use the score", reading.looked
+    return reading.strange(recording.answer), reading.looked
 
 
 class _Reading:
@@ -157,6 +160,7 @@ class _Reading:
         self._zeros = place, place, place, place, score  # on which numbers do not depend
         self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
         self.special: dict[Origin, Special] = {SCORE: Change()}
+        self.looked: frozenset[int] = frozenset()  # tensors of which the numbers were asked for
         self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype
         # Whole numbers that are a times the query's index and b times the key's, and what depends on neither.
         self._slopes: dict[Origin, tuple[int, int]] = {QUERY: (1, 0), KEY: (0, 1)}
@@ -301,8 +305,10 @@ class _Reading:
         if not isinstance(argument, Made | Read):
             _, value = argument
             return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        if self.depends(argument) or self.recording.learns(argument):
+        read = self.recording.read_by(argument)
+        if self.depends(argument) or read & self.recording.learned:
             return None
+        self.looked |= read
         value = self.recording.function(argument)(*self._zeros)
         return float(value) if value.numel() == 1 and not value.is_complex() else None
 

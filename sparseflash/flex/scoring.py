@@ -131,11 +131,12 @@ def scored(
 
 
 def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Recording]:
-    """What a score_mod does now: what it reads is compared at every call, as torch reads it at every call."""
+    """What a score_mod does now: what decides that is compared at every call, as torch reads it at every call."""
     recording = Recording.of(score_mod, score.device, score.dtype)
     known: _Known | None = _known.get(score_mod)
     if known is None or not recording.same(known.recording):
-        known = _Known(recording.kept(), change_of(recording))
+        change, decisive = change_of(recording)
+        known = _Known(recording.kept(decisive), change)
         _known[score_mod] = known
     return known, recording
 

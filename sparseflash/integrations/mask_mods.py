@@ -11,7 +11,7 @@ change of anything has to be noticed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -68,14 +68,14 @@ class Recording:
 
     Attributes:
         steps: the operations, in the order in which they ran, on tensors of one element for each index.
-        contents: copies of the tensors that were read, as they were then.
+        contents: the tensors that were read; of a mask_mod copies, as they were then.
         answer: where the result came from; None if that is not known.
         looks_at_sample: whether the answer may depend on ``b``.
         looks_at_head: whether it may depend on ``h``.
         mutates: whether some operation wrote into a tensor: the steps then are no graph.
         learned: numbers of the tensors that were read and ask for a gradient.
         device: where the arguments lay.
-        live: those tensors themselves, so that a replay has their gradients.
+        compared: numbers of the tensors whose contents matter to :meth:`same`; None: of all.
     """
 
     steps: tuple[Step, ...]
@@ -86,29 +86,37 @@ class Recording:
     mutates: bool
     learned: frozenset[int]
     device: torch.device
-    live: dict[int, Tensor] = field(default_factory=dict)
+    compared: frozenset[int] | None = None
 
     @classmethod
     def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
         """Call a mod once, on index 0 of everything, and write down what it does; a score_mod on a score of 0."""
         indices = tuple(torch.zeros(1, dtype=torch.long, device=device) for _ in range(4))
         scores = () if score is None else (torch.zeros(1, dtype=score, device=device),)
-        recorder = _Recorder(indices + scores)
+        recorder = _Recorder(indices + scores, copies=score is None)
         with torch.no_grad(), recorder:
             answer = torch.vmap(mod)(*scores, *indices)
         sample, head = recorder.looks(answer)
         return cls(
             *(tuple(recorder.steps), tuple(recorder.contents), recorder.origin(answer), sample, head),
-            *(recorder.mutates, frozenset(recorder.live), device, recorder.live),
+            *(recorder.mutates, frozenset(recorder.learned), device),
         )
 
     def same(self, other: Recording) -> bool:
         """Whether both calls ran the same operations on equal tensors, so that all answers are equal."""
-        return (self.steps, self.learned) == (other.steps, other.learned) and equal(self.contents, other.contents)
+        if (self.steps, self.learned) != (other.steps, other.learned) or len(self.contents) != len(other.contents):
+            return False
+        here = range(len(self.contents)) if other.compared is None else sorted(other.compared)
+        forms = [[(x.dtype, x.device, x.shape) for x in recording.contents] for recording in (self, other)]
+        return forms[0] == forms[1] and all(torch.equal(self.contents[n], other.contents[n]) for n in here)
 
-    def kept(self) -> Recording:
-        """The same without the tensors that ask for a gradient, whose graphs it would keep alive."""
-        return replace(self, live={})
+    def kept(self, compared: frozenset[int]) -> Recording:
+        """The same for later, with copies of the tensors that are to be compared, and nothing of the others."""
+        copies = tuple(
+            x.detach().clone() if number in compared else x.new_empty(()).expand(x.shape)
+            for number, x in enumerate(self.contents)
+        )
+        return replace(self, contents=copies, compared=compared)
 
     @property
     def widest(self) -> int:
@@ -121,7 +129,7 @@ class Recording:
 
         def computed(*arguments: Tensor) -> Tensor:
             values: dict[Origin, Tensor] = {Made(-1, number): x.reshape(1) for number, x in enumerate(arguments)} | {
-                Read(number): self.live.get(number, x) for number, x in enumerate(self.contents)
+                Read(number): x for number, x in enumerate(self.contents)
             }
             for index in wanted:
                 step = self.steps[index]
@@ -143,10 +151,10 @@ class Recording:
                 waiting += self.steps[found.step].arguments
         return sorted(wanted)
 
-    def learns(self, origin: Origin) -> bool:
-        """Whether a tensor is made of one that asks for a gradient."""
+    def read_by(self, origin: Origin) -> frozenset[int]:
+        """Numbers of the tensors of which a tensor is made."""
         read = [x for index in self.behind(origin) for x in self.steps[index].arguments] + [origin]
-        return any(isinstance(x, Read) and x.number in self.learned for x in read)
+        return frozenset(x.number for x in read if isinstance(x, Read))
 
 
 def _tensors(result: Any) -> list[Tensor]:
@@ -161,12 +169,13 @@ def equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
 
 
 class _Recorder(TorchDispatchMode):
-    def __init__(self, arguments: tuple[Tensor, ...]) -> None:
+    def __init__(self, arguments: tuple[Tensor, ...], copies: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
+        self.copies = copies
         self.steps: list[Step] = []
         self.contents: list[Tensor] = []
         self.mutates = False  # whatever was written into may depend on more than it was made of
-        self.live: dict[int, Tensor] = {}
+        self.learned: set[int] = set()
         # Kept alive, so that no other tensor gets the id of one of them.
         self._alive: list[Tensor] = list(arguments)
         self._origin: dict[int, Origin] = {id(x): Made(-1, i) for i, x in enumerate(arguments)}
@@ -192,9 +201,9 @@ class _Recorder(TorchDispatchMode):
         found = self._origin.get(id(x))
         if found is None:
             found = Read(len(self.contents))
-            self.contents.append(x.detach().clone())
+            self.contents.append(x.detach().clone() if self.copies else x)
             if x.requires_grad:
-                self.live[found.number] = x
+                self.learned.add(found.number)
             self._alive.append(x)
             self._origin[id(x)] = found
         return found

@@ -273,7 +273,7 @@ def test_sinks_are_not_moved_with_the_scores_of_a_row() -> None:
 
 def test_what_a_term_depends_on_is_read_off_its_operations() -> None:
     def terms(score_mod: ScoreMod) -> tuple[Bias, ...]:
-        change = change_of(Recording.of(score_mod, torch.device("cpu"), torch.float32))
+        change, _ = change_of(Recording.of(score_mod, torch.device("cpu"), torch.float32))
         assert isinstance(change, Change)
         return change.biases
 
@@ -351,7 +351,7 @@ def test_no_pair_is_listed_for_what_depends_on_distance() -> None:
     tokens = 1 << 18
     of_side = torch.zeros(H, 2)
     score_mod: ScoreMod = lambda s, b, h, i, j: s + of_side[h, ((j - i) // tokens).clamp(0, 1)]  # noqa: E731
-    change = change_of(recording := Recording.of(score_mod, torch.device("cpu"), torch.float32))
+    change, _ = change_of(recording := Recording.of(score_mod, torch.device("cpu"), torch.float32))
     assert isinstance(change, Change)
     found = bias_of(change.biases, recording, Sizes(1, H, tokens, tokens), torch.zeros(()))
     assert found is not None
@@ -380,7 +380,19 @@ def test_a_mask_is_found_once_and_what_changes_is_noticed(monkeypatch: pytest.Mo
     reach.data.numpy()[...] = 9  # no version counts this
     check(3)
     slopes[1] += 0.5
-    check(4)
+    check(3)
+
+
+def test_only_what_decides_is_copied_and_compared() -> None:
+    x = torch.randn(B, H, M, 16, dtype=torch.float64)
+    bias, reach, scale = OF_PAIR.clone(), torch.tensor(9), torch.tensor(0.5)
+    score_mod: ScoreMod = lambda s, b, h, i, j: torch.where(i - j < reach, s * scale + bias[h, i, j], -INF)  # noqa: E731
+    for change in (lambda: None, lambda: bias.mul_(2), lambda: reach.fill_(30), lambda: scale.fill_(2)):
+        change()
+        want, *_ = dense(x, x, x, score_mod, torch.ones(M, M, dtype=torch.bool), 0.25)
+        torch.testing.assert_close(ours.flex_attention(x, x, x, score_mod), want, rtol=1e-9, atol=1e-9)
+    kept = scoring._known[score_mod].recording.contents
+    assert sorted(copy.untyped_storage().nbytes() for copy in kept) == [4, 8, 8]
 
 
 def test_compiled_functions_break_their_graph() -> None:
