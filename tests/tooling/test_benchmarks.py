@@ -117,9 +117,10 @@ def test_compiling_stays_under_its_bars(name: str, tokens: int, seconds: float, 
     [
         (P.neighborhood((21, 45, 80), kernel_size=(7, 21, 27)), 75_600, 2.0),
         (P.neighborhood((33, 45, 80), kernel_size=(7, 21, 27)), 118_800, 3.0),
+        (P.radial(33, 3600, decay=0.2), 118_800, 1.2),
         (P.from_blocks(np.tri(21, dtype=bool), unit=1560), 32_760, 0.2),
     ],
-    ids=["Wan 720p", "HunyuanVideo 720p", "frames causal in time"],
+    ids=["Wan 720p", "HunyuanVideo 720p", "radial, HunyuanVideo 720p", "frames causal in time"],
 )
 def test_videos_compile_under_their_bars(pattern: P.Pattern, tokens: int, seconds: float, block: int) -> None:
     row = grids.measure("", (tokens,), pattern, block)
