@@ -35,7 +35,7 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"bias": torch.ones(2, 3).double()}, TypeError, r"bias must be torch.float32 for.*float64; give bias.to"),
     ({"bias": torch.ones(2, 3).half()}, TypeError, "must be torch.float32 for q of torch.float32, got torch.float16"),
     ({"bias": torch.ones(2, 4)}, ValueError, r"\[2 or 1, 2 R \+ 1\], an odd width.*got \(2, 4\); .*bias\[None, None\]"),
-    ({"bias": torch.ones(3, 3)}, ValueError, r"bias must be \[1 or 1, 2 or 1, 32 or 1, 32 or 1\].*got \(3, 3\)"),
+    ({"bias": torch.ones(3, 3)}, ValueError, r"bias must be \[1, 2 or 1, 32 or 1, 32 or 1\].*got \(3, 3\)"),
     ({"bias": torch.ones(2, 32, 32)}, ValueError, r"got \(2, 32, 32\); one of pairs .* dims: bias\[None\]"),
     ({"bias": torch.ones(32)}, ValueError, r"got \(32,\); one .* has four dims: bias\[None, None, None\]"),
     ({"bias": torch.ones(1, 2, 31, 32)}, ValueError, r"for q \(1, 2, 32, 16\) and k .*got \(1, 2, 31, 32\)$"),

@@ -82,9 +82,9 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
 @triton.jit(
     do_not_specialize=[
         *("q_b", "q_h", "q_n", "k_b", "k_h", "k_n", "v_b", "v_h", "v_n", "dout_b", "dout_h", "dout_n"),
-        *("pattern_b", "pattern_h", "scale", "N", "NP", "M", "Hq", "group", "lines", "heads", "together"),
+        *("pattern_b", "pattern_h", "scale", "N", "NP", "Hq", "group", "lines", "heads", "together"),
         *("items", "cap", "slopes_ptr", "slopes_b", "q_offset", "seed_ptr", "threshold"),
-        *("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m", "reach"),
+        *("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m", "reach", "bias_keys"),
     ]
 )
 def queries_kernel(
@@ -117,7 +117,6 @@ def queries_kernel(
     scale,
     N,
     NP,
-    M,
     Hq,
     group,  # query heads per key head
     lines,  # block rows
@@ -125,7 +124,7 @@ def queries_kernel(
     together,
     items,  # of work; from here to parts_ptr: None where no row is cut
     parts_ptr,  # fp32 [slots, B * Hq, BQ, D]
-    cap,  # from here to reach: None where the feature is off
+    cap,  # from here to bias_keys: None where the feature is off
     slopes_ptr,
     slopes_b,
     q_offset,
@@ -137,6 +136,7 @@ def queries_kernel(
     bias_n,
     bias_m,
     reach,
+    bias_keys,  # M
     FRAGMENTS: tl.constexpr,
     UNIT: tl.constexpr,
     D: tl.constexpr,
@@ -172,7 +172,7 @@ def queries_kernel(
     bias = None
     if bias_ptr is not None:
         start = bias_of(bias_ptr, batch, head, bias_b, bias_h)
-        bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, unit))
+        bias = Bias(start, bias_n, bias_m, reach, q_offset, N, bias_keys, in_unit(1.0, unit))
     score = Score(c, cap, slope, position, dropout, threshold, bias)
     keep = rows < N
     q = load_rows(matrix(q_ptr, batch, head, q_b, q_h, UNIT), first, q_n, keep, UNIT, BM, D, DP)

@@ -61,9 +61,9 @@ FEATURES = {
 }
 # Likewise of the forms of a bias, of which a call has one.
 BIASES = {
-    "bias of pairs": ("bias_ptr", "bias_b", "bias_h", "bias_n", "bias_m"),
-    "bias of keys": ("bias_ptr", "bias_b", "bias_h", "bias_m"),
-    "bias of distances": ("bias_ptr", "bias_b", "bias_h", "reach", "q_offset"),
+    "bias of pairs": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "bias_n", "bias_m"),
+    "bias of keys": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "bias_m"),
+    "bias of distances": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "reach", "q_offset"),
 }
 # Those of pieces of lines, None where no line is cut.
 PIECES = ("items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")

@@ -282,9 +282,10 @@ def check_bias(bias: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor) -> N
         fits = bias.dim() == 2 and shape[0] in (1, Hq) and shape[1] % 2 == 1
         hint = "" if bias.dim() > 3 else f"; one of pairs or keys has four dims: bias{_to_four_dims(bias)}"
     if not fits:
+        b, h, n, m = ("1" if size == 1 else f"{size} or 1" for size in (B, Hq, N, M))
         raise ValueError(
-            f"bias must be [{B} or 1, {Hq} or 1, {N} or 1, {M} or 1], or of distances [{Hq} or 1, 2 R + 1], an odd "
-            f"width, for q {tuple(q.shape)} and k {tuple(k.shape)}; got {shape}{hint}"
+            f"bias must be [{b}, {h}, {n}, {m}], or of distances [{h}, 2 R + 1], an odd width, for q {tuple(q.shape)} "
+            f"and k {tuple(k.shape)}; got {shape}{hint}"
         )
     if bias.device != q.device:
         raise ValueError(f"bias must lie on {q.device} with q, got {bias.device}; give bias.to(q.device)")

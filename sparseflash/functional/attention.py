@@ -152,6 +152,13 @@ def attention(
         >>> _, lse = sf.attention(100 * q, k, v, softcap=5.0, return_lse=True)
         >>> bool(lse.max() <= 5 + torch.tensor(512.0).log())
         True
+
+        A bias that is learned, one number for each head and each distance up to 128, all farther ones sharing two:
+
+        >>> bias = torch.zeros(4, 257, requires_grad=True)
+        >>> sf.attention(q, k, v, "causal() & local(200)", bias=bias).sum().backward()
+        >>> bias.grad.shape
+        torch.Size([4, 257])
     """
     q, k, v = under_autocast(q, k, v)
     check_operands(q, k, v)

@@ -40,7 +40,8 @@ ON: dict[str, dict[str, Any]] = {
     "plain": {},
     "sinks": {"sinks": 1.0},
     "dropout": {"dropout_p": 0.3},
-    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3},
+    "bias": {"bias": "pairs shared"},
+    "all": {"softcap": 3.0, "alibi": "head", "sinks": 1.0, "dropout_p": 0.3, "bias": "near distances"},
 }
 
 

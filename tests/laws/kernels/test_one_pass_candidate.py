@@ -116,10 +116,10 @@ def test_two_passes_for_split_lines_and_features() -> None:
     p = replace(problem("letters", 40, 64, (32, 32)), Hq=2, Hkv=1)
     q, k, v, dout = (p.make()[name] for name in ("q", "k", "v", "dout"))
     rows, columns, tiles, pattern_of, block = p.tables()
-    score = Score(0.3, softcap=2.0)
-    out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score)
-    with in_one_pass(), pytest.raises(AssertionError, match="two passes were launched"):
-        triton_backward.backward(dout, None, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
+    for score in (Score(0.3, softcap=2.0), Score(0.3, bias=torch.zeros(1, 5, device=DEVICE))):
+        out, lse = triton_forward.forward(q, k, v, rows, tiles, pattern_of, block, score)
+        with in_one_pass(), pytest.raises(AssertionError, match="two passes were launched"):
+            triton_backward.backward(dout, None, q, k, v, out, lse, rows, columns, tiles, pattern_of, block, score)
 
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # numpy, of the poison itself
