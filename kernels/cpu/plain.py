@@ -174,7 +174,7 @@ class _Call:
             bend = 1 - scores.square()
             scores.mul_(self.score.softcap)
         if self.slopes is not None:
-            queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+            queries = self.places(positions)
             distance = (queries[:, None] - keys).abs().to(self.dtype)
             scores.addcmul_(self.slopes[heads.sample, heads.number][:, None, None], distance, value=-1)
         if self.score.bias is not None:
@@ -194,8 +194,12 @@ class _Call:
     def apart(self, bias: torch.Tensor, positions: range, keys: torch.Tensor) -> torch.Tensor:
         """Which number [n, T] of its head's relative bias a pair takes."""
         most = biases.reach(bias)
-        queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+        queries = self.places(positions)
         return (keys - queries[:, None]).clamp_(-most, most).add_(most)
+
+    def places(self, positions: range) -> torch.Tensor:
+        """Where queries [n] stand, key 0 at 0."""
+        return torch.arange(positions.start, positions.stop) + self.score.q_offset
 
     def taken(self, x: torch.Tensor, heads: _Heads, keys: torch.Tensor) -> torch.Tensor:
         """Keys or values [H, T, ...]."""
