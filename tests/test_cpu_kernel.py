@@ -25,7 +25,7 @@ from sparseflash.kernels.cpu import levels, native
 from sparseflash.kernels.layout import Side
 from tests.laws import test_attention_laws as attention
 from tests.laws import test_decode as decoding
-from tests.oracle import Features, check, ours, random_case
+from tests.oracle import Features, check, ours, random_case, random_features
 
 BUILDS = [*(level.name for level in levels.runnable(native.capabilities()) if level.library.exists()), native.PLAIN]
 
@@ -297,6 +297,23 @@ def test_what_a_table_names_is_looked_at_before_it_is_read() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             call()
+
+
+def test_gradients_in_torch_are_equal_at_any_number_of_threads() -> None:
+    case = random_features(random_case(3, 1, 2, 4, 256, 256, 32, 32, torch.float32), 3, bias="keys by sample")
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 4, 4):
+            torch.set_num_threads(count)
+            with native.using(None):
+                results.append(ours(case, None, "cpu")[3:])
+    finally:
+        torch.set_num_threads(threads)
+    for result in results[1:]:
+        for want, got in zip(results[0], result, strict=True):
+            torch.testing.assert_close(got, want)
+    for want, got in zip(*results[1:], strict=True):
+        assert torch.equal(want, got)
 
 
 @pytest.mark.parametrize("name", ["dout", "out", "lse", "k", "rows"])

@@ -174,7 +174,7 @@ class _Call:
             bend = 1 - scores.square()
             scores.mul_(self.score.softcap)
         if self.slopes is not None:
-            queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+            queries = self.places(positions)
             distance = (queries[:, None] - keys).abs().to(self.dtype)
             scores.addcmul_(self.slopes[heads.sample, heads.number][:, None, None], distance, value=-1)
         if self.score.bias is not None:
@@ -194,8 +194,12 @@ class _Call:
     def apart(self, bias: torch.Tensor, positions: range, keys: torch.Tensor) -> torch.Tensor:
         """Which number [n, T] of its head's relative bias a pair takes."""
         most = biases.reach(bias)
-        queries = torch.arange(positions.start, positions.stop) + self.score.q_offset
+        queries = self.places(positions)
         return (keys - queries[:, None]).clamp_(-most, most).add_(most)
+
+    def places(self, positions: range) -> torch.Tensor:
+        """Where queries [n] stand, key 0 at 0."""
+        return torch.arange(positions.start, positions.stop) + self.score.q_offset
 
     def taken(self, x: torch.Tensor, heads: _Heads, keys: torch.Tensor) -> torch.Tensor:
         """Keys or values [H, T, ...]."""
@@ -264,9 +268,12 @@ class _Call:
         ds = part.ds if part.bend is None else part.ds * part.bend
         dq = (ds @ self.taken(self.k, heads, part.keys)).masked_fill_(part.dead, 0) * self.score.scale
         gradients[0][heads.sample, heads.number, places.start : places.stop] = dq
-        index = heads.sample[:, None], heads.number[:, None] // self.group, part.keys
-        gradients[1].index_put_(index, ds.mT @ part.q * self.score.scale, accumulate=True)
-        gradients[2].index_put_(index, part.given.mT @ part.dout, accumulate=True)
+        owner = heads.sample * self.k.shape[1] + heads.number // self.group
+        for total, sums in zip(
+            gradients[1:], (ds.mT @ part.q * self.score.scale, part.given.mT @ part.dout), strict=True
+        ):
+            owners, sums = _by_owner(owner, sums)
+            total.flatten(0, 1)[owners[:, None], part.keys] += sums
 
     def differentiate_bias(self, heads: _Heads, row: int, places: range, results: Results, total: torch.Tensor) -> None:
         """Add the part of a block row to the gradient of a bias."""
@@ -281,7 +288,15 @@ class _Call:
         samples, numbers, queries, _ = total.shape
         ds = part.ds if queries > 1 else part.ds.sum(1, keepdim=True)
         owner = heads.sample * (samples > 1) * numbers + heads.number * (numbers > 1)
-        owners, place = owner.unique(return_inverse=True)
-        sums = total.new_zeros(len(owners), *ds.shape[1:]).index_add_(0, place, ds)
+        owners, sums = _by_owner(owner, ds)
         here = torch.arange(places.start, places.stop) if queries > 1 else torch.zeros(1, dtype=torch.int64)
         total.flatten(0, 1)[owners[:, None, None], here[:, None], part.keys] += sums
+
+
+def _by_owner(owner: torch.Tensor, parts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """The owners [n] there are, and the sums [n, ...] of their parts [H, ...], in order.
+
+    index_put_ with accumulate=True would add in whatever order threads come.
+    """
+    owners, place = owner.unique(return_inverse=True)
+    return owners, parts.new_zeros(len(owners), *parts.shape[1:]).index_add_(0, place, parts)

@@ -109,8 +109,8 @@ CPU = [
     Fault(
         "gradients of shared keys overwrite each other",
         "kernels.cpu.plain",
-        "ds.mT @ part.q * self.score.scale, accumulate=True",
-        "ds.mT @ part.q * self.score.scale, accumulate=False",
+        "total.flatten(0, 1)[owners[:, None], part.keys] += sums",
+        "total.flatten(0, 1)[owners[:, None], part.keys] = sums",
     ),
     Fault(
         "survivors of dropout are not scaled",
