@@ -154,7 +154,9 @@ def test_a_decoder_that_is_given_an_encoders_states() -> None:
         (["local(1)", "local(2)"], "whose layers the list is for"),
         ({"encoder": ["local(1)"]}, "1 entries, the model 2 layers"),
         ({"encoder": "lokal(1)"}, "lokal"),
-        ({"cross": "local(1)"}, r"the entries \['cross'\].*'encoder' and 'decoder'"),
+        ({"cros": "local(1)"}, r"the entries \['cros'\].*'encoder', 'decoder' and 'cross'"),
+        ({"cross": ["local(1)", None]}, "2 entries, the model 1 layers"),
+        ({"cross": "lokal(1)"}, "lokal"),
     ],
 )
 def test_what_is_refused(pattern: Any, words: str) -> None:

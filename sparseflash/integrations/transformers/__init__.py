@@ -6,8 +6,8 @@ what each layer then reads. Or ``register()`` once, and ``attn_implementation="b
 
 - ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None, and no
   such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
-  ``{"encoder": ..., "decoder": ...}``; cross-attention sees everything. In a vision model the text may name the
-  ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
+  ``{"encoder": ..., "decoder": ..., "cross": ...}``; without the last one cross-attention sees everything. In a
+  vision model the text may name the ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
 - ``config.block_sparse_block``: tokens per block side, default 128.
 
 A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
@@ -25,6 +25,7 @@ from sparseflash.integrations.transformers.alibi import described
 from sparseflash.integrations.transformers.attention import (
     NAME,
     block_sparse_attention,
+    crosses,
     pattern_of,
     side_of,
 )
@@ -154,7 +155,10 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
         model: a ``PreTrainedModel``.
         pattern: a pattern or its text, or one for each layer (None: all that the model allows). A list needs to know
             the layers by number: models that do not number their attention (ViT) get numbers here. For a model of an
-            encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"`` and ``"decoder"``.
+            encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"``, ``"decoder"`` and
+            ``"cross"``: the attention of the decoder to the encoder, of query i counted from the first token of the
+            decoder to key j counted from the first token of the encoder. What is left out sees all that the model
+            allows.
         layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
             the model allows. None: all layers.
         block: tokens per block side.
@@ -166,7 +170,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
         ImportError: as :func:`register`.
         TypeError: a pattern that is neither of these.
         ValueError: a text that is not a pattern, a list of another length than the layers, a layer that is not there,
-            entries other than the two sides, a block size not offered, or a model whose attention cannot be exchanged.
+            entries other than these three, a block size not offered, or a model whose attention cannot be exchanged.
     """
     register()
     make_grid(block, block, None)
@@ -193,6 +197,9 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
             if getattr(module, "layer_idx", None) is None:
                 module.layer_idx = layer  # type: ignore[assignment]
             pattern_of(module)
+        for module in filter(crosses, model.modules()):
+            if hasattr(module, "config"):
+                pattern_of(module)
     except (TypeError, ValueError):
         for one, values in zip(written, before, strict=True):
             one.block_sparse_pattern, one.block_sparse_block = values

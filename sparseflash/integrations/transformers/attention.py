@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparseflash.functional.operands import under_autocast
+from sparseflash.integrations.transformers.crossing import WITHOUT, Queries, across
 from sparseflash.integrations.transformers.drawing import known
 from sparseflash.integrations.transformers.masks import describe, of_drawn
 from sparseflash.integrations.transformers.operators import EVERYTHING, checked, model_attention
@@ -28,22 +29,36 @@ HARMLESS = {
 
 
 SIDES = ("encoder", "decoder")
+CROSS = "cross"  # beside them: the attention of the decoder to the encoder
 CROSSES = "block_sparse_crosses"  # of a module: whether its keys are another sequence's
 SERVED = "_block_sparse_serves"  # of a class whose forward is ours
 
 
 class Calls(threading.local):
-    """The ``position_ids`` of the models that are being called, innermost last; some never hand them to attention."""
+    """The ``position_ids`` of the models that are being called, innermost last; some never hand them to attention.
+
+    And what the self-attention of a layer knows of the queries, for its cross-attention.
+    """
 
     def __init__(self) -> None:
         self._positions: list[Tensor | None] = []
+        self._queries: Queries | None = None
 
     def begin(self, position_ids: Tensor | None) -> None:
         self._positions.append(position_ids)
 
     def end(self) -> None:
+        self._queries = None
         if self._positions:
             self._positions.pop()
+
+    def tell(self, queries: Queries | None) -> None:
+        self._queries = queries
+
+    def told(self) -> Queries | None:
+        """Of the last self-attention, once: what a later layer knows is told anew."""
+        queries, self._queries = self._queries, None
+        return queries
 
     @property
     def positions(self) -> Tensor | None:
@@ -101,6 +116,11 @@ def block_sparse_attention(
         if positions is None and not torch.compiler.is_compiling():
             positions = CALLS.positions
         attention_mask = placed(attention_mask, batch, q_len, positions, *lengths)
+    if not torch.compiler.is_compiling() and _tells(module):
+        CALLS.tell(None if own and q_len != kv_len else Queries(attention_mask, batch, q_len, kv_len))
+    elif crosses(module) and pattern != EVERYTHING:
+        queries = None if torch.compiler.is_compiling() else CALLS.told()
+        attention_mask = across(module, attention_mask, queries, batch, q_len, kv_len)
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
     if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
         q, k = q.to(v.dtype), k.to(v.dtype)
@@ -140,6 +160,11 @@ def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int, kv_len: int) -> Tensor:
     """The description of a 4-D mask of the user's own, or of a model that draws its masks itself."""
+    if pattern != EVERYTHING and crosses(module):
+        raise ValueError(
+            f"{type(module).__name__} got a 4-D attention_mask and a pattern for cross-attention, {pattern}: give a "
+            f"2-D attention_mask, {WITHOUT}"
+        )
     if pattern != EVERYTHING and q_len != kv_len:
         raise ValueError(
             f"{type(module).__name__} got a 4-D attention_mask for {q_len} queries and {kv_len} keys, which does not "
@@ -181,10 +206,22 @@ def side_of(module: nn.Module) -> str:
     return "decoder" if (getattr(module, "is_causal", False) if decodes is None else decodes) else "encoder"
 
 
-def pattern_of(module: nn.Module) -> tuple[str, int]:
-    """The text of a layer's pattern, and its block size, from the config. Cross-attention sees everything.
+def _tells(module: nn.Module) -> bool:
+    """Whether a self-attention module stands before cross-attention that has a pattern."""
+    return has_cross(getattr(module, "config", None)) and not crosses(module) and side_of(module) == "decoder"
 
-    The text may leave the grid of patches to the forward pass, see ``patches.py``.
+
+def has_cross(config: Any) -> bool:
+    """Whether a config has a pattern for cross-attention."""
+    pattern = getattr(config, "block_sparse_pattern", None)
+    return isinstance(pattern, Mapping) and pattern.get(CROSS) is not None
+
+
+def pattern_of(module: nn.Module) -> tuple[str, int]:
+    """The text of a layer's pattern, and its block size, from the config.
+
+    Cross-attention sees everything, unless the config's dict has an entry for it. The text may leave the grid of
+    patches to the forward pass, see ``patches.py``.
 
     Raises:
         TypeError: no text.
@@ -216,23 +253,24 @@ def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
     """What the config says for the stack of layers that a module is in, and how many layers that has."""
     config: Any = module.config
     count = getattr(config, "num_hidden_layers", 0)
-    if pattern is None or crosses(module) or reads_none(module):
+    crossing = crosses(module)
+    if pattern is None or (crossing and not isinstance(pattern, Mapping)) or reads_none(module):
         return None, count
     name, two = type(module).__name__, has_two_sides(config)
-    if may_cross(module) and getattr(module, CROSSES, None) is None:
+    if not crossing and may_cross(module) and getattr(module, CROSSES, None) is None:
         raise ValueError(
             f"{name} belongs to a model with cross-attention, in which block_sparse has to find the self-attention "
             "first: call sparseflash.integrations.transformers.use_pattern(model, ...), or the model once before it is "
             "compiled"
         )
     if isinstance(pattern, Mapping):
-        if not two or not set(pattern) <= set(SIDES):
+        if not two or not set(pattern) <= {*SIDES, CROSS}:
             raise ValueError(
                 f"block_sparse_pattern has the entries {sorted(pattern)}: a model of an encoder and a decoder takes "
-                f"{' and '.join(map(repr, SIDES))}, any other one a text or a list"
+                f"{', '.join(map(repr, SIDES))} and {CROSS!r}, any other one a text or a list"
             )
-        side = side_of(module)
-        return pattern.get(side), getattr(config, f"{side}_layers", count)
+        side = "decoder" if crossing else side_of(module)
+        return pattern.get(CROSS if crossing else side), getattr(config, f"{side}_layers", count)
     if two and isinstance(pattern, list | tuple):
         raise ValueError(
             f"{name} belongs to a model of an encoder and a decoder; say whose layers the list is for: "

@@ -31,9 +31,10 @@ from sparseflash.integrations.transformers.sequences import Piece
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 # The first ints of every row; then follow M origins.
-MAGIC, CAUSAL, WINDOW, CHUNK, FIRST_QUERY, SEEN, FAULT, HEADER = range(8)
+MAGIC, CAUSAL, WINDOW, CHUNK, FIRST_QUERY, SEEN, CROSSING, FAULT, HEADER = range(9)
 MAGIC_NUMBER = 0x5BA5CF1A  # no mask of anyone else begins with it
 PADDING = -(1 << 31)  # in place of an origin
+OWN_KEYS = -(1 << 31)  # in place of CROSSING: the keys are those of the queries' own sequence
 # What FAULT says: data decide it, which a graph that is being traced cannot ask, so the error waits for the reader.
 FAITHFUL, ANOTHER_MASK, KEYS_MISSING, JUMP, PACKED_BEHIND_A_CACHE, LENGTHS, ADDS = range(7)
 _ALONE = (
@@ -66,6 +67,7 @@ class Description:
     samples: tuple[tuple[Piece, ...], ...]  # one entry if all samples are alike
     chunk: int | None = None  # tokens; keys of the query's own chunk, counted from the sequence's origin
     drawn: tuple[tuple[bytes, ...], ...] = ()  # the bits [N, M] of each head of each sample, where no rule says it all
+    crossing: tuple[int, ...] = ()  # of each sample, where the keys are another sequence's: position of the first query
 
     def keys(self, q_len: int, kv_len: int) -> int:
         """How many of ``kv_len`` keys are spoken of: a static cache has room past the newest query."""
@@ -140,7 +142,7 @@ def describe(
     ends &= allowed(picked[None]) == ((picked >= low) & (picked < high))
 
     def written(begin: Tensor, causal: Tensor | int, window: int, chunk: int, fault: Tensor | int) -> Tensor:
-        header = [MAGIC_NUMBER, causal, window, chunk, query[0] - kv_offset, query[0], fault]
+        header = [MAGIC_NUMBER, causal, window, chunk, query[0] - kv_offset, query[0], OWN_KEYS, fault]
         row = torch.stack([torch.as_tensor(number, device=device).long() for number in header])
         origin = torch.where(live, begin - kv_offset, PADDING)
         return torch.cat([row.expand(batch_size, -1), origin], 1).int()[:, None, None].cpu()
@@ -173,7 +175,7 @@ def of_drawn(mask: Tensor, batch: int, q_len: int, kv_len: int) -> Tensor:
         kept = mask == 0
         fault = torch.where((kept | (mask <= torch.finfo(mask.dtype).min / 2)).all(), FAITHFUL, ADDS).cpu()
         mask = kept
-    numbers = (MAGIC_NUMBER, 0, 0, 0, kv_len - q_len, kv_len - q_len)
+    numbers = (MAGIC_NUMBER, 0, 0, 0, kv_len - q_len, kv_len - q_len, OWN_KEYS)
     header = torch.cat([torch.tensor(numbers), fault.reshape(1), torch.zeros(kv_len, dtype=torch.long)]).int()
     return with_bits(header.expand(batch, 1, 1, -1), mask.expand(batch, -1, q_len, -1))
 
@@ -209,9 +211,10 @@ def _read(ints: bytes, shape: tuple[int, ...], q_len: int) -> Description:
     keys = told.keys(q_len, there)
     samples = [_pieces(row) for row in rows[:, HEADER : HEADER + keys]]
     bits = bits_of(everything, q_len * there)
-    if all(a == samples[0] for a in samples) and all(a == bits[0] for a in bits):
-        del samples[1:], bits[1:]
-    return replace(told, samples=tuple(samples), drawn=tuple(bits))
+    crossing = [] if header[CROSSING] == OWN_KEYS else rows[:, CROSSING].tolist()
+    if all(one == several[0] for several in (samples, bits, crossing) for one in several):
+        del samples[1:], bits[1:], crossing[1:]
+    return replace(told, samples=tuple(samples), drawn=tuple(bits), crossing=tuple(crossing))
 
 
 def _pieces(origin: NDArray[np.int32]) -> tuple[Piece, ...]:

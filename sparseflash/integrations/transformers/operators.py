@@ -206,12 +206,21 @@ def compiled(
 ) -> BlockMask:
     """Who sees whom among the tokens of each sample: the pattern where the model allows it, for each sequence alone."""
     patterns = [checked(one) for one in text.split(BETWEEN_SAMPLES)]
+    if told.crossing and any(map(_depends_on_length, patterns)):
+        raise ValueError(
+            f"the pattern {text} of cross-attention is another one for every length, so a decoder that grows has none "
+            "to go by: take a pattern without random_blocks and beside(..., after=)"
+        )
     if told.first_query and any(map(_depends_on_length, patterns)):
         raise ValueError(
             f"the pattern {text} is another one for every length, so a growing cache has none to go by; "
             "call the model with use_cache=False, or take a pattern without random_blocks"
         )
-    if not (told.causal or told.drawn) and told.first_query + shape[0] != shape[1] and text != EVERYTHING:
+    if (
+        not (told.causal or told.drawn or told.crossing)
+        and told.first_query + shape[0] != shape[1]
+        and text != EVERYTHING
+    ):
         raise ValueError(
             f"a pattern is about the tokens of one sequence, but here {shape[0]} queries look at {shape[1]} keys of "
             "another one (cross-attention), and nothing says so: call use_pattern(model, ...), which finds such modules"
@@ -225,7 +234,14 @@ def compiled(
     samples = told.samples
     if len(patterns) == 1 or len(samples) == 1:
         patterns, samples = patterns * len(samples), samples * len(patterns)
-    masks = [_of_sample(*sample, shape, block, q_offset) for sample in zip(patterns, samples, strict=True)]
+    offsets = [q_offset] * len(samples)
+    if told.crossing:  # keys are counted from their first token, which padding may stand before
+        firsts = [pieces[0][2] if pieces else 0 for pieces in samples]
+        offsets = [query + key for query, key in zip(told.crossing, firsts, strict=True)]
+    masks = [
+        _of_sample(pattern, pieces, shape, block, offset)
+        for pattern, pieces, offset in zip(patterns, samples, offsets, strict=True)
+    ]
     mask = BlockMask.of(stacked(masks, axis=0))
     if not told.drawn:
         return mask

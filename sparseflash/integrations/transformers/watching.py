@@ -31,6 +31,7 @@ from sparseflash.integrations.transformers.attention import (
     SERVED,
     attending,
     crosses,
+    has_cross,
     has_two_sides,
     may_cross,
     side_of,
@@ -237,6 +238,12 @@ def examine(model: Any) -> None:
                 f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
+    decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone has nothing to say of it
+    if decodes and not any(map(crosses, readers)) and any(has_cross(part) for _, part in patterns):
+        raise ValueError(
+            f"{type(model).__name__} never asks for block_sparse cross-attention, so its pattern for "
+            f'"cross" would have no effect: leave it out, or {INSTEAD}'
+        )
     if (alone := _computing(model, model.config)) is not None:
         half = (
             'give the decoder alone one, {"decoder": ...}, or '
