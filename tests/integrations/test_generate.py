@@ -132,7 +132,7 @@ def test_inductor_takes_the_operator() -> None:
     torch.testing.assert_close(*grads)
     torch.library.opcheck(
         torch.ops.sparseflash.model_attention,
-        (q, k, v, None, mask, "local(5)", 16, 0.3, None, 0.0, None),
+        (q, k, v, None, None, mask, "local(5)", 16, 0.3, None, 0.0, None),
     )
 
 
