@@ -69,7 +69,8 @@ def examples() -> dict[str, Example]:
     model = told, "local(9)", 16, 0.3, None, 0.0, None
     out, lse = torch.ops.sparseflash.attention(q, k, v, sinks, bias, *setting)
     given = case.dout, case.dlse, q, k, v, out, lse, bias
-    model_out, model_lse = torch.ops.sparseflash.model_attention(q, k, v, sinks, *model)
+    model_out, model_lse = torch.ops.sparseflash.model_attention(q, k, v, sinks, bias, *model)
+    model_given = case.dout, q, k, v, model_out, model_lse, bias
     rows, tiles = ([x.clone() for x in part.tensors()] for part in (table.rows, table.tiles))
     decoding = torch.tensor([17]), rows, tiles, table.pattern_of.clone(), 16, 16, "cpu", 0.3, None, slopes
     made = (
@@ -77,8 +78,9 @@ def examples() -> dict[str, Example]:
         Example("attention_backward", given, setting),
         Example("attention_bias_backward", given, (*mask, "cpu", *score)),
         Example("decode", (q[:, :, :3].contiguous(), k, v, sinks), decoding),
-        Example("model_attention", (q, k, v, sinks), model),
-        Example("model_attention_backward", (case.dout, q, k, v, model_out, model_lse), model),
+        Example("model_attention", (q, k, v, sinks, bias), model),
+        Example("model_attention_backward", model_given, model),
+        Example("model_attention_bias_backward", model_given, model),
     )
     return {example.name: example for example in made}
 

@@ -17,7 +17,7 @@ import torch
 from sparseflash.kernels.cpu import native
 from tests.kernels.cpu_problems import problem, use_libraries_of_environment
 
-RESULTS = {"out", "lse", "dq", "dk", "dv", "delta", "lse2", "turns", "dq_sum", "parts"}
+RESULTS = {"out", "lse", "dq", "dk", "dv", "delta", "lse2", "turns", "dq_sum", "parts", "bias_sums"}
 PAGE = mmap.PAGESIZE
 
 

@@ -153,7 +153,7 @@ def test_what_make_help_lists_is_there() -> None:
         ["train", "demo", "--presett", "x"],
         ["train", "demo", "--steps", "many"],
         ["trian", "demo"],
-        ["show", "full()"],
+        ["show"],
         ["train", "demo", "more"],
         ["--instal-completion"],
     ],
