@@ -123,13 +123,10 @@ def _backward(
     dropout: float,
     seed: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    told = read(mask, q.shape[2], k.shape[2])
-    keys = told.keys(q.shape[2], k.shape[2])
-    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
-    backend = "cpu" if q.device.type == "cpu" else "triton"
+    keys, over = _over(q, k, mask, pattern, block)
     dq, dk, dv = torch.ops.sparseflash.attention_backward(
         *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse, _of_keys(bias, keys)),
-        *(*MaskArguments.of(table), backend, False),
+        *(*over, False),
         *(scale, softcap, None, 0, dropout, seed),
     )
     if room := k.shape[2] - keys:
@@ -153,15 +150,21 @@ def _bias_backward(
     dropout: float,
     seed: Tensor | None,
 ) -> Tensor:
-    told = read(mask, q.shape[2], k.shape[2])
-    keys = told.keys(q.shape[2], k.shape[2])
-    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
+    keys, over = _over(q, k, mask, pattern, block)
     of_keys: Tensor = torch.ops.sparseflash.attention_bias_backward(
         *(dout, None, q, k[:, :, :keys], v[:, :, :keys], out, lse, _of_keys(bias, keys)),
-        *(*MaskArguments.of(table), "cpu" if q.device.type == "cpu" else "triton"),
+        *over,
         *(scale, softcap, None, 0, dropout, seed),
     )
     return F.pad(of_keys, (0, bias.shape[3] - of_keys.shape[3]))
+
+
+def _over(q: Tensor, k: Tensor, mask: Tensor, pattern: str, block: int) -> tuple[int, tuple[Any, ...]]:
+    """The keys that there are; the table of the mask, as the gradients' operators take it, and the backend."""
+    told = read(mask, q.shape[2], k.shape[2])
+    keys = told.keys(q.shape[2], k.shape[2])
+    table = _table(pattern, block, told, (q.shape[2], keys), q.device)
+    return keys, (*MaskArguments.of(table), "cpu" if q.device.type == "cpu" else "triton")
 
 
 def _of_keys(bias: Tensor | None, keys: int) -> Tensor | None:
