@@ -40,6 +40,7 @@ from sparseflash.integrations.transformers.patches import mark_patches
 
 KEYS = ("block_sparse_pattern", "block_sparse_block")
 MARK = "_block_sparse_watched"
+SWITCH = "set_attn_implementation"
 EXAMINED = "_block_sparse_examined"
 INSTEAD = 'use attn_implementation="eager" or "sdpa"'
 # How a module of Transformers asks for its attention, and for its mask; how it defines attention of its own.
@@ -59,8 +60,9 @@ def watch() -> None:
 
     if hasattr(PreTrainedModel.__init__, MARK):
         return
-    for method, after in (("__init__", _made), ("set_attn_implementation", _switched)):
-        setattr(PreTrainedModel, method, _followed(getattr(PreTrainedModel, method), after))
+    switch = _preceded(PreTrainedModel.set_attn_implementation, _serve)
+    for name, method, after in (("__init__", PreTrainedModel.__init__, _made), (SWITCH, switch, _switched)):
+        setattr(PreTrainedModel, name, _followed(method, after))
 
 
 def _followed(method: Callable[..., Any], after: Callable[..., None]) -> Callable[..., Any]:
@@ -72,6 +74,15 @@ def _followed(method: Callable[..., Any], after: Callable[..., None]) -> Callabl
 
     setattr(watched, MARK, True)
     return watched
+
+
+def _preceded(method: Callable[..., Any], before: Callable[..., None]) -> Callable[..., Any]:
+    @wraps(method)
+    def preceded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        before(self, *args, **kwargs)
+        return method(self, *args, **kwargs)
+
+    return preceded
 
 
 class _Warned(threading.local):
@@ -106,9 +117,12 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
         )
 
 
-def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch
+def _serve(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
+    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch, and warns of
         model.config._attn_implementation_internal = attn_implementation
+
+
+def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
     if attn_implementation == NAME and model.config._attn_implementation != NAME:
         raise ValueError(_foreign(model))
     if model.config._attn_implementation == NAME:
