@@ -90,3 +90,11 @@ def test_what_bloom_cannot_do_beside_a_pattern() -> None:
         sparse(ids())
     with pytest.raises(ValueError, match="never makes the weights that output_attentions=True"):
         made("bloom", "block_sparse")(ids(), output_attentions=True)
+
+
+@pytest.mark.parametrize("family", CONFIGS)
+def test_transformers_does_not_warn_that_it_cannot(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(transformers.modeling_utils.logger, "warning", told.append)
+    use_pattern(made(family), "local(3)")
+    assert not [line for line in told if "does not support" in line]
