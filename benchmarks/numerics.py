@@ -84,10 +84,10 @@ def truth(setting: Setting, q: Tensor, k: Tensor, v: Tensor, dout: Tensor) -> li
     for first in range(0, QUERIES, step := max(1, AT_ONCE // setting.keys)):
         some, d = q[:, :, first : first + step], dout[:, :, first : first + step]
         s = some @ k.mT * scale
-        bend = torch.ones(()).double() if cap is None else 1 - (s / cap).tanh().square()
+        softcap_grad = torch.ones(()).double() if cap is None else 1 - (s / cap).tanh().square()
         p = (s if cap is None else cap * (s / cap).tanh()).softmax(-1)
         out = p @ v
-        ds = p * (d @ v.mT - (d * out).sum(-1, keepdim=True)) * bend * scale
+        ds = p * (d @ v.mT - (d * out).sum(-1, keepdim=True)) * softcap_grad * scale
         outs.append(out)
         dqs.append(ds @ k)
         dk += ds.mT @ some

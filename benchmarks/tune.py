@@ -174,7 +174,7 @@ def proposal(rows: Sequence[Row], head: str) -> str:
     lines = [
         f"# {head}",
         "# Launches that won on blocks of 64 alone belong into [... .narrow]: see the masks of the measurements.",
-        "# Then check features and split lines: python -m sparseflash.kernels.triton.report sm_90 features cut",
+        "# Then check features and split lines: python -m sparseflash.kernels.triton.report sm_90 features split",
     ]
     for key in keys:
         notes = []

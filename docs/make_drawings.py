@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 import sparseflash as sf
 from docs.svg import EMPTY, FULL, GREY, INK, MASKED, PARTIAL, Drawing
-from sparseflash.kernels.layout import Side
+from sparseflash.kernels.layout import BlockLists
 from sparseflash.patterns.tiles import unpack
 from sparseflash.pictures.pixels import token_kinds
 
@@ -86,15 +86,15 @@ def tiles_drawing() -> str:
     return drawing.text()
 
 
-def side_drawing(side: Side, name: str, other: str) -> str:
+def side_drawing(side: BlockLists, name: str, other: str) -> str:
     """What each line of one side of a table reads: its FULL entries, then its PARTIAL ones with their tiles."""
-    full, partial, tile = (x.tolist() for x in (side.full, side.partial, side.tile))
-    spans = side.spans[0].tolist()
-    lists = 210 + CELL * max(stop - start for start, stop, _, _ in spans)
-    drawing = Drawing(lists + 330, 40 + (CELL + 8) * len(spans), f"What each block {name} of {EXAMPLE} reads")
+    full, partial, tile = (x.tolist() for x in (side.full_indices, side.partial_indices, side.partial_tiles))
+    ranges = side.ranges[0].tolist()
+    lists = 210 + CELL * max(stop - start for start, stop, _, _ in ranges)
+    drawing = Drawing(lists + 330, 40 + (CELL + 8) * len(ranges), f"What each block {name} of {EXAMPLE} reads")
     for x, text in ((90, f"FULL: {other}s"), (lists, f"PARTIAL: {other}s and their tiles")):
         drawing.words(x, 16, text, GREY)
-    for line, (f0, f1, p0, p1) in enumerate(spans):
+    for line, (f0, f1, p0, p1) in enumerate(ranges):
         y = 34 + line * (CELL + 8)
         middle = y + CELL / 2
         drawing.words(10, middle, f"{name} {line}")
@@ -115,14 +115,14 @@ def side_drawing(side: Side, name: str, other: str) -> str:
 def shared_drawing() -> str:
     """The rows of a causal mask, which all point into one list."""
     side = sf.lookup(sf.parse("causal()").compile(TOKENS, block=BLOCK)).rows
-    spans, common = side.spans[0].tolist(), max(stop for _, stop, _, _ in side.spans[0].tolist())
+    ranges, common = side.ranges[0].tolist(), max(stop for _, stop, _, _ in side.ranges[0].tolist())
     left = 190
-    drawing = Drawing(left + CELL * len(spans) + 20, 50 + CELL * (len(spans) + 1), "Rows of causal() share one list")
+    drawing = Drawing(left + CELL * len(ranges) + 20, 50 + CELL * (len(ranges) + 1), "Rows of causal() share one list")
     drawing.words(10, 10 + CELL / 2, "full, once")
-    for at, entry in enumerate(side.full.tolist()[:common]):
+    for at, entry in enumerate(side.full_indices.tolist()[:common]):
         drawing.box(left + at * CELL, 10, CELL, CELL, FULL, line=EMPTY)
         drawing.words(left + (at + 0.5) * CELL, 10 + CELL / 2, str(entry), EMPTY, "middle")
-    for row, (start, stop, _, _) in enumerate(spans):
+    for row, (start, stop, _, _) in enumerate(ranges):
         y = 50 + row * CELL
         drawing.words(10, y + CELL / 2, f"row {row}: full[{start}:{stop}]")
         if stop > start:
@@ -136,7 +136,7 @@ def pieces_drawing() -> str:
     """Blocks of each row where one row sees everything: as rows, and as programs get them."""
     mask = sf.parse(HEAVY).compile(HEAVY_TOKENS, block=BLOCK)
     rows = mask.row_counts[0].tolist()
-    items = [item for item in sf.lookup(mask).rows.work[0].tolist() if item[0] >= 0]
+    items = [item for item in sf.lookup(mask).rows.work_items[0].tolist() if item[0] >= 0]
     pieces = [(f1 - f0 + p1 - p0, slot) for _, f0, f1, p0, p1, slot in items]
     wide, tall, shown = 7, 2, 24
     base = 40 + tall * max(rows)

@@ -22,7 +22,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "Operands that descriptors can read": {"tma": True},
     "Other operands": {},
     "Blocks of 64": {"tma": True, "blocks": (64,)},
-    "Lines in pieces": {"cut": True, "tma": True},
+    "Split lines": {"split": True, "tma": True},
     "Every feature on": {"features": tuple(report.FEATURES)},
 }
 WAITING = "Candidates that no GPU has run"

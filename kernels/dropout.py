@@ -34,7 +34,7 @@ def row_keys(seed: torch.Tensor, heads: torch.Tensor, queries: torch.Tensor) -> 
     return _absorbed(_absorbed(key, heads), _absorbed(torch.zeros_like(key), queries))
 
 
-def kept(rows: torch.Tensor, keys: torch.Tensor, limit: int) -> torch.Tensor:
+def keep_mask(rows: torch.Tensor, keys: torch.Tensor, limit: int) -> torch.Tensor:
     """Which pairs are kept: rows from `row_keys`, integer keys of a shape that broadcasts, limit from `threshold`."""
     hashed = _mixed(rows + (keys + 1).to(torch.int32) * _signed(GOLDEN))
     return (hashed >> 8).bitwise_and_(ONE - 1) < limit

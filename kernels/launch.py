@@ -145,7 +145,7 @@ def configuration(
     dtype: torch.dtype,
     *,
     featured: bool,
-    cut: bool,
+    split: bool,
     block: tuple[int, int],
     tma: bool,
     biased: bool = False,
@@ -154,7 +154,7 @@ def configuration(
     key = table_key(device, head_dim, dtype)
     if key[0] == "interpreter":
         return INTERPRETER
-    return committed(key, featured=featured, cut=cut, block=block, tma=tma, biased=biased)
+    return committed(key, featured=featured, split=split, block=block, tma=tma, biased=biased)
 
 
 def table_key(device: torch.device, head_dim: int, dtype: torch.dtype) -> Key:
@@ -164,14 +164,14 @@ def table_key(device: torch.device, head_dim: int, dtype: torch.dtype) -> Key:
 
 
 def committed(
-    key: Key, *, featured: bool, cut: bool, block: tuple[int, int], tma: bool, biased: bool = False
+    key: Key, *, featured: bool, split: bool, block: tuple[int, int], tma: bool, biased: bool = False
 ) -> Configuration:
     """The launches of a key for a call; `launches.toml` says what stands in whose place.
 
     Args:
         key: architecture, head dim, "half" or "single".
         featured: whether a feature is on.
-        cut: whether some lines are split.
+        split: whether some lines are split.
         block: tokens of the table's blocks, queries x keys.
         tma: whether descriptors can read the operands; no launch uses them where they cannot.
         biased: whether one of the features is an additive bias.
@@ -185,6 +185,6 @@ def committed(
         held = {"forward": BQ, "keys": BK, "queries": BQ}
         narrow = {kernel: launch for kernel, launch in COMMITTED.narrow.get(key, {}).items() if held[kernel] <= 64}
         changed |= {kernel: launch._replace(tma=launch.tma and tma) for kernel, launch in narrow.items()}
-    changed |= COMMITTED.split.get(key, {}) if cut else {}
+    changed |= COMMITTED.split.get(key, {}) if split else {}
     chosen = COMMITTED.usual[key]._replace(**changed)
     return chosen.with_bias() if biased else chosen

@@ -6,6 +6,7 @@ W = ceil(BK / 32) words a tile row.
 
 from __future__ import annotations
 
+import warnings
 from typing import NamedTuple
 
 import torch
@@ -16,38 +17,61 @@ FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)
 Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
 
 
-class Side(NamedTuple):
-    """One side of a table: for each block row its key blocks, or for each block column its query blocks.
+# Fields of `BlockLists`, by their names before 2026-12.
+RENAMED = {
+    "spans": "ranges",
+    "full": "full_indices",
+    "partial": "partial_indices",
+    "tile": "partial_tiles",
+    "work": "work_items",
+    "merges": "reductions",
+}
+
+
+class BlockLists(NamedTuple):
+    """One orientation of a table: for each block row its key blocks, or for each block column its query blocks.
 
     A line (block row or block column) lists its FULL blocks, then its PARTIAL ones, each in ascending order. Lines may
-    point at the same range of ``full``: every line of a dense mask reads one shared ``0, 1, 2, ...``, so a dense table
-    is O(N).
+    share a range of ``full_indices``: every line of a dense mask reads the same ``0, 1, 2, ...``, so a dense table is
+    O(N).
     """
 
-    spans: torch.Tensor  # int32 [P, n, 4]: start and stop of a line in `full`, then start and stop in `partial`
-    full: torch.Tensor  # int32 [F]: block index on the other side
-    partial: torch.Tensor  # int32 [S]: block index on the other side
-    tile: torch.Tensor  # int32 [S]: which tile masks that partial block
+    ranges: torch.Tensor  # int32 [P, n, 4]: start and stop of a line in full_indices, then in partial_indices
+    full_indices: torch.Tensor  # int32 [F]: block index on the other side
+    partial_indices: torch.Tensor  # int32 [S]: block index on the other side
+    partial_tiles: torch.Tensor  # int32 [S]: which tile masks that PARTIAL block
     order: torch.Tensor  # int32 [P, n]: the lines, those with most blocks first
-    # Lines far above the mean come in pieces for several programs. W = L = 0: none does, and `order` says it all.
-    # A work item is a line or -1 (nothing to do), four spans, a slot or -1 (all of the line); heaviest first. Pieces
-    # of a line follow each other through its FULL, then its PARTIAL entries; an empty span lies at their border.
-    work: torch.Tensor  # int32 [P, W, 6]
-    merges: torch.Tensor  # int32 [P, L, 3]: a line in pieces or -1 (none), its first slot and the one past its last
+    # Lines far above the mean are split among several programs. Where none is, W = L = 0 and `order` is used alone.
+    # A work item, heaviest first: a line or -1 (nothing to do); where it starts and stops in full_indices and in
+    # partial_indices; a slot for its partial result or -1 (it is the whole line). The splits of a line follow each
+    # other through its FULL, then its PARTIAL entries; at their border one of the two ranges is empty.
+    work_items: torch.Tensor  # int32 [P, W, 6]
+    reductions: torch.Tensor  # int32 [P, L, 3]: a split line or -1 (none), its first slot and the one past its last
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        """The field that once had this name."""
+        if name not in RENAMED:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        warnings.warn(f"{name} is called {RENAMED[name]} now", DeprecationWarning, stacklevel=2)
+        field: torch.Tensor = getattr(self, RENAMED[name])
+        return field
 
     @property
     def items(self) -> int:
-        """How many lines and pieces of lines programs are started for, in each pattern."""
-        return self.work.shape[1] or self.order.shape[1]
+        """Lines and splits of lines that programs are started for, in each pattern."""
+        return self.work_items.shape[1] or self.order.shape[1]
 
     @property
     def slots(self) -> int:
-        """At most how many partial results a head has, from shapes alone: 0 when no line is cut."""
-        return self.items - self.order.shape[1] + self.merges.shape[1]
+        """The most partial results that a head has, from shapes alone: 0 when no line is split."""
+        return self.items - self.order.shape[1] + self.reductions.shape[1]
 
     def tensors(self) -> list[torch.Tensor]:
         """All of it by name: torch.compile of torch 2.11 cannot walk a tuple that is a constant of its graph."""
-        return [self.spans, self.full, self.partial, self.tile, self.order, self.work, self.merges]
+        return [
+            *(self.ranges, self.full_indices, self.partial_indices, self.partial_tiles),
+            *(self.order, self.work_items, self.reductions),
+        ]
 
 
 class Tiles(NamedTuple):

@@ -108,5 +108,5 @@ def dropout_mask(shape: tuple[int, ...], dropout_p: float, seed: int | torch.Ten
     """
     B, Hq, N, M = shape
     rows = dropout.row_keys(torch.as_tensor(seed), torch.arange(B * Hq)[:, None], torch.arange(N))
-    kept = dropout.kept(rows[..., None], torch.arange(M), dropout.threshold(dropout_p))
+    kept = dropout.keep_mask(rows[..., None], torch.arange(M), dropout.threshold(dropout_p))
     return kept.view(B, Hq, N, M)

@@ -195,13 +195,13 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
     scores = c.q @ k.mT * c.scale
     # exp turns an absolute error of a score, which grows with the score, into a relative one of its probability.
     score_terms = scores.abs() + (c.q.square() @ k.square().mT).sqrt() * c.scale
-    bend, bend_terms = torch.ones(()).double(), torch.zeros(()).double()
+    softcap_grad, grad_terms = torch.ones(()).double(), torch.zeros(()).double()
     if f.softcap is not None:
         t = torch.tanh(scores / f.softcap)
-        bend, scores = 1 - t.square(), f.softcap * t
-        # Of bend = 1 - t^2: t's error, what the argument's error becomes and 3 fp32 ulps of its own, and two roundings.
-        bend_terms = 2 * t.abs() * (bend * score_terms / f.softcap + 3 * fine * t.abs()) + 2 * fine
-        score_terms = bend * score_terms + 4 * fine * scores.abs()  # t and the product with the cap
+        softcap_grad, scores = 1 - t.square(), f.softcap * t
+        # Of softcap_grad = 1 - t^2: the argument's error, 3 fp32 ulps of t, and two roundings.
+        grad_terms = 2 * t.abs() * (softcap_grad * score_terms / f.softcap + 3 * fine * t.abs()) + 2 * fine
+        score_terms = softcap_grad * score_terms + 4 * fine * scores.abs()  # t and the product with the cap
     if f.alibi_slopes is not None:
         bias = f.alibi_slopes.double()[..., None, None] * distances(c).abs()
         scores = scores - bias
@@ -239,8 +239,8 @@ def largest_terms(case: Case, token_mask: torch.Tensor) -> list[float]:
     delta = (p * dp).sum(-1, keepdim=True) - c.dlse.unsqueeze(-1)
     delta_terms = delta.abs() + rounded * (squares_of_shrunk * (p * kept @ v).square()).sum(-1, keepdim=True).sqrt()
     delta_terms = delta_terms + weight_terms * (delta + c.dlse.unsqueeze(-1)).abs()
-    ds = p * (dp_terms + delta_terms + (dp - delta).abs() * growth) * bend * c.scale
-    ds = ds + p * (dp - delta).abs() * bend_terms * c.scale
+    ds = p * (dp_terms + delta_terms + (dp - delta).abs() * growth) * softcap_grad * c.scale
+    ds = ds + p * (dp - delta).abs() * grad_terms * c.scale
     dv_terms = p * kept * (growth + weight_terms + rounded - 1)
     if f.sinks is not None:
         dot = (c.dout * out).sum(-1, keepdim=True)

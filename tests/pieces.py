@@ -13,5 +13,5 @@ from sparseflash.tables.table import LookupTable
 
 def lookup_in_pieces(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
     """The lookup table of a mask with every line above the mean cut, down to single blocks. Never the cached one."""
-    with mock.patch.multiple(splitting, HEAVY=1, SHORTEST_PIECE=1):
+    with mock.patch.multiple(splitting, HEAVY=1, SHORTEST_SPLIT=1):
         return lookup.cached_lookup.__wrapped__(mask, torch.device(device))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.runs import FULL, frozen
 from tests.strategies import Shape, expressions, per_head, shapes
 
@@ -103,7 +103,7 @@ def _with(mask: P.BlockMask, field: str, array: NDArray[Any]) -> P.BlockMask:
 def test_a_changed_table_is_noticed(side: str, data: st.DataObject) -> None:
     mask = data.draw(st.sampled_from([HEAVY, ANY]))
     table = sf.lookup(mask)
-    held: Side | Tiles = getattr(table, side)
+    held: BlockLists | Tiles = getattr(table, side)
     field = data.draw(st.sampled_from(held._fields))
     tensor = getattr(held, field).clone()
     at = data.draw(st.integers(0, tensor.numel() - 1)) if tensor.numel() else 0
@@ -116,19 +116,19 @@ def test_a_changed_table_is_noticed(side: str, data: st.DataObject) -> None:
 
 def test_the_checker_makes_nothing_as_long_as_a_damaged_table_claims() -> None:
     table = sf.lookup(HEAVY)
-    merges = table.rows.merges.clone()
-    merges[0, 0, 2] += 1 << 21  # the slot past a line's last
+    reductions = table.rows.reductions.clone()
+    reductions[0, 0, 2] += 1 << 21  # the slot past a line's last
     tracemalloc.start()
     try:
-        with pytest.raises(ValueError, match="is merged from its slots"):
-            replace(table, rows=table.rows._replace(merges=merges)).check(HEAVY)
+        with pytest.raises(ValueError, match="is reduced from its slots"):
+            replace(table, rows=table.rows._replace(reductions=reductions)).check(HEAVY)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
     assert peak < 20e6  # a list of these slots has 80 MB
 
 
-@pytest.mark.parametrize("field", ["spans", "order", "work", "merges", "tile"])
+@pytest.mark.parametrize("field", ["ranges", "order", "work_items", "reductions", "partial_tiles"])
 def test_a_tensor_of_another_shape_is_noticed(field: str) -> None:
     table = sf.lookup(HEAVY)
     tensor = getattr(table.rows, field)
@@ -137,11 +137,11 @@ def test_a_tensor_of_another_shape_is_noticed(field: str) -> None:
         replace(table, rows=table.rows._replace(**{field: longer})).check()
 
 
-def _used(side: Side, field: str, at: int) -> bool:
+def _used(side: BlockLists, field: str, at: int) -> bool:
     """Whether some line lists the entry: others are read ahead at most, and any block will do there."""
-    if field not in ("full", "partial", "tile"):
+    if field not in ("full_indices", "partial_indices", "partial_tiles"):
         return True
-    start, stop = side.spans[..., :2].unbind(-1) if field == "full" else side.spans[..., 2:].unbind(-1)
+    start, stop = side.ranges[..., :2].unbind(-1) if field == "full_indices" else side.ranges[..., 2:].unbind(-1)
     return bool(((start <= at) & (at < stop)).any())
 
 

@@ -22,7 +22,7 @@ import sparseflash as sf
 from sparseflash import patterns as P
 from sparseflash import reference
 from sparseflash.kernels.cpu import levels, native
-from sparseflash.kernels.layout import Side
+from sparseflash.kernels.layout import BlockLists
 from tests.laws import test_attention_laws as attention
 from tests.laws import test_decode as decoding
 from tests.oracle import Features, check, ours, random_case, random_features
@@ -196,9 +196,9 @@ def test_what_is_planned_of_a_table_lives_as_long_as_it() -> None:
     library = native.library()
     assert library is not None
     table = sf.lookup(P.local(100).compile(300, block=16))
-    rows, columns = (side._replace(spans=side.spans.clone()) for side in (table.rows, table.columns))
+    rows, columns = (side._replace(ranges=side.ranges.clone()) for side in (table.rows, table.columns))
 
-    def plan(rows: Side, columns: Side | None = None) -> native._Plan:
+    def plan(rows: BlockLists, columns: BlockLists | None = None) -> native._Plan:
         assert library is not None
         return native._plan(library, rows, columns, table.tiles, table.pattern_of, table.block)
 
@@ -207,10 +207,10 @@ def test_what_is_planned_of_a_table_lives_as_long_as_it() -> None:
     both = plan(rows, columns)
     assert one.held["turned"] is both.held["turned"]
     assert both is plan(rows, columns) is plan(rows)
-    other = plan(rows, columns._replace(tile=columns.tile.clone()))
+    other = plan(rows, columns._replace(partial_tiles=columns.partial_tiles.clone()))
     assert other is not both
     assert other.held["turned"] is one.held["turned"]
-    assert other is not plan(rows._replace(tile=rows.tile.clone()))
+    assert other is not plan(rows._replace(partial_tiles=rows.partial_tiles.clone()))
     gone = [weakref.ref(found) for found in (plan(rows, columns), one, both, other)]
     del rows, columns, one, both, other
     gc.collect()
@@ -278,20 +278,20 @@ def damaged(**changes: torch.Tensor) -> Callable[[], object]:
 def test_what_a_table_names_is_looked_at_before_it_is_read() -> None:
     table = sf.lookup((P.causal() & P.local(30)).compile(64, block=16))
     rows = table.rows
-    spans = rows.spans.clone()
-    spans[0, 1, 3] += 1 << 20
-    ahead = rows.partial.clone()
-    ahead[rows.spans[0, 0, 2]] = 1 << 20
-    before = rows.partial.clone()
-    before[rows.spans[0, 0, 2]] = -1
-    tile = rows.tile.clone()
-    tile[rows.spans[0, 0, 2]] = 99
+    ranges = rows.ranges.clone()
+    ranges[0, 1, 3] += 1 << 20
+    ahead = rows.partial_indices.clone()
+    ahead[rows.ranges[0, 0, 2]] = 1 << 20
+    before = rows.partial_indices.clone()
+    before[rows.ranges[0, 0, 2]] = -1
+    tile = rows.partial_tiles.clone()
+    tile[rows.ranges[0, 0, 2]] = 99
     for call, words in (
-        (damaged(spans=spans), "entries that it does not have"),
-        (damaged(spans=spans - 1), "entries that it does not have"),
-        (damaged(partial=ahead), "do not fit each other, or the table"),
-        (damaged(partial=before), "blocks or tiles that it does not have"),
-        (damaged(tile=tile), "blocks or tiles that it does not have"),
+        (damaged(ranges=ranges), "entries that it does not have"),
+        (damaged(ranges=ranges - 1), "entries that it does not have"),
+        (damaged(partial_indices=ahead), "do not fit each other, or the table"),
+        (damaged(partial_indices=before), "blocks or tiles that it does not have"),
+        (damaged(partial_tiles=tile), "blocks or tiles that it does not have"),
         (damaged(order=rows.order + 1), "rows that it does not have"),
         (damaged(pattern_of=table.pattern_of + 1), "patterns that it does not have"),
     ):

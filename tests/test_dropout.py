@@ -99,7 +99,7 @@ def test_all_24_bits_count() -> None:
         low, high = 0, dropout.ONE  # the smallest limit that keeps this key, found by halving
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if dropout.kept(rows, key, middle) else (middle + 1, high)
+            low, high = (low, middle) if dropout.keep_mask(rows, key, middle) else (middle + 1, high)
         hashed = dropout._mixed(rows + (key + 1).to(torch.int32) * dropout._signed(dropout.GOLDEN))
         assert low - 1 == (int(hashed) >> 8) % dropout.ONE
 

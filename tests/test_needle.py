@@ -43,7 +43,7 @@ def test_routed_attention_reads_as_many_blocks_as_the_window() -> None:
     mask = sf.parse(MASKS["local"]).compile(task.length, block=BLOCK)
     assert mask.nnz == sum(min(row + 1, BLOCKS_READ) for row in range(task.length // BLOCK))
     q = torch.randn(1, 1, task.length, 8)
-    rows = MASKS["routed"](q, q).rows.spans[0]
+    rows = MASKS["routed"](q, q).rows.ranges[0]
     assert int((rows[:, 3] - rows[:, 0]).sum()) == mask.nnz
 
 

@@ -33,7 +33,7 @@ from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from sparseflash.kernels.candidates import GluonLaunch
 from sparseflash.kernels.launch import Key, table_key
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Score, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.common import (
     LN2,
@@ -81,9 +81,9 @@ def _line(
 
 
 @gluon.jit
-def _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, SPLIT: gl.constexpr):
+def _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, STEPS: gl.constexpr):
     """The key block of a step of a line: of its FULL entries, then of its PARTIAL ones; 0 past the last."""
-    entry = step // SPLIT
+    entry = step // STEPS
     one = gl.load(full_ptr + (full_start + entry), mask=entry < full, other=0)
     other = entry - full
     two = gl.load(partial_ptr + (partial_start + other), mask=(other >= 0) & (other < partial), other=0)
@@ -199,7 +199,7 @@ def _attend(
     WARPS: gl.constexpr,
 ):
     """(acc, peak, total) of BM queries over a line, whose first steps are on their way into the rings."""
-    SPLIT: gl.constexpr = BK // BN
+    STEPS: gl.constexpr = BK // BN
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
     a_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
@@ -207,8 +207,8 @@ def _attend(
     v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DV, DV // 8], [WARPS, 1], [1, 0])
     dtype: gl.constexpr = v_ring.dtype
     zero = gl.zeros([BM, BN], gl.float32, s_layout)
-    plain = full * SPLIT
-    steps = plain + partial * SPLIT
+    plain = full * STEPS
+    steps = plain + partial * STEPS
     acc = gl.zeros([BM, DV], gl.float32, o_layout)
     peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
     total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, s_layout))
@@ -217,13 +217,13 @@ def _attend(
         s = warpgroup_mma_wait(0, [_scores(q, _fetched(k_ring, k_bars, used, BN, D, STAGES), zero)])
         barrier()
         # From here on keys are one step ahead of values.
-        v_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, STAGES, SPLIT) * BK
-        v_key += STAGES % SPLIT * BN
+        v_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, STAGES, STEPS) * BK
+        v_key += STAGES % STEPS * BN
         _fetch(k_tiles, k_ring, k_bars, batch, kv_head, v_key, used + STAGES, steps > STAGES, STAGES)
         for i in range(0, gl.minimum(plain, steps - 1)):
             ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, SPLIT) * BK
-            k_key += ahead % SPLIT * BN
+            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, STEPS) * BK
+            k_key += ahead % STEPS * BN
             coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
             p, fade, peak, total = _softmax(s, peak, total, c, False)
             p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
@@ -235,13 +235,13 @@ def _attend(
             _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
             v_key = k_key
         for i in range(plain, steps - 1):
-            key = (i - plain) % SPLIT * BN
-            tile = gl.load(tile_ptr + (partial_start + (i - plain) // SPLIT))
+            key = (i - plain) % STEPS * BN
+            tile = gl.load(tile_ptr + (partial_start + (i - plain) // STEPS))
             v = _fetched(v_ring, v_bars, used + i, BN, DV, STAGES)
             _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
             ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, SPLIT) * BK
-            k_key += ahead % SPLIT * BN
+            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, STEPS) * BK
+            k_key += ahead % STEPS * BN
             visible = _visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN)
             coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
             s = gl.where(visible, s, float("-inf"))
@@ -256,7 +256,7 @@ def _attend(
             v_key = k_key
         v = _fetched(v_ring, v_bars, used + steps - 1, BN, DV, STAGES)
         if partial > 0:
-            key = (steps - 1 - plain) % SPLIT * BN
+            key = (steps - 1 - plain) % STEPS * BN
             tile = gl.load(tile_ptr + (partial_start + partial - 1))
             _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
             s = gl.where(_visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN), s, float("-inf"))
@@ -332,12 +332,12 @@ def _begin(
     QUERIES: gl.constexpr,
 ):
     """Fetch the queries of a line and the keys and values of its first steps."""
-    SPLIT: gl.constexpr = BK // BN
+    STEPS: gl.constexpr = BK // BN
     _fetch(q_tiles, q_ring, q_bars, batch, head, row, turn, there, QUERIES)
     for step in gl.static_range(STAGES):
-        more = step < (full + partial) * SPLIT
-        key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, SPLIT) * BK
-        key += step % SPLIT * BN
+        more = step < (full + partial) * STEPS
+        key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, STEPS) * BK
+        key += step % STEPS * BN
         _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, used + step, more, STAGES)
         _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, used + step, more, STAGES)
 
@@ -452,7 +452,7 @@ def attempt(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    rows: Side,
+    rows: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,
     block: tuple[int, int],
@@ -479,7 +479,8 @@ def attempt(
         grid = min(grid, at.persistent * multiprocessors(q.device))
     with device_of(q):
         gluon_kernel[(grid,)](
-            *(out, lse, rows.spans, rows.full, rows.partial, rows.tile, rows.order, bits, tiles.seen_keys, pattern_of),
+            *(out, lse, rows.ranges, rows.full_indices, rows.partial_indices, rows.partial_tiles, rows.order),
+            *(bits, tiles.seen_keys, pattern_of),
             *(*in_rings(at.BM, q), *in_rings(at.BN, k, v)),
             *pattern_strides(pattern_of),
             *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),

@@ -16,17 +16,17 @@ import triton
 import triton.language as tl
 
 from sparseflash.kernels.launch import Key, Launch, table_key
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Score, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.backward import prepared
 from sparseflash.kernels.triton.common import (
     LOG2E,
-    block_lists,
     device_of,
     exponential,
     grid_of,
     heads_together,
     in_tiles,
+    list_pointers,
     load_rows,
     matrix,
     padded,
@@ -65,13 +65,13 @@ def _walk(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c,
     """As in `triton.backward_keys`; what `finite`, the keys without infinities, gives is added to `dq_rows`."""
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BQ // BM
-    block = block_of(blocks, 0, SPLIT)
+    STEPS: tl.constexpr = sizes.BQ // BM
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         ahead = first_query_bits(blocks, bits, key, sizes)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BQ + (i % SPLIT) * BM
-        block = block_of(blocks, i + 1, SPLIT)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BQ + (i % STEPS) * BM
+        block = block_of(blocks, i + 1, STEPS)
         rows = first + tl.arange(0, BM)
         keep = None
         words = None
@@ -119,7 +119,7 @@ def one_pass_kernel(
     dk_ptr,
     dv_ptr,
     dq_ptr,  # fp32 [B, Hq, N, D], zeros
-    lists,  # `BlockLists` of the columns
+    lists,  # `ListPointers` of the columns
     bits,  # `Bits`
     pattern_ptr,
     q_tiles,  # descriptors of all of q, dout and dQ, of tiles [1, 1, BM, D]; None where rows come through pointers
@@ -158,14 +158,14 @@ def one_pass_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    SPLIT: tl.constexpr = BK // BN
-    rank, index = place(lines * SPLIT, heads, together)
+    STEPS: tl.constexpr = BK // BN
+    rank, index = place(lines * STEPS, heads, together)
     batch = index // Hkv
     key_head = index % Hkv
     pattern_ptr += batch * pattern_b
     p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
-    line = tl.load(lists.order + p * lines + rank // SPLIT)
-    key = (rank % SPLIT) * BN
+    line = tl.load(lists.order + p * lines + rank // STEPS)
+    key = (rank % STEPS) * BN
     first = line * BK + key
     c = tl.cast(scale, tl.float32)
     if q_ptr.dtype.element_ty != tl.float32:
@@ -184,7 +184,7 @@ def one_pass_kernel(
         dq_rows = Rows(dq_ptr + row * N * D, D, dq_tiles, batch, head)
         saved = Saved(norm_ptr + row * NP, delta_ptr + row * NP, N)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
-        span = lists.spans + (p * lines + line) * 4
+        span = lists.ranges + (p * lines + line) * 4
         blocks = blocks_of(lists, span, None, None, False)
         keys = _walk(
             *(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c, False),
@@ -209,8 +209,8 @@ def attempt(
     v: torch.Tensor,
     out: torch.Tensor,
     lse: torch.Tensor,
-    rows: Side,
-    columns: Side,
+    rows: BlockLists,
+    columns: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,
     block: tuple[int, int],
@@ -237,7 +237,7 @@ def attempt(
         sums = torch.zeros((B, Hq, N, D), dtype=torch.float32, device=q.device)
         one_pass_kernel[programs(n_columns, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv, sums),
-            *(block_lists(columns), Bits(tiles.bits, None), pattern_of),
+            *(list_pointers(columns), Bits(tiles.bits, None), pattern_of),
             *(*in_tiles(at.tma, at.BM, q, dout), *in_tiles(at.tma, at.BM, sums)),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)),
             *pattern_strides(pattern_of),

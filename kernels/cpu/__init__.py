@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 
 from sparseflash.kernels.cpu import native, plain
-from sparseflash.kernels.layout import Results, Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Results, Score, Tiles
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score, sinks: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
@@ -19,7 +19,7 @@ def forward(
 
 def backward(
     dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    out: torch.Tensor, lse: torch.Tensor, rows: Side, columns: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    out: torch.Tensor, lse: torch.Tensor, rows: BlockLists, columns: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes."""
@@ -28,8 +28,8 @@ def backward(
 
 
 def bias_gradient(
-    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, columns: Side,
-    tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: BlockLists,
+    columns: BlockLists, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of a bias that is not one of queries (without sinks), in its shape and dtype."""
     if native.serves(q, score):
@@ -38,7 +38,7 @@ def bias_gradient(
 
 
 def decode(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: Side, tiles: Tiles,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: BlockLists, tiles: Tiles,
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, n, V] in q's dtype and lse [B, Hq, n], for queries at the ends of samples of given lengths [B]."""

@@ -30,7 +30,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
   const Problem& a;
   const int k_words, v_words, k_dims, v_dims, k_line;  // k_line: of keys as products for dQ read them
   const float factor;
-  float *k, *v, *dk, *dv, *k_lines, *weights, *dp, *scores, *bend, *q_copy, *do_copy, *q_tail, *do_tail, *lse_tail, *delta_tail;
+  float *k, *v, *dk, *dv, *k_lines, *weights, *dp, *scores, *softcap_grad, *q_copy, *do_copy, *q_tail, *do_tail, *lse_tail, *delta_tail;
   float *q_pair_tail, *do_pair_tail;
   float* ds[64];       // of each panel: dS of the rows' G groups, queries one after another
   uint64_t used[64];   // of each panel: which groups there are
@@ -54,7 +54,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     dk = s.take(all_lanes * k_dims), dv = s.take(all_lanes * v_dims);
     k_lines = s.take(all_lanes / E * k_line);
     weights = s.take(rows * PW), dp = s.take(rows * PW), scores = P ? s.take(rows * PW) : nullptr;
-    bend = F ? s.take(rows * PW) : nullptr;
+    softcap_grad = F ? s.take(rows * PW) : nullptr;
     for (int p = 0; p < all_lanes / PW; p++) ds[p] = s.take(rows * PW / E);
     q_copy = s.take(rows * k_dims), do_copy = s.take(rows * v_dims);
     q_tail = s.take(G * k_dims), do_tail = s.take(G * v_dims);
@@ -82,10 +82,10 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
   bool seen_at_all(long b, long hk, long col, int key) const {
     const long group = a.Hq / a.Hkv, words = (a.BK + 31) / 32;
     for (long h = hk * group; h < (hk + 1) * group; h++) {
-      const int32_t* span = a.col_spans + (head_of(a, b, h).pattern * a.nK + col) * 4;
+      const int32_t* span = a.col_ranges + (head_of(a, b, h).pattern * a.nK + col) * 4;
       if (span[0] < span[1]) return true;
       for (long e = span[2]; e < span[3]; e++)
-        if (a.seen_keys[a.col_tile[e] * words + key / 32] >> (key % 32) & 1) return true;
+        if (a.seen_keys[a.col_partial_tiles[e] * words + key / 32] >> (key % 32) & 1) return true;
     }
     return false;
   }
@@ -151,7 +151,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
       UNROLL
       for (int c = 0; c < C; c++) {
         vf s = acc[r][c];
-        if constexpr (F) s = shaped(s, at, p * PW + c * VL + col * a.BK, row * a.BQ + g * G + r0 + r, bend + (i * G + r0 + r) * PW + c * VL);
+        if constexpr (F) s = shaped(s, at, p * PW + c * VL + col * a.BK, row * a.BQ + g * G + r0 + r, softcap_grad + (i * G + r0 + r) * PW + c * VL);
         vf y = exp2(s * factor - lse[r], 1);  // a probability, whatever rounding makes of huge scores
         if (bits || edge) y = seen(bits, words, g * G + r0 + r, p, c, edge) ? y : all(0.f);
         store(x + r * PW + c * VL, y);
@@ -168,12 +168,12 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
         if (F && a.dropping) {
           const long key = col * a.BK + p * PW + c * VL, query = row * a.BQ + g * G + r0 + r;
           const vi k0 = stays(at, query, key), k1 = stays(at, query + 1, key);
-          g0 = k0 ? g0 * all(retained(a)) : all(0.f), g1 = k1 ? g1 * all(retained(a)) : all(0.f);
+          g0 = k0 ? g0 * all(keep_scale(a)) : all(0.f), g1 = k1 ? g1 * all(keep_scale(a)) : all(0.f);
           w0 = k0 ? w0 : all(0.f), w1 = k1 ? w1 : all(0.f);
         }
         vf s0 = p0 * (g0 - delta[r]), s1 = p1 * (g1 - delta[r + 1]);
         if (F && a.softcap && !BIAS) {
-          const float* b = bend + (i * G + r0 + r) * PW + c * VL;
+          const float* b = softcap_grad + (i * G + r0 + r) * PW + c * VL;
           s0 *= load(b), s1 *= load(b + PW);
         }
         if (F && a.bias) {  // what -inf hides, as what the mask does
@@ -237,8 +237,8 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
   // Add this column's part of dQ to a block row, after all columns before it.
   void take_turn(const Head& at, long col, long row, int n, int groups, long first) {
     int32_t* turn = a.turns + (at.b * a.Hq + at.h) * a.nQ + row;
-    const int32_t* span = a.row_spans + (at.pattern * a.nQ + row) * 4;
-    const long rank = below(a.row_full, span[0], span[1], col) + below(a.row_partial, span[2], span[3], col);
+    const int32_t* span = a.row_ranges + (at.pattern * a.nQ + row) * 4;
+    const long rank = below(a.row_full_indices, span[0], span[1], col) + below(a.row_partial_indices, span[2], span[3], col);
     for (int spins = 0; __atomic_load_n(turn, __ATOMIC_ACQUIRE) != rank;) pause(spins);
     const long heads = a.held * (a.Hq / a.Hkv), index = at.b * a.Hq + at.h;
     float* sum = in_place ? (float*)a.dq + first * a.D : a.dq_sum + (index % heads * a.N + row * a.BQ) * a.D;
@@ -293,7 +293,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
         }
         const float *x = dk + (long)p * PW * k_dims + i % PW, *y = dv + (long)p * PW * v_dims + i % PW;
         for (long d = 0; d < a.D; d++) narrow(x[d * PW] * (float)a.scale, k_out[d]);
-        for (long d = 0; d < a.V; d++) narrow(y[d * PW] * (F ? retained(a) : 1.f), v_out[d]);
+        for (long d = 0; d < a.V; d++) narrow(y[d * PW] * (F ? keep_scale(a) : 1.f), v_out[d]);
       }
     }
   }
@@ -334,9 +334,9 @@ template <class T, bool P, bool F> static int backward(const Problem& a) {
           column.begin(b, hk, col);
           for (long h = hk * group; h < (hk + 1) * group; h++) {
             const Head at = head_of(a, b, h);
-            const int32_t* span = a.col_spans + (at.pattern * a.nK + col) * 4;
-            for (long e = span[0]; e < span[1]; e++) column.meet(at, col, a.col_full[e], -1);
-            for (long e = span[2]; e < span[3]; e++) column.meet(at, col, a.col_partial[e], a.col_tile[e]);
+            const int32_t* span = a.col_ranges + (at.pattern * a.nK + col) * 4;
+            for (long e = span[0]; e < span[1]; e++) column.meet(at, col, a.col_full_indices[e], -1);
+            for (long e = span[2]; e < span[3]; e++) column.meet(at, col, a.col_partial_indices[e], a.col_partial_tiles[e]);
           }
           column.finish(b, hk, col);
           if (!whole) break;

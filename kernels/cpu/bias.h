@@ -42,13 +42,13 @@ template <class T, bool F> static int bias_gradient(const Problem& a) {
       for (long member = 0; member < samples * heads; member++) {
         const long b = owner / a.bias_heads + member / heads, h = owner % a.bias_heads + member % heads;
         const Head at = head_of(a, b, h);
-        const int32_t* span = a.col_spans + (at.pattern * a.nK + col) * 4;
+        const int32_t* span = a.col_ranges + (at.pattern * a.nK + col) * 4;
         if (span[0] >= span[1] && span[2] >= span[3]) continue;
         column.begin(b, h / group, col);
         for (long e = span[0]; e < span[1]; e++)
-          column.meet(at, col, a.col_full[e], -1), add_bias(a, column, col, a.col_full[e], to);
+          column.meet(at, col, a.col_full_indices[e], -1), add_bias(a, column, col, a.col_full_indices[e], to);
         for (long e = span[2]; e < span[3]; e++)
-          column.meet(at, col, a.col_partial[e], a.col_tile[e]), add_bias(a, column, col, a.col_partial[e], to);
+          column.meet(at, col, a.col_partial_indices[e], a.col_partial_tiles[e]), add_bias(a, column, col, a.col_partial_indices[e], to);
       }
     }
   });

@@ -18,12 +18,12 @@ static INLINE void narrow_to(double x, float& to) { to = (float)x; }
 template <class T> static INLINE void narrow_to(double x, T& to) { narrow((float)x, to); }
 
 // A score (natural log) and its derivative by the scaled product.
-struct Scored { double score, bend; };
+struct Scored { double score, softcap_grad; };
 static INLINE Scored scored(const Problem& a, double product, const Head& at, long query, long key) {
-  double s = product * a.scale, bend = 1;
+  double s = product * a.scale, softcap_grad = 1;
   if (a.softcap) {
     const double t = __builtin_tanh(s / a.softcap);
-    s = a.softcap * t, bend = 1 - t * t;
+    s = a.softcap * t, softcap_grad = 1 - t * t;
   }
   const long distance = query + a.q_offset - key;
   if (at.slope) s -= at.slope * (double)(distance < 0 ? -distance : distance);
@@ -31,30 +31,30 @@ static INLINE Scored scored(const Problem& a, double product, const Head& at, lo
     const double bias = bias_of(a, at, query, key);
     s = bias == -INFINITY ? bias : s + bias;
   }
-  return {s, bend};
+  return {s, softcap_grad};
 }
 
 // f(key) for what query i of a block row sees, below `bound`.
 template <class F> static void keys_of(const Problem& a, long pattern, long row, long i, long bound, const F& f) {
-  const int32_t* span = a.row_spans + (pattern * a.nQ + row) * 4;
+  const int32_t* span = a.row_ranges + (pattern * a.nQ + row) * 4;
   const long W = (a.BK + 31) / 32;
   for (long e = span[0]; e < span[1]; e++)
-    for (long j = 0, first = (long)a.row_full[e] * a.BK; j < a.BK && first + j < bound; j++) f(first + j);
+    for (long j = 0, first = (long)a.row_full_indices[e] * a.BK; j < a.BK && first + j < bound; j++) f(first + j);
   for (long e = span[2]; e < span[3]; e++) {
-    const uint32_t* bits = a.bits + ((long)a.row_tile[e] * a.BQ + i) * W;
-    for (long j = 0, first = (long)a.row_partial[e] * a.BK; j < a.BK && first + j < bound; j++)
+    const uint32_t* bits = a.bits + ((long)a.row_partial_tiles[e] * a.BQ + i) * W;
+    for (long j = 0, first = (long)a.row_partial_indices[e] * a.BK; j < a.BK && first + j < bound; j++)
       if (bits[j / 32] >> (j % 32) & 1) f(first + j);
   }
 }
 // f(query) for what sees key j of a block column.
 template <class F> static void queries_of(const Problem& a, long pattern, long col, long j, const F& f) {
-  const int32_t* span = a.col_spans + (pattern * a.nK + col) * 4;
+  const int32_t* span = a.col_ranges + (pattern * a.nK + col) * 4;
   const long W = (a.BK + 31) / 32;
   for (long e = span[0]; e < span[1]; e++)
-    for (long i = 0, first = (long)a.col_full[e] * a.BQ; i < a.BQ && first + i < a.N; i++) f(first + i);
+    for (long i = 0, first = (long)a.col_full_indices[e] * a.BQ; i < a.BQ && first + i < a.N; i++) f(first + i);
   for (long e = span[2]; e < span[3]; e++) {
-    const uint32_t* bits = a.bits + (long)a.col_tile[e] * a.BQ * W + j / 32;
-    for (long i = 0, first = (long)a.col_partial[e] * a.BQ; i < a.BQ && first + i < a.N; i++)
+    const uint32_t* bits = a.bits + (long)a.col_partial_tiles[e] * a.BQ * W + j / 32;
+    for (long i = 0, first = (long)a.col_partial_indices[e] * a.BQ; i < a.BQ && first + i < a.N; i++)
       if (bits[i * W] >> (j % 32) & 1) f(first + i);
   }
 }
@@ -88,12 +88,12 @@ static void exact_out(const Problem& a, const Head& head, long query, long at, l
     }
     const double p = exp(s - top);
     total += p;
-    if (a.dropping && !kept(a, keys, key)) return;
+    if (a.dropping && !keeps(a, keys, key)) return;
     const T* v = line<T>(a.v, a.sv, head.b, head.hk, key);
     for (long d = 0; d < a.V; d++) sums[d] += p * (double)wide(v[d]);
   });
   const double log_sum = any ? top + log(total) : -INFINITY;
-  const double factor = any ? retained(a) / total * sink_share(a, head.h, log_sum) : 0;
+  const double factor = any ? keep_scale(a) / total * sink_share(a, head.h, log_sum) : 0;
   *lse = (float)log_sum;
   for (long d = 0; d < a.V; d++) narrow_to(any ? sums[d] * factor : 0, out[d]);
 }
@@ -107,11 +107,11 @@ template <class T> static Pair differentiated(const Problem& a, const Head& head
   const Scored s = scored(a, dot(q, k, a.D), head, query, key);
   if (a.bias && s.score == -INFINITY) return {0, 0, 0};
   const double p = exp(s.score - a.lse[at]);
-  const bool stays = !a.dropping || kept(a, row_key(a, head, query), key);
-  const double factor = stays ? retained(a) : 0;
+  const bool stays = !a.dropping || keeps(a, row_key(a, head, query), key);
+  const double factor = stays ? keep_scale(a) : 0;
   const double dp =
       stays ? dot(line<T>(a.dout, a.sdo, head.b, head.h, query), line<T>(a.v, a.sv, head.b, head.hk, key), a.V) : 0;
-  return {p, p * (dp * factor - delta) * s.bend, p * factor};
+  return {p, p * (dp * factor - delta) * s.softcap_grad, p * factor};
 }
 template <class T> static double exact_delta(const Problem& a, const Head& head, long query) {
   const long at = (head.b * a.Hq + head.h) * a.N + query;

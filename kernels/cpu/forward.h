@@ -283,7 +283,7 @@ template <class T, bool P, bool F> struct Rows {
   void write(long i, long h, T* to, float* lse) const {
     const float* from = out + i / PW * PW * dims + i % PW;
     const float log_sum = (top[i] + log2f(sum[i])) * LN_2;
-    const float share = retained(a) / sum[i] * (a.sinks ? (float)sink_share(a, h, log_sum) : 1.f);
+    const float share = keep_scale(a) / sum[i] * (a.sinks ? (float)sink_share(a, h, log_sum) : 1.f);
     *lse = log_sum;
     for (long d = 0; d < a.V; d++) narrow(from[d * PW] * share, to[d]);
   }
@@ -311,14 +311,14 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
       rows.begin(n);
       for (int i = 0; i < n; i++) rows.describe(i, at, first + i, first + i);
       rows.head = at, rows.query = first;
-      const int32_t* span = a.row_spans + (at.pattern * a.nQ + row) * 4;
+      const int32_t* span = a.row_ranges + (at.pattern * a.nQ + row) * 4;
       const auto walk = [&](bool clean) {
         for (long e = span[0]; e < span[1]; e++) {
-          const long block = a.row_full[e];
+          const long block = a.row_full_indices[e];
           rows.meet(at.b, at.hk, block, at_most(a.BK, a.M - block * a.BK), false, nothing_hidden);
         }
         for (long e = span[2]; e < span[3]; e++) {
-          const long block = a.row_partial[e], tile = a.row_tile[e];
+          const long block = a.row_partial_indices[e], tile = a.row_partial_tiles[e];
           const uint32_t* words = a.turned + tile * a.BK * turned_words;
           rows.meet(at.b, at.hk, block, at_most(a.BK, a.M - block * a.BK), clean, [&](int p) {
             return Hidden{words + p * PW / 32, turned_words, p * PW % 32, a.row_cells[tile * panels + p]};
@@ -385,18 +385,18 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
             }
             pack_panels<T, P>(lines_of_q, a.D, some, a.D, rows.q + first * rows.words);
           }
-          const int32_t* span = a.row_spans + (pattern * a.nQ + row) * 4;
+          const int32_t* span = a.row_ranges + (pattern * a.nQ + row) * 4;
           const long full = span[1] - span[0], entries = full + span[3] - span[2];
           const auto walk = [&](bool clean) {
             for (long e = chunk * a.chunk; e < entries && e < (chunk + 1) * a.chunk; e++) {
-              const long block = e < full ? a.row_full[span[0] + e] : a.row_partial[span[2] + e - full];
+              const long block = e < full ? a.row_full_indices[span[0] + e] : a.row_partial_indices[span[2] + e - full];
               if (block * a.BK >= bound) continue;
               const int keys = at_most(a.BK, bound - block * a.BK);
               if (e < full) {
                 rows.meet(b, hk, block, keys, false, nothing_hidden);
                 continue;
               }
-              const uint32_t* tile = a.turned + a.row_tile[span[2] + e - full] * a.BK * turned_words + skip / 32;
+              const uint32_t* tile = a.turned + a.row_partial_tiles[span[2] + e - full] * a.BK * turned_words + skip / 32;
               rows.meet(b, hk, block, keys, clean, [&](int p) {
                 Hidden hidden{words, 1, 0, 0};
                 for (long key = 0; key < keys; key++) {

@@ -24,7 +24,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 from sparseflash.kernels.cpu import build, levels
-from sparseflash.kernels.layout import Results, Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Results, Score, Tiles
 
 KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 # Bytes of dQ in float32 that are held at a time, or those of one key head, where dQ itself is of half precision.
@@ -41,10 +41,13 @@ VARIABLE = "SPARSEFLASH_CPU"
 PLAIN = "plain"
 LOG2_E = 1.4426950408889634
 
+# Of `layout.BlockLists`, the fields that the kernel reads.
+LISTS = ("ranges", "full_indices", "partial_indices", "partial_tiles")
+
 _pointers = (
     *("q", "k", "v", "out", "lse", "dout", "dlse", "dq", "dk", "dv", "dq_sum", "delta", "lse2", "turns", "slopes"),
-    *("sinks", "bias", "bias_sums", "row_spans", "row_full", "row_partial", "row_tile", "row_order"),
-    *("col_spans", "col_full", "col_partial", "col_tile", "pattern_of", "bits", "seen_keys", "turned", "row_cells"),
+    *("sinks", "bias", "bias_sums", *(f"row_{name}" for name in LISTS), "row_order"),
+    *(*(f"col_{name}" for name in LISTS), "pattern_of", "bits", "seen_keys", "turned", "row_cells"),
     *("col_cells", "lengths", "parts"),
 )
 _numbers = (
@@ -203,7 +206,7 @@ class _Plan:
     """
 
     def __init__(
-        self, library: Library, rows: Side, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+        self, library: Library, rows: BlockLists, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
     ) -> None:
         bits = tiles.bits.detach().contiguous()
         bq, bk = block
@@ -211,7 +214,7 @@ class _Plan:
         # Of what the kernel is about to read by number: how many block columns there are at least, and block rows.
         self.most_cols, self.most_rows = _most(rows, count), 0
         self.samples, self.heads = pattern_of.shape
-        if pattern_of.min() < 0 or pattern_of.max() >= len(rows.spans):
+        if pattern_of.min() < 0 or pattern_of.max() >= len(rows.ranges):
             raise ValueError("the table names patterns that it does not have: its check() says where")
         turned = torch.empty((count, bk, -(-bq // 32)), dtype=torch.int32)
         row_cells, col_cells = (torch.empty((count, -(-side // library.panel)), dtype=torch.int64) for side in block)
@@ -221,12 +224,12 @@ class _Plan:
             numbers = number(count), number(lines), number(lanes)
             library.cells(at(tile.data_ptr()), at(cells.data_ptr()), *numbers)
         steps = (0 if self.samples == 1 else self.heads), (0 if self.heads == 1 else 1)
-        self.problem = Problem(BQ=bq, BK=bk, nQ=rows.spans.shape[1], pattern_b=steps[0], pattern_h=steps[1])
+        self.problem = Problem(BQ=bq, BK=bk, nQ=rows.ranges.shape[1], pattern_b=steps[0], pattern_h=steps[1])
         self.held, self.forms = dict[str, torch.Tensor](), dict[Hashable, _Form]()
         self.point(
             {"bits": bits, "turned": turned, "row_cells": row_cells, "col_cells": col_cells}
             | {"seen_keys": tiles.seen_keys, "pattern_of": pattern_of}
-            | {f"row_{name}": getattr(rows, name) for name in ("spans", "full", "partial", "tile", "order")}
+            | {f"row_{name}": getattr(rows, name) for name in (*LISTS, "order")}
         )
         # What it was made of must not be kept alive by it.
         self._made_for, self._columns = (library, block), list[ref[torch.Tensor]]()
@@ -239,20 +242,20 @@ class _Plan:
             setattr(self.problem, name, self.held[name].data_ptr())
 
     def is_of(
-        self, library: Library, rows: Side, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+        self, library: Library, rows: BlockLists, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
     ) -> bool:
         """Whether it was made of these very tensors."""
         return self._made_for == (library, block) and _all_are(self._made_of, (*rows[:5], *tiles, pattern_of))
 
-    def beside(self, columns: Side) -> _Plan:
+    def beside(self, columns: BlockLists) -> _Plan:
         """The plan that knows these block columns too."""
         if self._columns and _all_are(self._columns, columns[:4]):
             return self
         both = copy(self)  # another thread may be reading this one
         both.problem, both.held, both.forms = Problem.from_buffer_copy(self.problem), dict(self.held), {}
         both.most_rows = _most(columns, len(self.held["bits"]))
-        both.problem.nK = columns.spans.shape[1]
-        both.point({f"col_{name}": getattr(columns, name) for name in ("spans", "full", "partial", "tile")})
+        both.problem.nK = columns.ranges.shape[1]
+        both.point({f"col_{name}": getattr(columns, name) for name in LISTS})
         both._columns = [ref(x) for x in columns[:4]]
         return both
 
@@ -274,12 +277,13 @@ def _all_are(kept: Sequence[ref[torch.Tensor]], tensors: Sequence[torch.Tensor])
     return all(map(is_, [that() for that in kept], tensors))
 
 
-def _most(side: Side, tiles: int) -> int:
+def _most(side: BlockLists, tiles: int) -> int:
     """One more than the largest block number that a side names, all of which it is looked at whether they are there."""
-    spans, lists = side.spans.numpy().reshape(-1, 4), (side.full.numpy(), side.partial.numpy(), side.tile.numpy())
+    ranges = side.ranges.numpy().reshape(-1, 4)
+    lists = [part.numpy() for part in (side.full_indices, side.partial_indices, side.partial_tiles)]
     most = 0
     for first, numbers in ((0, lists[:1]), (2, lists[1:])):
-        start, stop = spans[:, first].astype(np.int64), spans[:, first + 1].astype(np.int64)
+        start, stop = ranges[:, first].astype(np.int64), ranges[:, first + 1].astype(np.int64)
         if not ((start >= 0) & (start <= stop)).all() or stop.max(initial=0) > min(map(len, numbers)):
             raise ValueError("the table names entries that it does not have: its check() says where")
         met = np.zeros(len(numbers[0]) + 1, np.int64)  # lines may share entries; what is in none may be anything
@@ -292,26 +296,31 @@ def _most(side: Side, tiles: int) -> int:
             if named is not lists[2]:
                 most = max(most, int(meant.max(initial=-1)) + 1)
     order = side.order.numpy()
-    if order.size and (order.min() < 0 or order.max() >= side.spans.shape[1]):
+    if order.size and (order.min() < 0 or order.max() >= side.ranges.shape[1]):
         raise ValueError("the table's order names rows that it does not have: its check() says where")
     return most
 
 
-# For the spans of a table's rows.
+# For the ranges of a table's rows.
 _plans = WeakTensorKeyDictionary()
 
 
 def _plan(
-    library: Library, rows: Side, columns: Side | None, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int]
+    library: Library,
+    rows: BlockLists,
+    columns: BlockLists | None,
+    tiles: Tiles,
+    pattern_of: torch.Tensor,
+    block: tuple[int, int],
 ) -> _Plan:
-    known: _Plan | None = _plans.get(rows.spans)
+    known: _Plan | None = _plans.get(rows.ranges)
     if known is None or not known.is_of(library, rows, tiles, pattern_of, block):
-        known = _plans[rows.spans] = _Plan(library, rows, tiles, pattern_of, block)
+        known = _plans[rows.ranges] = _Plan(library, rows, tiles, pattern_of, block)
     if columns is None:
         return known
     both = known.beside(columns)
     if both is not known:
-        _plans[rows.spans] = both
+        _plans[rows.ranges] = both
     return both
 
 
@@ -440,7 +449,7 @@ def _served() -> Library:
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32."""
@@ -453,7 +462,7 @@ def forward(
 
 def backward(
     dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    out: torch.Tensor, lse: torch.Tensor, rows: Side, columns: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    out: torch.Tensor, lse: torch.Tensor, rows: BlockLists, columns: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes."""
@@ -483,8 +492,8 @@ def backward(
 
 
 def bias_gradient(
-    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, columns: Side,
-    tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: BlockLists,
+    columns: BlockLists, tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of a bias (without sinks), in its shape and dtype. Sums are in fp32."""
     build, (dout, dlse, out, lse) = _served(), results
@@ -519,7 +528,7 @@ def bias_gradient(
 
 
 def decode(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: Side, tiles: Tiles,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: BlockLists, tiles: Tiles,
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""

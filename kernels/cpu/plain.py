@@ -17,25 +17,34 @@ import torch
 from sparseflash.kernels import bias as biases
 from sparseflash.kernels import dropout
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.kernels.layout import FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP, Results, Score, Side, Tiles
+from sparseflash.kernels.layout import (
+    FULL_START,
+    FULL_STOP,
+    PARTIAL_START,
+    PARTIAL_STOP,
+    BlockLists,
+    Results,
+    Score,
+    Tiles,
+)
 
 
 def forward(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Out [B, Hq, N, V] in q's dtype and lse [B, Hq, N], of the keys alone, in fp32 (fp64 for fp64 inputs)."""
     call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
     out, lse = call.empty_results()
     for heads in call.heads:
-        for row in range(rows.spans.shape[1]):
+        for row in range(rows.ranges.shape[1]):
             first = row * block[0]
             call.attend(heads, row, range(first, min(first + block[0], q.shape[2])), first, out, lse)
     return _finished(q, out, lse, sinks)
 
 
 def decode(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: Side, tiles: Tiles,
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: BlockLists, tiles: Tiles,
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i.
@@ -67,14 +76,14 @@ def _finished(
 
 def backward(
     dout: torch.Tensor, dlse: torch.Tensor | None, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor,
-    out: torch.Tensor, lse: torch.Tensor, rows: Side, columns: Side, tiles: Tiles, pattern_of: torch.Tensor,
+    out: torch.Tensor, lse: torch.Tensor, rows: BlockLists, columns: BlockLists, tiles: Tiles, pattern_of: torch.Tensor,
     block: tuple[int, int], score: Score,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:  # fmt: skip
     """Gradients of q, k, v (without sinks) in their dtypes. Walks the rows alone: one pass serves all three."""
     call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
     gradients = tuple(x.new_zeros(x.shape, dtype=call.dtype) for x in (q, k, v))
     for heads in call.heads:
-        for row in range(rows.spans.shape[1]):
+        for row in range(rows.ranges.shape[1]):
             first = row * block[0]
             here = range(first, min(first + block[0], q.shape[2]))
             call.differentiate(heads, row, here, (dout, dlse, out, lse), gradients)
@@ -83,14 +92,14 @@ def backward(
 
 
 def bias_gradient(
-    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: Side, tiles: Tiles,
-    pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
+    results: Results, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor, rows: BlockLists,
+    tiles: Tiles, pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
 ) -> torch.Tensor:  # fmt: skip
     """The gradient of a bias (without sinks), in its shape and dtype. Sums are in fp32, or fp64 for fp64 inputs."""
     call = _Call(q, k, v, rows, tiles, pattern_of, block, score)
     total = bias.new_zeros(bias.shape, dtype=call.dtype)
     for heads in call.heads:
-        for row in range(rows.spans.shape[1]):
+        for row in range(rows.ranges.shape[1]):
             first = row * block[0]
             here = range(first, min(first + block[0], q.shape[2]))
             call.differentiate_bias(heads, row, here, results, total)
@@ -119,21 +128,21 @@ class _Part(NamedTuple):
     dout: torch.Tensor  # [H, n, V]
     given: torch.Tensor  # [H, n, T]: probabilities after dropout
     ds: torch.Tensor  # [H, n, T]: by scores
-    bend: torch.Tensor | None  # [H, n, T]: of scores by scaled products, None for 1
+    softcap_grad: torch.Tensor | None  # [H, n, T]: of scores by scaled products, None for 1
 
 
 class _Call:
     """What all block rows of a call share."""
 
     def __init__(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: Side, tiles: Tiles, pattern_of: torch.Tensor,
-        block: tuple[int, int], score: Score,
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, rows: BlockLists, tiles: Tiles,
+        pattern_of: torch.Tensor, block: tuple[int, int], score: Score,
     ) -> None:  # fmt: skip
         self.q, self.k, self.v, self.rows, self.tiles, self.block, self.score = q, k, v, rows, tiles, block, score
         self.dtype = torch.promote_types(q.dtype, torch.float32)
         self.group = q.shape[1] // k.shape[1]
         self.limit = dropout.threshold(score.dropout)
-        self.retained = 1.0 if score.seed is None else dropout.ONE / self.limit
+        self.keep_scale = 1.0 if score.seed is None else dropout.ONE / self.limit
         self.slopes = None if score.slopes is None else score.slopes.expand(q.shape[:2]).to(self.dtype)
         patterns = pattern_of.expand(q.shape[:2])
         self.heads = [_Heads(p, *(patterns == p).nonzero().unbind(1)) for p in patterns.unique().tolist()]
@@ -148,10 +157,10 @@ class _Call:
 
         `queries` are numbers within the row.
         """
-        span = self.rows.spans[pattern, row].tolist()
-        full = self.rows.full[span[FULL_START] : span[FULL_STOP]].long()
-        partial = self.rows.partial[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
-        tile = self.rows.tile[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
+        span = self.rows.ranges[pattern, row].tolist()
+        full = self.rows.full_indices[span[FULL_START] : span[FULL_STOP]].long()
+        partial = self.rows.partial_indices[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
+        tile = self.rows.partial_tiles[span[PARTIAL_START] : span[PARTIAL_STOP]].long()
         size = self.block[1]
         words = self.tiles.bits[tile, queries.start : queries.stop].unsqueeze(-1)
         bits = (words >> torch.arange(min(32, size), dtype=torch.int32) & 1).flatten(-2).bool()
@@ -168,10 +177,10 @@ class _Call:
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Scores [H, n, T], -inf where a key is hidden, and their derivative by scaled products unless it is 1."""
         scores = (q @ self.taken(self.k, heads, keys).mT).mul_(self.score.scale)
-        bend = None
+        softcap_grad = None
         if self.score.softcap is not None:
             scores.div_(self.score.softcap).tanh_()
-            bend = 1 - scores.square()
+            softcap_grad = 1 - scores.square()
             scores.mul_(self.score.softcap)
         if self.slopes is not None:
             queries = self.places(positions)
@@ -180,7 +189,7 @@ class _Call:
         if self.score.bias is not None:
             bias = self.bias_of(self.score.bias, heads, positions, keys)
             scores.add_(bias).masked_fill_(bias == -torch.inf, -torch.inf)
-        return scores.masked_fill_(~visible, -torch.inf), bend
+        return scores.masked_fill_(~visible, -torch.inf), softcap_grad
 
     def bias_of(self, bias: torch.Tensor, heads: _Heads, positions: range, keys: torch.Tensor) -> torch.Tensor:
         """A bias [H, n, T] of queries and keys."""
@@ -211,7 +220,7 @@ class _Call:
             return None
         numbers = (heads.sample * self.q.shape[1] + heads.number)[:, None]
         rows = dropout.row_keys(self.score.seed, numbers, torch.arange(positions.start, positions.stop))
-        return ~dropout.kept(rows.unsqueeze(-1), keys, self.limit)
+        return ~dropout.keep_mask(rows.unsqueeze(-1), keys, self.limit)
 
     def attend(
         self, heads: _Heads, row: int, places: range, position: int, out: torch.Tensor, lse: torch.Tensor,
@@ -230,7 +239,7 @@ class _Call:
         dead = total == -torch.inf
         p = scores.sub_(total.masked_fill(dead, 0)).exp_()  # -inf - -inf is NaN
         if (gone := self.dropped(heads, positions, keys)) is not None:
-            p.masked_fill_(gone, 0).mul_(self.retained)
+            p.masked_fill_(gone, 0).mul_(self.keep_scale)
         out[at] = (p @ self.taken(self.v, heads, keys)).masked_fill_(dead, 0)
         lse[at] = total.squeeze(-1)
 
@@ -244,19 +253,19 @@ class _Call:
         q, dout, out, lse = (x[at].to(self.dtype) for x in (self.q, results[0], *results[2:]))
         dead = lse.unsqueeze(-1) == -torch.inf
         q, dout = q.masked_fill(dead, 0), dout.masked_fill(dead, 0)
-        scores, bend = self.scores(heads, places, keys, visible, q)
+        scores, softcap_grad = self.scores(heads, places, keys, visible, q)
         hidden = (scores == -torch.inf) | dead
         p = scores.sub_(lse.unsqueeze(-1)).exp_().masked_fill_(hidden, 0)
         dp = dout @ self.taken(self.v, heads, keys).mT
         given = p
         if (gone := self.dropped(heads, places, keys)) is not None:
-            dp = dp.masked_fill_(gone, 0).mul_(self.retained)
-            given = p.masked_fill(gone, 0).mul_(self.retained)
+            dp = dp.masked_fill_(gone, 0).mul_(self.keep_scale)
+            given = p.masked_fill(gone, 0).mul_(self.keep_scale)
         delta = (dout * out).sum(-1, keepdim=True)
         if results[1] is not None:
             delta = delta - results[1][at].to(self.dtype).unsqueeze(-1)
         ds = (p * (dp - delta)).masked_fill_(hidden, 0)
-        return _Part(keys, dead, q, dout, given, ds, bend)
+        return _Part(keys, dead, q, dout, given, ds, softcap_grad)
 
     def differentiate(
         self, heads: _Heads, row: int, places: range, results: Results, gradients: tuple[torch.Tensor, ...]
@@ -265,7 +274,7 @@ class _Call:
         part = self.part(heads, row, places, results)
         if part is None:
             return
-        ds = part.ds if part.bend is None else part.ds * part.bend
+        ds = part.ds if part.softcap_grad is None else part.ds * part.softcap_grad
         dq = (ds @ self.taken(self.k, heads, part.keys)).masked_fill_(part.dead, 0) * self.score.scale
         gradients[0][heads.sample, heads.number, places.start : places.stop] = dq
         owner = heads.sample * self.k.shape[1] + heads.number // self.group

@@ -29,8 +29,8 @@ struct Problem {
   const float* sinks;                    // [Hq] or none
   const float* bias;                     // with bias_b, bias_h, bias_n, bias_m of pairs, or with reach of distances; or none
   float* bias_sums;                      // see bias.h
-  const int32_t *row_spans, *row_full, *row_partial, *row_tile, *row_order;
-  const int32_t *col_spans, *col_full, *col_partial, *col_tile;
+  const int32_t *row_ranges, *row_full_indices, *row_partial_indices, *row_partial_tiles, *row_order;
+  const int32_t *col_ranges, *col_full_indices, *col_partial_indices, *col_partial_tiles;
   const int32_t* pattern_of;             // with pattern_b, pattern_h between those of samples and heads
   const uint32_t* bits;                  // [T, BQ, W]: bit j of word w of query i: sees it key 32 w + j?
   const uint32_t* seen_keys;             // [T, W]: those of them that any query sees
@@ -147,10 +147,10 @@ static INLINE uint32_t row_key(const Problem& a, const Head& at, long query) {
   const uint32_t key = absorbed(absorbed(0, (uint32_t)a.seed_low), (uint32_t)a.seed_high);
   return absorbed(absorbed(key, (uint32_t)(at.b * a.Hq + at.h)), absorbed(0, (uint32_t)query));
 }
-static INLINE bool kept(const Problem& a, uint32_t row, long key) {
+static INLINE bool keeps(const Problem& a, uint32_t row, long key) {
   return (int64_t)(mixed(row + (uint32_t)(key + 1) * GOLDEN) >> 8) < a.limit;
 }
-static INLINE float retained(const Problem& a) { return a.dropping ? (float)(16777216.0 / (double)a.limit) : 1.f; }
+static INLINE float keep_scale(const Problem& a) { return a.dropping ? (float)(16777216.0 / (double)a.limit) : 1.f; }
 // Whether more than a factor comes between a product and its score in base 2. (A factor of 0 or nearly: -inf times it
 // would not hide.)
 static INLINE bool featured(const Problem& a) {

@@ -23,16 +23,16 @@ import triton.language as tl
 
 from sparseflash.kernels import candidates
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Score, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.backward_keys import keys_kernel
 from sparseflash.kernels.triton.backward_queries import queries_kernel
 from sparseflash.kernels.triton.common import (
     LOG2E,
-    block_lists,
     device_of,
     heads_together,
     in_tiles,
+    list_pointers,
     load_rows,
     matrix,
     padded,
@@ -122,8 +122,8 @@ def backward(
     v: torch.Tensor,  # [B, Hkv, M, DV]
     out: torch.Tensor,  # [B, Hq, N, DV]
     lse: torch.Tensor,  # [B, Hq, N]
-    rows: Side,
-    columns: Side,
+    rows: BlockLists,
+    columns: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
@@ -148,10 +148,10 @@ def backward(
         return dq, dk, dv
     q, score, share = with_normal_scale(q, score)
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
-    cut = rows.slots + columns.slots > 0
+    split = rows.slots + columns.slots > 0
     featured, biased = score.featured, score.bias is not None
     chosen = partial(
-        configuration, q.device, max(D, DV), q.dtype, featured=featured, cut=cut, block=block, biased=biased
+        configuration, q.device, max(D, DV), q.dtype, featured=featured, split=split, block=block, biased=biased
     )
     unit = stride_unit(q, k, v, dout)
     n_rows, n_columns = rows.order.shape[1], columns.order.shape[1]
@@ -169,7 +169,7 @@ def backward(
         dk_parts, dv_parts = (partial_results(columns, B * Hkv, BK, d) for d in (D, DV))
         keys_kernel[programs(columns.items, BK // at.BN, B * Hkv)](
             *(q, k, v, dout, norm, delta, dk, dv),
-            *(block_lists(columns), Bits(tiles.bits, None), pattern_of),
+            *(list_pointers(columns), Bits(tiles.bits, None), pattern_of),
             *in_tiles(at.tma, at.BM, q, dout),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, M, Hkv, Hq // Hkv, n_columns, B * Hkv),
@@ -190,7 +190,7 @@ def backward(
         dq_parts = partial_results(rows, B * Hq, BQ, D)
         queries_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, dout, norm, delta, dq),
-            *(block_lists(rows), Bits(bits, tiles.seen_keys), pattern_of),
+            *(list_pointers(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides, pattern_b, pattern_h),
             *(score.scale, N, NP, Hq, Hq // Hkv, n_rows, B * Hq),

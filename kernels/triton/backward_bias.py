@@ -8,7 +8,7 @@ that share this head of the bias, in turn. What it gets of a step of queries, dS
 - is summed along its diagonals, for one of distances, into a row of the program's own. Rows of all programs are summed
   by torch; so many of them are made at a time as MEMORY holds.
 
-Lines are not cut into pieces here. Shapes as in `common`; a bias of queries needs no kernel, see
+Lines are not split here. Shapes as in `common`; a bias of queries needs no kernel, see
 `sparseflash.kernels.bias`.
 """
 
@@ -22,15 +22,15 @@ import triton.language as tl
 
 from sparseflash.kernels import bias as biases
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Results, Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Results, Score, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.backward import prepared
 from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import (
     LOG2E,
-    block_lists,
     device_of,
     exponential,
+    list_pointers,
     load_rows,
     matrix,
     padded,
@@ -46,8 +46,8 @@ from sparseflash.kernels.triton.score import (
     feature_arguments,
     head_key,
     in_unit,
-    kept,
-    retained,
+    keep_mask,
+    keep_scale,
     row_keys,
     scored,
     slope_of,
@@ -84,14 +84,14 @@ def _walk(sums, keys, q_rows, dout_rows, saved, blocks, bits, key, score, column
     """The sums with a column's blocks of one kind; the rest as in `backward_keys`."""
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BQ // BM
+    STEPS: tl.constexpr = sizes.BQ // BM
     f = factor(score)
-    block = block_of(blocks, 0, SPLIT)
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         ahead = first_query_bits(blocks, bits, key, sizes)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BQ + (i % SPLIT) * BM
-        block = block_of(blocks, i + 1, SPLIT)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BQ + (i % STEPS) * BM
+        block = block_of(blocks, i + 1, STEPS)
         rows = first + tl.arange(0, BM)
         keep = None
         words = None
@@ -108,8 +108,8 @@ def _walk(sums, keys, q_rows, dout_rows, saved, blocks, bits, key, score, column
         p = exponential(s * f - tl.load(saved.norm + rows)[None, :], q.dtype == tl.float32)
         dp = tl.dot(keys.v, tl.trans(dout), input_precision="ieee")
         if score.dropout is not None:
-            survives = kept(row_keys(score.dropout, rows)[None, :], columns[:, None], score.threshold)
-            dp = tl.where(survives, dp * retained(score.threshold), 0.0)
+            survives = keep_mask(row_keys(score.dropout, rows)[None, :], columns[:, None], score.threshold)
+            dp = tl.where(survives, dp * keep_scale(score.threshold), 0.0)
         ds = p * (dp - tl.load(saved.delta + rows)[None, :])
         ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         if score.bias.reach is not None:
@@ -141,7 +141,7 @@ def bias_kernel(
     norm_ptr,
     delta_ptr,
     sums_ptr,  # fp32 [owners, N, M] or [owners, M]; of distances [programs, 2 R + 1]
-    lists,  # `BlockLists` of the columns
+    lists,  # `ListPointers` of the columns
     bits,  # `Bits`
     pattern_ptr,
     q_b,
@@ -193,13 +193,13 @@ def bias_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    SPLIT: tl.constexpr = BK // BN
+    STEPS: tl.constexpr = BK // BN
     number = begin + tl.program_id(0)
     rank = number // owners
     owner = number % owners
     p = tl.load(pattern_ptr + owner // own_heads * pattern_b + owner % own_heads * pattern_h).to(tl.int64)
-    line = tl.load(lists.order + p * lines + rank // SPLIT)
-    key = (rank % SPLIT) * BN
+    line = tl.load(lists.order + p * lines + rank // STEPS)
+    key = (rank % STEPS) * BN
     first = line * BK + key
 
     unit = 1.0 if q_ptr.dtype.element_ty == tl.float32 else LOG2E
@@ -234,7 +234,7 @@ def bias_kernel(
         bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, unit))
         score = Scoring(c, cap, slope, position, dropout, threshold, bias)
         p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-        span = lists.spans + (p * lines + line) * 4
+        span = lists.ranges + (p * lines + line) * 4
         blocks = blocks_of(lists, span, None, None, False)
         sums = _walk(
             *(sums, keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, False),
@@ -260,7 +260,7 @@ def bias_gradient(
     k: torch.Tensor,  # [B, Hkv, M, D]
     v: torch.Tensor,  # [B, Hkv, M, DV]
     bias: torch.Tensor,
-    columns: Side,
+    columns: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
@@ -278,7 +278,7 @@ def bias_gradient(
     q, score, _ = with_normal_scale(q, score)
     q, k, v, dout = readable(q), readable(k), readable(v), readable(dout)
     chosen = configuration(
-        *(q.device, max(D, DV), q.dtype), featured=True, cut=False, block=block, tma=False, biased=True
+        *(q.device, max(D, DV), q.dtype), featured=True, split=False, block=block, tma=False, biased=True
     )
     at = chosen.keys.within(block)
     unit = stride_unit(q, k, v, dout)
@@ -295,7 +295,7 @@ def bias_gradient(
                 sums = torch.zeros((here, owners, width), dtype=torch.float32, device=bias.device)
             bias_kernel[programs(here, 1, owners)](
                 *(q, k, v, dout, norm, delta, sums),
-                *(block_lists(columns)._replace(work=None), Bits(tiles.bits, None), pattern_of),
+                *(list_pointers(columns)._replace(work_items=None), Bits(tiles.bits, None), pattern_of),
                 *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), *strides_in(unit, dout)),
                 *pattern_strides(pattern_of),
                 *(score.scale, N, norm.shape[-1], M, Hq, Hq // Hkv, n_columns),

@@ -14,15 +14,15 @@ import triton.language as tl
 from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, share, spread_t, store_rows
 from sparseflash.kernels.triton.score import (
-    bend,
     factor,
     head_key,
     in_unit,
-    kept,
-    retained,
+    keep_mask,
+    keep_scale,
     row_keys,
     scored,
     slope_of,
+    softcap_grad,
 )
 from sparseflash.kernels.triton.types import Bias, Keys, Place, Rows, Saved, Score, Sizes
 from sparseflash.kernels.triton.walk import (
@@ -32,8 +32,8 @@ from sparseflash.kernels.triton.walk import (
     line_of,
     load_step,
     next_query_bits,
+    ranges_of,
     slot_of,
-    span_of,
 )
 
 
@@ -46,14 +46,14 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
     HIDDEN: tl.constexpr = PARTIAL or score.bias is not None
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BQ // BM
+    STEPS: tl.constexpr = sizes.BQ // BM
     f = factor(score)
-    block = block_of(blocks, 0, SPLIT)
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         ahead = first_query_bits(blocks, bits, key, sizes)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BQ + (i % SPLIT) * BM
-        block = block_of(blocks, i + 1, SPLIT)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BQ + (i % STEPS) * BM
+        block = block_of(blocks, i + 1, STEPS)
         rows = first + tl.arange(0, BM)
         keep = None
         words = None
@@ -74,14 +74,14 @@ def _walk(keys, q_rows, dout_rows, saved, blocks, bits, key, score, columns, PAR
         p = exponential(s * f - norm[None, :], q.dtype == tl.float32)
         z = p
         if score.dropout is not None:
-            survives = kept(row_keys(score.dropout, rows)[None, :], columns[:, None], score.threshold)
+            survives = keep_mask(row_keys(score.dropout, rows)[None, :], columns[:, None], score.threshold)
             z = tl.where(survives, p, 0.0)
-            dp = tl.where(survives, dp * retained(score.threshold), 0.0)
+            dp = tl.where(survives, dp * keep_scale(score.threshold), 0.0)
         dv = tl.dot(z.to(dout.dtype), dout, keys.dv, input_precision="ieee")
         delta = tl.load(saved.delta + rows)  # late: it is not needed, nor in registers, before
         ds = p * (dp - delta[None, :])
         if score.cap is not None:
-            ds *= bend(product, score.c, score.cap)
+            ds *= softcap_grad(product, score.c, score.cap)
         if HIDDEN:
             ds = tl.where(p == 0.0, 0.0, ds)  # dp of an invisible pair may be anything
         dk = tl.dot(ds.to(q.dtype), q, keys.dk, input_precision="ieee")
@@ -106,7 +106,7 @@ def keys_kernel(
     delta_ptr,
     dk_ptr,
     dv_ptr,
-    lists,  # `BlockLists` of the columns
+    lists,  # `ListPointers` of the columns
     bits,  # `Bits`
     pattern_ptr,
     q_tiles,  # descriptors of all of q and dout, of tiles [1, 1, BM, D]; None where rows come through pointers
@@ -134,7 +134,7 @@ def keys_kernel(
     lines,  # block columns
     heads,  # B * Hkv
     together,
-    items,  # of work; from here to dv_parts_ptr: None where no column is cut
+    items,  # work items; from here to dv_parts_ptr: None where no column is split
     dk_parts_ptr,  # fp32 [slots, B * Hkv, BK, D]
     dv_parts_ptr,  # fp32 [slots, B * Hkv, BK, DV]
     cap,  # from here to reach: None where the feature is off
@@ -159,24 +159,24 @@ def keys_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    SPLIT: tl.constexpr = BK // BN
-    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
+    STEPS: tl.constexpr = BK // BN
+    rank, index = place((lines if lists.work_items is None else items) * STEPS, heads, together)
     batch = index // Hkv
     key_head = index % Hkv
     # Any fixed pattern's order or work visits every column once; the group's first one stands for the group.
     pattern_ptr += batch * pattern_b
     p = tl.load(pattern_ptr + key_head * group * pattern_h).to(tl.int64)
-    own = Place(p, rank, SPLIT, lines, items)
+    own = Place(p, rank, STEPS, lines, items)
     line = line_of(lists, own)
     low = None
     high = None
-    if lists.work is not None:
+    if lists.work_items is not None:
         if line < 0:
             return
         # Another pattern of the group has other entries here: every head gives this program the same share of its own.
         slot = slot_of(lists, own)
-        low, high = share(span_of(lists, own, line), lists.spans + (p * lines + line) * 4)
-    key = (rank % SPLIT) * BN
+        low, high = share(ranges_of(lists, own, line), lists.ranges + (p * lines + line) * 4)
+    key = (rank % STEPS) * BN
     first = line * BK + key
 
     unit = 1.0 if q_ptr.dtype.element_ty == tl.float32 else LOG2E
@@ -208,7 +208,7 @@ def keys_kernel(
             bias = Bias(start, bias_n, bias_m, reach, q_offset, N, M, in_unit(1.0, unit))
         score = Score(c, cap, slope, position, dropout, threshold, bias)
         p = tl.load(pattern_ptr + head * pattern_h).to(tl.int64)
-        span = lists.spans + (p * lines + line) * 4
+        span = lists.ranges + (p * lines + line) * 4
         blocks = blocks_of(lists, span, low, high, False)
         keys = _walk(
             *(keys, q_rows, dout_rows, saved, blocks, bits, key, score),
@@ -226,8 +226,8 @@ def keys_kernel(
     dk, dv = keys.dk, keys.dv
     row = index.to(tl.int64) * M
     if seed_ptr is not None:
-        dv *= retained(threshold)
-    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+        dv *= keep_scale(threshold)
+    if lists.work_items is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             at = (slot.to(tl.int64) * heads + index) * BK
             store_rows(dk_parts_ptr + at * D, key, D, keep, dk * tl.cast(scale, tl.float32), 1, BN, D, DP)

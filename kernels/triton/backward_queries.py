@@ -13,15 +13,15 @@ import triton.language as tl
 from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import LOG2E, exponential, load_rows, matrix, place, store_rows
 from sparseflash.kernels.triton.score import (
-    bend,
     dropout_keys,
     factor,
     in_unit,
-    kept,
+    keep_mask,
+    keep_scale,
     position_of,
-    retained,
     scored,
     slope_of,
+    softcap_grad,
 )
 from sparseflash.kernels.triton.tiles import seen_by
 from sparseflash.kernels.triton.types import Bias, Place, Queries, Rows, Score, Sizes
@@ -32,8 +32,8 @@ from sparseflash.kernels.triton.walk import (
     line_of,
     load_step,
     next_key_bits,
+    ranges_of,
     slot_of,
-    span_of,
 )
 
 
@@ -42,18 +42,18 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
     """dQ, fp32 [BM, DP], with a row's blocks of one kind; `query` is the first one of the program within its block."""
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BK // BN
+    STEPS: tl.constexpr = sizes.BK // BN
     f = factor(score)
-    block = block_of(blocks, 0, SPLIT)
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         ahead = first_key_bits(blocks, bits, query, sizes)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BK + (i % SPLIT) * BN
-        block = block_of(blocks, i + 1, SPLIT)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BK + (i % STEPS) * BN
+        block = block_of(blocks, i + 1, STEPS)
         keep = None
         if PARTIAL:
             keep = ahead.seen
-            visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
+            visible = seen_by(ahead.words, (i % STEPS) * BN, sizes.FRAGMENTS, BM, BN)
             ahead = next_key_bits(ahead, i, blocks, bits, query, sizes)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
@@ -66,11 +66,11 @@ def _walk(dq, queries, k_rows, v_rows, blocks, bits, query, score, PARTIAL: tl.c
             s = tl.where(visible, s, float("-inf"))
         p = exponential(s * f - queries.norm[:, None], k.dtype == tl.float32)
         if score.dropout is not None:
-            survives = kept(score.dropout[:, None], (first + tl.arange(0, BN))[None, :], score.threshold)
-            dp = tl.where(survives, dp * retained(score.threshold), 0.0)
+            survives = keep_mask(score.dropout[:, None], (first + tl.arange(0, BN))[None, :], score.threshold)
+            dp = tl.where(survives, dp * keep_scale(score.threshold), 0.0)
         ds = p * (dp - queries.delta[:, None])
         if score.cap is not None:
-            ds *= bend(product, score.c, score.cap)
+            ds *= softcap_grad(product, score.c, score.cap)
         if PARTIAL:
             ds = tl.where(visible, ds, 0.0)
         if score.bias is not None:
@@ -95,7 +95,7 @@ def queries_kernel(
     norm_ptr,
     delta_ptr,
     dq_ptr,
-    lists,  # `BlockLists` of the rows
+    lists,  # `ListPointers` of the rows
     bits,  # `Bits`
     pattern_ptr,
     k_tiles,  # descriptors, as in the forward pass
@@ -122,7 +122,7 @@ def queries_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
-    items,  # of work; from here to parts_ptr: None where no row is cut
+    items,  # work items; from here to parts_ptr: None where no row is split
     parts_ptr,  # fp32 [slots, B * Hq, BQ, D]
     cap,  # from here to bias_keys: None where the feature is off
     slopes_ptr,
@@ -148,18 +148,18 @@ def queries_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    SPLIT: tl.constexpr = BQ // BM
-    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
+    STEPS: tl.constexpr = BQ // BM
+    rank, index = place((lines if lists.work_items is None else items) * STEPS, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    own = Place(p, rank, SPLIT, lines, items)
+    own = Place(p, rank, STEPS, lines, items)
     line = line_of(lists, own)
-    if lists.work is not None:
+    if lists.work_items is not None:
         if line < 0:
             return
         slot = slot_of(lists, own)
-    query = (rank % SPLIT) * BM
+    query = (rank % STEPS) * BM
     first = line * BQ + query
 
     unit = 1.0 if q_ptr.dtype.element_ty == tl.float32 else LOG2E
@@ -184,7 +184,7 @@ def queries_kernel(
     v_rows = Rows(matrix(v_ptr, batch, head // group, v_b, v_h, UNIT), v_n, v_tiles, batch, head // group)
     dq = tl.zeros((BM, DP), tl.float32)
 
-    span = span_of(lists, own, line)
+    span = ranges_of(lists, own, line)
     blocks = blocks_of(lists, span, None, None, False)
     dq = _walk(
         *(dq, queries, k_rows, v_rows, blocks, bits, query, score, False),
@@ -197,7 +197,7 @@ def queries_kernel(
         *(dq, queries, k_rows, v_rows, blocks, bits, query, score, True),
         Sizes(FRAGMENTS, UNIT, D, DP, DV, DVP, BQ, BK, BM, BN),
     )
-    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+    if lists.work_items is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             at = (slot.to(tl.int64) * heads + index) * BQ
             store_rows(parts_ptr + at * D, query, D, keep, dq * tl.cast(scale, tl.float32), 1, BM, D, DP)

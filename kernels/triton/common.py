@@ -20,8 +20,8 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
-from sparseflash.kernels.layout import Side
-from sparseflash.kernels.triton.types import BlockLists
+from sparseflash.kernels.layout import BlockLists
+from sparseflash.kernels.triton.types import ListPointers
 
 LOG2E = tl.constexpr(1.4426950408889634)
 LN2 = tl.constexpr(0.6931471805599453)
@@ -65,12 +65,12 @@ def placed(pid, places, heads, together):
 
 
 @triton.jit
-def share(piece, span):
-    """Where a piece of a line, four spans, starts and stops as shares of the line; of one without entries, 0 and 1."""
+def share(split, span):
+    """Where a split starts and stops, as shares of its line; 0 and 1 for a line without entries."""
     before = tl.load(span) + tl.load(span + 2)
     whole = tl.load(span + 1) + tl.load(span + 3) - before
-    low = tl.load(piece) + tl.load(piece + 2) - before
-    high = tl.load(piece + 1) + tl.load(piece + 3) - before
+    low = tl.load(split) + tl.load(split + 2) - before
+    high = tl.load(split + 1) + tl.load(split + 3) - before
     unit = tl.maximum(whole, 1).to(tl.float32)
     return low.to(tl.float32) / unit, tl.where(high == whole, 1.0, high.to(tl.float32) / unit)
 
@@ -206,10 +206,10 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
     return tensor if near and tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def block_lists(side: Side) -> BlockLists:
+def list_pointers(side: BlockLists) -> ListPointers:
     """What kernels take of a side of a table."""
-    work = side.work if side.slots else None
-    return BlockLists(side.spans, side.full, side.partial, side.tile, side.order, work)
+    work = side.work_items if side.slots else None
+    return ListPointers(side.ranges, side.full_indices, side.partial_indices, side.partial_tiles, side.order, work)
 
 
 def device_of(tensor: torch.Tensor) -> torch.cuda.device_of:

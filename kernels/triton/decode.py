@@ -22,7 +22,7 @@ import triton.language as tl
 from sparseflash.kernels import layout
 from sparseflash.kernels import sinks as sink_logits
 from sparseflash.kernels.launch import Launch, family
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.common import (
     LN2,
@@ -37,7 +37,7 @@ from sparseflash.kernels.triton.common import (
 )
 from sparseflash.kernels.triton.score import capped, factor
 from sparseflash.kernels.triton.softmax import absorb, nothing_seen
-from sparseflash.kernels.triton.types import BlockLists, Blocks, RowBits, Rows, Score, Sizes
+from sparseflash.kernels.triton.types import Blocks, ListPointers, RowBits, Rows, Score, Sizes
 from sparseflash.kernels.triton.walk import block_of, load_step
 
 # A row is cut into at most MOST_PARTS parts; none but a row's last holds fewer than PART_KEYS keys, for each part costs
@@ -113,28 +113,28 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, bound, score, PARTIAL: tl.co
     """The softmax with a part's blocks of one kind; keys from `bound` on are not there."""
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BK // BN
+    STEPS: tl.constexpr = sizes.BK // BN
     f = factor(score)
-    block = block_of(blocks, 0, SPLIT)
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         tile = tl.load(blocks.tile, mask=blocks.count > 0, other=0)
         words = _words_of(bits, tile, 0, blocks.count > 0, sizes.BK, BN)
-        tile = tl.load(blocks.tile + 1 // SPLIT, mask=blocks.count > 1 // SPLIT, other=0)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BK + (i % SPLIT) * BN
-        block = block_of(blocks, i + 1, SPLIT)
+        tile = tl.load(blocks.tile + 1 // STEPS, mask=blocks.count > 1 // STEPS, other=0)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BK + (i % STEPS) * BN
+        block = block_of(blocks, i + 1, STEPS)
         keys = first + tl.arange(0, BN)
         keep = keys < bound
         # A sum masks in fewer registers than a choice: what is not kept was loaded as 0.
         hidden = tl.where(keep, 0.0, float("-inf"))
         if PARTIAL:
-            visible = spread(words, (i % SPLIT) * BN, BM, BN)
+            visible = spread(words, (i % STEPS) * BN, BM, BN)
             # Keys that none of these queries sees are not read: what lies there must not matter.
             seen = tl.reduce(words, 0, _either)
-            keep = keep & tl.reshape(spread(seen[None, :], (i % SPLIT) * BN, 1, BN), (BN,))
-            key = ((i + 1) % SPLIT) * BN
-            words = _words_of(bits, tile, key, (i + 1) // SPLIT < blocks.count, sizes.BK, BN)
-            after = (i + 2) // SPLIT
+            keep = keep & tl.reshape(spread(seen[None, :], (i % STEPS) * BN, 1, BN), (BN,))
+            key = ((i + 1) % STEPS) * BN
+            words = _words_of(bits, tile, key, (i + 1) // STEPS < blocks.count, sizes.BK, BN)
+            after = (i + 2) // STEPS
             tile = tl.load(blocks.tile + after, mask=after < blocks.count, other=0)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
@@ -163,7 +163,7 @@ def decode_kernel(
     out_ptr,  # [S, B, Hq, n, DV]
     lse_ptr,  # fp32 [S, B, Hq, n]
     lengths_ptr,  # [B]
-    lists,  # `BlockLists` of the rows
+    lists,  # `ListPointers` of the rows
     bits_ptr,
     pattern_ptr,
     q_b,
@@ -239,12 +239,12 @@ def decode_kernel(
     alive = (position >= lowest) & (position <= highest)
     rows = tl.minimum(tl.maximum(position, lowest), highest) - line * BQ
 
-    span = lists.spans + (p.to(tl.int64) * lines + line) * 4
-    full_ptr = lists.full + tl.load(span, mask=there, other=0)
+    span = lists.ranges + (p.to(tl.int64) * lines + line) * 4
+    full_ptr = lists.full_indices + tl.load(span, mask=there, other=0)
     full = tl.load(span + 1, mask=there, other=0) - tl.load(span, mask=there, other=0)
     first_partial = tl.load(span + 2, mask=there, other=0)
-    partial_ptr = lists.partial + first_partial
-    tile_ptr = lists.tile + first_partial
+    partial_ptr = lists.partial_indices + first_partial
+    tile_ptr = lists.partial_tiles + first_partial
     partial = tl.load(span + 3, mask=there, other=0) - first_partial
     blocks = (bound + BK - 1) // BK
     full = _before(full_ptr, full, blocks)
@@ -354,7 +354,7 @@ def decode(
     k: torch.Tensor,  # [B, Hkv, M, D]
     v: torch.Tensor,  # [B, Hkv, M, DV]
     lengths: torch.Tensor,  # int32 or int64 [B]: tokens in the cache, the n new ones included
-    rows: Side,
+    rows: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
@@ -381,7 +381,7 @@ def decode(
     crossed = min(n, 2)
     slopes = None if score.slopes is None else score.slopes.contiguous()
     chunks = triton.cdiv(group * n, at.BM)
-    lists = BlockLists(rows.spans, rows.full, rows.partial, rows.tile, None, None)
+    lists = ListPointers(rows.ranges, rows.full_indices, rows.partial_indices, rows.partial_tiles, None, None)
     # A row holds at most all blocks of the cache.
     wanted = triton.cdiv(_programs(q.device), B * Hkv * chunks)
     parts = max(1, min(wanted, MOST_PARTS, triton.cdiv(M, PART_KEYS)))
@@ -394,7 +394,7 @@ def decode(
         decode_kernel[(B * Hkv * leaders * chunks, parts * crossed)](
             *(q, k, v, part_out, part_lse, lengths, lists, tiles.bits, pattern_of),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
-            *(score.scale, B, n, M, Hq, group, chunks, leaders, rows.spans.shape[1], crossed, parts),
+            *(score.scale, B, n, M, Hq, group, chunks, leaders, rows.ranges.shape[1], crossed, parts),
             *(max(1, PART_KEYS // BK), BQ),
             cap=score.softcap,
             slopes_ptr=slopes,

@@ -1,4 +1,4 @@
-"""Block-sparse attention, forward: one program per step of a block row, or of a piece of one, and query head.
+"""Block-sparse attention, forward: one program per query head and step of a block row, or of a split of one.
 
 Shapes as in `common`. Scores live in base 2: with c = scale * log2(e), softmax is exp2(c s - max(c s)) / sum.
 What a cap, a bias and dropout do to them is in `score`.
@@ -14,16 +14,16 @@ import triton.language as tl
 
 from sparseflash.kernels import candidates, layout
 from sparseflash.kernels.launch import configuration
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.kernels.magnitude import with_normal_scale
 from sparseflash.kernels.triton.bias import bias_at, bias_of, biased
 from sparseflash.kernels.triton.common import (
     LN2,
     LOG2E,
-    block_lists,
     device_of,
     heads_together,
     in_tiles,
+    list_pointers,
     load_rows,
     matrix,
     padded,
@@ -42,8 +42,8 @@ from sparseflash.kernels.triton.score import (
     factor,
     feature_arguments,
     in_unit,
+    keep_scale,
     position_of,
-    retained,
     scored,
     slope_of,
 )
@@ -57,8 +57,8 @@ from sparseflash.kernels.triton.walk import (
     line_of,
     load_step,
     next_key_bits,
+    ranges_of,
     slot_of,
-    span_of,
 )
 
 
@@ -71,18 +71,18 @@ def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, row, score, PARTIAL: 
     HIDDEN: tl.constexpr = PARTIAL or score.bias is not None
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
-    SPLIT: tl.constexpr = sizes.BK // BN
+    STEPS: tl.constexpr = sizes.BK // BN
     f = factor(score)
-    block = block_of(blocks, 0, SPLIT)
+    block = block_of(blocks, 0, STEPS)
     if PARTIAL:
         ahead = first_key_bits(blocks, bits, query, sizes)
-    for i in range(0, blocks.count * SPLIT):
-        first = block * sizes.BK + (i % SPLIT) * BN
-        block = block_of(blocks, i + 1, SPLIT)
+    for i in range(0, blocks.count * STEPS):
+        first = block * sizes.BK + (i % STEPS) * BN
+        block = block_of(blocks, i + 1, STEPS)
         keep = None
         if PARTIAL:
             keep = ahead.seen
-            visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)
+            visible = seen_by(ahead.words, (i % STEPS) * BN, sizes.FRAGMENTS, BM, BN)
             ahead = next_key_bits(ahead, i, blocks, bits, query, sizes)
         k = load_step(k_rows, first, keep, sizes.UNIT, BN, sizes.D, sizes.DP)
         v = load_step(v_rows, first, keep, sizes.UNIT, BN, sizes.DV, sizes.DVP)
@@ -110,7 +110,7 @@ def forward_kernel(
     v_ptr,
     out_ptr,
     lse_ptr,
-    lists,  # `BlockLists` of the rows
+    lists,  # `ListPointers` of the rows
     bits,  # `Bits`
     pattern_ptr,
     k_tiles,  # descriptors of all of k and v, of tiles [1, 1, BN, D]; None where rows come through pointers
@@ -134,8 +134,8 @@ def forward_kernel(
     lines,  # block rows
     heads,  # B * Hq
     together,
-    items,  # of work; from here to lses_ptr: None where no row is cut
-    parts_ptr,  # fp32 [slots, B * Hq, BQ, DV]: outputs of pieces, sinks left out
+    items,  # work items; from here to lses_ptr: None where no row is split
+    parts_ptr,  # fp32 [slots, B * Hq, BQ, DV]: outputs of splits, sinks left out
     lses_ptr,  # fp32 [slots, B * Hq, BQ], base 2
     sinks_ptr,  # fp32 [Hq]; from here to reach: None where the feature is off
     cap,
@@ -161,18 +161,18 @@ def forward_kernel(
     BM: tl.constexpr,
     BN: tl.constexpr,
 ):
-    SPLIT: tl.constexpr = BQ // BM
-    rank, index = place((lines if lists.work is None else items) * SPLIT, heads, together)
+    STEPS: tl.constexpr = BQ // BM
+    rank, index = place((lines if lists.work_items is None else items) * STEPS, heads, together)
     batch = index // Hq
     head = index % Hq
     p = tl.load(pattern_ptr + batch * pattern_b + head * pattern_h).to(tl.int64)
-    own = Place(p, rank, SPLIT, lines, items)
+    own = Place(p, rank, STEPS, lines, items)
     line = line_of(lists, own)
-    if lists.work is not None:
+    if lists.work_items is not None:
         if line < 0:
             return
         slot = slot_of(lists, own)
-    query = (rank % SPLIT) * BM
+    query = (rank % STEPS) * BM
     first = line * BQ + query
 
     c = in_unit(scale, LOG2E)
@@ -191,7 +191,7 @@ def forward_kernel(
     v_rows = Rows(matrix(v_ptr, batch, head // group, v_b, v_h, UNIT), v_n, v_tiles, batch, head // group)
     softmax = nothing_seen(BM, DVP)
 
-    span = span_of(lists, own, line)
+    span = ranges_of(lists, own, line)
     blocks = blocks_of(lists, span, None, None, False)
     softmax = _walk(
         *(softmax, q, k_rows, v_rows, blocks, bits, query, first, score, False),
@@ -212,10 +212,10 @@ def forward_kernel(
     row = index.to(tl.int64) * N
     out = out_ptr + row * DV
     value = acc / total[:, None]
-    if lists.work is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
+    if lists.work_items is not None:  # noqa: SIM102 - Triton evaluates both sides of `and`
         if slot >= 0:
             if seed_ptr is not None:
-                value *= retained(threshold)
+                value *= keep_scale(threshold)
             at = (slot.to(tl.int64) * heads + index) * BQ
             store_rows(parts_ptr + at * DV, query, DV, keep, value, 1, BM, DV, DVP)
             lse = tl.where(dead, float("-inf"), peak + tl.log2(total))
@@ -225,7 +225,7 @@ def forward_kernel(
         lse = tl.where(dead, 0.0, peak + tl.log2(total))
         value *= sink_share(lse, tl.load(sinks_ptr + head) * LOG2E)[:, None]
     if seed_ptr is not None:
-        value *= retained(threshold)
+        value *= keep_scale(threshold)
     store_rows(out, first, DV, keep, value, 1, BM, DV, DVP)
     lse = tl.where(dead, float("-inf"), (peak + tl.log2(total)) * LN2)
     tl.store(lse_ptr + row + first + tl.arange(0, BM), lse, mask=keep)
@@ -235,7 +235,7 @@ def forward(
     q: torch.Tensor,  # [B, Hq, N, D]
     k: torch.Tensor,  # [B, Hkv, M, D]
     v: torch.Tensor,  # [B, Hkv, M, DV]
-    rows: Side,
+    rows: BlockLists,
     tiles: Tiles,
     pattern_of: torch.Tensor,  # int32 [B or 1, Hq or 1]
     block: tuple[int, int],
@@ -262,7 +262,7 @@ def forward(
     chosen = configuration(
         *(q.device, max(D, DV), q.dtype),
         featured=score.featured,
-        cut=rows.slots > 0,
+        split=rows.slots > 0,
         block=block,
         tma=tileable(k, v),
         biased=score.bias is not None,
@@ -278,7 +278,7 @@ def forward(
     with device_of(q):
         forward_kernel[programs(rows.items, BQ // at.BM, B * Hq)](
             *(q, k, v, out, lse),
-            *(block_lists(rows), Bits(bits, tiles.seen_keys), pattern_of),
+            *(list_pointers(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *in_tiles(at.tma, at.BN, k, v),
             *(*strides_in(unit, q), *strides_in(unit, k), *strides_in(unit, v), pattern_b, pattern_h),
             *(score.scale, N, M, Hq, Hq // Hkv, n_rows, B * Hq),

@@ -1,8 +1,8 @@
 """What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
 
-    python -m sparseflash.kernels.triton.report [ARCHITECTURE ...] [BLOCK ...] [features] [cut] [tma]
+    python -m sparseflash.kernels.triton.report [ARCHITECTURE ...] [BLOCK ...] [features] [split] [tma]
 
-prints one line a launch: plain or with all features on, for whole lines or for lines in pieces, with operands that come
+prints one line a launch: plain or with all features on, for whole lines or for split lines, with operands that come
 through pointers or that descriptors can read. On sm_90 it shows the
 machine code's loops too, over FULL entries / over PARTIAL ones: see `sass`. It says nothing about speed, and
 nothing about numerics. docs/kernels.md is made of it.
@@ -37,7 +37,7 @@ from sparseflash.kernels.triton.forward import forward_kernel
 from sparseflash.kernels.triton.merge import STEP, outputs_kernel, sums_kernel
 from sparseflash.kernels.triton.sass import Loop, disassemble, loops
 from sparseflash.kernels.triton.tiles import fragmented
-from sparseflash.kernels.triton.types import Bits, BlockLists
+from sparseflash.kernels.triton.types import Bits, ListPointers
 
 KERNELS = {"forward": forward_kernel, "keys": keys_kernel, "queries": queries_kernel}
 TARGETS = {
@@ -65,10 +65,10 @@ BIASES = {
     "bias of keys": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "bias_m"),
     "bias of distances": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "reach", "q_offset"),
 }
-# Those of pieces of lines, None where no line is cut.
-PIECES = ("items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
+# Those of splits of lines, None where no line is split.
+SPLITS = ("items", "parts_ptr", "lses_ptr", "dk_parts_ptr", "dv_parts_ptr")
 # Arguments that are NamedTuples of pointers to int32.
-GROUPS: dict[str, Any] = {"lists": BlockLists, "bits": Bits}
+GROUPS: dict[str, Any] = {"lists": ListPointers, "bits": Bits}
 Constants = dict[str | tuple[str, str], Any]  # by the name of an argument, or by that of a group and a field of it
 
 
@@ -83,7 +83,7 @@ class Case(NamedTuple):
     block: tuple[int, int]
     launch: Launch | GluonLaunch
     features: tuple[str, ...] = ()  # of FEATURES, those that are on
-    cut: bool = False  # whether lines come in pieces
+    split: bool = False  # whether lines are split
 
     @property
     def at(self) -> Launch | GluonLaunch:
@@ -107,7 +107,7 @@ def cases(
     architectures: tuple[str, ...] = tuple(TARGETS),
     blocks: tuple[int, ...] = (128,),
     features: tuple[str, ...] = (),
-    cut: bool = False,
+    split: bool = False,
     tma: bool = False,
 ) -> Iterator[Case]:
     """Every committed launch with square blocks of these sizes, each distinct program once."""
@@ -116,10 +116,10 @@ def cases(
         featured = bool(set(features) - {"sinks"})
         key = architecture, D, dtype_class
         biased = bool(set(features) & set(BIASES))
-        launches = committed(key, featured=featured, cut=cut, block=(block, block), tma=tma, biased=biased)
+        launches = committed(key, featured=featured, split=split, block=(block, block), tma=tma, biased=biased)
         for kernel, launch in launches._asdict().items():
             if architecture in architectures:
-                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, cut)
+                case = Case(architecture, kernel, D, D, DTYPES[dtype_class][0], (block, block), launch, features, split)
                 if case not in seen:
                     seen.add(case)
                     yield case
@@ -149,7 +149,7 @@ def compile_case(case: Case) -> Any:
         constants |= dict.fromkeys(argument for argument in kernel.arg_names if argument.endswith("_tiles"))
     off = _off(case)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
-    if not case.cut:
+    if not case.split:
         constants["lists", "work"] = None
     if case.kernel in ("keys", "one_pass"):
         constants["bits", "seen"] = None
@@ -161,7 +161,7 @@ def _off(case: Case) -> set[str]:
     needs = FEATURES | BIASES
     on = {argument for name in case.features for argument in needs[name]}
     return {argument for needed in needs.values() for argument in needed}.difference(on).union(
-        () if case.cut else PIECES
+        () if case.split else SPLITS
     )
 
 
@@ -187,7 +187,7 @@ def compile_prepare(case: Case) -> Any:
 
 
 def compile_merges(case: Case) -> Iterator[Any]:
-    """The compiled kernels that put the pieces of lines together, for the shapes of a case."""
+    """The compiled kernels that put the splits of lines together, for the shapes of a case."""
     constants: Constants = {"D": case.DV, "DP": padded(case.DV), "BL": case.block[0], "BM": STEP}
     without_sinks: Constants = {} if "sinks" in case.features else {"sinks_ptr": None}
     yield _compile(outputs_kernel, constants | without_sinks, case, 4, 1)
@@ -307,7 +307,7 @@ def form_of(launch: Launch | GluonLaunch) -> str:
 def line(case: Case, used: Resources) -> str:
     """One line of the report."""
     at = case.at
-    form = "+".join(case.features) + " cut" * case.cut + form_of(at)
+    form = "+".join(case.features) + " split" * case.split + form_of(at)
     return (
         f"{case.architecture:7} {case.kernel:8} D {case.D:3} {case.dtype:5} block {case.block[0]:3}x{case.block[1]:<3} "
         f"step {at.BM:3}x{at.BN:<3} warps {at.warps} stages {at.stages} {form} | "
@@ -319,11 +319,11 @@ def line(case: Case, used: Resources) -> str:
 def main(arguments: list[str]) -> int:
     """Print the report for some architectures and square blocks, or for all; 1 if one does not fit or is serialised."""
     features = tuple(FEATURES) if "features" in arguments else ()
-    cut, tma = "cut" in arguments, "tma" in arguments
-    architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "cut", "tma"))
+    split, tma = "split" in arguments, "tma" in arguments
+    architectures = tuple(a for a in arguments if not a.isdigit() and a not in ("features", "split", "tma"))
     blocks = tuple(int(a) for a in arguments if a.isdigit())
     bad = 0
-    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, cut, tma):
+    for case in cases(architectures or tuple(TARGETS), blocks or (16, 32, 64, 128), features, split, tma):
         compiled = compile_case(case)
         used = resources(compiled)
         found = loops_of(compiled) if case.architecture == "sm_90" and case.dtype != "fp32" else []

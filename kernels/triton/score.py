@@ -103,7 +103,7 @@ def factor(score):
 
 
 @triton.jit
-def bend(s, c, cap):
+def softcap_grad(s, c, cap):
     """The derivative of the cap at products s."""
     t = tanh(s * (c / cap))
     return 1.0 - t * t
@@ -146,14 +146,14 @@ def dropout_keys(seed_ptr, index, first, BM: tl.constexpr):
 
 
 @triton.jit
-def kept(rows, keys, threshold):
+def keep_mask(rows, keys, threshold):
     """Which pairs dropout keeps; row keys and indices of keys, of shapes that broadcast."""
     hashed = _mixed(rows + (keys + 1).to(tl.uint32) * _GOLDEN)
     return (hashed >> 8).to(tl.int32) < threshold
 
 
 @triton.jit
-def retained(threshold):
+def keep_scale(threshold):
     """What dropout's survivors are multiplied by."""
     return _ONE / threshold.to(tl.float32)
 

@@ -1,4 +1,4 @@
-"""The online softmax of the passes over rows: forward, decoding, and the merge of pieces of a row.
+"""The online softmax of the passes over rows: forward, decoding, and the merge of splits of a row.
 
 Shapes as in `common`. Scores live in base 2, see `forward`.
 """
@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from sparseflash.kernels.triton.score import kept
+from sparseflash.kernels.triton.score import keep_mask
 from sparseflash.kernels.triton.types import Softmax
 
 
@@ -36,7 +36,7 @@ def absorb(softmax, s, f, v, first, score, HIDDEN: tl.constexpr):
     fade = tl.exp2(softmax.peak - base)
     total = softmax.total * fade + tl.sum(p, 1)
     if score.dropout is not None:
-        survives = kept(score.dropout[:, None], (first + tl.arange(0, s.shape[1]))[None, :], score.threshold)
+        survives = keep_mask(score.dropout[:, None], (first + tl.arange(0, s.shape[1]))[None, :], score.threshold)
         p = tl.where(survives, p, 0.0)
     acc = tl.dot(p.to(v.dtype), v, softmax.acc * fade[:, None], input_precision="ieee")
     return Softmax(acc, peak, total)

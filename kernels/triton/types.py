@@ -38,25 +38,25 @@ class Rows(NamedTuple):
     head: Any
 
 
-class BlockLists(NamedTuple):
-    """The blocks of all lines, and which program takes which line: of a `layout.Side`, see there."""
+class ListPointers(NamedTuple):
+    """Pointers to the block lists of all lines, and to which program takes which line: see `layout.BlockLists`."""
 
-    spans: Any
-    full: Any
-    partial: Any
-    tile: Any
+    ranges: Any
+    full_indices: Any
+    partial_indices: Any
+    partial_tiles: Any
     order: Any  # None in decoding
-    work: Any  # None where no line is split
+    work_items: Any  # None where no line is split
 
 
 class Place(NamedTuple):
     """Where a program finds its line."""
 
     pattern: Any  # int64
-    rank: Any  # of the program; in `BlockLists.order` or `BlockLists.work` its line has this one divided by `steps`
+    rank: Any  # of the program; in `ListPointers.order` or `.work_items` its line has this one divided by `steps`
     steps: Any  # programs of a line
     lines: Any  # of a pattern
-    items: Any  # likewise, of work
+    items: Any  # likewise, of work items
 
 
 class Blocks(NamedTuple):
@@ -176,11 +176,11 @@ class Sums(NamedTuple):
     above: Any  # likewise above R
 
 
-class Pieces(NamedTuple):
-    """The pieces of one line that a program puts together, for a step of the line's tokens."""
+class Splits(NamedTuple):
+    """The splits of one line that a program reduces, for a step of the line's tokens."""
 
     index: Any  # of the head among those of all samples
     line: Any  # -1: nothing to do
-    begin: Any  # the first piece's slot
+    begin: Any  # the first split's slot
     end: Any  # the slot past the last one's
     step: Any

@@ -18,7 +18,7 @@ from sparseflash.functional.arguments import (
 from sparseflash.functional.attention import Mask
 from sparseflash.functional.call import Call
 from sparseflash.kernels import cpu
-from sparseflash.kernels.layout import Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Score, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.full import full
 from sparseflash.patterns.pattern import Pattern
@@ -48,7 +48,7 @@ def _decode(
     backend: str,
     *score: Any,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    arguments = (q, k, v, lengths, Side(*rows), Tiles(*tiles), pattern_of, (bq, bk), Score(*score), sinks)
+    arguments = (q, k, v, lengths, BlockLists(*rows), Tiles(*tiles), pattern_of, (bq, bk), Score(*score), sinks)
     if backend == "cpu":
         with torch.autocast("cpu", enabled=False):  # the operands' dtypes have been decided
             return cpu.decode(*arguments)
@@ -208,7 +208,9 @@ def _cached_table(mask: Pattern | BlockMask, capacity: int, device: torch.device
     _check_whole(table, capacity)
     if torch.compiler.is_exporting():  # AOTInductor misplaces constants that are views of one buffer
         rows, tiles = (tuple(x.clone() for x in part.tensors()) for part in (table.rows, table.tiles))
-        table = replace(table, rows=Side(*rows), tiles=Tiles(*tiles), pattern_of=table.pattern_of.clone(), buffer=None)
+        table = replace(
+            table, rows=BlockLists(*rows), tiles=Tiles(*tiles), pattern_of=table.pattern_of.clone(), buffer=None
+        )
     return table
 
 

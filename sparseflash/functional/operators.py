@@ -20,7 +20,7 @@ from sparseflash.functional import transforms
 from sparseflash.kernels import bias as biases
 from sparseflash.kernels import cpu
 from sparseflash.kernels import sinks as sink_logits
-from sparseflash.kernels.layout import Results, Score, Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Results, Score, Tiles
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.patterns.traced_constant import constant
 from sparseflash.tables.named import name_of, named_table
@@ -61,8 +61,8 @@ class MaskArguments(NamedTuple):
 class _Operands(NamedTuple):
     """The tensors of a table that kernels take, by their names in :class:`LookupTable`."""
 
-    rows: Side
-    columns: Side
+    rows: BlockLists
+    columns: BlockLists
     tiles: Tiles
     pattern_of: torch.Tensor
     block: tuple[int, int]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.tables.device import READ_AHEAD
 from sparseflash.tables.table import LookupTable
 
@@ -54,14 +54,14 @@ def _any(words: Tensor) -> Tensor:
     return words[:, 0]
 
 
-def _side(line: Tensor, other: Tensor, tile: Tensor, lines: int) -> Side:
+def _side(line: Tensor, other: Tensor, tile: Tensor, lines: int) -> BlockLists:
     """One side with PARTIAL entries only, listed line by line."""
     count = torch.bincount(line, minlength=lines)
     stop = count.cumsum(0)
     start = stop - count
     none = line.new_empty((1, 0, 6), dtype=torch.int32)
     partial, tile = (F.pad(x.int(), (0, READ_AHEAD)) for x in (other, tile))
-    spans = torch.stack([start * 0, start * 0, start, stop], -1)
+    ranges = torch.stack([start * 0, start * 0, start, stop], -1)
     order = count.argsort(descending=True, stable=True)
     full = partial.new_zeros(READ_AHEAD)
-    return Side(spans[None].int(), full, partial, tile, order[None].int(), none, none[..., :3])
+    return BlockLists(ranges[None].int(), full, partial, tile, order[None].int(), none, none[..., :3])

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.grid import Grid, make_grid
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import TileSet, pack
@@ -31,8 +31,8 @@ class Parts(NamedTuple):
     shape: tuple[int, int]
     block: tuple[int, int]
     q_offset: int
-    rows: Side
-    columns: Side
+    rows: BlockLists
+    columns: BlockLists
     tiles: Tiles
     pattern_of: torch.Tensor
 
@@ -195,7 +195,7 @@ def _edges_of(grid: Grid, causal: bool, device: torch.device) -> Edges:
     )
 
 
-def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> tuple[Side, torch.Tensor]:
+def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> tuple[BlockLists, torch.Tensor]:
     """The side of the block rows, and its entries [P, nQ, k] as keys: the column, plus nK if PARTIAL; 2 nK if unused.
 
     Sorting by these keys puts FULL blocks before PARTIAL ones, each in the order of columns, and unused entries last.
@@ -214,11 +214,11 @@ def _rows(edges: Edges, indices: torch.Tensor, counts: torch.Tensor | None) -> t
 
     full, stored = (key < nk).sum(-1), (key < 2 * nk).sum(-1)
     start = torch.arange(patterns * lines, device=key.device).view(patterns, lines) * k
-    spans = torch.stack([start, start + full, start + full, start + stored], -1)
-    return _side(spans, key % nk, edges.codes_at(line, key % nk)), key
+    ranges = torch.stack([start, start + full, start + full, start + stored], -1)
+    return _side(ranges, key % nk, edges.codes_at(line, key % nk)), key
 
 
-def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
+def _columns(edges: Edges, by_row: torch.Tensor) -> BlockLists:
     """The side of the block columns, from the keys of the rows' entries."""
     nk, (patterns, lines, k) = edges.blocks[1], by_row.shape
     line = torch.arange(lines, device=by_row.device).unsqueeze(-1)
@@ -233,12 +233,12 @@ def _columns(edges: Edges, by_row: torch.Tensor) -> Side:
     return _side(torch.stack([start, middle, middle, stop], -1), key % lines, edges.codes_at(key % lines, column))
 
 
-def _side(spans: torch.Tensor, others: torch.Tensor, codes: torch.Tensor) -> Side:
-    """One side from its spans [P, n, 4], which point into the flat list of blocks on the other side."""
+def _side(ranges: torch.Tensor, others: torch.Tensor, codes: torch.Tensor) -> BlockLists:
+    """One side from its ranges [P, n, 4], which point into the flat list of blocks on the other side."""
     entries = F.pad(others.flatten(), (0, READ_AHEAD)).int()
     tile = F.pad((codes - FIRST_TILE).clamp(min=0).flatten(), (0, READ_AHEAD))
-    weight = spans[..., 3] - spans[..., 0]
+    weight = ranges[..., 3] - ranges[..., 0]
     order = weight.argsort(dim=1, descending=True, stable=True)
-    patterns = spans.shape[0]  # no pieces, because the host does not know their number
-    work, merges = (spans.new_empty((patterns, 0, fields), dtype=torch.int32) for fields in (6, 3))
-    return Side(spans.int(), entries, entries, tile.int(), order.int(), work, merges)
+    patterns = ranges.shape[0]  # no splits, because the host does not know their number
+    work, reductions = (ranges.new_empty((patterns, 0, fields), dtype=torch.int32) for fields in (6, 3))
+    return BlockLists(ranges.int(), entries, entries, tile.int(), order.int(), work, reductions)

@@ -76,7 +76,7 @@ def cached_lookup(mask: BlockMask, device: torch.device) -> LookupTable:
 
 
 def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
-    """The arrays of a :class:`Side`."""
+    """The arrays of a :class:`BlockLists`."""
     lines, others = runs.shape
     row, length = runs.row, runs.length
     first = runs.start - row * others
@@ -87,7 +87,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
     alone, rest = filled[in_range], filled[~in_range]
     common = others if alone.size else 0
 
-    spans = np.empty((lines, 4), np.int32)
+    ranges = np.empty((lines, 4), np.int32)
     for at, chosen, skipped in ((0, rest, common), (2, partial, 0)):
         entries = np.zeros(lines + 1, np.int64)
         np.add.at(entries, row[chosen] + 1, length[chosen])
@@ -95,16 +95,16 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
         entries += skipped
         if entries[-1] > np.iinfo(np.int32).max - READ_AHEAD:
             raise ValueError(f"a table of {int(entries[-1]):,} entries is past what int32 can index")
-        spans[:, at], spans[:, at + 1] = entries[:-1], entries[1:]
+        ranges[:, at], ranges[:, at + 1] = entries[:-1], entries[1:]
     line, begin = row[alone], first[alone]
-    spans[line, 0], spans[line, 1] = begin, begin + length[alone]
+    ranges[line, 0], ranges[line, 1] = begin, begin + length[alone]
     full, masked = (positions(at, at + length[chosen]) for chosen in (rest, partial) for at in (first[chosen],))
     code = np.repeat(runs.code[partial], length[partial])
-    by_pattern = spans.reshape(patterns, -1, 4)
+    by_pattern = ranges.reshape(patterns, -1, 4)
     weight = weights(by_pattern)
-    work, merges = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
+    work, reductions = np.empty((patterns, 0, 6), np.int64), np.empty((patterns, 0, 3), np.int64)
     if (split_counts(weight) > 1).any():
-        work, merges = assign(by_pattern)
+        work, reductions = assign(by_pattern)
     return [
         by_pattern,
         _padded(np.arange(common, dtype=np.int32), full),
@@ -112,7 +112,7 @@ def _side(runs: Runs, patterns: int) -> list[NDArray[Any]]:
         _padded(code - FIRST_TILE),
         np.argsort(-weight, axis=1, kind="stable"),
         work,
-        merges,
+        reductions,
     ]
 
 

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.tiles import Words
 
 ALIGNED = 32  # ints: every tensor begins at a multiple of 128 bytes, so that kernels find rows aligned
@@ -24,8 +24,8 @@ ALIGNED = 32  # ints: every tensor begins at a multiple of 128 bytes, so that ke
 class Contents(NamedTuple):
     """The tensors of a table."""
 
-    rows: Side
-    columns: Side
+    rows: BlockLists
+    columns: BlockLists
     tiles: Tiles
     pattern_of: torch.Tensor
 
@@ -35,9 +35,9 @@ class Contents(NamedTuple):
 
     @classmethod
     def of(cls, flat: Sequence[Any]) -> Contents:
-        fields = len(Side._fields)
+        fields = len(BlockLists._fields)
         rows, columns, tiles = flat[:fields], flat[fields : 2 * fields], flat[2 * fields : -1]
-        return cls(Side(*rows), Side(*columns), Tiles(*tiles), flat[-1])
+        return cls(BlockLists(*rows), BlockLists(*columns), Tiles(*tiles), flat[-1])
 
 
 class Header(NamedTuple):

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.cache_budget import TABLES
 from sparseflash.patterns.overlay import transposed
@@ -39,7 +39,7 @@ class Lines:
     The runs begin with an empty one before all blocks, so that every position has a run at or before it.
     """
 
-    side: Side
+    side: BlockLists
     shape: tuple[int, int]  # n lines, and blocks on the other side
     start: Tensor  # int64 [R + 1]: positions line * others + other, patterns one below the other
     length: Tensor  # int64 [R + 1]
@@ -48,7 +48,7 @@ class Lines:
     partial_before: Tensor  # int64 [R + 1]
 
     @classmethod
-    def of(cls, side: Side, runs: Runs, patterns: int, device: torch.device) -> Lines:
+    def of(cls, side: BlockLists, runs: Runs, patterns: int, device: torch.device) -> Lines:
         def on_device(first: int, array: NDArray[np.integer]) -> Tensor:
             return torch.from_numpy(np.concatenate([[first], array]).astype(np.int64)).to(device)
 
@@ -98,9 +98,9 @@ class Rooms:
     start: Tensor  # int64 [P, nQ]: where the space of each row starts
 
     @classmethod
-    def of(cls, spans: NDArray[np.int64], device: torch.device) -> Rooms:
-        """From the spans [P, nQ, 4] of the rows."""
-        start, size = spans[..., 2], spans[..., 3] - spans[..., 2] + 1
+    def of(cls, ranges: NDArray[np.int64], device: torch.device) -> Rooms:
+        """From the ranges [P, nQ, 4] of the rows."""
+        start, size = ranges[..., 2], ranges[..., 3] - ranges[..., 2] + 1
         room = np.cumsum(size, axis=1) - size
         patterns, rows = room.shape
         source, row, place = (np.zeros((patterns, int(size.sum(1).max())), np.int64) for _ in range(3))
@@ -147,7 +147,7 @@ def _whole(mask: BlockMask, device: torch.device) -> Whole:
         table,
         Lines.of(table.rows, runs, patterns, device),
         Lines.of(table.columns, transposed(runs, patterns), patterns, device),
-        Rooms.of(table.rows.spans.cpu().numpy().astype(np.int64), device),
+        Rooms.of(table.rows.ranges.cpu().numpy().astype(np.int64), device),
         torch.from_numpy(which.astype(np.int64)).to(device),
         torch.from_numpy(pattern_of.astype(np.int64)).to(device),
         torch.cat([bits.new_zeros(1, *bits.shape[1:]), bits.new_full((1, *bits.shape[1:]), -1), bits]),
@@ -177,7 +177,7 @@ def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
         raise ValueError(f"the mask is for {base.which.shape[0]} samples, lengths are those of {samples}")
     K = base.which.shape[1]
     which = base.which.expand(samples, K)
-    most = samples * K * max(base.rooms.source.shape[1], nq) + base.table.columns.partial.shape[0]
+    most = samples * K * max(base.rooms.source.shape[1], nq) + base.table.columns.partial_indices.shape[0]
     if most > LARGEST_INDEX - READ_AHEAD:
         raise ValueError(f"a table of {most:,} entries is past what int32 can index; take fewer samples")
     last_column, keys_left = lengths // bk, lengths % bk  # the block column in which a sample ends, and its keys there
@@ -207,23 +207,23 @@ def shortened(mask: BlockMask, lengths: Tensor) -> LookupTable:
     )
 
 
-def _rows(base: Whole, which: Tensor, there: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
+def _rows(base: Whole, which: Tensor, there: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> BlockLists:
     """Rows: FULL entries unchanged, PARTIAL entries copied, followed by the block that was cut."""
     whole_side, rooms = base.rows.side, base.rooms
     full, partial = (count * there for count in base.rows.counts(which, last_column))
     source, row, place = (x[which] for x in (rooms.source, rooms.row, rooms.place))  # [B, K, S]
     is_new = place == partial.gather(2, row)
     new = last_column.clamp(max=base.rows.shape[1] - 1)[:, None, None]  # not read if nothing was cut
-    others = torch.where(is_new, new, whole_side.partial[source])
-    tiles = torch.where(is_new, tile.gather(2, row), whole_side.tile[source])
+    others = torch.where(is_new, new, whole_side.partial_indices[source])
+    tiles = torch.where(is_new, tile.gather(2, row), whole_side.partial_tiles[source])
     lists = torch.arange(which.numel(), device=which.device).view_as(which)[..., None] * source.shape[2]
-    full_start = whole_side.spans[which][..., 0]
+    full_start = whole_side.ranges[which][..., 0]
     start = lists + rooms.start[which]
-    spans = torch.stack([full_start, full_start + full, start, start + partial + is_cut], -1)
-    return _side(spans, whole_side.full, others.flatten(), tiles.flatten())
+    ranges = torch.stack([full_start, full_start + full, start, start + partial + is_cut], -1)
+    return _side(ranges, whole_side.full_indices, others.flatten(), tiles.flatten())
 
 
-def _columns(base: Whole, which: Tensor, rows: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> Side:
+def _columns(base: Whole, which: Tensor, rows: Tensor, last_column: Tensor, is_cut: Tensor, tile: Tensor) -> BlockLists:
     """Columns: unchanged before a sample's last one, up to its last row; the last one from the blocks that were cut."""
     whole_side = base.columns.side
     column = torch.arange(base.columns.shape[0], device=which.device)
@@ -231,22 +231,23 @@ def _columns(base: Whole, which: Tensor, rows: Tensor, last_column: Tensor, is_c
     full, partial = (count * before for count in base.columns.counts(which, rows))
     cut_rows = (~is_cut).int().argsort(dim=-1, stable=True)  # [B, K, nQ]: in ascending order, and then the other rows
     lists = torch.arange(which.numel(), device=which.device).view_as(which)[..., None] * cut_rows.shape[2]
-    old = whole_side.spans[which]
-    start = torch.where(last, len(whole_side.partial) + lists, old[..., 2])
+    old = whole_side.ranges[which]
+    start = torch.where(last, len(whole_side.partial_indices) + lists, old[..., 2])
     stop = start + torch.where(last, is_cut.sum(-1, keepdim=True), partial)
-    spans = torch.stack([old[..., 0], old[..., 0] + full, start, stop], -1)
-    partials = torch.cat([whole_side.partial, cut_rows.flatten()])
-    return _side(spans, whole_side.full, partials, torch.cat([whole_side.tile, tile.gather(2, cut_rows).flatten()]))
+    ranges = torch.stack([old[..., 0], old[..., 0] + full, start, stop], -1)
+    partials = torch.cat([whole_side.partial_indices, cut_rows.flatten()])
+    partial_tiles = torch.cat([whole_side.partial_tiles, tile.gather(2, cut_rows).flatten()])
+    return _side(ranges, whole_side.full_indices, partials, partial_tiles)
 
 
-def _side(spans: Tensor, full: Tensor, partial: Tensor, tile: Tensor) -> Side:
-    """A side from its spans [B, K, n, 4] and its lists."""
-    spans = spans.flatten(0, 1)
-    weight = spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]
+def _side(ranges: Tensor, full: Tensor, partial: Tensor, tile: Tensor) -> BlockLists:
+    """A side from its ranges [B, K, n, 4] and its lists."""
+    ranges = ranges.flatten(0, 1)
+    weight = ranges[..., 1] - ranges[..., 0] + ranges[..., 3] - ranges[..., 2]
     order = weight.argsort(dim=1, descending=True, stable=True)
     partial, tile = (F.pad(x, (0, READ_AHEAD)).int() for x in (partial, tile))
-    work, merges = (spans.new_empty((len(spans), 0, fields), dtype=torch.int32) for fields in (6, 3))
-    return Side(spans.int(), full, partial, tile, order.int(), work, merges)
+    work, reductions = (ranges.new_empty((len(ranges), 0, fields), dtype=torch.int32) for fields in (6, 3))
+    return BlockLists(ranges.int(), full, partial, tile, order.int(), work, reductions)
 
 
 def _any(words: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""How the lines of a table are dealt to programs: heavy ones first, and those far above the mean in pieces.
+"""Which program takes which line of a table: heavy lines first, and those far above the mean split among several.
 
-A program that walks a row of 500 blocks while the mean row has 10 is what everyone else waits for: with a few global
-tokens it would set the time of the whole kernel.
+With a few global tokens one row has 500 blocks while the mean row has 10. Unsplit, that row alone would set the time
+of the whole kernel.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int64]
 
-HEAVY = 2  # times the mean, past which a line is cut
-SHORTEST_PIECE = 16  # blocks; cutting costs a write and a read of a block of partial results
-SHARES = 2048  # no piece need be less than this part of all blocks: many times the programs that any GPU runs at once
+HEAVY = 2  # times the mean, past which a line is split
+SHORTEST_SPLIT = 16  # blocks; splitting costs a write and a read of a block of partial results
+SHARES = 2048  # no split is smaller than this share of all blocks; no GPU runs nearly as many programs at once
 WORKERS = 132  # programs at once on an H100 or H200: one a multiprocessor
 
 
-def weights(spans: NDArray[Any]) -> Ints:
-    """Blocks of each line: [..., 4] spans (starts and stops of FULL and PARTIAL entries) to [...]."""
-    counts: Ints = (spans[..., 1] - spans[..., 0] + spans[..., 3] - spans[..., 2]).astype(np.int64)
+def weights(ranges: NDArray[Any]) -> Ints:
+    """Blocks of each line: [..., 4] ranges (starts and stops of FULL and PARTIAL entries) to [...]."""
+    counts: Ints = (ranges[..., 1] - ranges[..., 0] + ranges[..., 3] - ranges[..., 2]).astype(np.int64)
     return counts
 
 
 def split_counts(weight: Ints) -> Ints:
-    """The number of pieces of each line, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
+    """The number of splits of each line, int64 [..., n]: 1 unless its weight [..., n] is far above the mean.
 
     Example:
         >>> import numpy as np
@@ -36,44 +36,44 @@ def split_counts(weight: Ints) -> Ints:
         [1, 2]
     """
     total, lines = weight.sum(-1, keepdims=True), weight.shape[-1]
-    limit = np.maximum(-(-total * max(HEAVY * SHARES, lines) // (lines * SHARES)), SHORTEST_PIECE)
-    pieces: Ints = np.maximum(-(-weight // limit), 1)
-    return pieces
+    limit = np.maximum(-(-total * max(HEAVY * SHARES, lines) // (lines * SHARES)), SHORTEST_SPLIT)
+    splits: Ints = np.maximum(-(-weight // limit), 1)
+    return splits
 
 
-def assign(spans: NDArray[Any]) -> tuple[Ints, Ints]:
+def assign(ranges: NDArray[Any]) -> tuple[Ints, Ints]:
     """Work items for programs, and the work items of each split line.
 
     Args:
-        spans: ints [P, n, 4]: start and stop of each line in the FULL and in the PARTIAL list.
+        ranges: ints [P, n, 4]: start and stop of each line in the FULL and in the PARTIAL list.
 
     Returns:
-        ``work`` [P, W, 6], heaviest first: line, the four spans of the piece, and its slot for partial results, or -1
-        if the piece is the whole line; unused items have line -1. ``merges`` [P, L, 3]: a split line, its first slot
-        and the one past its last; unused ones have line -1.
+        ``work_items`` [P, W, 6], heaviest first: a line, where the item starts and stops in its FULL and in its
+        PARTIAL list, and its slot for partial results, or -1 if it is the whole line; unused items have line -1.
+        ``reductions`` [P, L, 3]: a split line, its first slot and the one past its last; unused ones have line -1.
 
     Example:
         >>> import numpy as np
-        >>> spans = np.zeros((1, 40, 4), np.int64)
-        >>> spans[0, :, 1] = 1
-        >>> spans[0, 7] = 0, 30, 0, 2
-        >>> work, merges = assign(spans)
+        >>> ranges = np.zeros((1, 40, 4), np.int64)
+        >>> ranges[0, :, 1] = 1
+        >>> ranges[0, 7] = 0, 30, 0, 2
+        >>> work, reductions = assign(ranges)
         >>> work[0, :3].tolist()
         [[7, 0, 16, 0, 0, 0], [7, 16, 30, 0, 2, 1], [0, 0, 1, 0, 0, -1]]
-        >>> merges.tolist()
+        >>> reductions.tolist()
         [[[7, 0, 2]]]
     """
-    parts = [_deal_one(each) for each in spans]
-    return _stacked([work for work, _ in parts]), _stacked([merges for _, merges in parts])
+    parts = [_assign_one(each) for each in ranges]
+    return _stacked([work for work, _ in parts]), _stacked([reductions for _, reductions in parts])
 
 
-def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
-    pieces = split_counts(weights(spans))
-    line, low, high = _shares(weights(spans), pieces)
-    full_start, full_stop, partial_start, _ = spans[line].T
+def _assign_one(ranges: NDArray[Any]) -> tuple[Ints, Ints]:
+    splits = split_counts(weights(ranges))
+    line, low, high = _shares(weights(ranges), splits)
+    full_start, full_stop, partial_start, _ = ranges[line].T
     full = full_stop - full_start
-    cut = pieces[line] > 1
-    slot = np.where(cut, np.cumsum(cut) - 1, -1)
+    is_split = splits[line] > 1
+    slot = np.where(is_split, np.cumsum(is_split) - 1, -1)
     work = np.stack(
         [
             *(line, full_start + np.minimum(low, full), full_start + np.minimum(high, full)),
@@ -81,25 +81,25 @@ def _deal_one(spans: NDArray[Any]) -> tuple[Ints, Ints]:
         ],
         axis=1,
     )
-    cut_lines = np.flatnonzero(pieces > 1)
-    end = np.cumsum(pieces[cut_lines])
-    merges = np.stack([cut_lines, end - pieces[cut_lines], end], axis=1)
-    return work[np.argsort(low - high, kind="stable")], merges
+    split_lines = np.flatnonzero(splits > 1)
+    end = np.cumsum(splits[split_lines])
+    reductions = np.stack([split_lines, end - splits[split_lines], end], axis=1)
+    return work[np.argsort(low - high, kind="stable")], reductions
 
 
-def _shares(weight: Ints, pieces: Ints) -> tuple[Ints, Ints, Ints]:
-    """The line of each piece, and where the piece starts and stops among the entries of that line."""
-    line = np.repeat(np.arange(weight.size), pieces)
-    number = np.arange(line.size) - (np.cumsum(pieces) - pieces)[line]
-    return line, weight[line] * number // pieces[line], weight[line] * (number + 1) // pieces[line]
+def _shares(weight: Ints, splits: Ints) -> tuple[Ints, Ints, Ints]:
+    """The line of each split, and where it starts and stops among the entries of the line."""
+    line = np.repeat(np.arange(weight.size), splits)
+    number = np.arange(line.size) - (np.cumsum(splits) - splits)[line]
+    return line, weight[line] * number // splits[line], weight[line] * (number + 1) // splits[line]
 
 
-def piece_sizes(weight: Ints) -> Ints:
+def split_sizes(weight: Ints) -> Ints:
     """Blocks that each program walks, heaviest first; weight int64 [n]: blocks of each line.
 
     Example:
         >>> import numpy as np
-        >>> piece_sizes(np.array([1, 32, *[1] * 38]))[:4].tolist()
+        >>> split_sizes(np.array([1, 32, *[1] * 38]))[:4].tolist()
         [16, 16, 1, 1]
     """
     _, low, high = _shares(weight, split_counts(weight))
@@ -118,8 +118,8 @@ class Balance(NamedTuple):
 
     workers: int  # programs that run at once
     longest: int  # blocks of the heaviest line
-    pieces: int  # pieces of that line
-    longest_piece: int  # blocks of the heaviest piece of any line
+    pieces: int  # splits of that line
+    longest_piece: int  # blocks of the heaviest split of any line
     busiest_before: int  # blocks of the busiest worker if lines are whole
     busiest: int  # the same if they are split
 
@@ -132,18 +132,18 @@ def balance(weight: Ints, workers: int = WORKERS) -> Balance | None:
         >>> print(balance(np.array([512, *[12] * 511]), workers=132))  # doctest: +NORMALIZE_WHITESPACE
         Balance(workers=132, longest=512, pieces=20, longest_piece=26, busiest_before=512, busiest=60)
     """
-    pieces = split_counts(weight)
-    if (pieces == 1).all():
+    splits = split_counts(weight)
+    if (splits == 1).all():
         return None
-    whole, sizes = np.sort(weight)[::-1].tolist(), piece_sizes(weight).tolist()
+    whole, sizes = np.sort(weight)[::-1].tolist(), split_sizes(weight).tolist()
     heaviest = int(weight.argmax())
     return Balance(
-        *(workers, whole[0], int(pieces[heaviest]), sizes[0], makespan(whole, workers), makespan(sizes, workers))
+        *(workers, whole[0], int(splits[heaviest]), sizes[0], makespan(whole, workers), makespan(sizes, workers))
     )
 
 
-def makespan(pieces: Iterable[int], workers: int) -> int:
-    """Blocks of the busiest worker if each takes the next piece as soon as it is free.
+def makespan(splits: Iterable[int], workers: int) -> int:
+    """Blocks of the busiest worker if each takes the next split as soon as it is free.
 
     Example:
         >>> makespan([8, 1, 1, 1, 1], workers=2)
@@ -152,6 +152,6 @@ def makespan(pieces: Iterable[int], workers: int) -> int:
         6
     """
     busy = [0] * workers
-    for blocks in pieces:
+    for blocks in splits:
         heapq.heapreplace(busy, busy[0] + blocks)
     return max(busy)

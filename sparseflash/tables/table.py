@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.tables.check import check_table
 from sparseflash.tables.from_indices import from_indices
@@ -19,14 +19,14 @@ from sparseflash.tables.packing import unpack
 class LookupTable:
     """The table that kernels walk: for every block row its key blocks, for every block column its query blocks.
 
-    Shapes: P distinct patterns; see :class:`sparseflash.kernels.layout.Side` for the tensors.
+    Shapes: P distinct patterns; see :class:`sparseflash.kernels.layout.BlockLists` for the tensors.
     """
 
     shape: tuple[int, int]  # (q_len, kv_len)
     block: tuple[int, int]  # (BQ, BK)
     q_offset: int  # position of the first query; the first key stands at 0
-    rows: Side
-    columns: Side
+    rows: BlockLists
+    columns: BlockLists
     tiles: Tiles
     pattern_of: torch.Tensor  # int32 [B or 1, Hq or 1] -> pattern
     buffer: torch.Tensor | None = None  # holds all of these, for compiled graphs: see sparseflash.tables.packing

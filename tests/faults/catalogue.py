@@ -44,8 +44,8 @@ TABLE = [
     Fault(
         "a line's first PARTIAL entry is left out",
         "tables.lookup",
-        "spans[:, at], spans[:, at + 1] = entries[:-1], entries[1:]",
-        "spans[:, at], spans[:, at + 1] = np.minimum(entries[:-1] + at // 2, entries[1:]), entries[1:]",
+        "ranges[:, at], ranges[:, at + 1] = entries[:-1], entries[1:]",
+        "ranges[:, at], ranges[:, at + 1] = np.minimum(entries[:-1] + at // 2, entries[1:]), entries[1:]",
     ),
     Fault(
         "tiles are those of the neighbour",
@@ -60,16 +60,16 @@ TABLE = [
         "np.bitwise_and.reduce(bits, axis=1)",
     ),
     Fault(
-        "two pieces of a line overlap",
+        "two splits of a line overlap",
         "tables.splitting",
-        "weight[line] * (number + 1) // pieces[line]",
-        "np.minimum(weight[line] * (number + 1) // pieces[line] + 1, weight[line])",
+        "weight[line] * (number + 1) // splits[line]",
+        "np.minimum(weight[line] * (number + 1) // splits[line] + 1, weight[line])",
     ),
     Fault(
-        "a piece is left out of the merge",
+        "a split is left out of the merge",
         "tables.splitting",
-        "merges = np.stack([cut_lines, end - pieces[cut_lines], end]",
-        "merges = np.stack([cut_lines, end - pieces[cut_lines] + 1, end]",
+        "reductions = np.stack([split_lines, end - splits[split_lines], end]",
+        "reductions = np.stack([split_lines, end - splits[split_lines] + 1, end]",
     ),
 ]
 
@@ -77,8 +77,8 @@ CPU = [
     Fault(
         "a dropped mask",
         "kernels.cpu.plain",
-        "return scores.masked_fill_(~visible, -torch.inf), bend",
-        "return scores, bend",
+        "return scores.masked_fill_(~visible, -torch.inf), softcap_grad",
+        "return scores, softcap_grad",
     ),
     Fault(
         "a wrong offset of positions",
@@ -115,13 +115,13 @@ CPU = [
     Fault(
         "survivors of dropout are not scaled",
         "kernels.cpu.plain",
-        "given = p.masked_fill(gone, 0).mul_(self.retained)",
+        "given = p.masked_fill(gone, 0).mul_(self.keep_scale)",
         "given = p.masked_fill(gone, 0)",
     ),
     Fault(
         "the cap has no derivative",
         "kernels.cpu.plain",
-        "ds = part.ds if part.bend is None else part.ds * part.bend",
+        "ds = part.ds if part.softcap_grad is None else part.ds * part.softcap_grad",
         "ds = part.ds",
     ),
     Fault(
@@ -231,7 +231,7 @@ NATIVE = [
         "if (apart + j >= 0 && apart + j <= 2 * a.reach) to[apart + j] += ds[j];",
     ),
     Fault("the gradient of one head alone", "bias.h", "member < samples * heads", "member < samples"),
-    Fault("survivors of dropout are not scaled", "backward.h", "y[d * PW] * (F ? retained(a) : 1.f)", "y[d * PW]"),
+    Fault("survivors of dropout are not scaled", "backward.h", "y[d * PW] * (F ? keep_scale(a) : 1.f)", "y[d * PW]"),
     Fault(
         "a block's share overwrites those before",
         "problem.h",
@@ -269,13 +269,13 @@ TRITON = [
     Fault(
         "a dropped mask in dQ",
         "kernels.triton.backward_queries",
-        "visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN)",
-        "visible = seen_by(ahead.words, (i % SPLIT) * BN, sizes.FRAGMENTS, BM, BN) | (dq.shape[0] > 0)",
+        "visible = seen_by(ahead.words, (i % STEPS) * BN, sizes.FRAGMENTS, BM, BN)",
+        "visible = seen_by(ahead.words, (i % STEPS) * BN, sizes.FRAGMENTS, BM, BN) | (dq.shape[0] > 0)",
     ),
     Fault(
         "a wrong offset within a block",
         "kernels.triton.forward",
-        "first = block * sizes.BK + (i % SPLIT) * BN",
+        "first = block * sizes.BK + (i % STEPS) * BN",
         "first = block * sizes.BK",
     ),
     Fault(
@@ -284,8 +284,8 @@ TRITON = [
     Fault(
         "a line of the head beside",
         "kernels.triton.walk",
-        "return lists.spans + (place.pattern * place.lines + line) * 4",
-        "return lists.spans + line * 4",
+        "return lists.ranges + (place.pattern * place.lines + line) * 4",
+        "return lists.ranges + line * 4",
     ),
     Fault(
         "the last step of rows is not written",
@@ -326,10 +326,10 @@ TRITON = [
         "delta -= 0.0",
     ),
     Fault(
-        "a piece is added twice",
+        "a split is added twice",
         "kernels.triton.merge",
-        "for _ in range(pieces.begin, pieces.end):\n        acc +=",
-        "for _ in range(pieces.begin - 1, pieces.end):\n        acc +=",
+        "for _ in range(splits.begin, splits.end):\n        acc +=",
+        "for _ in range(splits.begin - 1, splits.end):\n        acc +=",
     ),
     Fault(
         "a row that sees nothing is divided by 0",

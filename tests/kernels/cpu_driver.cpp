@@ -11,7 +11,7 @@ static float normal() { return std::normal_distribution<float>()(dice); }
 struct Table {
   int N, M, BQ, BK, nQ, nK, tiles = 0;
   std::vector<char> seen;
-  std::vector<int32_t> row_spans, row_full, row_partial, row_tile, row_order, col_spans, col_full, col_partial, col_tile;
+  std::vector<int32_t> row_ranges, row_full_indices, row_partial_indices, row_partial_tiles, row_order, col_ranges, col_full_indices, col_partial_indices, col_partial_tiles;
   std::vector<uint32_t> bits, turned, seen_keys;
   std::vector<uint64_t> row_cells, col_cells;
 
@@ -33,8 +33,8 @@ struct Table {
         code[r * nK + c] = every ? 1 : some ? 2 + tiles++ : 0;
         if (some && !every) bits.insert(bits.end(), tile.begin(), tile.end()), seen_keys.insert(seen_keys.end(), keys.begin(), keys.end());
       }
-    list(nQ, nK, [&](int line, int other) { return code[line * nK + other]; }, row_spans, row_full, row_partial, row_tile);
-    list(nK, nQ, [&](int line, int other) { return code[other * nK + line]; }, col_spans, col_full, col_partial, col_tile);
+    list(nQ, nK, [&](int line, int other) { return code[line * nK + other]; }, row_ranges, row_full_indices, row_partial_indices, row_partial_tiles);
+    list(nK, nQ, [&](int line, int other) { return code[other * nK + line]; }, col_ranges, col_full_indices, col_partial_indices, col_partial_tiles);
     for (int r = 0; r < nQ; r++) row_order.push_back(r);
     turned.resize(tiles * BK * ((BQ + 31) / 32));
     row_cells.resize(tiles * (up(BQ, PW) / PW)), col_cells.resize(tiles * (up(BK, PW) / PW));
@@ -42,16 +42,16 @@ struct Table {
     sparseflash_cells(turned.data(), row_cells.data(), tiles, BK, BQ);
     sparseflash_cells(bits.data(), col_cells.data(), tiles, BQ, BK);
   }
-  template <class F> static void list(int lines, int others, const F& code, std::vector<int32_t>& spans, std::vector<int32_t>& full,
+  template <class F> static void list(int lines, int others, const F& code, std::vector<int32_t>& ranges, std::vector<int32_t>& full,
                                       std::vector<int32_t>& partial, std::vector<int32_t>& tile) {
     for (int line = 0; line < lines; line++) {
-      spans.push_back((int)full.size());
+      ranges.push_back((int)full.size());
       for (int other = 0; other < others; other++)
         if (code(line, other) == 1) full.push_back(other);
-      spans.push_back((int)full.size()), spans.push_back((int)partial.size());
+      ranges.push_back((int)full.size()), ranges.push_back((int)partial.size());
       for (int other = 0; other < others; other++)
         if (code(line, other) > 1) partial.push_back(other), tile.push_back(code(line, other) - 2);
-      spans.push_back((int)partial.size());
+      ranges.push_back((int)partial.size());
     }
   }
 };
@@ -93,9 +93,9 @@ template <class T> static bool tried(int kind, int D, int V, bool decoding) {
   a.q = q.x.data(), a.k = k.x.data(), a.v = v.x.data(), a.out = out.x.data(), a.lse = lse.data(), a.dout = dout.x.data(), a.dlse = dlse.data();
   a.dq = dq.x.data(), a.dk = dk.x.data(), a.dv = dv.x.data(), a.dq_sum = kind ? dq_sum.data() : nullptr;
   a.delta = delta.data(), a.lse2 = lse2.data(), a.turns = turns.data(), a.pattern_of = pattern.data();
-  a.row_spans = t.row_spans.data(), a.row_full = t.row_full.data(), a.row_partial = t.row_partial.data(), a.row_tile = t.row_tile.data();
-  a.row_order = t.row_order.data(), a.col_spans = t.col_spans.data(), a.col_full = t.col_full.data(), a.col_partial = t.col_partial.data();
-  a.col_tile = t.col_tile.data(), a.bits = t.bits.data(), a.seen_keys = t.seen_keys.data(), a.turned = t.turned.data();
+  a.row_ranges = t.row_ranges.data(), a.row_full_indices = t.row_full_indices.data(), a.row_partial_indices = t.row_partial_indices.data(), a.row_partial_tiles = t.row_partial_tiles.data();
+  a.row_order = t.row_order.data(), a.col_ranges = t.col_ranges.data(), a.col_full_indices = t.col_full_indices.data(), a.col_partial_indices = t.col_partial_indices.data();
+  a.col_partial_tiles = t.col_partial_tiles.data(), a.bits = t.bits.data(), a.seen_keys = t.seen_keys.data(), a.turned = t.turned.data();
   a.row_cells = t.row_cells.data(), a.col_cells = t.col_cells.data(), a.lengths = lengths;
   q.describe(a.sq), k.describe(a.sk), v.describe(a.sv), out.describe(a.so), dout.describe(a.sdo);
   a.B = 1, a.Hq = Hq, a.Hkv = Hkv, a.N = fresh, a.M = M, a.D = D, a.V = V, a.BQ = t.BQ, a.BK = t.BK, a.nQ = t.nQ, a.nK = t.nK;
@@ -114,17 +114,17 @@ template <class T> static bool tried(int kind, int D, int V, bool decoding) {
   for (int h = 0; h < Hq; h++)
     for (int i = 0; i < fresh; i++) {
       const int query = decoding ? length - fresh + i : i, hk = h / group, stop = decoding ? length : M, at = h * fresh + i;
-      std::vector<double> p(M, -INFINITY), bend(M, 1), keep(M, 1), dp(M);
+      std::vector<double> p(M, -INFINITY), softcap_grad(M, 1), keep(M, 1), dp(M);
       double total = 0, dot = 0;
       for (int j = 0; j < stop; j++) {
         if (!t.seen[query * M + j]) continue;
         double s = 0;
         for (int d = 0; d < D; d++) s += q.at(h, i, d) * k.at(hk, j, d);
         s *= a.scale;
-        if (a.softcap) s = std::tanh(s / a.softcap), bend[j] = 1 - s * s, s *= a.softcap;
+        if (a.softcap) s = std::tanh(s / a.softcap), softcap_grad[j] = 1 - s * s, s *= a.softcap;
         p[j] = s - (a.slopes ? slopes[h] * abs(query - j) : 0);
         total += exp(p[j]);
-        if (a.dropping) keep[j] = kept(a, row_key(a, {0, h, hk, 0, 0}, i), j) ? 2 : 0;
+        if (a.dropping) keep[j] = keeps(a, row_key(a, {0, h, hk, 0, 0}, i), j) ? 2 : 0;
       }
       if (total > 0) l[at] = log(total);
       const double share = a.sinks ? total / (total + exp((double)sinks[h])) : 1;
@@ -139,7 +139,7 @@ template <class T> static bool tried(int kind, int D, int V, bool decoding) {
       }
       for (int j = 0; j < M; j++)
         for (int d = 0; d < D; d++) {
-          const double ds = p[j] * (dp[j] - dot + dlse[at]) * bend[j] * a.scale;
+          const double ds = p[j] * (dp[j] - dot + dlse[at]) * softcap_grad[j] * a.scale;
           gq[(size_t)at * D + d] += ds * k.at(hk, j, d), gk[((size_t)hk * M + j) * D + d] += ds * q.at(h, i, d);
         }
     }

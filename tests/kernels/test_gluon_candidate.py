@@ -158,7 +158,7 @@ def test_only_the_blocks_of_the_table_are_computed(machine: str) -> None:
     p = problem(("local",), 256, 256, (64, 64))
     kernel = check(p)
     rows = p.tables().rows
-    stored = len(rows.partial) + int((rows.spans[..., 1] - rows.spans[..., 0]).sum())
+    stored = len(rows.partial_indices) + int((rows.ranges[..., 1] - rows.ranges[..., 0]).sum())
     assert kernel.products == 2 * stored, "two products for each block, and none past the last"
 
 

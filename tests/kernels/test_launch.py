@@ -34,7 +34,7 @@ def test_every_architecture_head_dim_and_dtype_has_a_row() -> None:
 def test_a_cpu_gets_the_interpreter() -> None:
     cpu = torch.device("cpu")
     assert family(cpu) == "interpreter"
-    assert configuration(cpu, 64, torch.float16, featured=False, cut=False, block=(64, 64), tma=True) == INTERPRETER
+    assert configuration(cpu, 64, torch.float16, featured=False, split=False, block=(64, 64), tma=True) == INTERPRETER
 
 
 def test_replacements_for_features_replace_something() -> None:
@@ -45,7 +45,7 @@ def test_replacements_for_features_replace_something() -> None:
 
 def taken(key: tuple[str, int, str], **more: Any) -> Configuration:
     """What is committed for plain attention through whole lines of square blocks of 128, but for what is said."""
-    usual: dict[str, Any] = {"featured": False, "cut": False, "block": (128, 128), "tma": False}
+    usual: dict[str, Any] = {"featured": False, "split": False, "block": (128, 128), "tma": False}
     return committed(key, **(usual | more))
 
 
@@ -76,8 +76,8 @@ def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve()
 def test_launches_for_pieces_replace_only_themselves() -> None:
     for key, launches in SPLIT.items():
         for featured in (False, True):
-            whole, cut = (taken(key, featured=featured, cut=cut)._asdict() for cut in (False, True))
-            assert cut == whole | launches
+            whole, split = (taken(key, featured=featured, split=split)._asdict() for split in (False, True))
+            assert split == whole | launches
         assert any(launch != getattr(TABLE[key], kernel) for kernel, launch in launches.items())
 
 

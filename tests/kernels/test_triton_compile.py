@@ -32,7 +32,7 @@ from docs import make_kernels as page
 from sparseflash.kernels.triton import report
 from sparseflash.kernels.triton.backward import prepare_kernel
 from sparseflash.kernels.triton.backward_bias import bias_kernel
-from sparseflash.kernels.triton.common import block_lists
+from sparseflash.kernels.triton.common import list_pointers
 from sparseflash.kernels.triton.merge import outputs_kernel, sums_kernel
 from tests.versions import SUPPORTED
 
@@ -116,12 +116,12 @@ def test_launches_fit_with_a_bias(form: str) -> None:
                 assert need.fits("sm_90", MOST_SPILLED), report.line(case, need)
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
-def test_launches_for_descriptors_and_for_narrow_blocks_fit(cut: bool) -> None:
+@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "pieces"])
+def test_launches_for_descriptors_and_for_narrow_blocks_fit(split: bool) -> None:
     found = [
         case
         for tma in (True, False)
-        for case in report.cases(("sm_90",), blocks=(128, 64, 32), cut=cut, tma=tma)
+        for case in report.cases(("sm_90",), blocks=(128, 64, 32), split=split, tma=tma)
         if case.dtype == "bf16" and (replaced(case, TMA) or (replaced(case, NARROW) and case.block[0] <= 64))
     ]
     check(dict.fromkeys(found))
@@ -130,8 +130,8 @@ def test_launches_for_descriptors_and_for_narrow_blocks_fit(cut: bool) -> None:
 @pytest.mark.parametrize("architecture", report.TARGETS)
 def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
     """All that the file names for them with every feature on; on sm_90 plain ones at head dims 64 and 128 too."""
-    plain = [c for c in report.cases((architecture,), cut=True) if c.dtype == "bf16" and c.D in (64, 128)]
-    named = [c for c in report.cases((architecture,), features=ALL, cut=True) if replaced(c, SPLIT)]
+    plain = [c for c in report.cases((architecture,), split=True) if c.dtype == "bf16" and c.D in (64, 128)]
+    named = [c for c in report.cases((architecture,), features=ALL, split=True) if replaced(c, SPLIT)]
     check([*named, *(plain if architecture == "sm_90" else [])])
 
 
@@ -139,7 +139,7 @@ def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
 def test_the_kernels_that_put_pieces_together_fit(architecture: str) -> None:
     for D in (72, 256):
         launch = TABLE[architecture, 256, "half"].forward
-        case = report.Case(architecture, "forward", D, D, "bf16", (128, 128), launch, ("sinks",), cut=True)
+        case = report.Case(architecture, "forward", D, D, "bf16", (128, 128), launch, ("sinks",), split=True)
         for merging in report.compile_merges(case):
             assert report.resources(merging).fits(architecture, ELSEWHERE), report.resources(merging)
 
@@ -149,10 +149,10 @@ def test_the_small_kernel_before_the_backward_fits() -> None:
     assert report.resources(report.compile_prepare(case)).fits("sm_90", ELSEWHERE)
 
 
-@pytest.mark.parametrize("cut", [False, True], ids=["whole lines", "pieces"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "pieces"])
 @pytest.mark.parametrize("kernel", report.KERNELS)
-def test_loads_stay_in_flight(kernel: str, cut: bool) -> None:
-    cases = report.cases(("sm_90",), cut=cut)
+def test_loads_stay_in_flight(kernel: str, split: bool) -> None:
+    cases = report.cases(("sm_90",), split=split)
     case = next(c for c in cases if c.kernel == kernel and c.D == 64 and c.dtype == "bf16")
     compiled = report.compile_case(case)
     waits = []
@@ -238,6 +238,6 @@ def test_groups_of_a_launch_hold_pointers_alone() -> None:
     for pattern in (patterns.causal(), patterns.global_tokens(1)):
         table = sf.lookup(pattern.compile(4096, block=32))
         for side in (table.rows, table.columns):
-            lists = block_lists(side)
-            assert (lists.work is None) == (side.slots == 0)
+            lists = list_pointers(side)
+            assert (lists.work_items is None) == (side.slots == 0)
             assert all(isinstance(x, torch.Tensor) and x.dtype == torch.int32 for x in lists if x is not None)

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import sparseflash as sf
 from sparseflash import LookupTable
 from sparseflash import patterns as P
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.tiles import unpack
 from tests.laws.backend import BACKEND, BLOCKS, DEVICE, INTERPRETED
 from tests.oracle import check, ours, random_case
@@ -76,12 +76,13 @@ def routed(draw: st.DrawFn, longest: int = 40 if INTERPRETED else 300) -> Routed
     return Routed(indices, counts, shape, block, q_offset, heads * draw(st.integers(1, 2)), draw(st.booleans()), seed)
 
 
-def contents(side: Side, tiles: Tiles, p: int, bk: int, flip: bool) -> dict[tuple[int, int], bytes]:
+def contents(side: BlockLists, tiles: Tiles, p: int, bk: int, flip: bool) -> dict[tuple[int, int], bytes]:
     """What a kernel reads of one pattern: (row, column) -> the bits of the block."""
     bits = unpack(tiles.bits.cpu().numpy().view(np.uint32), bk)
     found: dict[tuple[int, int], bytes] = {}
-    full_blocks, partial_blocks, tile_of = (x.tolist() for x in (side.full, side.partial, side.tile))  # from the device
-    for line, (a, b, c, d) in enumerate(side.spans[p].tolist()):
+    lists = (side.full_indices, side.partial_indices, side.partial_tiles)  # on the device
+    full_blocks, partial_blocks, tile_of = (x.tolist() for x in lists)
+    for line, (a, b, c, d) in enumerate(side.ranges[p].tolist()):
         for i, partial in (*((i, False) for i in range(a, b)), *((i, True) for i in range(c, d))):
             other = (partial_blocks if partial else full_blocks)[i]
             tile = bits[tile_of[i]] if partial else np.ones_like(bits[0])
@@ -106,7 +107,7 @@ def test_a_table_from_indices_lists_what_the_mask_lists(r: Routed) -> None:
             assert got == contents(other, same.tiles, 0, r.block[1], flip)
             assert all(x.dtype == torch.int32 for x in mine)
     for side in (table.rows, table.columns):
-        weight = (side.spans[..., 3] - side.spans[..., 0]).gather(1, side.order.long())
+        weight = (side.ranges[..., 3] - side.ranges[..., 0]).gather(1, side.order.long())
         assert (weight[:, 1:] <= weight[:, :-1]).all(), "heavy lines are not first"
         lines = torch.arange(side.order.shape[1], dtype=torch.int32, device=DEVICE)
         assert torch.equal(side.order.sort(1).values, lines.expand_as(side.order))
@@ -170,8 +171,8 @@ def test_no_shape_depends_on_a_value() -> None:
         table = LookupTable.from_indices(indices, counts, shape=(70, 90), block=16, q_heads=4, causal=True)
         q, k = torch.zeros(2, 4, 70, 16), torch.zeros(2, 2, 90, 16)
         assert sf.attention(q, k, k, table).shape == q.shape
-        assert table.columns.spans.shape == (4, 6, 4)
-        assert table.columns.spans.fake_mode is mode  # type: ignore[attr-defined]
+        assert table.columns.ranges.shape == (4, 6, 4)
+        assert table.columns.ranges.fake_mode is mode  # type: ignore[attr-defined]
 
 
 class Calls(TorchDispatchMode):
@@ -226,7 +227,7 @@ def test_out_of_range_is_named_when_debugging(monkeypatch: pytest.MonkeyPatch) -
     with pytest.raises(ValueError, match=r"counts of batch 0, head 1, block row 2 is -1: expected 0 to k = 5"):
         build()
     monkeypatch.delenv("SPARSEFLASH_DEBUG")
-    assert build().rows.full.max() <= 3
+    assert build().rows.full_indices.max() <= 3
 
 
 @pytest.mark.parametrize(

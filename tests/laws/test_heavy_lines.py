@@ -1,4 +1,4 @@
-"""Lines far above the mean, dealt to programs in pieces, give the same attention.
+"""Lines far above the mean, split among programs, give the same attention.
 
 Like the attention laws this runs on the CPU backend, which walks such lines whole, and again on the Triton kernels.
 """
@@ -30,9 +30,9 @@ def case_of(mask: BlockMask, heads: int = 1, group: int = 1, **features: Any) ->
 
 
 def in_pieces(case: Case, mask: BlockMask) -> list[torch.Tensor]:
-    """Attention with lines cut."""
+    """Attention with split lines."""
     table = lookup_in_pieces(mask, DEVICE)
-    assert min(table.rows.slots, table.columns.slots) > 1, "no line is cut"
+    assert min(table.rows.slots, table.columns.slots) > 1, "no line is split"
     return ours(case, table, BACKEND)
 
 
@@ -61,7 +61,7 @@ def test_pieces_give_masked_dense_attention(pattern: P.Pattern, on: dict[str, An
 )
 def test_heads_and_samples_of_which_some_are_cut(pattern: P.Pattern) -> None:
     mask = pattern.compile((70, 80), block=16, q_offset=0)
-    assert (lookup_in_pieces(mask).rows.merges[:, :, 0] < 0).all(1).any(), "every pattern is cut"
+    assert (lookup_in_pieces(mask).rows.reductions[:, :, 0] < 0).all(1).any(), "every pattern has split lines"
     case = case_of(mask, heads=2, group=2, sinks=1.0, dropout_p=0.2) if "head" in str(pattern) else case_of(mask)
     check(case, torch.from_numpy(mask.to_dense()), in_pieces(case, mask))
 
@@ -112,6 +112,6 @@ def test_pieces_travel_through_a_compiled_graph() -> None:
 def test_pieces_count_as_bytes() -> None:
     mask = HEAVY.compile(LENGTH, block=16)
     table, whole = lookup_in_pieces(mask), sf.lookup(mask)
-    sizes = [side.work.nbytes + side.merges.nbytes for side in (table.rows, table.columns)]
+    sizes = [side.work_items.nbytes + side.reductions.nbytes for side in (table.rows, table.columns)]
     assert min(sizes) > 0
     assert table.nbytes == whole.nbytes + sum(sizes)

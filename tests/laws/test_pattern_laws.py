@@ -12,7 +12,7 @@ from hypothesis import given
 
 import sparseflash as sf
 from sparseflash import patterns as P
-from sparseflash.kernels.layout import Side
+from sparseflash.kernels.layout import BlockLists
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
@@ -90,12 +90,12 @@ def test_law_3_equal_masks_have_equal_bytes(pattern: Pattern, shape: Shape) -> N
     assert (changed == direct) == bool(np.array_equal(changed.to_dense(), direct.to_dense()))
 
 
-def entries(side: Side, p: int) -> set[tuple[int, int, int]]:
+def entries(side: BlockLists, p: int) -> set[tuple[int, int, int]]:
     """(line, other, code) of one pattern, read the way a kernel reads it."""
     found: list[tuple[int, int, int]] = []
-    for line, (a, b, c, d) in enumerate(side.spans[p].tolist()):
-        found += [(line, int(side.full[i]), FULL) for i in range(a, b)]
-        found += [(line, int(side.partial[i]), FIRST_TILE + int(side.tile[i])) for i in range(c, d)]
+    for line, (a, b, c, d) in enumerate(side.ranges[p].tolist()):
+        found += [(line, int(side.full_indices[i]), FULL) for i in range(a, b)]
+        found += [(line, int(side.partial_indices[i]), FIRST_TILE + int(side.partial_tiles[i])) for i in range(c, d)]
     assert len(found) == len(set(found)), "a block is listed twice"
     return set(found)
 
@@ -114,7 +114,7 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
         assert by_row == set(stored)
         assert by_row == {(row, col, code) for col, row, code in entries(table.columns, p)}
     for side in (table.rows, table.columns):
-        weight = side.spans[..., 1] - side.spans[..., 0] + side.spans[..., 3] - side.spans[..., 2]
+        weight = side.ranges[..., 1] - side.ranges[..., 0] + side.ranges[..., 3] - side.ranges[..., 2]
         in_order = weight.gather(1, side.order.long())
         assert (in_order[:, 1:] <= in_order[:, :-1]).all(), "heavy lines are not first"
         lines = torch.arange(side.order.shape[1], dtype=torch.int32)
@@ -125,23 +125,25 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
 def test_law_4_pieces_hold_the_entries_of_their_lines(pattern: Pattern, shape: Shape) -> None:
     table = lookup_in_pieces(shape.compile(pattern))
     for side in (table.rows, table.columns):
-        if side.work.shape[1] == 0:
+        if side.work_items.shape[1] == 0:
             assert side.slots == 0
-            assert side.merges.shape[1] == 0
+            assert side.reductions.shape[1] == 0
             continue
-        everything = (x.tolist() for x in (side.spans, side.work, side.merges))
-        for p, (lines, items, merges) in enumerate(zip(*everything, strict=True)):
-            owner = {slot: line for line, first, stop in merges if line >= 0 for slot in range(first, stop)}
+        everything = (x.tolist() for x in (side.ranges, side.work_items, side.reductions))
+        for p, (lines, items, reductions) in enumerate(zip(*everything, strict=True)):
+            owner = {slot: line for line, first, stop in reductions if line >= 0 for slot in range(first, stop)}
             assert max(owner, default=-1) < side.slots
             found: list[tuple[int, int, int]] = []
             reached: dict[int, int] = {}
             for line, a, b, c, d, slot in sorted(items, key=lambda item: item[5]):
                 if line < 0:
                     continue
-                assert owner.pop(slot, -1) == (line if slot >= 0 else -1), "a piece that nobody merges"
-                found += [(line, int(side.full[i]), FULL) for i in range(a, b)]
-                found += [(line, int(side.partial[i]), FIRST_TILE + int(side.tile[i])) for i in range(c, d)]
-                # The backward pass reads where a piece starts and stops off its spans: they may have no gaps.
+                assert owner.pop(slot, -1) == (line if slot >= 0 else -1), "a partial result that nothing reduces"
+                found += [(line, int(side.full_indices[i]), FULL) for i in range(a, b)]
+                found += [
+                    (line, int(side.partial_indices[i]), FIRST_TILE + int(side.partial_tiles[i])) for i in range(c, d)
+                ]
+                # The backward pass reads where a split starts and stops off its ranges: they may have no gaps.
                 start, _, middle, _ = lines[line]
                 assert reached.get(line, 0) == a - start + c - middle
                 reached[line] = b - start + d - middle

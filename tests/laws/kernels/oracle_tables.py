@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from sparseflash.kernels.layout import Side, Tiles
+from sparseflash.kernels.layout import BlockLists, Tiles
 
 Mask = npt.NDArray[np.bool_]
 Items = list[tuple[int, ...]]
@@ -17,22 +17,22 @@ Items = list[tuple[int, ...]]
 class Tables(NamedTuple):
     """What the launchers take besides q, k and v."""
 
-    rows: Side
-    columns: Side
+    rows: BlockLists
+    columns: BlockLists
     tiles: Tiles
     pattern_of: torch.Tensor
     block: tuple[int, int]
 
 
-def _side(codes: npt.NDArray[np.int64], longest: int | None) -> Side:
+def _side(codes: npt.NDArray[np.int64], longest: int | None) -> BlockLists:
     """The side whose lines are the second axis of codes [P, lines, others]: 0 empty, 1 full, 2 + t tile t.
 
-    Lines of more than `longest` blocks are cut into pieces of that many, the last one shorter.
+    Lines of more than `longest` blocks are split into parts of that many, the last one shorter.
     """
     full: list[int] = []
     partial: list[int] = []
     tile: list[int] = []
-    spans = []
+    ranges = []
     order = []
     for pattern in codes:
         lines = []
@@ -42,27 +42,27 @@ def _side(codes: npt.NDArray[np.int64], longest: int | None) -> Side:
             partial += [other for other, code in enumerate(line) if code > 1]
             tile += [code - 2 for code in line if code > 1]
             lines.append((full_start, len(full), partial_start, len(partial)))
-        spans.append(lines)
+        ranges.append(lines)
         order.append(sorted(range(len(lines)), key=lambda n, p=pattern: (-int((p[n] > 0).sum()), n)))  # type: ignore[misc]
     P, n = codes.shape[:2]
     int32 = torch.int32
-    work, merges = _pieces(spans, longest)
-    return Side(
-        torch.tensor(spans, dtype=int32).reshape(P, n, 4),
+    work, reductions = _splits(ranges, longest)
+    return BlockLists(
+        torch.tensor(ranges, dtype=int32).reshape(P, n, 4),
         torch.tensor(full, dtype=int32),
         torch.tensor(partial, dtype=int32),
         torch.tensor(tile, dtype=int32),
         torch.tensor(order, dtype=int32).reshape(P, n),
         torch.tensor(work, dtype=int32).reshape(P, -1, 6),
-        torch.tensor(merges, dtype=int32).reshape(P, -1, 3),
+        torch.tensor(reductions, dtype=int32).reshape(P, -1, 3),
     )
 
 
-def _pieces(spans: list[list[tuple[int, int, int, int]]], longest: int | None) -> tuple[list[Items], list[Items]]:
-    """Work and merges of each pattern; empty when no line is cut."""
+def _splits(ranges: list[list[tuple[int, int, int, int]]], longest: int | None) -> tuple[list[Items], list[Items]]:
+    """Work items and reductions of each pattern; empty when no line is split."""
     work: list[Items] = []
-    merges: list[Items] = []
-    for lines in spans:
+    reductions: list[Items] = []
+    for lines in ranges:
         items: Items = []
         cut: Items = []
         slots = 0
@@ -73,21 +73,21 @@ def _pieces(spans: list[list[tuple[int, int, int, int]]], longest: int | None) -
                 continue
             before = slots
             for start in range(0, len(places), longest):
-                piece = places[start : start + longest]
-                full, partial = ([i for kind, i in piece if kind == wanted] for wanted in (0, 1))
+                split = places[start : start + longest]
+                full, partial = ([i for kind, i in split if kind == wanted] for wanted in (0, 1))
                 at_full = (full[0], full[-1] + 1) if full else (b, b)
                 at_partial = (partial[0], partial[-1] + 1) if partial else (c, c)
                 items.append((number, *at_full, *at_partial, slots))
                 slots += 1
             cut.append((number, before, slots))
         work.append(sorted(items, key=lambda i: i[1] - i[2] + i[3] - i[4]))
-        merges.append(cut)
-    if not any(merges):
-        return [[] for _ in spans], [[] for _ in spans]
-    most, cuts = max(map(len, work)), max(map(len, merges))
+        reductions.append(cut)
+    if not any(reductions):
+        return [[] for _ in ranges], [[] for _ in ranges]
+    most, cuts = max(map(len, work)), max(map(len, reductions))
     return (
         [items + [(-1,) * 6] * (most - len(items)) for items in work],
-        [cut + [(-1,) * 3] * (cuts - len(cut)) for cut in merges],
+        [cut + [(-1,) * 3] * (cuts - len(cut)) for cut in reductions],
     )
 
 
@@ -105,7 +105,7 @@ def build(
     block: tuple[int, int],
     pattern_of: list[list[int]],  # [B or 1][Hq or 1]
     all_partial: bool = False,  # list FULL blocks as PARTIAL ones
-    longest: int | None = None,  # blocks past which lines are cut
+    longest: int | None = None,  # blocks past which lines are split
 ) -> Tables:
     """Tables of P dense masks."""
     BQ, BK = block

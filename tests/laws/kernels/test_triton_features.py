@@ -13,7 +13,7 @@ from sparseflash.kernels import dropout
 from sparseflash.kernels.launch import Configuration, Launch
 from sparseflash.kernels.layout import Score
 from sparseflash.kernels.triton import forward as triton_forward
-from sparseflash.kernels.triton.score import head_key, kept, row_keys, tanh
+from sparseflash.kernels.triton.score import head_key, keep_mask, row_keys, tanh
 from sparseflash.reference import dropout_mask
 from tests.laws.kernels.harness import DEVICE, Problem, random_mask
 
@@ -41,7 +41,9 @@ def test_tanh_is_near_to_a_few_units_in_the_last_place() -> None:
 @triton.jit
 def _bits(seed_ptr, to_ptr, first_row, first_key, index, threshold, ROWS: tl.constexpr, KEYS: tl.constexpr):
     rows, keys = tl.arange(0, ROWS), tl.arange(0, KEYS)
-    drawn = kept(row_keys(head_key(seed_ptr, index), first_row + rows)[:, None], (first_key + keys)[None, :], threshold)
+    drawn = keep_mask(
+        row_keys(head_key(seed_ptr, index), first_row + rows)[:, None], (first_key + keys)[None, :], threshold
+    )
     tl.store(to_ptr + rows[:, None] * KEYS + keys[None, :], drawn.to(tl.int32))
 
 
@@ -52,7 +54,7 @@ def test_bits_are_those_of_the_cpu(seed: int) -> None:
         got = torch.empty((32, 64), dtype=torch.int32, device=DEVICE)
         _bits[(1,)](torch.tensor(seed, device=DEVICE), got, row, key, index, limit, 32, 64)
         rows = dropout.row_keys(torch.tensor(seed), torch.tensor(index), torch.arange(row, row + 32))
-        want = dropout.kept(rows[:, None], torch.arange(key, key + 64), limit)
+        want = dropout.keep_mask(rows[:, None], torch.arange(key, key + 64), limit)
         assert torch.equal(got.cpu().bool(), want)
 
 

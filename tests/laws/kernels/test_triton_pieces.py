@@ -1,4 +1,4 @@
-"""Lines in pieces, on the Triton launchers: the same laws, and no piece leaves anything out."""
+"""Split lines, on the Triton launchers: the same laws, and the splits leave nothing out."""
 
 # mypy: allow-incomplete-defs, allow-untyped-defs, allow-untyped-decorators
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_a_group_of_heads_may_mix_patterns_cut_and_whole(pattern_of: list[list[i
     m = masks(["local", "noise", "nothing"], 40, 50)
     m[1, 16:32] = False  # a line without entries in one pattern and with some in another
     problem = Problem(m, (16, 16), B=2, Hq=4, Hkv=2, pattern_of=pattern_of, longest=2)
-    work = problem.tables().rows.work
+    work = problem.tables().rows.work_items
     assert (work[:, :, 5] < 0).all(1).tolist() == [False, False, True], "nothing is never cut"
     exact(problem)
 
@@ -94,8 +94,8 @@ def test_queries_and_keys_without_a_partner_leave_no_trace() -> None:
 
 
 @triton.jit
-def _spans(work_ptr, spans_ptr, other_ptr, to_ptr):
-    """The entries of each piece in its own line, and of the same share of another line."""
+def _ranges(work_ptr, spans_ptr, other_ptr, to_ptr):
+    """The entries of each split in its own line, and of the same share of another line."""
     low, high = share(work_ptr + tl.program_id(0) * 4, spans_ptr)
     for line in tl.static_range(2):
         span = spans_ptr if line == 0 else other_ptr
@@ -123,14 +123,14 @@ def test_shares_of_any_line_are_a_partition(counts: list[int], starts: list[int]
     work = [
         [own[0] + min(x, full) for x in pair] + [own[2] + max(x - full, 0) for x in pair] for pair in pairwise(cuts)
     ]
-    pieces, mine, theirs = (torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in (work, own, other))
+    splits, mine, theirs = (torch.tensor(x, dtype=torch.int32, device=DEVICE) for x in (work, own, other))
     got = torch.empty((len(work), 2, 2, 2), dtype=torch.int32, device=DEVICE)
-    _spans[(len(work),)](pieces, mine, theirs, got)
-    for line, spans in enumerate((own, other)):
+    _ranges[(len(work),)](splits, mine, theirs, got)
+    for line, ranges in enumerate((own, other)):
         for partial in (0, 1):
             found = got[:, line, partial].tolist()
-            assert found[0][0] == spans[2 * partial]
-            assert found[-1][1] == spans[2 * partial + 1]
+            assert found[0][0] == ranges[2 * partial]
+            assert found[-1][1] == ranges[2 * partial + 1]
             assert all(a <= b for a, b in found)
             assert all(before[1] == after[0] for before, after in pairwise(found))
     size = torch.tensor([high - low for low, high in pairwise(cuts)])

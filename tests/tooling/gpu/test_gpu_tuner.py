@@ -88,9 +88,9 @@ def test_a_row_of_a_file_names_its_launch() -> None:
 def test_a_candidate_takes_the_place_of_whatever_a_call_would_take() -> None:
     key, launch = ("sm_90", 128, "half"), Launch(16, 16, 4, 1)
     with tune.committed_as(key, "forward", launch):
-        for block, tma, cut in itertools.product(((64, 64), (128, 128)), (False, True), (False, True)):
-            assert committed(key, featured=False, cut=cut, block=block, tma=tma).forward == launch
-    assert committed(key, featured=False, cut=False, block=(128, 128), tma=True).forward != launch
+        for block, tma, split in itertools.product(((64, 64), (128, 128)), (False, True), (False, True)):
+            assert committed(key, featured=False, split=split, block=block, tma=tma).forward == launch
+    assert committed(key, featured=False, split=False, block=(128, 128), tma=True).forward != launch
 
 
 def test_a_candidate_kernel_is_registered_while_it_is_timed() -> None:
@@ -205,7 +205,7 @@ def test_a_candidate_is_in_the_table_while_it_is_timed(monkeypatch: pytest.Monke
     assert seen[0] == other(1), "what is compared with dense attention is the candidate"
     # A call that compiles, a warm-up and three rounds of the candidate, the committed launch, and that again.
     assert seen[1:] == 5 * [other(1), FORWARD, FORWARD]
-    assert committed(KEY, featured=False, cut=False, block=(128, 128), tma=False).forward == FORWARD
+    assert committed(KEY, featured=False, split=False, block=(128, 128), tma=False).forward == FORWARD
     for name in ("ms", "committed_ms", "again_ms"):
         assert list(found[name]) == ["causal(), block 32"]
         assert found[name]["causal(), block 32"] > 0
