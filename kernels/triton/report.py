@@ -150,7 +150,7 @@ def compile_case(case: Case) -> Any:
     off = _off(case)
     constants |= dict.fromkeys(off.intersection(kernel.arg_names))
     if not case.split:
-        constants["lists", "work"] = None
+        constants["lists", "work_items"] = None
     if case.kernel in ("keys", "one_pass"):
         constants["bits", "seen"] = None
     return _compile(kernel, constants, case, at.warps, at.stages)
@@ -173,7 +173,7 @@ def compile_bias(case: Case) -> Any:
         **{"D": case.D, "DP": padded(case.D), "DV": case.DV, "DVP": padded(case.DV)},
         **{"BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
         **dict.fromkeys(_off(case).intersection(bias_kernel.arg_names)),
-        ("lists", "work"): None,
+        ("lists", "work_items"): None,
         ("bits", "seen"): None,
     }
     return _compile(bias_kernel, constants, case, at.warps, at.stages)

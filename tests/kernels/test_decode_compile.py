@@ -49,7 +49,7 @@ def decoding(
     constants: Constants = {"UNIT": 8, "D": D, "DP": padded(D), "DV": DV, "DVP": padded(DV)}
     if not featured:
         constants |= dict.fromkeys(("cap", "slopes_ptr", "slopes_b"))
-    constants |= {"BK": bk, "BM": at.BM, "BN": at.BN, ("lists", "order"): None, ("lists", "work"): None}
+    constants |= {"BK": bk, "BM": at.BM, "BN": at.BN, ("lists", "order"): None, ("lists", "work_items"): None}
     return compiled(decode_kernel, architecture, types, constants, num_warps=at.warps, num_stages=at.stages)
 
 
