@@ -35,7 +35,7 @@ def row_keys(seed: torch.Tensor, heads: torch.Tensor, queries: torch.Tensor) -> 
 
 
 def keep_mask(rows: torch.Tensor, keys: torch.Tensor, limit: int) -> torch.Tensor:
-    """Which pairs are kept: rows from `row_keys`, integer keys of a shape that broadcasts, limit from `threshold`."""
+    """Whether pairs are kept: rows from `row_keys`, integer keys of a shape that broadcasts, limit from `threshold`."""
     hashed = _mixed(rows + (keys + 1).to(torch.int32) * _signed(GOLDEN))
     return (hashed >> 8).bitwise_and_(ONE - 1) < limit
 

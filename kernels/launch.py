@@ -50,7 +50,7 @@ class Configuration(NamedTuple):
 
 
 class Launches(NamedTuple):
-    """What a file of launches holds; what the names mean is said in `launches.toml`."""
+    """The contents of a launch file; `launches.toml` explains the names."""
 
     usual: dict[Key, Configuration]
     tma: Changes

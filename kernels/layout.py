@@ -1,4 +1,4 @@
-"""How a lookup table lies in memory: the only thing that kernels know of a mask.
+"""The memory layout of a lookup table, which is all that kernels know of a mask.
 
 Shape legend: P distinct patterns, nQ / nK block rows / columns, T tiles, BQ x BK tokens a block,
 W = ceil(BK / 32) words a tile row.
@@ -13,7 +13,7 @@ import torch
 
 FULL_START, FULL_STOP, PARTIAL_START, PARTIAL_STOP = range(4)
 
-# What the gradient is given beside the operands: dout [B, Hq, N, Dv], dlse [B, Hq, N] or None, and out and lse alike.
+# What a gradient takes beside the operands: dout [B, Hq, N, Dv], dlse [B, Hq, N] or None, out, lse.
 Results = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]
 
 
@@ -67,7 +67,7 @@ class BlockLists(NamedTuple):
         return self.items - self.order.shape[1] + self.reductions.shape[1]
 
     def tensors(self) -> list[torch.Tensor]:
-        """All of it by name: torch.compile of torch 2.11 cannot walk a tuple that is a constant of its graph."""
+        """Its tensors, by name: torch.compile of torch 2.11 cannot iterate over a tuple that is a graph's constant."""
         return [
             *(self.ranges, self.full_indices, self.partial_indices, self.partial_tiles),
             *(self.order, self.work_items, self.reductions),
@@ -81,14 +81,14 @@ class Tiles(NamedTuple):
     seen_keys: torch.Tensor  # int32 [T, W]: the OR over a tile's rows: keys that some query of the block sees
 
     def tensors(self) -> list[torch.Tensor]:
-        """All of it by name, as of a side."""
+        """Its tensors, by name as well."""
         return [self.bits, self.seen_keys]
 
 
 class Score(NamedTuple):
-    """What becomes of q.k on its way to a probability: in this order scale, cap, bias, softmax, dropout.
+    """The steps from q.k to a probability, in this order: scale, cap, bias, softmax, dropout.
 
-    A feature is off when it is None. All that is data is a run-time argument of the kernels.
+    A feature is off when it is None. Data are run-time arguments of the kernels.
     """
 
     scale: float
@@ -97,10 +97,10 @@ class Score(NamedTuple):
     q_offset: int = 0  # position of query 0; key 0 stands at 0
     dropout: float = 0.0  # share of the probabilities that becomes 0; needs a seed
     seed: torch.Tensor | None = None  # int64 []; None: no dropout
-    # The last one: operators take it ahead of the others, for it has a gradient.
+    # The last field: operators take it first, because it has a gradient.
     bias: torch.Tensor | None = None  # floating, of a form of `bias`: s -> s + bias; -inf hides the pair
 
     @property
     def featured(self) -> bool:
-        """Whether more than a factor comes between a product and its probability."""
+        """Whether more than the scale comes between a product and its probability."""
         return not (self.softcap is None and self.slopes is None and self.seed is None and self.bias is None)

@@ -1,4 +1,4 @@
-"""Attention sinks in the backward pass: one more logit a head, of which the kernels for gradients need not know.
+"""Attention sinks in the backward pass: one more logit a head, which the gradient kernels need not know of.
 
 With P_j = exp(s_j - lse) over the keys alone and w = exp(lse) / (exp(lse) + exp(sink)) = sigmoid(lse - sink), the keys'
 share of a row's weight, out = w * sum_j P_j v_j. Hence, with D = rowsum(dout * out),

@@ -11,7 +11,7 @@ committed, and the other is deleted.
 Attributes:
     forward: called by `triton.forward.forward` with its arguments; returns what it would, or None where the candidate
         does not suit the call. None: no candidate.
-    backward: likewise for `triton.backward.backward`.
+    backward: the same for `triton.backward.backward`.
 """
 
 from __future__ import annotations
@@ -32,4 +32,4 @@ class GluonLaunch(NamedTuple):
     BN: int  # keys a step
     warps: int
     stages: int
-    persistent: int = 0  # so many programs a multiprocessor take all lines in turn; 0: a program for each line
+    persistent: int = 0  # this many programs a multiprocessor take all lines in turn; 0: one program a line

@@ -68,7 +68,7 @@ def _line(
     Hq,
     STEPS: gl.constexpr,
 ):
-    """(head of a sample, step within its line, line, where its FULL entries start, their number, likewise PARTIAL)."""
+    """(head of a sample, step within its line, line, start and number of its FULL entries, the same of PARTIAL)."""
     there = item < count
     rank, index = placed(gl.minimum(item, count - 1), lines * STEPS, heads, together)
     p = gl.load(pattern_ptr + index // Hq * pattern_b + index % Hq * pattern_h).to(gl.int64)
@@ -186,7 +186,7 @@ def _attend(
     partial_start,
     partial,
     turn,  # how many lines the program has done
-    used,  # how often a place of the rings was filled for them, but for whole pairs of rounds
+    used,  # how often a place of the rings was filled for them, modulo two rounds
     c,
     D: gl.constexpr,
     DV: gl.constexpr,
@@ -507,7 +507,7 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def in_rings(rows: int, *tensors: torch.Tensor) -> tuple[TensorDescriptor, ...]:
-    """Descriptors of [B, H, N, D] in half precision, for copies of so many rows of one head into a ring."""
+    """Descriptors of [B, H, N, D] in half precision that copy a number of rows of one head into a ring."""
     dtype = {torch.float16: gl.float16, torch.bfloat16: gl.bfloat16}
     return tuple(
         TensorDescriptor(

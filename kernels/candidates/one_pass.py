@@ -62,7 +62,7 @@ def _add_rows(ptr, first, keep, value, ROWS: tl.constexpr, D: tl.constexpr, DP: 
 
 @triton.jit
 def _walk(keys, finite, q_rows, dout_rows, dq_rows, saved, blocks, bits, key, c, PARTIAL: tl.constexpr, sizes):
-    """As in `triton.backward_keys`; what `finite`, the keys without infinities, gives is added to `dq_rows`."""
+    """As in `triton.backward_keys`; the product with `finite`, the keys without infinities, is added to `dq_rows`."""
     BM: tl.constexpr = sizes.BM
     BN: tl.constexpr = sizes.BN
     STEPS: tl.constexpr = sizes.BQ // BM

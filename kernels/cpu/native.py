@@ -199,7 +199,7 @@ def serves(q: torch.Tensor, score: Score) -> bool:
 
 
 class _Plan:
-    """What the walks need of a table, but for tensors that a call brings: the fields of a problem that it fills.
+    """What the walks need of a table: the fields of a problem that do not depend on a call's tensors.
 
     Beside what lies in a table these are its tiles from the keys' side, and what of them can be skipped. Both passes
     share it; block columns are looked at when the first gradient asks for them.
@@ -211,7 +211,7 @@ class _Plan:
         bits = tiles.bits.detach().contiguous()
         bq, bk = block
         count = len(bits)
-        # Of what the kernel is about to read by number: how many block columns there are at least, and block rows.
+        # The least number of block columns and block rows that the kernel's indices imply.
         self.most_cols, self.most_rows = _most(rows, count), 0
         self.samples, self.heads = pattern_of.shape
         if pattern_of.min() < 0 or pattern_of.max() >= len(rows.ranges):
@@ -278,7 +278,7 @@ def _all_are(kept: Sequence[ref[torch.Tensor]], tensors: Sequence[torch.Tensor])
 
 
 def _most(side: BlockLists, tiles: int) -> int:
-    """One more than the largest block number that a side names, all of which it is looked at whether they are there."""
+    """One more than the largest block number in these lists, after checking that all entries exist."""
     ranges = side.ranges.numpy().reshape(-1, 4)
     lists = [part.numpy() for part in (side.full_indices, side.partial_indices, side.partial_tiles)]
     most = 0
@@ -531,7 +531,7 @@ def decode(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: BlockLists, tiles: Tiles,
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i."""
+    """As :func:`forward`; query i of a sample is at position length - n + i."""
     build = _served()
     plan = _plan(build, rows, None, tiles, pattern_of, block)
     call = _Call("decode", q, k, v, plan, score)

@@ -47,7 +47,7 @@ def decode(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: torch.Tensor, rows: BlockLists, tiles: Tiles,
     pattern_of: torch.Tensor, block: tuple[int, int], score: Score, sinks: torch.Tensor | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
-    """As :func:`forward`, for queries of which number i of a sample stands at its length - n + i.
+    """As :func:`forward`; query i of a sample is at position length - n + i.
 
     Keys at or past the length are not read.
     """
@@ -226,7 +226,7 @@ class _Call:
         self, heads: _Heads, row: int, places: range, position: int, out: torch.Tensor, lse: torch.Tensor,
         bound: int | None = None,
     ) -> None:  # fmt: skip
-        """Write the results of queries `places` of q, of which the first stands at a position of block row `row`."""
+        """Write the results of queries `places` of q; the first one is in block row `row`."""
         first = position - row * self.block[0]
         within = range(first, first + len(places))
         keys, visible = self.seen(heads.pattern, row, within, self.k.shape[2] if bound is None else bound)

@@ -3,11 +3,11 @@
 With c = scale * log2(e) and norm = log2(e) lse, P = exp2(c s - norm) is recomputed (in fp32 with base e, which rounds
 less for one more product), and dS = P (dP - delta) with delta = rowsum(dout * out) - dlse. A first small kernel writes
 norm and delta, padded to whole blocks so that the loops read them unmasked; a query that sees nothing gets norm = +inf
-and delta = 0, hence P = 0 and dS = 0, never NaN. Where lse is NaN norm is the least number, hence P = inf for keys that
-the query sees and 0 for others. A cap multiplies dS by its derivative, a bias changes nothing more;
-dropout's bits Z are drawn again, dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
+and delta = 0, hence P = 0 and dS = 0, never NaN. Where lse is NaN, norm is the least number, hence P = inf for keys
+that the query sees and 0 for others. A cap multiplies dS by its derivative; a bias changes nothing more. Dropout's bits
+Z are drawn again: dV takes P Z and dS takes dP Z, both scaled. Sinks were folded into dout before.
 
-The passes are in `backward_keys` and `backward_queries`; here are what goes before them and the launches.
+The passes are in `backward_keys` and `backward_queries`; the preparation and the launches are here.
 Shapes as in `common`; NP = N rounded up to whole blocks.
 """
 

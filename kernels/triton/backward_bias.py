@@ -1,12 +1,12 @@
 """The gradient of a bias: dS, summed over the pairs that share an element. No atomics, bitwise deterministic.
 
 One program owns a step of keys of one head of the bias, and visits its block column for every sample and query head
-that share this head of the bias, in turn. What it gets of a step of queries, dS^T as in `backward_keys`,
+that share this head of the bias, in turn. Its dS^T of a step of queries, see `backward_keys`,
 
-- is added to the gradient where it lies, for a bias of pairs: no other program writes there;
+- is added to the gradient in place, for a bias of pairs: no other program writes there;
 - is summed in registers over all of them, for one of keys;
-- is summed along its diagonals, for one of distances, into a row of the program's own. Rows of all programs are summed
-  by torch; so many of them are made at a time as MEMORY holds.
+- is summed along its diagonals, for one of distances, into a row of the program's own. torch sums the
+  rows of all programs, as many at a time as fit into MEMORY.
 
 Lines are not split here. Shapes as in `common`; a bias of queries needs no kernel, see
 `sparseflash.kernels.bias`.
@@ -62,7 +62,7 @@ MEMORY = 1 << 26  # bytes of sums by distance
 @triton.jit
 def _add_diagonals(sums, ds, queries, keys, bias, BM: tl.constexpr, BN: tl.constexpr):
     """The sums with those of ds [BN, BM] along its diagonals, for queries and keys that count up from their first."""
-    WIDE: tl.constexpr = 2 * (BM if BM > BN else BN)  # diagonals, of which the first is key 0 and query BM - 1
+    WIDE: tl.constexpr = 2 * (BM if BM > BN else BN)  # diagonals; the first is key 0 and query BM - 1
     t = tl.arange(0, WIDE)
     row = t[:, None] + tl.arange(0, BM)[None, :] - (BM - 1)
     there = (row >= 0) & (row < BN)

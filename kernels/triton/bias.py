@@ -1,7 +1,7 @@
-"""An additive bias inside kernels: what a pair of a step gets. Its two forms are in `sparseflash.kernels.bias`.
+"""An additive bias inside kernels. Its two forms are described in `sparseflash.kernels.bias`.
 
-A bias that is one for all queries is read as a row, one for all keys as a column, one of distances by differences of
-positions. What a form does not have is None, and compiles to nothing.
+A bias shared by all queries is read as a row, one shared by all keys as a column, a relative one by the difference of
+positions. Fields that a form lacks are None and compile to nothing.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -25,9 +25,9 @@ def bias_of(bias_ptr, batch, head, bias_b, bias_h):
 
 @triton.jit
 def bias_at(bias, query, key, CHECKED: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr):
-    """What the pairs of a step get, fp32: [BM, BN], or [1, BN] or [BM, 1] where it is one for all queries or keys.
+    """The bias of a step's pairs, fp32: [BM, BN], or [1, BN] or [BM, 1] where all queries or keys share it.
 
-    `query` and `key` are the indices of the step's first ones. CHECKED: some may be past the end; these get anything.
+    `query` and `key` are the indices of the step's first ones. CHECKED: some may be past the end; they get any bias.
     """
     queries = tl.arange(0, BM)[:, None]
     keys = tl.arange(0, BN)[None, :]
@@ -51,7 +51,7 @@ def bias_at(bias, query, key, CHECKED: tl.constexpr, BM: tl.constexpr, BN: tl.co
 
 @triton.jit
 def biased(s, more, bias):
-    """Scores with what `bias_at` says, or its transpose; -inf hides a pair whatever its score is."""
+    """Scores plus the bias of `bias_at`, or its transpose; -inf hides a pair, whatever its score."""
     return tl.where(more == float("-inf"), more, s + more * bias.unit)
 
 

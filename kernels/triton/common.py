@@ -8,7 +8,7 @@ in steps that divide it, so an entry is visited (block / step) times, at consecu
 
 Strides arrive divided by UNIT (8 elements when all are multiples of 8, else 1) and are multiplied by the constant
 again, so the compiler knows that rows are aligned while no argument is specialised by its value: one binary serves
-every length, stride, number of heads and mask. Where descriptors can read the operands (`tileable`) there is another.
+every length, stride, number of heads and mask. Operands that descriptors can read (`tileable`) have another binary.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.
@@ -32,7 +32,7 @@ MOST_PROGRAMS = (1 << 31) - 1
 
 
 def programs(lines: int, steps: int, heads: int) -> tuple[int]:
-    """The grid of so many steps in each of so many lines of each head.
+    """The grid for this many lines of each head, and steps of each line.
 
     Raises:
         ValueError: more programs than a launch takes.
@@ -79,7 +79,7 @@ def share(split, span):
 def entries(span, low, high, PARTIAL: tl.constexpr):
     """(start, count) of a line's FULL or PARTIAL entries, or, of all its entries, of those in the share low to high.
 
-    Where one share ends and the next starts is computed alike, so neighbours leave nothing out and take nothing twice.
+    The end of one share and the start of the next come from the same formula: no entry is skipped or taken twice.
     """
     FIRST: tl.constexpr = 2 if PARTIAL else 0
     start = tl.load(span + FIRST)
@@ -207,7 +207,7 @@ def readable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def list_pointers(side: BlockLists) -> ListPointers:
-    """What kernels take of a side of a table."""
+    """What kernels take of block lists."""
     work = side.work_items if side.slots else None
     return ListPointers(side.ranges, side.full_indices, side.partial_indices, side.partial_tiles, side.order, work)
 
@@ -245,7 +245,7 @@ def tileable(*tensors: torch.Tensor) -> bool:
 
 
 def in_tiles(wanted: bool, rows: int, *tensors: torch.Tensor) -> tuple[TensorDescriptor | None, ...]:
-    """Descriptors of [B, H, N, D] for loads of so many rows of one head; None for each if they are not wanted."""
+    """Descriptors of [B, H, N, D] that load `rows` rows of one head at a time; None for each if not wanted."""
     if not wanted:
         return (None,) * len(tensors)
     return tuple(TensorDescriptor(x, list(x.shape), list(x.stride()), [1, 1, rows, x.shape[-1]]) for x in tensors)

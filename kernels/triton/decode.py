@@ -1,9 +1,9 @@
 """Decoding: a few new queries against a long cache of keys, split over the keys.
 
-A program takes one of the two block rows that the new queries can touch, one part of that row's blocks, and as rows of
-its products the new queries of all query heads that share a key head and a pattern: keys and values are read once for
-all of them. A second kernel merges the parts by lse. Lengths are read on the device, so nothing waits for it and the
-launch depends only on shapes.
+A program takes one of the two block rows that the new queries can touch and one part of that row's blocks. The rows of
+its products are the new queries of all query heads that share a key head and a pattern, so keys and values are read
+once for all of them. A second kernel merges the parts by lse. Lengths are read on the device: the host does not wait,
+and the launch depends only on shapes.
 
 Shapes as in `common`, with n new queries, M the capacity of the cache, G query heads a key head, S parts. Row r of
 a program's BM rows is query r % n of the group's head r // n.

@@ -64,7 +64,7 @@ from sparseflash.kernels.triton.walk import (
 
 @triton.jit
 def _walk(softmax, q, k_rows, v_rows, blocks, bits, query, row, score, PARTIAL: tl.constexpr, sizes):
-    """The softmax with a row's blocks of one kind.
+    """The softmax after a row's blocks of one kind.
 
     `query` is the first one of the program within its block, `row` within the sequence.
     """

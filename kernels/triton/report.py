@@ -1,11 +1,10 @@
-"""What ahead-of-time compilation says of every committed launch: registers, spills, shared memory. Needs no GPU.
+"""Registers, spills and shared memory of every committed launch, compiled ahead of time. Needs no GPU.
 
     python -m sparseflash.kernels.triton.report [ARCHITECTURE ...] [BLOCK ...] [features] [split] [tma]
 
-prints one line a launch: plain or with all features on, for whole lines or for split lines, with operands that come
-through pointers or that descriptors can read. On sm_90 it shows the
-machine code's loops too, over FULL entries / over PARTIAL ones: see `sass`. It says nothing about speed, and
-nothing about numerics. docs/kernels.md is made of it.
+prints one line a launch: plain or with all features on, for whole lines or for split lines, with operands read
+through pointers or by descriptors. On sm_90 it also shows the loops of the machine code over FULL / over PARTIAL
+entries, see `sass`. It says nothing about speed or numerics. docs/kernels.md is generated from it.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ FEATURES = {
     "sinks": ("sinks_ptr",),
     "dropout": ("seed_ptr", "threshold"),
 }
-# Likewise of the forms of a bias, of which a call has one.
+# The same for the forms of a bias; a call has one at most.
 BIASES = {
     "bias of pairs": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "bias_n", "bias_m"),
     "bias of keys": ("bias_ptr", "bias_b", "bias_h", "bias_keys", "bias_m"),

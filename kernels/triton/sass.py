@@ -1,4 +1,4 @@
-"""What the machine code of one NVIDIA kernel shows of its loops: size, products, waits, and what overlaps them.
+"""The loops of one NVIDIA kernel's machine code: size, products, waits, and what overlaps them.
 
 On Hopper a product of tensor cores (HGMMA) is asynchronous. A group of them is closed by its last one, which names a
 scoreboard (gsb0), and WARPGROUP.DEPBAR.LE gsb0, n waits until at most n closed groups are unfinished. Two things go

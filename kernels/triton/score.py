@@ -1,6 +1,6 @@
-"""What kernels do between the product of queries and keys and the softmax, and what dropout does after it.
+"""Score features: what happens to scores before the softmax, and dropout after it.
 
-Every feature that is off is None, and then compiles to nothing. `s` is [queries, keys] in the passes over rows and
+A feature that is off is None and compiles to nothing. `s` is [queries, keys] in the passes over rows and
 [keys, queries] in the pass over columns; the helpers here take either. The *unit* of scores is that of the caller's
 exponential: with base 2, scale, cap and slope come multiplied by log2(e).
 """
@@ -68,7 +68,7 @@ def position_of(first, q_offset):
 
 @triton.jit
 def capped(s, score):
-    """Products to scores without a bias in the unit of c, or, with neither cap nor bias, the products."""
+    """Scores before any bias, in the unit of c; the plain products where there is neither cap nor bias."""
     if score.cap is not None:
         s = tanh(s * (score.c / score.cap)) * score.cap
     elif score.slope is not None or score.bias is not None:
@@ -78,9 +78,9 @@ def capped(s, score):
 
 @triton.jit
 def scored(s, score, column):
-    """Products to scores but for an additive bias in the unit of c, or, with neither cap nor bias, the products.
+    """Scores without the additive bias, in the unit of c; the plain products where there is neither cap nor bias.
 
-    Where they stay products is said by `factor`. `column` is the position of the first column of s.
+    `factor` has what is left to multiply them by. `column` is the position of the first column of s.
     """
     s = capped(s, score)
     if score.slope is not None:
@@ -91,7 +91,7 @@ def scored(s, score, column):
 
 @triton.jit
 def factor(score):
-    """What `scored` has left to multiply by: plain products are scaled inside the exponential, for nothing."""
+    """What `scored` leaves to multiply by: plain products are scaled inside the exponential at no cost."""
     left = score.c
     if score.cap is not None:
         left = 1.0
@@ -126,7 +126,7 @@ def _mixed(x):
 
 @triton.jit
 def head_key(seed_ptr, index):
-    """See `dropout`: what the seed and the head (sample * Hq + query head) have in the keys of all rows."""
+    """The part of all row keys that depends on the seed and the head (sample * Hq + query head): see `dropout`."""
     seed = tl.load(seed_ptr)
     key = _absorbed(tl.cast(0, tl.uint32), seed)
     return _absorbed(_absorbed(key, seed >> 32), index)
@@ -154,7 +154,7 @@ def keep_mask(rows, keys, threshold):
 
 @triton.jit
 def keep_scale(threshold):
-    """What dropout's survivors are multiplied by."""
+    """The factor of the probabilities that dropout keeps."""
     return _ONE / threshold.to(tl.float32)
 
 

@@ -44,7 +44,7 @@ def absorb(softmax, s, f, v, first, score, HIDDEN: tl.constexpr):
 
 @triton.jit
 def with_part(softmax, out, lse):
-    """The softmax with what another program made of keys of its own: out [BM, DVP], lse [BM] in base 2."""
+    """The softmax combined with another program's partial result: out [BM, DVP], lse [BM] in base 2."""
     peak = tl.maximum(softmax.peak, lse)
     base = tl.where(peak == float("-inf"), 0.0, peak)  # as above
     fade, weight = tl.exp2(softmax.peak - base), tl.exp2(lse - base)

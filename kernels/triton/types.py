@@ -1,8 +1,8 @@
-"""What launches hand to the Triton kernels, and these to their helpers: values that belong together, by name.
+"""Groups of values that launches pass to the Triton kernels, and these to their helpers.
 
 A NamedTuple costs no instruction and no host time. A field that is None compiles to nothing.
 Three limits of Triton: a NamedTuple of constants (`Sizes`) has to be made in the call that takes it; a helper cannot
-return one with a field that is None (3.6); and lengths and strides stay arguments of their own at a launch, for inside
+return one with a field that is None (3.6); and lengths and strides stay separate arguments of a launch, because inside
 a tuple they would be specialised by value.
 
 Shape legend in `common`.
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 
 class Sizes(NamedTuple):
-    """What a kernel is compiled for: constants, see `common`."""
+    """Compile-time constants, see `common`."""
 
     FRAGMENTS: Any  # whether tile bits lie in fragment order, see `tiles`
     UNIT: Any
@@ -56,7 +56,7 @@ class Place(NamedTuple):
     rank: Any  # of the program; in `ListPointers.order` or `.work_items` its line has this one divided by `steps`
     steps: Any  # programs of a line
     lines: Any  # of a pattern
-    items: Any  # likewise, of work items
+    items: Any  # work items of a pattern
 
 
 class Blocks(NamedTuple):
@@ -75,7 +75,7 @@ class Bits(NamedTuple):
 
 
 class RowBits(NamedTuple):
-    """The bits of some rows of each tile, whatever rows a program's queries stand in."""
+    """The bits of arbitrary rows of each tile."""
 
     words: Any  # pointer to those of all tiles
     rows: Any  # [BM]: rows within a tile
@@ -131,7 +131,7 @@ class Softmax(NamedTuple):
 
 
 class Queries(NamedTuple):
-    """What a program that holds queries has of them in the backward pass."""
+    """The queries that a program holds in the backward pass."""
 
     q: Any  # [BM, DP]
     dout: Any  # [BM, DVP]
@@ -141,7 +141,7 @@ class Queries(NamedTuple):
 
 
 class Saved(NamedTuple):
-    """What the forward pass left of the queries of a head, for a program that walks over them."""
+    """What the forward pass saved of a head's queries, for a program that walks over them."""
 
     norm: Any  # pointer to query 0's, see `backward`
     delta: Any  # likewise
@@ -167,7 +167,7 @@ class Held(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """What a program has of a bias's gradient."""
+    """A program's part of a bias's gradient."""
 
     ptr: Any  # fp32, to the head's elements; of a relative bias to the program's own
     width: Any  # M

@@ -1,7 +1,7 @@
-"""How kernels walk over the blocks of a line: which line, which blocks, and what a step needs, read one step ahead.
+"""How kernels walk over the blocks of a line. What a step needs is read one step ahead.
 
-A step reads nothing at its loop's head but rows and bits whose addresses are known: reading an index there would drain
-the prefetch of K and V.
+At the head of the loop only rows and bits with known addresses are read: loading an index there would drain the
+prefetch of K and V.
 """
 
 # @triton.jit bodies are a language of their own.
@@ -32,7 +32,7 @@ def line_of(lists, place):
 
 @triton.jit
 def slot_of(lists, place):
-    """Where the program of a work item puts its partial result; -1: it has the whole line."""
+    """The slot for a work item's partial result; -1: it is the whole line."""
     return tl.load(_item(lists, place) + 5)
 
 
