@@ -132,18 +132,18 @@ def shared_drawing() -> str:
     return drawing.text()
 
 
-def pieces_drawing() -> str:
+def splits_drawing() -> str:
     """Blocks of each row where one row sees everything: as rows, and as programs get them."""
     mask = sf.parse(HEAVY).compile(HEAVY_TOKENS, block=BLOCK)
     rows = mask.row_counts[0].tolist()
     items = [item for item in sf.lookup(mask).rows.work_items[0].tolist() if item[0] >= 0]
-    pieces = [(f1 - f0 + p1 - p0, slot) for _, f0, f1, p0, p1, slot in items]
+    splits = [(f1 - f0 + p1 - p0, slot) for _, f0, f1, p0, p1, slot in items]
     wide, tall, shown = 7, 2, 24
     base = 40 + tall * max(rows)
-    drawing = Drawing(90 + 2 * shown * wide + 160, base + 40, f"Rows of {HEAVY}, whole and in pieces")
+    drawing = Drawing(90 + 2 * shown * wide + 160, base + 40, f"Rows of {HEAVY}, whole and split")
     for left, bars, title in (
         (40, [(blocks, -1) for blocks in rows], "rows"),
-        (110 + shown * wide, pieces, "work items, heaviest first"),
+        (110 + shown * wide, splits, "work items, heaviest first"),
     ):
         drawing.words(left, 16, title)
         for at, (blocks, slot) in enumerate(bars[:shown]):
@@ -298,7 +298,7 @@ DRAWINGS: dict[str, Callable[[], str]] = {
     "rows.svg": rows_drawing,
     "columns.svg": columns_drawing,
     "shared.svg": shared_drawing,
-    "pieces.svg": pieces_drawing,
+    "splits.svg": splits_drawing,
     "rooms.svg": architecture_drawing,
     "walk.svg": walk_drawing,
 }

@@ -19,7 +19,7 @@ from sparseflash.kernels.layout import BlockLists, Tiles
 from sparseflash.patterns.runs import FULL, frozen
 from tests.strategies import Shape, expressions, per_head, shapes
 
-HEAVY = (P.local(40) | P.global_tokens(3)).compile(2000, block=16)  # some lines come in pieces
+HEAVY = (P.local(40) | P.global_tokens(3)).compile(2000, block=16)  # some lines are split
 ANY = P.per_head(P.causal() & P.local(70), P.butterfly(unit=32)).compile(500, block=32)
 
 
@@ -30,8 +30,8 @@ def test_what_is_compiled_passes(pattern: P.Pattern, shape: Shape) -> None:
     sf.lookup(mask).check(mask)
 
 
-@pytest.mark.parametrize("mask", [HEAVY, ANY], ids=["pieces", "heads"])
-def test_lines_in_pieces_and_heads_pass(mask: P.BlockMask) -> None:
+@pytest.mark.parametrize("mask", [HEAVY, ANY], ids=["splits", "heads"])
+def test_split_lines_and_heads_pass(mask: P.BlockMask) -> None:
     mask.check()
     sf.lookup(mask).check(mask)
 

@@ -118,7 +118,7 @@ MASKS_OF: list[Callable[[int], P.Pattern]] = [
     lambda n: P.causal(),
     lambda n: P.full(),
     lambda n: P.documents([n // 2, n - n // 2]),
-    lambda n: P.causal() & P.local(9) | P.global_tokens(2),  # heavy rows, in pieces
+    lambda n: P.causal() & P.local(9) | P.global_tokens(2),  # heavy rows, split
     lambda n: P.per_head(P.local(3), P.butterfly(unit=16), P.full(), P.causal()),
 ]
 

@@ -50,7 +50,7 @@ LAWS = {
     "laws of attention": "tests/laws/test_attention_laws.py",
     "features": "tests/test_attention_features.py",
     "hidden pairs": "tests/laws/test_hidden_pairs.py",
-    "lines in pieces": "tests/laws/test_heavy_lines.py",
+    "split lines": "tests/laws/test_heavy_lines.py",
     "tables made on the device, without waiting for it": "tests/laws/test_dynamic_tables.py",
     "routing, without waiting for the device": "tests/test_routing.py",
     "decoding": "tests/laws/test_decode.py",

@@ -2,7 +2,7 @@
 
 Five products for each step instead of the seven of two passes. dQ is summed in fp32 in whatever order programs come, so
 a rerun gives other bits: calls that ask for a deterministic gradient take two passes, as do those with features and
-those through lines in pieces. Otherwise as `triton.backward_keys`.
+those through split lines. Otherwise as `triton.backward_keys`.
 """
 
 # @triton.jit bodies are a language of their own; their launchers are typed.

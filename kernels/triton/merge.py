@@ -36,7 +36,7 @@ def _splits(reductions_ptr, pattern_ptr, pattern_b, pattern_h, H, group, heads, 
 
 @triton.jit(do_not_specialize=["pattern_b", "pattern_h", "N", "H", "heads", "split_lines", "sinks_ptr"])
 def outputs_kernel(
-    parts_ptr,  # fp32 [S, heads, BL, D]: outputs of pieces
+    parts_ptr,  # fp32 [S, heads, BL, D]: outputs of splits
     lses_ptr,  # fp32 [S, heads, BL]: theirs, base 2
     out_ptr,  # [heads, N, D]
     lse_ptr,  # fp32 [heads, N], natural

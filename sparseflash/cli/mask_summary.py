@@ -203,7 +203,7 @@ def histogram(counts: NDArray[np.integer[Any]]) -> tuple[Bin, ...]:
 def in_words(cut: Balance) -> str:
     """What cutting heavy rows does, as a sentence."""
     return (
-        f"longest row of {cut.longest:,} blocks in {cut.pieces:,} pieces, none over {cut.longest_piece:,}; "
+        f"longest row of {cut.longest:,} blocks in {cut.pieces:,} splits, none over {cut.longest_piece:,}; "
         f"of {cut.workers} programs on one head the busiest walks {cut.busiest:,} blocks, not "
         f"{cut.busiest_before:,}"
     )

@@ -200,7 +200,7 @@ def test_show_tells_how_heavy_rows_are_cut() -> None:
     assert cut["pieces"] * cut["longest_piece"] >= 512
     assert cut["busiest"] < 60
     told = " ".join(invoke(*command).stdout.split())
-    assert f"row of 512 blocks in {cut['pieces']} pieces, none over {cut['longest_piece']};" in told
+    assert f"row of 512 blocks in {cut['pieces']} splits, none over {cut['longest_piece']};" in told
     assert f"walks {cut['busiest']} blocks, not 512" in told
     whole = ["show", "causal()", "--seq-len", 65536]
     assert json.loads(invoke(*whole, "--json").stdout)["row_blocks"]["cut"] is None

@@ -73,7 +73,7 @@ def law_9() -> None:
 def law_4() -> None:
     for pattern in (MIXED, P.causal(), P.per_head(P.local(20), P.global_tokens(3) | P.local(5))):
         inner(tables.test_law_4_column_tables_hold_the_row_tables_entries)(pattern, SHAPE)
-        inner(tables.test_law_4_pieces_hold_the_entries_of_their_lines)(pattern, SHAPE)
+        inner(tables.test_law_4_splits_hold_the_entries_of_their_lines)(pattern, SHAPE)
 
 
 def checked() -> None:
@@ -109,8 +109,8 @@ def hidden() -> None:
     assert out[0, 0, 20:].isnan().all()
 
 
-def in_pieces() -> None:
-    heavy.test_pieces_give_masked_dense_attention(heavy.BLIND, {})
+def with_splits() -> None:
+    heavy.test_splits_give_masked_dense_attention(heavy.BLIND, {})
 
 
 def steps() -> None:
@@ -130,7 +130,7 @@ def decoded() -> None:
             law(decoding.Drawn(pattern, *sizes, torch.float32, 5, True, 3.0, "sample", 1.0))
 
 
-ATTENTION: list[Law] = [("law 5", law_5), ("biases", biased), ("law 9", law_9), ("heavy lines", in_pieces)]
+ATTENTION: list[Law] = [("law 5", law_5), ("biases", biased), ("law 9", law_9), ("heavy lines", with_splits)]
 LAWS: dict[str, list[Law]] = {
     "table": [("law 4", law_4), ("table check", checked)],
     "cpu": [*ATTENTION, ("far scores", far_scores), ("halves", halves), ("decoding", decoded)],

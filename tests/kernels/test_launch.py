@@ -73,7 +73,7 @@ def test_launches_for_descriptors_and_narrow_blocks_are_taken_where_they_serve()
         assert taken(key, featured=True, block=(64, 64)) == taken(key, featured=True)
 
 
-def test_launches_for_pieces_replace_only_themselves() -> None:
+def test_launches_for_splits_replace_only_themselves() -> None:
     for key, launches in SPLIT.items():
         for featured in (False, True):
             whole, split = (taken(key, featured=featured, split=split)._asdict() for split in (False, True))

@@ -116,7 +116,7 @@ def test_launches_fit_with_a_bias(form: str) -> None:
                 assert need.fits("sm_90", MOST_SPILLED), report.line(case, need)
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "pieces"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "splits"])
 def test_launches_for_descriptors_and_for_narrow_blocks_fit(split: bool) -> None:
     found = [
         case
@@ -128,7 +128,7 @@ def test_launches_for_descriptors_and_for_narrow_blocks_fit(split: bool) -> None
 
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
-def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
+def test_launches_for_split_lines_fit(architecture: str) -> None:
     """All that the file names for them with every feature on; on sm_90 plain ones at head dims 64 and 128 too."""
     plain = [c for c in report.cases((architecture,), split=True) if c.dtype == "bf16" and c.D in (64, 128)]
     named = [c for c in report.cases((architecture,), features=ALL, split=True) if replaced(c, SPLIT)]
@@ -136,7 +136,7 @@ def test_launches_for_lines_in_pieces_fit(architecture: str) -> None:
 
 
 @pytest.mark.parametrize("architecture", report.TARGETS)
-def test_the_kernels_that_put_pieces_together_fit(architecture: str) -> None:
+def test_the_kernels_that_reduce_splits_fit(architecture: str) -> None:
     for D in (72, 256):
         launch = TABLE[architecture, 256, "half"].forward
         case = report.Case(architecture, "forward", D, D, "bf16", (128, 128), launch, ("sinks",), split=True)
@@ -149,7 +149,7 @@ def test_the_small_kernel_before_the_backward_fits() -> None:
     assert report.resources(report.compile_prepare(case)).fits("sm_90", ELSEWHERE)
 
 
-@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "pieces"])
+@pytest.mark.parametrize("split", [False, True], ids=["whole lines", "splits"])
 @pytest.mark.parametrize("kernel", report.KERNELS)
 def test_loads_stay_in_flight(kernel: str, split: bool) -> None:
     cases = report.cases(("sm_90",), split=split)

@@ -16,7 +16,7 @@ from sparseflash import patterns as P
 from sparseflash.patterns import BlockMask
 from tests.laws.backend import BACKEND, DEVICE
 from tests.oracle import Case, Features, check, ours, random_case, random_features
-from tests.pieces import lookup_in_pieces
+from tests.splits import lookup_with_splits
 
 pytestmark = pytest.mark.interpreted
 LENGTH = 100
@@ -29,9 +29,9 @@ def case_of(mask: BlockMask, heads: int = 1, group: int = 1, **features: Any) ->
     return random_features(random_case(1, batch, heads, group, *mask.shape, 16, 24, torch.float32), 1, **features)
 
 
-def in_pieces(case: Case, mask: BlockMask) -> list[torch.Tensor]:
+def with_splits(case: Case, mask: BlockMask) -> list[torch.Tensor]:
     """Attention with split lines."""
-    table = lookup_in_pieces(mask, DEVICE)
+    table = lookup_with_splits(mask, DEVICE)
     assert min(table.rows.slots, table.columns.slots) > 1, "no line is split"
     return ours(case, table, BACKEND)
 
@@ -48,10 +48,10 @@ ON: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize(
     ("pattern", "on"), [(HEAVY, {}), *((BLIND, on) for on in ON.values())], ids=["heavy", *(f"blind, {n}" for n in ON)]
 )
-def test_pieces_give_masked_dense_attention(pattern: P.Pattern, on: dict[str, Any]) -> None:
+def test_splits_give_masked_dense_attention(pattern: P.Pattern, on: dict[str, Any]) -> None:
     mask = pattern.compile(LENGTH, block=16)
     case = case_of(mask, **on)
-    check(case, torch.from_numpy(mask.to_dense()), in_pieces(case, mask))
+    check(case, torch.from_numpy(mask.to_dense()), with_splits(case, mask))
 
 
 @pytest.mark.parametrize(
@@ -61,15 +61,15 @@ def test_pieces_give_masked_dense_attention(pattern: P.Pattern, on: dict[str, An
 )
 def test_heads_and_samples_of_which_some_are_cut(pattern: P.Pattern) -> None:
     mask = pattern.compile((70, 80), block=16, q_offset=0)
-    assert (lookup_in_pieces(mask).rows.reductions[:, :, 0] < 0).all(1).any(), "every pattern has split lines"
+    assert (lookup_with_splits(mask).rows.reductions[:, :, 0] < 0).all(1).any(), "every pattern has split lines"
     case = case_of(mask, heads=2, group=2, sinks=1.0, dropout_p=0.2) if "head" in str(pattern) else case_of(mask)
-    check(case, torch.from_numpy(mask.to_dense()), in_pieces(case, mask))
+    check(case, torch.from_numpy(mask.to_dense()), with_splits(case, mask))
 
 
 def test_a_rerun_is_bitwise_equal_and_whole_lines_agree() -> None:
     mask = BLIND.compile(LENGTH, block=16)
     case = case_of(mask, **ON["all"])
-    first, again = in_pieces(case, mask), in_pieces(case, mask)
+    first, again = with_splits(case, mask), with_splits(case, mask)
     for a, b in zip(first, again, strict=True):
         assert torch.equal(a, b), "a rerun differs"
     whole = sf.lookup(mask, DEVICE)
@@ -82,19 +82,19 @@ def test_sinks_far_from_every_score(sink: float) -> None:
     mask = BLIND.compile(70, block=16)
     case = case_of(mask)
     far = dataclasses.replace(case, features=Features(sinks=torch.tensor([sink])))
-    results = in_pieces(far, mask)
+    results = with_splits(far, mask)
     assert not any(torch.isnan(r).any() for r in results)
     if sink == -torch.inf:
-        assert all(torch.equal(a, b) for a, b in zip(in_pieces(case, mask), results[:5], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(with_splits(case, mask), results[:5], strict=True))
     else:
         check(far, torch.from_numpy(mask.to_dense()), results)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside torch's compiler
-def test_pieces_travel_through_a_compiled_graph() -> None:
+def test_splits_travel_through_a_compiled_graph() -> None:
     torch._dynamo.reset()
     mask = HEAVY.compile(60, block=16)
-    case, table = case_of(mask), lookup_in_pieces(mask, DEVICE)
+    case, table = case_of(mask), lookup_with_splits(mask, DEVICE)
     q, k, v = (x.detach().to(DEVICE).requires_grad_() for x in (case.q, case.k, case.v))
 
     def layer(q: torch.Tensor, table: sf.LookupTable) -> torch.Tensor:
@@ -109,9 +109,9 @@ def test_pieces_travel_through_a_compiled_graph() -> None:
         assert torch.equal(a, b)
 
 
-def test_pieces_count_as_bytes() -> None:
+def test_splits_count_as_bytes() -> None:
     mask = HEAVY.compile(LENGTH, block=16)
-    table, whole = lookup_in_pieces(mask), sf.lookup(mask)
+    table, whole = lookup_with_splits(mask), sf.lookup(mask)
     sizes = [side.work_items.nbytes + side.reductions.nbytes for side in (table.rows, table.columns)]
     assert min(sizes) > 0
     assert table.nbytes == whole.nbytes + sum(sizes)

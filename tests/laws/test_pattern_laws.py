@@ -16,7 +16,7 @@ from sparseflash.kernels.layout import BlockLists
 from sparseflash.patterns import BlockMask, Pattern
 from sparseflash.patterns.runs import EMPTY, FIRST_TILE, FULL
 from sparseflash.patterns.tiles import unpack
-from tests.pieces import lookup_in_pieces
+from tests.splits import lookup_with_splits
 from tests.strategies import Shape, cross_documents, expressions, named_leaves, per_head, per_sample, shapes
 
 
@@ -122,8 +122,8 @@ def test_law_4_column_tables_hold_the_row_tables_entries(pattern: Pattern, shape
 
 
 @given(expressions() | per_head(2), shapes())
-def test_law_4_pieces_hold_the_entries_of_their_lines(pattern: Pattern, shape: Shape) -> None:
-    table = lookup_in_pieces(shape.compile(pattern))
+def test_law_4_splits_hold_the_entries_of_their_lines(pattern: Pattern, shape: Shape) -> None:
+    table = lookup_with_splits(shape.compile(pattern))
     for side in (table.rows, table.columns):
         if side.work_items.shape[1] == 0:
             assert side.slots == 0

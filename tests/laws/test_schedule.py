@@ -1,4 +1,4 @@
-"""Lines are dealt whole or in pieces; every entry is walked once; nobody waits for one long line."""
+"""Lines are dealt whole or split; every entry is walked once; nobody waits for one long line."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_entry_is_walked_once(table: np.ndarray) -> None:
 
 
 @given(ranges())
-def test_pieces_are_even_and_heavy_ones_come_first(table: np.ndarray) -> None:
+def test_splits_are_even_and_heavy_ones_come_first(table: np.ndarray) -> None:
     work, _ = assign(table)
     for p, lines in enumerate(table):
         items = work[p][work[p, :, 0] >= 0]

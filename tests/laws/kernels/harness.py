@@ -55,7 +55,7 @@ class Problem:
     transposed: bool = False  # tensors lie in memory as [B, N, H, D]
     with_dlse: bool = True
     all_partial: bool = False
-    longest: int | None = None  # blocks past which lines are cut into pieces
+    longest: int | None = None  # blocks past which lines are split
     seed: int = 0
 
     def tables(self) -> Tables:

@@ -58,7 +58,7 @@ def test_every_kind_of_mask(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("steps", [(32, 32), (64, 16), (16, 64)], ids=str)
-def test_dtypes_steps_pieces_and_heads(steps: tuple[int, int], dtype: torch.dtype) -> None:
+def test_dtypes_steps_splits_and_heads(steps: tuple[int, int], dtype: torch.dtype) -> None:
     more = {"B": 2, "Hq": 4, "Hkv": 2, "pattern_of": [[0, 0, 0, 0]] * 2, "transposed": True}
     p = problem("codes", 70, 140, (64, 64), D=32, DV=16, dtype=dtype, longest=1, **more)
     with launched(steps) as given:
@@ -94,7 +94,7 @@ def test_what_descriptors_can_read() -> None:
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="a GPU takes what is committed for it anyway")
-@pytest.mark.parametrize("longest", [None, 1], ids=["whole lines", "pieces"])
+@pytest.mark.parametrize("longest", [None, 1], ids=["whole lines", "splits"])
 @pytest.mark.parametrize("block", [(16, 16), (64, 32), (32, 128), (128, 64), (256, 128)], ids=str)
 @pytest.mark.parametrize("dims", [(32, 32), (64, 128), (128, 128), (40, 24)], ids=str)
 def test_what_is_committed_for_sm_90(dims: tuple[int, int], block: tuple[int, int], longest: int | None) -> None:

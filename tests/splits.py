@@ -1,4 +1,4 @@
-"""Lookup tables whose lines come in pieces at sizes that a test can afford."""
+"""Lookup tables whose heavy lines are split at sizes that a test can afford."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sparseflash.tables import lookup, splitting
 from sparseflash.tables.table import LookupTable
 
 
-def lookup_in_pieces(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
-    """The lookup table of a mask with every line above the mean cut, down to single blocks. Never the cached one."""
+def lookup_with_splits(mask: BlockMask, device: torch.device | str = "cpu") -> LookupTable:
+    """The lookup table of a mask with every line above the mean split, down to single blocks. Never the cached one."""
     with mock.patch.multiple(splitting, HEAVY=1, SHORTEST_SPLIT=1):
         return lookup.cached_lookup.__wrapped__(mask, torch.device(device))

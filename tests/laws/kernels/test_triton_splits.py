@@ -37,7 +37,7 @@ def exact(problem: Problem) -> Results:
 
 
 @pytest.mark.parametrize(("kind", "longest"), [("dense", 3), ("codes", 1), ("codes", 2), ("empty rows", 1)])
-def test_lines_in_pieces(kind: str, longest: int) -> None:
+def test_split_lines(kind: str, longest: int) -> None:
     exact(Problem(masks([kind], 40, 70), (16, 16), Hq=1, Hkv=1, DV=24, longest=longest))
 
 
