@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import torch
 from triton.experimental import gluon
@@ -41,6 +42,7 @@ from sparseflash.kernels.triton.common import (
     device_of,
     entries,
     heads_together,
+    list_pointers,
     placed,
     programs,
     readable,
@@ -49,60 +51,93 @@ from sparseflash.kernels.triton.common import (
 )
 from sparseflash.kernels.triton.merge import pattern_strides
 from sparseflash.kernels.triton.tiles import ordered
+from sparseflash.kernels.triton.types import Bits, Softmax
 
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier  # the latter up to Triton 3.6
 
 
+class Line(NamedTuple):
+    """A step of a block row of one head: what one program, or one turn of it, computes."""
+
+    index: Any  # of the head among those of all samples
+    part: Any  # of the steps of the row
+    line: Any
+    full_start: Any
+    full: Any  # number of FULL entries
+    partial_start: Any
+    partial: Any
+
+
+class Ring(NamedTuple):
+    """Places in shared memory that a descriptor fills in turn, each with its barrier."""
+
+    tiles: Any
+    places: Any
+    bars: Any
+
+
+class Rings(NamedTuple):
+    """Those of one program."""
+
+    q: Any
+    k: Any
+    v: Any
+
+
+class Sizes(NamedTuple):
+    """Compile-time constants, see `gluon_kernel`. Made in the call that takes it, as `triton.types` says."""
+
+    D: Any
+    DV: Any
+    BQ: Any
+    BK: Any
+    BM: Any
+    BN: Any
+    STAGES: Any
+    QUERIES: Any
+    WARPS: Any
+
+
 @gluon.jit
-def _line(
-    item,
-    count,
-    spans_ptr,
-    order_ptr,
-    pattern_ptr,
-    pattern_b,
-    pattern_h,
-    lines,
-    heads,
-    together,
-    Hq,
-    STEPS: gl.constexpr,
-):
-    """(head of a sample, step within its line, line, start and number of its FULL entries, the same of PARTIAL)."""
+def _line(item, count, lists, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS: gl.constexpr):
+    """The `Line` of a work item; without entries past the last item."""
     there = item < count
     rank, index = placed(gl.minimum(item, count - 1), lines * STEPS, heads, together)
     p = gl.load(pattern_ptr + index // Hq * pattern_b + index % Hq * pattern_h).to(gl.int64)
-    line = gl.load(order_ptr + p * lines + rank // STEPS)
-    span = spans_ptr + (p * lines + line) * 4
+    line = gl.load(lists.order + p * lines + rank // STEPS)
+    span = lists.ranges + (p * lines + line) * 4
     full_start, full = entries(span, None, None, False)
     partial_start, partial = entries(span, None, None, True)
     full, partial = gl.where(there, full, 0), gl.where(there, partial, 0)
-    return index, rank % STEPS, line, full_start, full, partial_start, partial
+    return Line(index, rank % STEPS, line, full_start, full, partial_start, partial)
 
 
 @gluon.jit
-def _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, STEPS: gl.constexpr):
-    """The key block of a step of a line: of its FULL entries, then of its PARTIAL ones; 0 past the last."""
+def _first_key(lists, line, step, BK: gl.constexpr, BN: gl.constexpr):
+    """The first key of a step of a line: of its FULL entries, then of its PARTIAL ones; of block 0 past them."""
+    STEPS: gl.constexpr = BK // BN
     entry = step // STEPS
-    one = gl.load(full_ptr + (full_start + entry), mask=entry < full, other=0)
-    other = entry - full
-    two = gl.load(partial_ptr + (partial_start + other), mask=(other >= 0) & (other < partial), other=0)
-    return one + two
+    one = gl.load(lists.full_indices + (line.full_start + entry), mask=entry < line.full, other=0)
+    entry -= line.full
+    there = (entry >= 0) & (entry < line.partial)
+    other = gl.load(lists.partial_indices + (line.partial_start + entry), mask=there, other=0)
+    return (one + other) * BK + step % STEPS * BN
 
 
 @gluon.jit
-def _fetch(tiles, ring, bars, batch, head, row, use, there, PLACES: gl.constexpr):
+def _fetch(ring, batch, head, row, use, there, PLACES: gl.constexpr):
     """Start to fill a place of a ring, for its use of this number, with rows of one head."""
-    bar = bars.index(use % PLACES)
-    mbarrier.expect(bar, tiles.block_type.nbytes, pred=there)
-    tma.async_copy_global_to_shared(tiles, [batch, head, row, 0], bar, ring.index(use % PLACES), pred=there)
+    bar = ring.bars.index(use % PLACES)
+    mbarrier.expect(bar, ring.tiles.block_type.nbytes, pred=there)
+    place = ring.places.index(use % PLACES)
+    tma.async_copy_global_to_shared(ring.tiles, [batch, head, row, 0], bar, place, pred=there)
 
 
 @gluon.jit
-def _fetched(ring, bars, use, rows: gl.constexpr, width: gl.constexpr, PLACES: gl.constexpr):
+def _fetched(ring, use, rows: gl.constexpr, width: gl.constexpr, PLACES: gl.constexpr):
     """What was fetched for this use, [rows, width], once it is there."""
-    mbarrier.wait(bars.index(use % PLACES), use // PLACES & 1)
-    return ring.index(use % PLACES).reshape([rows, width])
+    mbarrier.wait(ring.bars.index(use % PLACES), use // PLACES & 1)
+    return ring.places.index(use % PLACES).reshape([rows, width])
 
 
 @gluon.jit
@@ -164,86 +199,63 @@ def _clean(v, seen_ptr, tile, key, rows_layout: gl.constexpr, BK: gl.constexpr, 
 
 
 @gluon.jit
-def _attend(
-    q_ring,
-    k_ring,
-    v_ring,
-    q_bars,
-    k_bars,
-    v_bars,
-    k_tiles,
-    v_tiles,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    bits_ptr,
-    seen_ptr,
-    batch,  # from here to c of the line
-    kv_head,
-    query,
-    full_start,
-    full,
-    partial_start,
-    partial,
-    turn,  # how many lines the program has done
-    used,  # how often a place of the rings was filled for them, modulo two rounds
-    c,
-    D: gl.constexpr,
-    DV: gl.constexpr,
-    BQ: gl.constexpr,
-    BK: gl.constexpr,
-    BM: gl.constexpr,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    QUERIES: gl.constexpr,
-    WARPS: gl.constexpr,
-):
-    """(acc, peak, total) of BM queries over a line, whose first steps are on their way into the rings."""
+def _attend(rings, lists, bits, line, batch, kv_head, turn, used, c, sizes):
+    """The softmax of BM queries over a line, whose first steps are on their way into the rings.
+
+    `turn` is how many lines the program has done, `used` how often a place of the rings was filled for them, modulo two
+    rounds.
+    """
+    D: gl.constexpr = sizes.D
+    DV: gl.constexpr = sizes.DV
+    BQ: gl.constexpr = sizes.BQ
+    BK: gl.constexpr = sizes.BK
+    BM: gl.constexpr = sizes.BM
+    BN: gl.constexpr = sizes.BN
+    STAGES: gl.constexpr = sizes.STAGES
+    WARPS: gl.constexpr = sizes.WARPS
     STEPS: gl.constexpr = BK // BN
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
     a_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     # Rows in registers on their way to or from memory: a thread has 8 elements, neighbours in a row lie side by side.
     v_layout: gl.constexpr = gl.BlockedLayout([1, 8], [256 // DV, DV // 8], [WARPS, 1], [1, 0])
-    dtype: gl.constexpr = v_ring.dtype
+    dtype: gl.constexpr = rings.v.places.dtype
     zero = gl.zeros([BM, BN], gl.float32, s_layout)
-    plain = full * STEPS
-    steps = plain + partial * STEPS
+    query = line.part * BM
+    plain = line.full * STEPS
+    steps = plain + line.partial * STEPS
     acc = gl.zeros([BM, DV], gl.float32, o_layout)
     peak = gl.full([BM], float("-inf"), gl.float32, gl.SliceLayout(1, s_layout))
     total = gl.zeros([BM], gl.float32, gl.SliceLayout(1, s_layout))
-    q = _fetched(q_ring, q_bars, turn, BM, D, QUERIES)
+    q = _fetched(rings.q, turn, BM, D, sizes.QUERIES)
     if steps > 0:
-        s = warpgroup_mma_wait(0, [_scores(q, _fetched(k_ring, k_bars, used, BN, D, STAGES), zero)])
+        s = warpgroup_mma_wait(0, [_scores(q, _fetched(rings.k, used, BN, D, STAGES), zero)])
         barrier()
         # From here on keys are one step ahead of values.
-        v_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, STAGES, STEPS) * BK
-        v_key += STAGES % STEPS * BN
-        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, v_key, used + STAGES, steps > STAGES, STAGES)
+        v_key = _first_key(lists, line, STAGES, BK, BN)
+        _fetch(rings.k, batch, kv_head, v_key, used + STAGES, steps > STAGES, STAGES)
         for i in range(0, gl.minimum(plain, steps - 1)):
             ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, STEPS) * BK
-            k_key += ahead % STEPS * BN
-            coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
+            k_key = _first_key(lists, line, ahead, BK, BN)
+            coming = _scores(q, _fetched(rings.k, used + i + 1, BN, D, STAGES), zero)
             p, fade, peak, total = _softmax(s, peak, total, c, False)
             p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
-            grown = warpgroup_mma(p, _fetched(v_ring, v_bars, used + i, BN, DV, STAGES), acc, is_async=True)
+            grown = warpgroup_mma(p, _fetched(rings.v, used + i, BN, DV, STAGES), acc, is_async=True)
             s = warpgroup_mma_wait(1, [coming])
             acc = warpgroup_mma_wait(0, [grown])
             barrier()
-            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
-            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
+            _fetch(rings.k, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
+            _fetch(rings.v, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
             v_key = k_key
         for i in range(plain, steps - 1):
             key = (i - plain) % STEPS * BN
-            tile = gl.load(tile_ptr + (partial_start + (i - plain) // STEPS))
-            v = _fetched(v_ring, v_bars, used + i, BN, DV, STAGES)
-            _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
+            tile = gl.load(lists.partial_tiles + (line.partial_start + (i - plain) // STEPS))
+            v = _fetched(rings.v, used + i, BN, DV, STAGES)
+            _clean(v, bits.seen, tile, key, v_layout, BK, BN)
             ahead = i + 1 + STAGES
-            k_key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, ahead, STEPS) * BK
-            k_key += ahead % STEPS * BN
-            visible = _visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN)
-            coming = _scores(q, _fetched(k_ring, k_bars, used + i + 1, BN, D, STAGES), zero)
+            k_key = _first_key(lists, line, ahead, BK, BN)
+            visible = _visible(bits.words, tile, query, key, s_layout, BQ, BK, BM, BN)
+            coming = _scores(q, _fetched(rings.k, used + i + 1, BN, D, STAGES), zero)
             s = gl.where(visible, s, float("-inf"))
             p, fade, peak, total = _softmax(s, peak, total, c, True)
             p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
@@ -251,48 +263,37 @@ def _attend(
             s = warpgroup_mma_wait(1, [coming])
             acc = warpgroup_mma_wait(0, [grown])
             barrier()
-            _fetch(k_tiles, k_ring, k_bars, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
-            _fetch(v_tiles, v_ring, v_bars, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
+            _fetch(rings.k, batch, kv_head, k_key, used + ahead, ahead < steps, STAGES)
+            _fetch(rings.v, batch, kv_head, v_key, used + ahead - 1, ahead - 1 < steps, STAGES)
             v_key = k_key
-        v = _fetched(v_ring, v_bars, used + steps - 1, BN, DV, STAGES)
-        if partial > 0:
+        v = _fetched(rings.v, used + steps - 1, BN, DV, STAGES)
+        if line.partial > 0:
             key = (steps - 1 - plain) % STEPS * BN
-            tile = gl.load(tile_ptr + (partial_start + partial - 1))
-            _clean(v, seen_ptr, tile, key, v_layout, BK, BN)
-            s = gl.where(_visible(bits_ptr, tile, query, key, s_layout, BQ, BK, BM, BN), s, float("-inf"))
+            tile = gl.load(lists.partial_tiles + (line.partial_start + line.partial - 1))
+            _clean(v, bits.seen, tile, key, v_layout, BK, BN)
+            s = gl.where(_visible(bits.words, tile, query, key, s_layout, BQ, BK, BM, BN), s, float("-inf"))
         p, fade, peak, total = _softmax(s, peak, total, c, True)
         p, acc = _weighed(p.to(dtype), fade, acc, a_layout)
         acc = warpgroup_mma_wait(0, [warpgroup_mma(p, v, acc, is_async=True)])
-    return acc, peak, total
+    return Softmax(acc, peak, total)
 
 
 @gluon.jit
-def _write(
-    acc,
-    peak,
-    total,
-    out_ptr,
-    lse_ptr,
-    sinks_ptr,
-    index,
-    head,
-    row,  # first of the queries
-    N,
-    DV: gl.constexpr,
-    BM: gl.constexpr,
-    BN: gl.constexpr,
-    WARPS: gl.constexpr,
-):
-    """Output and lse of BM queries."""
+def _write(softmax, out_ptr, lse_ptr, sinks_ptr, index, head, row, N, sizes):
+    """Output and lse of BM queries, the first of which is `row`."""
+    DV: gl.constexpr = sizes.DV
+    BM: gl.constexpr = sizes.BM
+    BN: gl.constexpr = sizes.BN
+    WARPS: gl.constexpr = sizes.WARPS
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BN, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, DV, 16])
-    dead = total == 0.0
-    total = gl.where(dead, 1.0, total)
-    lse = gl.where(dead, 0.0, peak + gl.log2(total))
+    dead = softmax.total == 0.0
+    total = gl.where(dead, 1.0, softmax.total)
+    lse = gl.where(dead, 0.0, softmax.peak + gl.log2(total))
     share = 1.0 / total
     if sinks_ptr is not None:
         share *= sink_share(lse, gl.load(sinks_ptr + head) * LOG2E)
-    value = acc * gl.convert_layout(share, gl.SliceLayout(1, o_layout))[:, None]
+    value = softmax.acc * gl.convert_layout(share, gl.SliceLayout(1, o_layout))[:, None]
     o_rows = row + gl.arange(0, BM, gl.SliceLayout(1, o_layout))
     at = out_ptr + ((index.to(gl.int64) * N + o_rows) * DV)[:, None]
     at = at + gl.arange(0, DV, gl.SliceLayout(0, o_layout))[None, :]
@@ -303,43 +304,15 @@ def _write(
 
 
 @gluon.jit
-def _begin(
-    q_tiles,
-    k_tiles,
-    v_tiles,
-    q_ring,
-    k_ring,
-    v_ring,
-    q_bars,
-    k_bars,
-    v_bars,
-    full_ptr,
-    partial_ptr,
-    batch,
-    head,
-    kv_head,
-    row,
-    full_start,
-    full,
-    partial_start,
-    partial,
-    turn,
-    used,
-    there,
-    BK: gl.constexpr,
-    BN: gl.constexpr,
-    STAGES: gl.constexpr,
-    QUERIES: gl.constexpr,
-):
+def _begin(rings, lists, line, batch, head, kv_head, row, turn, used, there, sizes):
     """Fetch the queries of a line and the keys and values of its first steps."""
-    STEPS: gl.constexpr = BK // BN
-    _fetch(q_tiles, q_ring, q_bars, batch, head, row, turn, there, QUERIES)
+    STAGES: gl.constexpr = sizes.STAGES
+    _fetch(rings.q, batch, head, row, turn, there, sizes.QUERIES)
     for step in gl.static_range(STAGES):
-        more = step < (full + partial) * STEPS
-        key = _block(full_ptr, partial_ptr, full_start, full, partial_start, partial, step, STEPS) * BK
-        key += step % STEPS * BN
-        _fetch(k_tiles, k_ring, k_bars, batch, kv_head, key, used + step, more, STAGES)
-        _fetch(v_tiles, v_ring, v_bars, batch, kv_head, key, used + step, more, STAGES)
+        more = step < (line.full + line.partial) * (sizes.BK // sizes.BN)
+        key = _first_key(lists, line, step, sizes.BK, sizes.BN)
+        _fetch(rings.k, batch, kv_head, key, used + step, more, STAGES)
+        _fetch(rings.v, batch, kv_head, key, used + step, more, STAGES)
 
 
 @gluon.jit(
@@ -350,13 +323,8 @@ def _begin(
 def gluon_kernel(
     out_ptr,
     lse_ptr,
-    spans_ptr,
-    full_ptr,
-    partial_ptr,
-    tile_ptr,
-    order_ptr,
-    bits_ptr,
-    seen_ptr,
+    lists,  # `ListPointers` of the rows
+    bits,  # `Bits`
     pattern_ptr,
     q_tiles,  # descriptors of all of q, k and v, of tiles [1, 1, BM or BN, D]
     k_tiles,
@@ -398,53 +366,51 @@ def gluon_kernel(
     fence_async_shared()
     barrier()
 
+    rings = Rings(Ring(q_tiles, q_ring, q_bars), Ring(k_tiles, k_ring, k_bars), Ring(v_tiles, v_ring, v_bars))
     c = scale.to(gl.float32) * LOG2E
     count = lines * STEPS * heads
     item = gl.program_id(0)
-    index, part, line, full_start, full, partial_start, partial = _line(
-        item, count, spans_ptr, order_ptr, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS
-    )
-    row = line * BQ + part * BM
-    batch, head = index // Hq, index % Hq
+    line = _line(item, count, lists, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS)
+    row = line.line * BQ + line.part * BM
+    batch, head = line.index // Hq, line.index % Hq
     _begin(
-        *(q_tiles, k_tiles, v_tiles, q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, full_ptr, partial_ptr),
-        *(batch, head, head // group, row, full_start, full, partial_start, partial, 0, 0, True),
-        *(BK, BN, STAGES, QUERIES),
+        *(rings, lists, line, batch, head, head // group, row, 0, 0, True),
+        Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
     )
     if QUERIES == 1:
-        acc, peak, total = _attend(
-            *(q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, k_tiles, v_tiles, full_ptr, partial_ptr, tile_ptr),
-            *(bits_ptr, seen_ptr, batch, head // group, part * BM, full_start, full, partial_start, partial, 0, 0, c),
-            *(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+        softmax = _attend(
+            *(rings, lists, bits, line, batch, head // group, 0, 0, c),
+            Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
         )
-        _write(acc, peak, total, out_ptr, lse_ptr, sinks_ptr, index, head, row, N, DV, BM, BN, WARPS)
+        _write(
+            *(softmax, out_ptr, lse_ptr, sinks_ptr, line.index, head, row, N),
+            Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+        )
     else:
         used = 0
         programs = gl.num_programs(0)
         for turn in range(0, (count - 1 - item) // programs + 1):
-            acc, peak, total = _attend(
-                *(q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, k_tiles, v_tiles, full_ptr, partial_ptr, tile_ptr),
-                *(bits_ptr, seen_ptr, index // Hq, index % Hq // group, part * BM, full_start, full),
-                *(partial_start, partial, turn, used, c),
-                *(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+            softmax = _attend(
+                *(rings, lists, bits, line, line.index // Hq, line.index % Hq // group, turn, used, c),
+                Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
             )
             # The next line's first rows come while this one's results are written.
             barrier()
             # Places and phases repeat after two rounds of a ring: counted on, 16 million dense tokens would overflow.
-            used = (used + (full + partial) * (BK // BN)) % (2 * STAGES)
-            done, done_row = index, row
+            used = (used + (line.full + line.partial) * (BK // BN)) % (2 * STAGES)
+            done, done_row = line.index, row
             item += programs
-            index, part, line, full_start, full, partial_start, partial = _line(
-                item, count, spans_ptr, order_ptr, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS
-            )
-            row = line * BQ + part * BM
+            line = _line(item, count, lists, pattern_ptr, pattern_b, pattern_h, lines, heads, together, Hq, STEPS)
+            row = line.line * BQ + line.part * BM
             _begin(
-                *(q_tiles, k_tiles, v_tiles, q_ring, k_ring, v_ring, q_bars, k_bars, v_bars, full_ptr, partial_ptr),
-                *(index // Hq, index % Hq, index % Hq // group, row, full_start, full, partial_start, partial),
+                *(rings, lists, line, line.index // Hq, line.index % Hq, line.index % Hq // group, row),
                 *(turn + 1, used, item < count),
-                *(BK, BN, STAGES, QUERIES),
+                Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
             )
-            _write(acc, peak, total, out_ptr, lse_ptr, sinks_ptr, done, done % Hq, done_row, N, DV, BM, BN, WARPS)
+            _write(
+                *(softmax, out_ptr, lse_ptr, sinks_ptr, done, done % Hq, done_row, N),
+                Sizes(D, DV, BQ, BK, BM, BN, STAGES, QUERIES, WARPS),
+            )
 
 
 def attempt(
@@ -479,8 +445,7 @@ def attempt(
         grid = min(grid, at.persistent * multiprocessors(q.device))
     with device_of(q):
         gluon_kernel[(grid,)](
-            *(out, lse, rows.ranges, rows.full_indices, rows.partial_indices, rows.partial_tiles, rows.order),
-            *(bits, tiles.seen_keys, pattern_of),
+            *(out, lse, list_pointers(rows), Bits(bits, tiles.seen_keys), pattern_of),
             *(*in_rings(at.BM, q), *in_rings(at.BN, k, v)),
             *pattern_strides(pattern_of),
             *(score.scale, N, Hq, Hq // Hkv, n_rows, B * Hq),

@@ -213,6 +213,7 @@ def _compile_gluon(case: Case, at: GluonLaunch) -> Any:
         **{"D": case.D, "DV": case.DV, "BQ": case.block[0], "BK": case.block[1], "BM": at.BM, "BN": at.BN},
         **{"STAGES": at.stages, "QUERIES": 2 if at.persistent else 1, "WARPS": at.warps},
         **({} if "sinks" in case.features else {"sinks_ptr": None}),
+        ("lists", "work_items"): None,
     }
     signature = {name: _type(name, case.dtype) for name in gluon_kernel.arg_names}
     for name, rows, width in (("q_tiles", at.BM, case.D), ("k_tiles", at.BN, case.D), ("v_tiles", at.BN, case.DV)):

@@ -25,6 +25,7 @@ from triton.experimental.gluon import language as real
 
 from sparseflash.kernels.candidates import gluon_forward
 from sparseflash.kernels.triton import common as triton_common
+from sparseflash.kernels.triton.types import Bits, ListPointers
 
 
 class Pointer:
@@ -241,7 +242,9 @@ class Emulated:
         names = KERNEL.arg_names[: len(arguments)]
         given: dict[str, Any] = {}
         for name, value in zip(names, arguments, strict=True):
-            if name.endswith("_ptr") and value is not None:
+            if isinstance(value, ListPointers | Bits):
+                value = type(value)(*(None if field is None else Pointer.to(field) for field in value))
+            elif name.endswith("_ptr") and value is not None:
                 value = Pointer.to(value)
             elif isinstance(value, int | float):
                 value = torch.tensor(value, dtype=torch.int32 if isinstance(value, int) else torch.float64)
