@@ -1,9 +1,9 @@
-// The walk of block columns: dQ, dK and dV in one pass, five products an entry.
+// The walk over block columns: dQ, dK and dV in one pass, five products per entry.
 //
-// Lanes are keys: K' and V' are packed once a column, Q and dO are read where they lie, dK' and dV' stay in scratch until
-// the column is done. dQ is added up where it lies: of each block row in the order of its columns, for which a column
-// waits. So nothing depends on the number of threads, and no sum is an atomic one. Whoever adds the last column to a row
-// also rounds it to its dtype, and looks whether it is finite.
+// Lanes are keys: K' and V' are packed once per column, Q and dO are read in place, dK' and dV' stay in scratch until the
+// column is done. dQ is accumulated in place. Each block row receives its columns in ascending order, and a column waits
+// for its turn, so results do not depend on the number of threads and no addition is atomic. The thread that adds the
+// last column to a row also rounds the row to its dtype and checks whether it is finite.
 #pragma once
 #include "exact.h"
 
@@ -13,7 +13,7 @@ static INLINE void pause(int& spins) {
   else _mm_pause();
 #endif
 }
-// How many of the ascending numbers list[first] to list[last - 1] are below x.
+// How many of the ascending numbers list[first .. last - 1] are below x.
 static INLINE long below(const int32_t* list, long first, long last, int32_t x) {
   const long start = first;
   while (first < last) {
@@ -24,8 +24,8 @@ static INLINE long below(const int32_t* list, long first, long last, int32_t x) 
   return first - start;
 }
 
-// T, P and F as of Rows.
-// BIAS: for the gradient of a bias, dS is that by scores, not by what a cap makes them of, and nothing is summed here.
+// T, P and F as in Rows.
+// BIAS: for the gradient of a bias. dS is then taken by the capped score, and nothing is summed here.
 template <class T, bool P, bool F, bool BIAS = false> struct Column {
   const Problem& a;
   const int k_words, v_words, k_dims, v_dims, k_line;  // k_line: of keys as products for dQ read them
@@ -73,7 +73,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
       for (int first = 0; first < size; first += 2)
         pack_pairs(keys + first * a.sk[2], a.sk[2], at_most(2, size - first), a.D, k_lines + first / 2 * k_line);
     else widen(keys, a.sk[2], size, a.D, k_lines, k_line, in_place ? (float)a.scale : 1.f);
-    // 0 times what is not finite is NaN: keys that no query sees are left out of the sums.
+    // 0 times an infinity or NaN is NaN, so keys that no query sees are left out of the sums.
     for (int i = 0; i < size; i++)
       if (!seen_at_all(b, hk, col, i)) forget(i);
     memset(dk, 0, (size_t)panels * PW * k_dims * 4), memset(dv, 0, (size_t)panels * PW * v_dims * 4);
@@ -95,7 +95,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     else memset(k_lines + (long)key * k_line, 0, k_line * 4);
   }
 
-  // The column meets a block row of a query head; tile < 0: it sees all of it.
+  // Process one block row of a query head; tile < 0: the whole block is visible.
   void meet(const Head& at, long col, long row, long tile) {
     const int n = at_most(a.BQ, a.N - row * a.BQ), groups = (n + G - 1) / G;
     const long first = (at.b * a.Hq + at.h) * a.N + row * a.BQ;
@@ -139,7 +139,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     if constexpr (!BIAS) take_turn(at, col, row, n, groups, first);
   }
 
-  // P and dS of R queries of a group: row i G + r0 of what products for dV read, g G + r0 of what those for dQ do.
+  // P and dS of R queries of a group: row i G + r0 of the operand of dV, g G + r0 of the operand of dQ.
   INLINE void weigh(int p, int i, int g, int r0, const Head& at, long col, long row, const Lines& q_rows,
                     const Lines& do_rows, const float* lse, const float* delta, const uint32_t* bits, long words) {
     vf acc[R][C] = {};
@@ -217,7 +217,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     if (a.bias) x = biased(x, biases(at, key, query));
     return x * all(LOG2_E);
   }
-  // Those of VL keys from `key` on; of keys and queries past the end, of any.
+  // The same for VL keys from `key` on. Keys and queries past the end may have any value.
   INLINE vf biases(const Head& at, long key, long query) const {
     query = at_most(query, a.N - 1);
     const long apart = key - query - a.q_offset;
@@ -234,7 +234,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     return (vi)hash < (int32_t)a.limit;
   }
 
-  // Add this column's part of dQ to a block row, after all columns before it.
+  // Add this column's part of dQ to a block row, once all earlier columns have been added.
   void take_turn(const Head& at, long col, long row, int n, int groups, long first) {
     int32_t* turn = a.turns + (at.b * a.Hq + at.h) * a.nQ + row;
     const int32_t* span = a.row_ranges + (at.pattern * a.nQ + row) * 4;
@@ -305,7 +305,7 @@ template <class T, bool P, bool F> static int backward(const Problem& a) {
   int ran = 1;
   for (long first = 0; ran && first < all_heads; first += a.held) {
     const long heads = at_most(a.held, all_heads - first);
-    // What queries need on their own. dQ is 0 until a column adds to it.
+    // What each query needs by itself. dQ is 0 until a column adds to it.
     over(a.threads, heads * group * a.N, [&](int64_t i) {
       const long at = first * group * a.N + i, b = at / (a.Hq * a.N), h = at / a.N % a.Hq, query = at % a.N;
       const T *dout = line<T>(a.dout, a.sdo, b, h, query), *out = line<T>(a.out, a.so, b, h, query);
@@ -318,8 +318,8 @@ template <class T, bool P, bool F> static int backward(const Problem& a) {
       memset((T*)a.dq + at * a.D, 0, a.D * sizeof(T));
       if (a.dq_sum) memset(a.dq_sum + i * a.D, 0, a.D * 4);
     });
-    // A thread takes whole heads where there are many: then nothing waits. Else columns in ascending order, heads side by
-    // side; a column waits only for earlier ones of its head, which have been taken before it.
+    // With many heads, each thread takes whole heads and nothing waits. Otherwise threads take columns in ascending
+    // order, interleaved over heads. A column waits only for earlier columns of its head, which were taken before it.
     const bool whole = heads % a.threads == 0 || heads >= 8 * a.threads;
     Items items(whole ? heads : heads * a.nK);
     ran = 0;

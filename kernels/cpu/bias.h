@@ -1,7 +1,7 @@
 // The gradient of a bias: dS, summed over the pairs that share an element.
 //
-// An item is a block column of one head of the bias: it meets the rows of every sample and query head that share this
-// head, one after another, so nothing depends on the number of threads. Where dS goes:
+// A work item is a block column of one head of the bias. It processes the rows of every sample and query head that share
+// this head one after another, so results do not depend on the number of threads. Where dS goes:
 //
 //   of pairs      bias_sums [bias_samples, bias_heads, bias_rows, M], 0 at first; nobody else writes there;
 //   of distances  bias_sums [cols, bias_heads, 2 reach + 1], 0 at first, of the item's own.

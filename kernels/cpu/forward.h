@@ -1,18 +1,19 @@
-// The walk of block rows: attention, and decoding, whose lanes are the newest queries of all heads that share a key head.
+// The walk over block rows, for attention and for decoding. In decoding the lanes are the newest queries of all heads
+// that share a key head.
 //
-// Lanes are queries: S' = K Q', O' = V' P'. So the largest score and the sum of a row are one lane of a vector, Q is
-// packed once a block row, and K and V are read where they lie. A softmax moves its reference only where a score passes
-// it by 2^8, so that sums and outputs are rarely multiplied.
+// Lanes are queries: S' = K Q', O' = V' P'. The largest score and the sum of a row are then one lane of a vector, Q is
+// packed once per block row, and K and V are read in place. The softmax changes its reference only if a score exceeds
+// it by more than 2^8, so sums and outputs are rarely rescaled.
 #pragma once
 #include "exact.h"
 #include "tiles.h"
 
 constexpr float LEAD = 8;  // by how much a score may pass the reference, in base 2
-// A reference of this size is rounded by up to 32, and the products that it is subtracted from are not: beyond it weights
-// would leave the range of float.
+// A reference of this size is rounded by up to 32 while the products it is subtracted from are not. Above it, weights
+// could leave the range of float.
 constexpr float HUGE_SCORE = 1 << 29;
 
-// What is hidden from the lanes of a panel: bit `shift + lane` of the word of a key. No words: nothing.
+// Which keys are hidden from the lanes of a panel: bit `shift + lane` of a key's word. Without words nothing is hidden.
 struct Hidden {
   const uint32_t* words;
   long stride;
@@ -21,7 +22,7 @@ struct Hidden {
   uint32_t of(long key) const { return words[key * stride] >> shift; }
 };
 
-// What a lane is, where scores depend on that.
+// The query of each lane, for scores that depend on it.
 struct Lanes {
   int32_t* position;  // of its query, offset included
   float* slope;
@@ -39,7 +40,7 @@ template <class T, bool P, bool F> struct Rows {
   Head head{};            // whose they are: lanes are queries from `query` on
   long query = 0;
   int panels, lanes_used;
-  // What is not read where it lies.
+  // Operands that are copied or packed instead of read in place.
   const bool copies;
   const Tiles tiles;
 
@@ -67,15 +68,15 @@ template <class T, bool P, bool F> struct Rows {
     lanes_used = lanes, panels = (lanes + PW - 1) / PW;
     memset(out, 0, (size_t)panels * PW * dims * 4);
     for (int i = 0; i < panels * PW; i++) top[i] = -INFINITY, sum[i] = 0;
-    // Lanes without a query too: what stands there can move the reference of the others.
+    // Lanes without a query too: their contents could change the reference of the other lanes.
     for (int i = lanes; i < panels * PW; i++) lane.position[i] = 0, lane.slope[i] = 0, lane.key[i] = 0;
   }
   void describe(long i, const Head& at, long position, long index) {
     if (F) lane.position[i] = position + a.q_offset, lane.slope[i] = at.slope, lane.key[i] = row_key(a, at, index);
   }
 
-  // All panels meet the `n` first keys of a key block. hidden(panel) says what they do not see. Clean: what the values of
-  // keys are that no lane sees does not matter, even if it is not finite.
+  // Process the first `n` keys of a key block for all panels. hidden(panel) gives what each panel does not see. If clean,
+  // values of keys that no lane sees have no effect, even if they are not finite.
   template <class H> void meet(long b, long hk, long block, int n, bool clean, const H& hidden) {
     const T* k = line<T>(a.k, a.sk, b, hk, block * a.BK);
     const T* v = line<T>(a.v, a.sv, b, hk, block * a.BK);
@@ -170,7 +171,7 @@ template <class T, bool P, bool F> struct Rows {
       for (int r = 0; r < G; r += R) score(p, keys, n, first, hidden, groups[i], r, scores + (i * G + r) * PW, largest);
     raise(p, largest);
     exponentials(p, first, groups, count);
-    // A block's share is summed up apart: long sums round less.
+    // Each block is summed separately first: this reduces the rounding of long sums.
     add_products<P>(values, weights, groups, count, false, out + (long)p * PW * dims, dims);
   }
 
@@ -198,7 +199,7 @@ template <class T, bool P, bool F> struct Rows {
         largest[c] = larger(largest[c], acc[r][c]);
       }
   }
-  // What the lanes of a panel get for the `n` keys from `first` on.
+  // Add the `n` keys from `first` on to the lanes of a panel.
   void read_biases(int p, long first, int n) {
     for (int i = 0; i < PW; i++) {
       const long row = query + p * PW + i;
@@ -212,7 +213,7 @@ template <class T, bool P, bool F> struct Rows {
     }
     for (long i = (long)n * PW; i < up(n, TILE) * PW; i++) biases[i] = 0;
   }
-  // Products as scores in base 2, of key `number` of the block that starts at `first`.
+  // Turn products into scores in base 2, for key `number` of the block that starts at `first`.
   INLINE vf shaped(vf x, int at, long first, int number) const {
     x *= all((float)a.scale);
     if (a.softcap) x = all((float)a.softcap) * tanh(x * all((float)(1 / a.softcap)));
@@ -260,7 +261,7 @@ template <class T, bool P, bool F> struct Rows {
     const vu hash = mixed((vu)load(lane.key + at) + ((uint32_t)(key + 1) * GOLDEN)) >> 8;
     return (vi)hash < (int32_t)a.limit ? x : all(0.f);
   }
-  // Which lanes of a panel hold what is not finite, or weights of huge scores.
+  // Which lanes of a panel hold numbers that are not finite, or weights of huge scores.
   uint32_t broken(int p) const {
     uint32_t found = 0;
     for (int c = 0; c < C; c++) {
@@ -273,7 +274,7 @@ template <class T, bool P, bool F> struct Rows {
     }
     return lanes_used >= (p + 1) * PW ? found : found & ((1u << (lanes_used - p * PW)) - 1);
   }
-  // Whether walk(clean) has to be done again, clean: 0 times a NaN among the values of hidden keys is NaN.
+  // Whether the walk has to be repeated with clean set: 0 times a NaN value of a hidden key is NaN.
   bool again() const {
     for (int p = 0; p < panels; p++)
       if (broken(p)) return true;
@@ -303,7 +304,7 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
     Walk rows(a, *s, a.BQ);
     double* sums = s->take<double>(a.V);
     for (int64_t item; items.take(item);) {
-      // Heaviest rows first, heads side by side.
+      // Heaviest rows first, interleaved over heads.
       const Head at = head_of(a, item % (a.B * a.Hq) / a.Hq, item % a.Hq);
       const long row = a.row_order[at.pattern * a.nQ + item / (a.B * a.Hq)], first = row * a.BQ;
       const int n = at_most(a.BQ, a.N - first);
@@ -340,8 +341,8 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
   return ran ? 0 : 1;
 }
 
-// The newest N queries of each sample. An item is some entries of the rows they stand in, for all query heads of a key
-// head that share a pattern; what is left of a row in several items is merged.
+// The newest N queries of each sample. A work item is a range of entries of their block rows, for all query heads of a
+// key head that share a pattern. Rows that are split over several items are merged at the end.
 template <class T, bool P, bool F> static int decode(const Problem& a) {
   typedef Rows<T, P, F> Walk;
   const long group = a.Hq / a.Hkv, part = a.V + 2, turned_words = (a.BQ + 31) / 32;
@@ -373,7 +374,7 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
           const long row = at / a.BQ, skip = at % a.BQ;
           stop = at_most(bound, (row + 1) * a.BQ);
           const long n = stop - at, lanes = count * n;
-          // The queries, a lane each, side by side in a copy of their own.
+          // A copy of the queries, one per lane.
           rows.begin(lanes);
           for (long first = 0; first < lanes; first += PW) {
             const long some = at_most(PW, lanes - first);

@@ -1,7 +1,7 @@
-// Vectors of the level that this is compiled for, and the one product that all of attention is made of.
+// Vectors of the level that this is compiled for, and the matrix product that all passes share.
 //
-// A vector holds VL floats; a panel is C vectors side by side, PW lanes. Where the processor multiplies pairs of bf16
-// (PAIRS), a "number" of an operand is a pair of neighbours along the sum, moved as 32 bits and never computed with.
+// A vector holds VL floats; a panel is C adjacent vectors, PW lanes. Where the processor multiplies pairs of bf16 (PAIRS),
+// an element of an operand is a pair of neighbours along the sum, moved as 32 bits and never computed with.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -72,7 +72,7 @@ static INLINE bool any(vi m) {
 }
 static INLINE vi unlike_itself(vf x) { return x - x != all(0.f); }  // NaN and infinities
 
-// Lanes of vector c whose bit is set in a word of PW bits.
+// The lanes of vector c whose bits are set in a word of PW bits.
 static INLINE vi lanes(uint32_t bits, int c) {
   bits >>= c * VL;
 #if defined(__AVX512F__)
@@ -122,8 +122,8 @@ static INLINE vf tanh(vf x) {
   return x != x ? x : size < all(0.5f) ? near : far;
 }
 
-// acc[r][c] += sum over k < n of a(r, k) b[k][c]. Of a, row r is `rows` words on, k is `steps` on; b is n lines of
-// `line` words each.
+// acc[r][c] += sum over k < n of a(r, k) b[k][c]. a has strides of `rows` words along r and `steps` words along k; b has n
+// lines of `line` words.
 template <bool P> static INLINE vf multiply_add(vf acc, vf a, vf b) {
 #if defined(__AVX512BF16__)
   if constexpr (P) return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
@@ -150,7 +150,7 @@ static INLINE void product(vf (&acc)[RR][C], const word* a, long rows, long step
   }
 }
 
-// Two lines of floats as one line of pairs of bf16, the first in the lower halves.
+// Two lines of floats as one line of pairs of bf16, the first line in the lower halves.
 static INLINE vf paired(vf first, [[maybe_unused]] vf second) {
 #if defined(__AVX512BF16__)
   const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)second, (__m512)first);
@@ -168,7 +168,7 @@ static INLINE void store_bf16([[maybe_unused]] bf16* to, [[maybe_unused]] vf x) 
 #endif
 }
 
-// Dropout's hash: see kernels/dropout.py.
+// The hash of dropout, see kernels/dropout.py.
 static INLINE vu mixed(vu x) {
   x ^= x >> 16;
   x *= 0x7feb352du;
