@@ -1,15 +1,18 @@
-"""Bloom and MPT, whose layers compute attention with ALiBi themselves: they ask for ours in its place.
+"""Bloom, MPT and Falcon, whose layers compute attention themselves: they ask for ours in its place.
 
 Their classes get a ``forward`` that does what theirs does up to the scores and after them, for models whose attention
 is block_sparse; other models go on as before. What ALiBi adds to the scores of a key is handed to the attention as a
 bias, as the model made it: positions in it skip padding, and are rounded to the model's dtype.
 
-Source of both: Transformers, models/bloom/modeling_bloom.py and models/mpt/modeling_mpt.py. Falcon is not served: the
-mask that it hands to its layers is computed from ours.
+Falcon with ALiBi is computed as its "sdpa" attention does, its default: "eager" adds ALiBi twice, in the mask and again
+in the layer.
+
+Source: Transformers, models/bloom/modeling_bloom.py, models/mpt/modeling_mpt.py and models/falcon/modeling_falcon.py.
 """
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -33,10 +36,12 @@ def serve(model: Any) -> bool:
     if module is None or name is None or not module.__name__.startswith(PACKAGE):
         return False
     kind = getattr(module, name)
-    if SERVED not in vars(kind):
-        kind.__init__ = _told(kind.__init__)
-        kind.forward = _chosen(kind.forward, _FORWARDS[name])
-        setattr(kind, SERVED, True)
+    for one in (kind, *kind.__subclasses__()):  # Falcon's for flash attention has a forward of its own
+        if SERVED not in vars(one):
+            one.__init__ = _told(one.__init__)
+            one.forward = _chosen(one.forward, _FORWARDS[name])
+            setattr(one, SERVED, True)
+    getattr(module, "FALCON_ATTENTION_CLASSES", {}).setdefault(NAME, kind)
     for part in model.modules():
         if isinstance(part, kind):
             part.config = model.config
@@ -113,13 +118,55 @@ def _mpt(
     return self.out_proj(out.flatten(2)), weights
 
 
-_FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttention": _mpt}
+def _falcon(
+    self: Any,
+    hidden_states: Tensor,
+    alibi: Tensor | None,
+    attention_mask: Tensor,
+    position_ids: Tensor | None = None,
+    layer_past: Any = None,
+    use_cache: bool = False,
+    output_attentions: bool = False,
+    position_embeddings: tuple[Tensor, Tensor] | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    heads = self._split_heads(self.query_key_value(hidden_states))
+    query, key, value = (x.transpose(1, 2) for x in heads)
+    bias, dropout = None, 0.0  # without ALiBi its attention has no dropout
+    if alibi is None:
+        rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
+        assert position_embeddings is not None
+        query, key = rotate(query, key, *position_embeddings)
+    else:
+        bias = (alibi / math.sqrt(self.head_dim)).unflatten(0, (-1, self.num_heads))
+        dropout = self.attention_dropout.p if self.training else 0.0
+    if layer_past is not None:
+        key, value = layer_past.update(key, value, self.layer_idx)
+    out, weights = block_sparse_attention(
+        *(self, query, key, value, attention_mask if alibi is None else attention_mask[:, None]),
+        dropout=dropout, scaling=self.inv_norm_factor, position_bias=bias, output_attentions=output_attentions,
+    )  # fmt: skip
+    return self.dense(out.flatten(2)), weights
+
+
+_FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttention": _mpt, "FalconAttention": _falcon}
 
 
 def described(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
-    """The description of a batch (:func:`describe`), for MPT in bits: it makes booleans of every mask."""
+    """The description of a batch (:func:`describe`), in a form that the model hands to its layers as it is.
+
+    MPT makes booleans of every mask: it gets the bits. Falcon adds ALiBi to masks of four dims: it gets one of three.
+    """
     mask = describe(*args, config=config, **kwargs)
-    if getattr(config, "model_type", None) != "mpt":
+    family = getattr(config, "model_type", None)
+    if family == "falcon" and config.alibi:
+        if kwargs["kv_length"] > kwargs["q_length"] + int(kwargs["q_offset"]):
+            raise ValueError(
+                "Falcon with ALiBi makes positions for the tokens so far, which are fewer than a static cache has: "
+                'use cache_implementation="dynamic"'
+            )
+        return mask.squeeze(1)
+    if family != "mpt":
         return mask
     return ((mask[..., None] >> torch.arange(BITS)) & 1).bool().flatten(-2)
 

@@ -103,9 +103,9 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
     config = model.config
     if config._attn_implementation == NAME:
         refuse_misspelt(config)
-        serve(model)
+        served = serve(model)
         source = _source_around(type(model))
-        if _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
+        if not served and _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
             raise ValueError(_foreign(model))
         _look_before_forward(model)
     elif (pattern := getattr(config, KEYS[0], None)) is not None and not _warned.of(config):
@@ -118,7 +118,9 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _serve(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch, and warns of
+    if attn_implementation in (NAME, "eager", "sdpa") and serve(
+        model
+    ):  # which Transformers does not switch, and warns of
         model.config._attn_implementation_internal = attn_implementation
 
 
@@ -131,10 +133,8 @@ def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -
 
 
 def _foreign(model: Any, more: str = "") -> str:
-    alibi = " with ALiBi positions" if "alibi" in _source_around(type(model)) else ""
     return (
-        f"{type(model).__name__} mixes its tokens on its own{alibi} and never asks for block_sparse attention{more}: "
-        f"{INSTEAD}"
+        f"{type(model).__name__} mixes its tokens on its own and never asks for block_sparse attention{more}: {INSTEAD}"
     )
 
 
