@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparseflash.integrations.transformers.attention import NAME, layers, pattern_of
+from sparseflash.integrations.transformers.attention import NAME, crosses, has_cross, layers, pattern_of
 from sparseflash.integrations.transformers.masks import Description
 from sparseflash.integrations.transformers.operators import EVERYTHING, compiled
 from sparseflash.integrations.transformers.patches import at_home, names_patches, of_module
@@ -20,7 +20,7 @@ from sparseflash.integrations.transformers.watching import mark_crossing
 
 @dataclass(frozen=True)
 class Layer:
-    """What the self-attention of a layer reads.
+    """What a layer's self-attention, or its cross-attention, reads.
 
     Attributes:
         name: path of the module.
@@ -37,16 +37,17 @@ class Layer:
 
 
 def describe(model: Any, tokens: int | None = None, *, console: Console | None = None) -> list[Layer]:
-    """Print layer, pattern, density and expected speed-up of a model's self-attention.
+    """Print layer, pattern, density and expected speed-up of a model's attention.
 
     Args:
         model: a model of Transformers whose attention is ``block_sparse``.
-        tokens: length of the one sequence for which densities are computed; default 4,096. Where a pattern names the
-            ``{grid}`` of patches, it is that of an image or a video of the config's size.
+        tokens: length of the one sequence for which densities are computed, on both sides of cross-attention; default
+            4,096. Where a pattern names the ``{grid}`` of patches, it is that of an image or a video of the config's
+            size.
         console: where the table is printed; default the terminal.
 
     Returns:
-        An entry for each layer; cross-attention, which has no pattern, is left out.
+        An entry for each layer; cross-attention is listed if it has a pattern.
 
     Raises:
         ValueError: a model with another attention, or one that does not tell which of its modules attend;
@@ -69,7 +70,10 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
         )
     mark_crossing(model)
     attending = layers(model)
-    listed, length = set(map(id, attending)), _length(attending, tokens)
+    length = _length(attending, tokens)
+    if has_cross(model.config):
+        attending = attending + [module for module in model.modules() if crosses(module)]
+    listed = set(map(id, attending))
 
     @cache
     def density(text: str, block: int, rules: Description) -> float:
@@ -106,17 +110,19 @@ def _length(attending: list[nn.Module], tokens: int | None) -> int:
 def _rules(module: nn.Module, tokens: int) -> Description:
     """What the model allows in this layer of one sequence without padding."""
     config: Any = module.config
+    samples = (((0, tokens, 0),),)
+    if crosses(module):
+        return Description(False, None, 0, samples, None)
     causal = bool(getattr(module, "is_causal", True)) and getattr(config, "is_causal", True)
     kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
     kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else "sliding_attention"
     window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     chunk = config.attention_chunk_size if kind == "chunked_attention" else None
-    samples = (((0, tokens, 0),),)
     return Description(causal, window if kind == "sliding_attention" else None, 0, samples, chunk)
 
 
 def _table(found: list[Layer], tokens: int) -> Table:
-    table = Table(title=f"self-attention at {tokens:,} tokens")
+    table = Table(title=f"attention at {tokens:,} tokens")
     for column in ("layer", "pattern"):
         table.add_column(column, overflow="fold")
     for column in ("density", "expected speed-up"):
