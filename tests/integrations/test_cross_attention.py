@@ -160,14 +160,14 @@ def test_masks_are_those_of_both_positions(
         assert np.array_equal(sample[q[:, 0] >= 0], want[q[:, 0] >= 0])
 
 
-def test_it_goes_through_a_file_and_describe_lists_self_attention(tmp_path: Any) -> None:
+def test_it_goes_through_a_file_and_describe_lists_it(tmp_path: Any) -> None:
     sparse = use_pattern(made("bart"), BOTH)
     sparse.save_pretrained(tmp_path)
     loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path, attn_implementation="block_sparse")
     assert loaded.config.block_sparse_pattern == BOTH
     with torch.no_grad():
         assert torch.equal(loaded(**inputs("bart")).logits, sparse(**inputs("bart")).logits)
-    assert [layer.pattern for layer in describe(sparse, 64)] == ["local(6)", "local(6)", "local(9)"]
+    assert [layer.pattern for layer in describe(sparse, 64)] == ["local(6)", "local(6)", "local(9)", CROSS]
 
 
 def test_where_queries_stand_is_never_guessed() -> None:

@@ -56,12 +56,35 @@ OF_FAMILY: dict[str, dict[str, Any]] = {
     "glm4_moe_lite": {"num_key_value_heads": 4},
     "longcat_flash": {"num_key_value_heads": 4},
     "youtu": {"num_key_value_heads": 4},
+    "falcon_h1": {"mamba_d_ssm": 64},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
+    "mamba2": {"head_dim": 16},
+    "zamba": {"num_hidden_layers": 4, "layer_types": ["mamba", "hybrid"] * 2},
+    "zamba2": {"layer_types": ["mamba", "hybrid"]},
+    "zaya": {"num_experts_per_tok": 1},
+    "reformer": {"is_decoder": True, "axial_pos_embds_dim": (8, 24), "axial_pos_shape": (8, 16)},
+    "luke": {"entity_vocab_size": VOCABULARY},
+    "roc_bert": {"pronunciation_vocab_size": VOCABULARY, "shape_vocab_size": VOCABULARY},
+    "mobilebert": {"embedding_size": 32, "true_hidden_size": 32, "intra_bottleneck_size": 32},
+    "xmod": {"default_language": "en_XX"},
 }
 OFF = ("image", "vision", "audio", "speech", "speaker", "video")
 
 
+MOST_WEIGHTS = 16_000_000
+MISSING = object()
+
+
 class NotBuiltError(Exception):
     """A family of which no small model can be made this way."""
+
+
+def _setting(config: Any, name: str, default: Any) -> Any:
+    """A setting of a config; the default also where each layer has its own, which then stays as it is."""
+    try:
+        return getattr(config, name, default)
+    except Exception:
+        return default
 
 
 def small(family: str) -> Any:
@@ -81,10 +104,14 @@ def small(family: str) -> Any:
     if set(parts) - {"attn_config", "ffn_config", "esmfold_config"}:
         raise NotBuiltError("is made of several models")
     computed = {name for name in SETTINGS if isinstance(getattr(kind, name, None), property)}
-    settings = {name: value for name, value in SETTINGS.items() if name not in computed and hasattr(default, name)}
-    if getattr(default, "num_key_value_heads", None) == getattr(default, "num_attention_heads", 0):
+    settings = {
+        name: value
+        for name, value in SETTINGS.items()
+        if name not in computed and _setting(default, name, MISSING) is not MISSING
+    }
+    if _setting(default, "num_key_value_heads", None) == _setting(default, "num_attention_heads", 0):
         settings["num_key_value_heads"] = 4
-    if getattr(default, "sliding_window", None) is None:
+    if _setting(default, "sliding_window", None) is None:
         settings.pop("sliding_window", None)
     try:
         return kind(**(settings | OF_FAMILY.get(family, {})))
@@ -105,7 +132,7 @@ def build(family: str, kind: str) -> Any:
             weights = sum(weight.numel() for weight in getattr(transformers, kind).from_config(config).parameters())
     except Exception as error:
         raise NotBuiltError(f"{type(error).__name__}: {error}") from None
-    if weights > 2_000_000:
+    if weights > MOST_WEIGHTS:
         raise NotBuiltError(f"has {weights:,} weights at its smallest")
     made = getattr(transformers, kind).from_config(config, attn_implementation="eager").eval()
     return spread(made)
