@@ -1,4 +1,4 @@
-"""Windows around the places of a line, an image or a video."""
+"""Windows around each place of a sequence, an image or a video."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Windows(ImagePattern):
     """See :func:`neighborhood`, with a kernel size."""
 
     shape: tuple[int, ...]
-    kernel_size: int | tuple[int, ...] = 0  # which text names; never 0
+    kernel_size: int | tuple[int, ...] = 0  # as the text of a pattern gives it; never 0
     order: str = "raster"
     stride: int | tuple[int, ...] = 1
     dilation: int | tuple[int, ...] = 1
@@ -54,7 +54,7 @@ class Windows(ImagePattern):
         return Layout(self.shape, self.order, self.tile)
 
     def coarser(self, tokens: int) -> Pattern:
-        # One window for all queries of a tile, in an order in which a block is a tile.
+        # All queries of a tile share a window, in an order in which a block is a tile.
         axes = len(self.shape)
         sizes = spread(self.kernel_size, axes)
         if self.dilation != 1 or self.is_causal is not False:
@@ -73,7 +73,7 @@ class Windows(ImagePattern):
 
 
 def compact_tile(shape: tuple[int, ...], window: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-    """Sides of a tile with at most so many tokens: at most half of the window, and dividing the shape, if they can."""
+    """Sides of a tile with at most this many tokens; if possible at most half the window, and dividing the shape."""
     tile = [1] * len(shape)
 
     def cost(axis: int) -> tuple[bool, bool, float]:
@@ -88,7 +88,7 @@ def compact_tile(shape: tuple[int, ...], window: tuple[int, ...], tokens: int) -
 
 
 def _whole_tiles(n: int, window: int, side: int) -> int:
-    """The odd number of tiles that is nearest to a window, so that the query's own is in the middle, in places."""
+    """The odd number of tiles nearest to a window, with the query's own in the middle, in places."""
     tiles = 2 * round((window / side - 1) / 2) + 1
     return side * (tiles if side * tiles <= n else tiles - 2)
 
@@ -117,7 +117,7 @@ def _check_windows(
     causal: tuple[bool, ...],
     border: str,
 ) -> None:
-    """Raise ValueError for the first axis with a dilation, a window or a stride that cannot be."""
+    """Raise ValueError for the first axis with an impossible dilation, window or stride."""
     for axis, (n, w, s, d) in enumerate(zip(shape, sizes, strides, dilations, strict=True)):
         if d > n:
             raise ValueError(
@@ -142,7 +142,7 @@ def _check_windows(
 
 
 def _nearest(values: tuple[int, ...], most: tuple[int, ...]) -> str:
-    """The text of an argument with every entry that is too large replaced by the largest that fits."""
+    """The text of an argument, with entries that are too large replaced by the largest that fit."""
     return repr(shortest(tuple(min(value, largest) for value, largest in zip(values, most, strict=True))))
 
 
@@ -158,7 +158,7 @@ def neighborhood(
     border: str | None = None,
     tile: tuple[int, ...] | None = None,
 ) -> Pattern:
-    """A window around each place of a line, an image or a video, the product of one window along each axis.
+    """A window around each place of a sequence, an image or a video: the product of one window along each axis.
 
     With ``radius``, ``abs(d) <= r`` along each axis: stand-alone self-attention of Ramachandran et al. (2019), section
     3, without shifting the window at the border.
@@ -178,11 +178,11 @@ def neighborhood(
         order: how places become tokens, see :func:`sparseflash.ordering.token_order`. In tile, Morton or Hilbert order
             a block is compact and touches few others; in raster order it is a piece of a line and touches many.
         kernel_size: places seen along each axis, even sizes too; in place of a radius.
-        stride: neighbouring queries that share one window. A stride of the tile stores the fewest blocks.
-        dilation: distance between the places seen.
-        is_causal: whether nothing later along the axis is seen, such as later frames.
-        border: what becomes of windows that reach over the border: ``"shift"`` keeps their size, as NATTEN does, and
-            is the default with a kernel size; ``"clip"`` cuts them.
+        stride: number of neighbouring queries that share one window. A stride equal to the tile stores the fewest blocks.
+        dilation: distance between visible places.
+        is_causal: whether later places along the axis, such as later frames, are hidden.
+        border: how to treat windows that extend over the border. ``"shift"`` keeps their size, as NATTEN does, and is
+            the default with a kernel size; ``"clip"`` cuts them.
         tile: places of a tile of order ``"tile"``; default ``(64,)``, ``(8, 8)`` or ``(4, 4, 4)``.
 
     Raises:

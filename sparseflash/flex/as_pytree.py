@@ -1,7 +1,7 @@
-"""``BlockMask`` as a pytree: an argument of ``torch.export`` and of other transforms that take arguments apart.
+"""``BlockMask`` as a pytree: an argument of ``torch.export`` and of other transforms that flatten arguments.
 
-Of a made mask the leaves are the two tensors of its table, so that one program serves all masks; of a mask of tables,
-the tables.
+The leaves of a mask that ``create_block_mask`` made are the two tensors of its packed table, so one program serves all
+such masks. The leaves of a mask made of tables are these tables.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparseflash.tables.table import PackedTable
 
 
 class _Made:
-    """All but the leaves. All made masks are one kind of argument, so equal."""
+    """The context of a made mask. All of them compare equal, since they are one kind of argument."""
 
     def __init__(self, recipe: Recipe | None, made_for_one: tuple[bool, bool]) -> None:
         self.recipe, self.made_for_one = recipe, made_for_one

@@ -14,27 +14,27 @@ from sparseflash.patterns.block_mask import BlockMask as SparseMask
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import PackedTable
 
-# What torch's class holds, in the version that is installed: tables, lengths, BLOCK_SIZE, mask_mod.
+# The attributes of the installed torch's class: tables, lengths, BLOCK_SIZE, mask_mod.
 FIELDS = tuple(FlexMask.__annotations__)
 
 
 class BlockMask(FlexMask):
-    """What ``torch.nn.attention.flex_attention.BlockMask`` is, and may stand wherever that may outside of graphs.
+    """A subclass of ``torch.nn.attention.flex_attention.BlockMask``, usable wherever that is outside of graphs.
 
-    One that :func:`sparseflash.flex.create_block_mask` makes holds a mask of this library, whose bits are those that
-    ``mask_mod`` gave then. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are made of
-    it when they are asked for. One that is made of tables (the constructor, :meth:`from_kv_blocks`, indexing), or of
-    which an attribute was set, is read at every call, as torch reads it.
+    A mask from :func:`sparseflash.flex.create_block_mask` holds a mask of this library, with the bits that ``mask_mod``
+    returned at that time. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are derived
+    from it on first access. A mask that is made of tables (the constructor, :meth:`from_kv_blocks`, indexing), or has
+    had an attribute set, is read at every call, as in torch.
 
     Shapes: ``kv_num_blocks`` int32 [B, H, nQ], ``kv_indices`` int32 [B, H, nQ, nK]: the blocks in which ``mask_mod``
-    decides; ``full_kv_...``: those that are seen whole; ``q_...``: the same by key block. ``to_dense()`` is int32
-    [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
+    decides; ``full_kv_...``: the blocks that are visible as a whole; ``q_...``: the same by key block. ``to_dense()``
+    is int32 [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
 
-    The tables of a made mask are there to be read. To change them, build another mask with :meth:`from_kv_blocks`: what
-    is written into them is noticed at the next call, but not by compiled functions, which see the mask that was made.
+    Treat the tables of a made mask as read-only. To change them, build another mask with :meth:`from_kv_blocks`. Writes
+    into the tables are noticed at the next call, but not by compiled functions, which keep the mask as it was made.
 
     Raises:
-        ValueError: when tables of more than 2**28 blocks are asked for.
+        ValueError: on access to tables of more than 2**28 blocks.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ class BlockMask(FlexMask):
     _tables: FlexMask | None
     _versions: tuple[int, ...]
     packed: PackedTable | None  # for compiled graphs
-    made_for_one: tuple[bool, bool]  # whether samples and heads have masks of their own, of one made for one of them
+    made_for_one: tuple[bool, bool]  # for a mask made with B or H of 1: whether samples or heads would differ
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._hold(FlexMask(*arguments, **named))
@@ -64,7 +64,7 @@ class BlockMask(FlexMask):
 
     @classmethod
     def of_torch(cls, tables: FlexMask) -> BlockMask:
-        """One of torch's block masks; what it holds is shared."""
+        """Wrap one of torch's block masks; its tensors are shared."""
         mask = cls.__new__(cls)
         mask._hold(tables)
         return mask
@@ -73,20 +73,20 @@ class BlockMask(FlexMask):
     def made(
         cls, recipe: Recipe | None, made_for_one: tuple[bool, bool], packed: PackedTable | None = None
     ) -> BlockMask:
-        """What ``create_block_mask`` gives."""
+        """The result of ``create_block_mask``."""
         mask = cls.__new__(cls)
         mask._recipe, mask._tables, mask._versions, mask.made_for_one = recipe, None, (), made_for_one
         if packed is None and recipe is not None:
             packed = PackedTable.of(lookup(recipe.mask, recipe.device))
-            # What torch._dynamo.maybe_mark_dynamic sets, which would import the compiler: masks have tables of many
-            # sizes, and a graph made for the first one's would be made again for the second.
+            # What torch._dynamo.maybe_mark_dynamic sets; calling it would import the compiler. Tables differ in size
+            # from mask to mask, and without this mark the second mask would recompile the graph.
             packed.buffer._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
         mask.packed = packed
         return mask
 
     @property
     def recorded(self) -> SparseMask | None:
-        """The mask of this library, of one that was made by a ``mask_mod`` and not written into since."""
+        """This library's mask, if it was made from a ``mask_mod`` and has not been written into since; else None."""
         recipe = self.recipe
         return None if recipe is None else recipe.mask
 
@@ -97,12 +97,12 @@ class BlockMask(FlexMask):
         return self._recipe
 
     def as_torch(self) -> FlexMask:
-        """One of torch's own class, which holds the same tables."""
+        """The same tables in an object of torch's own class."""
         if self._tables is None:
             if self._recipe is None:
                 raise ValueError(
-                    "this block mask came out of an exported program or a file, which hold what attention reads and no "
-                    "tables of FlexAttention: make it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
+                    "this block mask came out of an exported program or a file, which hold only what attention reads, "
+                    "not the tables of FlexAttention: make it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
                 )
             self._tables = torch_tables(self._recipe)
             self._versions = _versions(self._tables)
@@ -110,18 +110,18 @@ class BlockMask(FlexMask):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        if self.recipe is not None:  # copies make tables of their own
+        if self.recipe is not None:  # copies derive their own tables
             state["_tables"], state["_versions"] = None, ()
         return state
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(B, H, Q_LEN, KV_LEN), with 1 for a B or H that was None."""
+        """(B, H, Q_LEN, KV_LEN); B and H are 1 if they were None."""
         recipe = self.recipe
         return self.as_torch().shape if recipe is None else (*recipe.sizes, *recipe.mask.shape)
 
     def __getitem__(self, index: Any) -> BlockMask:
-        """The mask of some samples, heads and query blocks, as torch gives it: set its ``mask_mod`` before use.
+        """The mask of some samples, heads and query blocks. As in torch, set its ``mask_mod`` before use.
 
         Raises:
             IndexError: more than three indices.
@@ -145,12 +145,12 @@ class BlockMask(FlexMask):
 
 
 def _versions(tables: FlexMask) -> tuple[int, ...]:
-    """Of tables that were handed out: whether somebody wrote into them."""
+    """The versions of the tables that were handed out, which tell whether somebody wrote into them."""
     return tuple(value._version for value in vars(tables).values() if isinstance(value, torch.Tensor))
 
 
 class _Field:
-    """An attribute of torch's class. What a recipe tells needs no tables; setting one makes a mask of tables."""
+    """An attribute of torch's class. It is read from the recipe if possible; setting it makes a mask of tables."""
 
     def __init__(self, name: str, told: Callable[[Recipe], Any] | None) -> None:
         self.name, self.told = name, told

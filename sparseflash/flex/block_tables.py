@@ -1,4 +1,4 @@
-"""The tables of block indices that FlexAttention keeps of a mask, from ours: for programs that look into them.
+"""FlexAttention's tables of block indices, derived from our mask, for programs that read them.
 
 Shape legend: B samples, H heads, nQ x nK blocks of FlexAttention, each of S0 x S1 tokens.
 """
@@ -24,19 +24,19 @@ EMPTY, PARTIAL, WHOLE = range(3)
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """What ``create_block_mask`` was asked for, and the mask that it found."""
+    """The arguments of ``create_block_mask``, and the mask that it made."""
 
     mask: SparseMask
     mask_mod: MaskMod
-    sizes: tuple[int, int]  # (B, H) as FlexAttention counts them, whatever the mask depends on
+    sizes: tuple[int, int]  # (B, H) as in FlexAttention, whether or not the mask depends on them
     side: tuple[int, int]  # BLOCK_SIZE, which need not be a block of ours
     device: torch.device
     separate_full_blocks: bool = True
-    dq_kv_order: bool | None = None  # of the metadata of torch's deterministic backward; None: not asked for
+    dq_kv_order: bool | None = None  # order for torch's deterministic backward; None: not requested
 
 
 def torch_tables(recipe: Recipe) -> FlexMask:
-    """The mask as torch's ``create_block_mask`` gives it.
+    """The mask as torch's ``create_block_mask`` would return it.
 
     Raises:
         ValueError: more than 2**28 blocks over all samples and heads.
@@ -75,9 +75,9 @@ def _with_write_order(tables: FlexMask, dq_kv_order: bool) -> FlexMask:
 
 
 def _kinds(mask: SparseMask, side: tuple[int, int]) -> NDArray[np.uint8]:
-    """What each of FlexAttention's blocks is, uint8 [B or 1, H or 1, nQ, nK].
+    """The block codes of FlexAttention's blocks, uint8 [B or 1, H or 1, nQ, nK].
 
-    There as here a block that reaches past the tokens is not whole.
+    In both libraries a block that extends past the last token is not FULL.
     """
     if side[0] % mask.block[0] == 0 == side[1] % mask.block[1]:
         rows, cols, codes = mask.runs.blocks()
@@ -90,9 +90,9 @@ def _kinds(mask: SparseMask, side: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _coarser(cells: NDArray[np.uint8], by: tuple[int, int]) -> NDArray[np.uint8]:
-    """Kinds of blocks of ``by`` cells [..., n, m]: whole if all of its cells are, empty if all are."""
+    """Merge ``by`` cells into one block, [..., n, m]: FULL if all of its cells are, EMPTY if all are."""
     n, m = cells.shape[-2:]
-    by = min(by[0], n + 1), min(by[1], m + 1)  # with room left over whatever is larger is not whole either
+    by = min(by[0], n + 1), min(by[1], m + 1)  # a block that extends past the last cell is not FULL either
     rows, cols = -(-n // by[0]), -(-m // by[1])
     padded = np.zeros((*cells.shape[:2], rows * by[0], cols * by[1]), np.uint8)
     padded[..., :n, :m] = cells
@@ -103,7 +103,7 @@ def _coarser(cells: NDArray[np.uint8], by: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def _ordered(chosen: NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts [B, H, nQ] and indices [B, H, nQ, nK], int32, of chosen blocks: these first, in their order."""
+    """Counts [B, H, nQ] and indices [B, H, nQ, nK], int32, of the chosen blocks, in ascending order."""
     counts = chosen.sum(-1, dtype=np.int32)
     columns = np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32)
     return torch.from_numpy(counts).to(device), torch.from_numpy(columns).to(device)

@@ -65,37 +65,38 @@ def flex_attention(
         query: [B, Hq, N, D].
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
-        score_mod: ``fn(score, b, h, q_idx, kv_idx)``, of which kernels here do these, read off the operations that it
-            runs: factors (numbers, or numbers of each sample, head and query), ``c * tanh(score / c)``, terms that do
-            not depend on the score, -inf masks, and what is composed of them in this order. Terms are computed once a
-            distance where they depend on the head and on ``kv_idx - q_idx`` alone (tables of distances, T5's buckets),
-            read in place where they are ``bias[b, h, q_idx, kv_idx]``, else for all pairs on which they depend. What it
-            captures is read at every call and gets its gradient.
-        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Of torch's own,
-            and of one made of tables, what it reads is compared at every call, and converted anew when it changed. Or
-            any mask that :func:`sparseflash.attention` takes; a Pattern puts the last query on the last key.
+        score_mod: ``fn(score, b, h, q_idx, kv_idx)``. It is traced, and the operations that it runs must be, in this
+            order: factors (numbers, or one for each sample, head and query), ``c * tanh(score / c)``, added terms that
+            do not depend on the score, and -inf masks. A term that depends on the head and ``kv_idx - q_idx`` alone
+            (tables of distances, T5's buckets) is computed once per distance; ``bias[b, h, q_idx, kv_idx]`` is read in
+            place; any other term is computed for all pairs on which it depends. Captured tensors are read at every call
+            and receive gradients.
+        block_mask: from :func:`create_block_mask`, or None for all pairs; queries count from 0. The contents of torch's
+            own masks, and of masks made of tables, are compared at every call, and converted again if they changed. Or
+            any mask that :func:`sparseflash.attention` takes; a Pattern aligns the last query with the last key.
         scale: factor on the scores, default ``D ** -0.5``.
-        enable_gqa: whether Hkv may differ from Hq, of which it must be a divisor.
+        enable_gqa: allow Hkv to differ from Hq; it must divide Hq.
         return_lse: also return the log-sum-exp, fp32 [B, Hq, N].
-        kernel_options: of generated kernels; there are none here, so nothing is done with them.
-        return_aux: the newer way to ask for the log-sum-exp, and for the largest score of each query, fp32 [B, Hq, N]
-            and without a gradient. That one is computed apart, by torch's matrix products over the stored blocks: it
-            costs about a forward pass more.
+        kernel_options: ignored, since no kernels are generated here.
+        return_aux: the newer way to request the log-sum-exp, and the largest score of each query, fp32 [B, Hq, N]
+            without a gradient. The largest scores are computed separately, by torch's matrix products over the stored
+            blocks, at the cost of about one more forward pass.
         softcap: the same as ``lambda score, *_: softcap * tanh(score / softcap)``.
-        alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
-            queries are counted as for block_mask.
-        sinks: [Hq], one more logit a head that takes its share of the softmax.
+        alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``, with
+            queries counted as for block_mask.
+        sinks: [Hq], an additional logit per head that takes its share of the softmax.
 
     Returns:
-        The output [B, Hq, N, Dv], its dimensions in the order in which those of query lie in memory; with it lse, or
-        an ``AuxOutput`` that holds what return_aux asks for.
+        The output [B, Hq, N, Dv], in the same memory order of dimensions as query; with return_lse also lse, with
+        return_aux an ``AuxOutput``.
 
     Raises:
-        NotImplementedError: a score_mod of another form; one that masks or looks at distances, or the largest scores,
-            over a LookupTable.
-        TypeError: a score_mod that is not callable, and what attention refuses.
-        ValueError: a score_mod beside softcap or alibi_slopes, heads that differ without enable_gqa, both ways of
-            asking for lse, a mask made for one sample or head of several that differ, and what attention refuses.
+        NotImplementedError: a score_mod of another form; a LookupTable together with a score_mod that masks or uses
+            distances, or with max_scores.
+        TypeError: a score_mod that is not callable; whatever attention raises.
+        ValueError: a score_mod together with softcap or alibi_slopes; different numbers of heads without enable_gqa;
+            return_lse together with return_aux; a mask made for one sample or head whose mask_mod depends on it;
+            whatever attention raises.
 
     Example:
         >>> import torch
@@ -109,7 +110,7 @@ def flex_attention(
         >>> out.sum().backward()  # on a CPU too
     """
     if return_lse and return_aux is not None:
-        raise ValueError("return_lse and return_aux ask for the same: give one of them")
+        raise ValueError("return_lse and return_aux request the same: pass one of them")
     if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
         raise ValueError(
             f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share "
@@ -120,7 +121,7 @@ def flex_attention(
     queries, shift, bias = query, None, None
     if score_mod is not None:
         if softcap is not None or alibi_slopes is not None:
-            raise ValueError("score_mod caps and biases scores itself: leave out softcap and alibi_slopes beside it")
+            raise ValueError("score_mod caps and biases the scores itself: leave out softcap and alibi_slopes")
         change = scored
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import scored as change
@@ -128,7 +129,7 @@ def flex_attention(
         queries, block_mask, scale, softcap, alibi_slopes, shift, bias = changed
     mask = _mask(block_mask, query, key, alibi_slopes is not None)
     out, lse = attention(
-        *(queries, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
+        *(queries, key, value, cast(Mask, mask)),  # only compiled graphs get a packed table
         scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, sinks=sinks, return_lse=True,
     )  # fmt: skip
     out = _strides_like(out, query)
@@ -146,9 +147,9 @@ def flex_attention(
 
 
 def _strides_like(out: Tensor, query: Tensor) -> Tensor:
-    """The output [B, Hq, N, Dv] with its dimensions in the order in which they lie in query, the last one innermost."""
+    """The output [B, Hq, N, Dv] in the memory order of query's dimensions, the last one innermost."""
     strides = query.stride()
-    order: list[int] = []  # outermost first; written out, for torch.compile sorts no symbols
+    order: list[int] = []  # outermost first; a loop, since torch.compile cannot sort symbols
     for dim in range(3):
         order.insert(sum(strides[other] > strides[dim] for other in order), dim)
     if order == [0, 1, 2] or out.numel() == 0:
@@ -160,7 +161,7 @@ def _strides_like(out: Tensor, query: Tensor) -> Tensor:
 def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool) -> Mask | PackedTable:
     """The mask as attention takes it."""
     if query.dim() != 4 or key.dim() != 4:
-        return None  # refused by attention, in its words
+        return None  # attention will refuse it
     compiling = torch.compiler.is_compiling()
     if isinstance(block_mask, BlockMask) and block_mask.packed is not None:
         check_made_for(block_mask, query)
@@ -168,7 +169,7 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
             return block_mask.packed
         if block_mask.recorded is not None:
             return block_mask.recorded
-    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # nobody wrote into it: it has no tables
+    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # it has no tables that could have changed
         return block_mask.packed.table()
     if isinstance(block_mask, FlexMask):
         convert = from_torch

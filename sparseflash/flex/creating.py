@@ -1,4 +1,4 @@
-"""``create_block_mask``: a ``mask_mod`` is asked once, when the mask is made."""
+"""``create_block_mask``: evaluates a ``mask_mod`` once, when the mask is made."""
 
 from __future__ import annotations
 
@@ -28,46 +28,45 @@ def create_block_mask(
     dq_kv_order: bool = True,
     **unknown: Any,
 ) -> BlockMask:
-    """The block mask of a ``mask_mod``, in memory for what it stores instead of for all pairs.
+    """The block mask of a ``mask_mod``; it takes memory for stored blocks instead of for all pairs.
 
-    A mask_mod that compares whole numbers of the query with whole numbers of the key, and joins such comparisons, is
+    A mask_mod that compares integers of the query with integers of the key, and combines such comparisons, is
     recognised from the operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``,
-    ``ids[q] == ids[k]``, ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is made without asking about pairs: for
-    262,144 tokens in 0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other is asked about all pairs, some at a
-    time. Then, for long sequences, a warning (``SlowScan``) names the pattern that the mask turned out to be: patterns
-    compile in the size of their answer, and :func:`flex_attention` takes them as they are. Samples and heads are looked
-    at only as far as the answer depends on them.
+    ``ids[q] == ids[k]``, ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is made without evaluating pairs: for
+    262,144 tokens in 0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other mask_mod is evaluated for all pairs,
+    in chunks. For long sequences a warning (``SlowScan``) then names the pattern that the mask turned out to be:
+    patterns compile in time proportional to their stored blocks, and :func:`flex_attention` takes them directly.
+    Samples and heads are evaluated only if the result depends on them.
 
     Args:
-        mask_mod: ``fn(b, h, q_idx, kv_idx)`` gives booleans; as for FlexAttention it is written for single indices,
-            mapped over all of them, and may look into tensors on ``device``. It is asked now: what it looks into may
-            change later without changing the mask.
-        B: samples, or None for one mask for all; needed if mask_mod looks at ``b``.
-        H: query heads, or None for one mask for all; needed if mask_mod looks at ``h``.
+        mask_mod: ``fn(b, h, q_idx, kv_idx)`` returns booleans. As in FlexAttention it is written for single indices,
+            mapped over all of them, and may index tensors on ``device``. It is evaluated now: changing these tensors
+            later does not change the mask.
+        B: samples, or None for one mask for all; needed if mask_mod depends on ``b``.
+        H: query heads, or None for one mask for all; needed if mask_mod depends on ``h``.
         Q_LEN: queries; the first has index 0.
         KV_LEN: keys.
-        device: where the indices lie that mask_mod gets, and the tables; default the accelerator, or the CPU if there
+        device: device of the indices that mask_mod gets and of the tables; default the accelerator, or the CPU if there
             is none.
-        BLOCK_SIZE: tokens per block side, or (queries, keys), of the tables that the mask shows. Attention itself works
-            on the largest blocks of 16, 32, 64, 128, 256 that divide it, or on the largest below it; the mask is
-            the same.
+        BLOCK_SIZE: tokens per block side, or (queries, keys), of the mask's tables. Attention itself uses the largest
+            of 16, 32, 64, 128, 256 that divides it, or else the largest below it; the mask is the same.
         _compile: no effect.
-        separate_full_blocks: whether the tables list blocks without a masked pair apart.
-        compute_dq_write_order: whether the mask has torch's ``dq_write_order`` (from torch 2.13 on); ours has no use
-            for it, since gradients are deterministic.
-        dq_kv_order: the order that is meant.
-        **unknown: refused, with the argument that may be meant.
+        separate_full_blocks: whether the tables list FULL blocks separately.
+        compute_dq_write_order: whether the mask has torch's ``dq_write_order`` (from torch 2.13 on). It has no effect
+            here, since gradients are always deterministic.
+        dq_kv_order: the requested order.
+        **unknown: refused, with the name of the closest argument.
 
     Returns:
         A :class:`BlockMask` of shape (B or 1, H or 1, Q_LEN, KV_LEN).
 
     Raises:
-        TypeError: an argument that torch's function has not either, a mask_mod that is not callable or gives no
-            booleans, lengths or a BLOCK_SIZE that are not ints.
-        ValueError: a length, block side, B or H below 1, or a mask_mod that looks at samples or heads of which B or H
-            does not say how many there are.
+        TypeError: an argument that torch's function does not have either; a mask_mod that is not callable or does not
+            return booleans; lengths or a BLOCK_SIZE that are not ints.
+        ValueError: a length, block side, B or H below 1; a mask_mod that depends on the sample or head while B or H is
+            None.
 
-    Called inside of a compiled function it runs between two graphs, as it runs outside; ``fullgraph=True`` refuses it.
+    Inside a compiled function it runs eagerly between two graphs; ``fullgraph=True`` refuses it.
 
     Example:
         >>> from sparseflash.flex import create_block_mask
@@ -93,7 +92,7 @@ def create_block_mask(
 
 
 def _create_empty_block_mask(query: Tensor, key: Tensor) -> BlockMask:
-    """The mask of one block of any length, as torch's function of this name makes it: no mask at all."""
+    """One block of any length, as torch's function of this name makes it: it masks nothing."""
     one = torch.ones(1, 1, 1, dtype=torch.int32, device=query.device)
     return BlockMask.from_kv_blocks(
         one, torch.zeros_like(one)[..., None], BLOCK_SIZE=_LARGE_SPARSE_BLOCK_SIZE, seq_lengths=(1, 1)

@@ -1,4 +1,4 @@
-"""A ``mask_mod`` becomes a block mask, on the host."""
+"""Makes a block mask from a ``mask_mod``, on the host."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def make(
     for name, what, size, looked in zip("BH", ("sample", "query head"), (B, H), looks, strict=True):
         if looked and size is None:
             raise ValueError(
-                f"mask_mod looks at {name.lower()}, the number of its {what}, but {name} is None: the mask is made "
+                f"mask_mod looks at {name.lower()}, the index of its {what}, but {name} is None: the mask is made "
                 f"now, so say how many there are: create_block_mask(mask_mod, ..., {name}=<{what}s>)"
             )
     samples, heads = (size if size is not None and looked else 1 for size, looked in zip((B, H), looks, strict=True))

@@ -1,7 +1,7 @@
-"""The largest score of each query, for ``AuxRequest(max_scores=True)``: kernels do not keep it.
+"""The largest score of each query, for ``AuxRequest(max_scores=True)``; the kernels do not return it.
 
-Only stored blocks are computed, some at a time, by torch's matrix products. It costs about as much as a plain forward
-pass over the same blocks, on any device.
+Torch's matrix products compute the stored blocks in chunks. This costs about as much as a plain forward pass over the
+same blocks, on any device.
 
 Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens at once.
 """
@@ -36,9 +36,9 @@ def max_scores(
     slopes: Tensor | None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """The largest of a query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
+    """Each query's largest scaled, capped and biased score over its visible keys, fp32 (fp64 for fp64) [B, Hq, N].
 
-    In fp32 (fp64 for fp64), -inf for a query that sees no key, without a gradient, as torch's has none.
+    It is -inf for a query without visible keys and, as in torch, has no gradient.
     """
     q, k = under_autocast(q, k)
     scale = checked_scale(scale, q.shape[-1])

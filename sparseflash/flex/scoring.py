@@ -1,4 +1,4 @@
-"""``score_mod`` functions over the kernels of this library: as a scale, a cap, slopes, a bias and a mask.
+"""Runs ``score_mod`` functions on the kernels of this library: as a scale, a cap, slopes, a bias and a mask.
 
 Source of the forms: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, section 3; ALiBi: Press et
 al. (2022), https://arxiv.org/abs/2108.12409; caps: Gemma 2, https://arxiv.org/abs/2408.00118.
@@ -26,7 +26,7 @@ from sparseflash.integrations.scanning import mask_of
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.causal import causal
 
-MOST_MASKS = 16  # kept of one score_mod
+MOST_MASKS = 16  # cached per score_mod
 IN_TORCH = (
     "It runs in torch, over the same mask: from torch.nn.attention.flex_attention import flex_attention; "
     "flex_attention(query, key, value, score_mod, sparseflash.integrations.flex.to_flex(block_mask, query.device))"
@@ -34,33 +34,33 @@ IN_TORCH = (
 
 
 class Scored(NamedTuple):
-    """The arguments of attention that do what a score_mod does."""
+    """The arguments of attention that replace a score_mod."""
 
     query: Tensor
     mask: Mask | FlexMask
     scale: float
     softcap: float | None
     slopes: Tensor | None
-    shift: Tensor | float  # what each row's scores have more, [B or 1, H or 1, N or 1]: it does not change the output
+    shift: Tensor | float  # added to all scores of a row, [B or 1, H or 1, N or 1]: it changes lse, not the output
     bias: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Masked:
-    """A mask, and that without the pairs for which a condition fails, its queries counted from 0."""
+    """A mask, and the same mask without the pairs that fail a condition, its queries counted from 0."""
 
     base: BlockMask
     mask: BlockMask
 
     @cached_property
     def side(self) -> int:
-        """1 where no query sees a later key, -1 where none sees an earlier one, else 0."""
+        """1 if no query sees a later key, -1 if none sees an earlier one, else 0."""
         return 1 if _none_later(self.mask) else -1 if _none_later(self.mask.transposed()) else 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A score_mod as it was when it was read, what it does, and the masks that came of it."""
+    """A score_mod as it was when it was analysed, what it does, and the masks made from it."""
 
     recording: Recording
     change: Change | str
@@ -72,8 +72,8 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 def refuse(what: str) -> NoReturn:
     raise NotImplementedError(
-        f"score_mod {what}. Kernels here read data: factors, a cap c * tanh(score / c), terms that do not depend on "
-        f"the score, -inf masks and what is composed of them are recognised. {IN_TORCH}"
+        f"score_mod {what}. The kernels here recognise factors, a cap c * tanh(score / c), added terms that do not "
+        f"depend on the score, -inf masks, and combinations of these in this order. {IN_TORCH}"
     )
 
 
@@ -85,11 +85,11 @@ def scored(
     scale: float | None,
     sinks: bool = False,
 ) -> Scored:
-    """What attention is called with in place of a score_mod; ``sinks`` beside it are not moved with the scores.
+    """The arguments of attention that replace a score_mod; ``sinks`` tells whether the call has sinks.
 
     Raises:
-        NotImplementedError: a score_mod of another form, a cap that asks for a gradient, a mask whose blocks lie on
-            the device.
+        NotImplementedError: a score_mod of another form, a cap that requires a gradient, a mask whose blocks are
+            on the device.
         TypeError: score_mod is not callable.
     """
     if not callable(score_mod):
@@ -131,7 +131,7 @@ def scored(
 
 
 def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Recording]:
-    """What a score_mod does now: what decides that is compared at every call, as torch reads it at every call."""
+    """What a score_mod does now; captured tensors that decide it are compared at every call, as torch reads them."""
     recording = Recording.of(score_mod, score.device, score.dtype)
     known: _Known | None = _known.get(score_mod)
     if known is None or not recording.same(known.recording):
@@ -144,9 +144,9 @@ def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Reco
 def _shift(
     change: Change, recording: Recording, sizes: Sizes, score: Tensor, sinks: bool
 ) -> tuple[Tensor | float, list[Bias]]:
-    """What is added to all scores of a row alike, which no kernel has to do; and all other terms.
+    """The sum of the terms that shift all scores of a row equally, which needs no kernel; and all other terms.
 
-    Sinks are not moved with a row, and a tensor that asks for a gradient gets one, though of 0: these are no shifts.
+    A row term is no such shift if there are sinks, which it would not shift, or if it requires a gradient.
     """
     total: Tensor | float = 0.0
     others = []
@@ -198,9 +198,9 @@ def _of_conditions(
 
 
 def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """Slopes of ``- slope * |q - k|``, which a signed distance is where all keys lie on one side of their queries.
+    """The slopes of ``- slope * |q - k|``, which equals a signed distance if all keys are on one side of their queries.
 
-    None where it is not, and for slopes that kernels do not hold: they hold them in float32, and without gradients.
+    None if they are not, or if the kernels cannot hold the slopes: they hold float32, without gradients.
     """
     slopes = (torch.ones(1, 1, 1) if numbers is None else numbers) * distance.factor.number
     exact = dtype != torch.float64 or torch.equal(slopes.float().to(slopes.dtype), slopes)

@@ -1,1 +1,1 @@
-"""Doors to other libraries. Each is imported by its own name, so that none is a dependency of the package."""
+"""Integrations with other libraries. Import each by its own name; none is a dependency of the package."""

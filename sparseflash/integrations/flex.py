@@ -1,7 +1,7 @@
-"""PyTorch's FlexAttention block masks to ours and back, exact to the token.
+"""Converts block masks of PyTorch's FlexAttention to ours and back, exactly.
 
-There a mask is code: block indices, and a ``mask_mod`` that decides inside PARTIAL blocks. Here it is data: the same
-blocks, and the bits of the PARTIAL ones.
+In FlexAttention a mask is code: block indices, and a ``mask_mod`` that decides inside PARTIAL blocks. Here it is data:
+the same blocks, and the bits of the PARTIAL ones.
 
 Shape legend: B samples, H query heads, P distinct patterns, nQ x nK blocks of BQ x BK tokens.
 """
@@ -25,32 +25,32 @@ from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import TileSet, pack, tile_table
 from sparseflash.tables.device import tensor
 
-# Token pairs asked of a mask_mod at once: bounds memory (a predicate may hold several int64 arrays of this size).
+# Token pairs evaluated at once. It bounds memory: a mask_mod may hold several int64 arrays of this size.
 PAIRS_AT_ONCE = 1 << 21
-# FlexAttention's tables are dense: an int32 for every block, in each of some ten tables.
+# FlexAttention's tables are dense: an int32 for every block in each of about ten tables.
 LARGEST_TABLE = 1 << 28
 
 
 def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, H: int | None = None) -> BlockMask:
-    """A FlexAttention block mask as ours: the same token mask, canonical.
+    """Convert a FlexAttention block mask to ours: the same token mask, in canonical form.
 
-    Only blocks that FlexAttention lists as partial are evaluated; its full blocks are taken at their word, its unlisted
-    ones as empty. What ``mask_mod`` looks into is read now: when it changes, convert again.
+    Only blocks that FlexAttention lists as partial are evaluated. Its full blocks are trusted, and unlisted blocks are
+    empty. Tensors that ``mask_mod`` captures are read now: convert again when they change.
 
     Args:
-        block_mask: what ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks`` gives,
-            on any device, or what ``sparseflash.flex`` makes. Blocks of other sizes than ours (384, 512, ...) are cut
-            into the largest of ours. Where none divides theirs (200, ...), all pairs are asked about.
-        q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result; who sees
-            whom does not depend on it, but biases by distance (``alibi_slopes``) do.
-        B: samples. Needed where ``mask_mod`` looks at the sample and the block mask has one table for all of them:
-            FlexAttention asks about each sample of the batch then.
-        H: query heads, likewise.
+        block_mask: from ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks``, on any
+            device, or from ``sparseflash.flex``. Blocks of sizes that we do not have (384, 512, ...) are divided into
+            the largest size of ours that divides them. If none does (200, ...), all pairs are evaluated.
+        q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result. It does not
+            change which pairs are visible, but biases by distance (``alibi_slopes``) depend on it.
+        B: number of samples. Needed if ``mask_mod`` depends on the sample and the block mask has one table for all of
+            them, since FlexAttention then evaluates each sample of the batch.
+        H: number of query heads, likewise.
 
     Raises:
-        TypeError: not a FlexAttention block mask, or a mask_mod that does not give booleans.
-        ValueError: a block side below 1, tables that do not cover the lengths, a block outside the
-            tables or listed twice, B or H that are missing or of which the block mask has another number.
+        TypeError: not a FlexAttention block mask, or a mask_mod that does not return booleans.
+        ValueError: a block side below 1, tables that do not cover the lengths, a block outside the tables or listed
+            twice, a missing B or H, or one that differs from the block mask's.
 
     Source: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch documentation.
 
@@ -73,7 +73,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
     side = (_within(side[0], lengths[0]), _within(side[1], lengths[1]))
     grid = make_grid(lengths, (fitting_block(side[0]), fitting_block(side[1])), q_offset)
     whole = side[0] % grid.bq == 0 == side[1] % grid.bk
-    theirs = grid if whole else Grid(*lengths, *side, q_offset)  # of another size than any of ours
+    theirs = grid if whole else Grid(*lengths, *side, q_offset)  # of a size that we do not have
     tables = [_four_dims(block_mask.kv_num_blocks, block_mask.kv_indices)]
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
@@ -93,11 +93,11 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
     linear, codes = linear[order], codes[order]
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
     mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, codes), tile_set.tiles(), pattern_of)
-    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends reach past the tokens
+    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends extend past the last token
 
 
 def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int | None, int | None]) -> tuple[int, int]:
-    """The samples and heads that mask_mod has to be asked about."""
+    """The numbers of samples and heads for which mask_mod has to be evaluated."""
     for name, size, number in zip("BH", have, given, strict=True):
         if number is not None and size not in (1, number):
             raise ValueError(f"the block mask has tables for {name}={size}, got {name}={number}")
@@ -118,7 +118,7 @@ def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int |
 
 
 def _within(size: int, tokens: int) -> int:
-    """A block side that is larger than all tokens together, cut to what covers them."""
+    """A block side, reduced to what covers all tokens if it is larger."""
     most = -(-tokens // BLOCK_SIZES[-1]) * BLOCK_SIZES[-1]
     if size < 1:
         raise ValueError(f"block sides must be at least 1 token, got BLOCK_SIZE={size}")
@@ -126,7 +126,7 @@ def _within(size: int, tokens: int) -> int:
 
 
 def _checked(mask: BlockMask, block_mask: FlexMask, given: tuple[int | None, int | None]) -> BlockMask:
-    """A mask that is known already, if it is for as many samples and heads."""
+    """A mask that is already known, if its samples and heads match."""
     for_one: tuple[bool, bool] = getattr(block_mask, "made_for_one", (False, False))
     for name, size, one, number in zip("BH", mask.pattern_of.shape, for_one, given, strict=True):
         if number is not None and (size not in (1, number) or (one and number > 1)):
@@ -135,7 +135,7 @@ def _checked(mask: BlockMask, block_mask: FlexMask, given: tuple[int | None, int
 
 
 def _moved(mask: BlockMask, q_offset: int) -> BlockMask:
-    """The same mask, its first query at another position."""
+    """The same mask with its first query at another position."""
     if q_offset == mask.q_offset:
         return mask
     return replace(mask, grid=replace(mask.grid, q_offset=q_offset), expression="")
@@ -147,7 +147,7 @@ def _refuse_twice(linear: Ints, heads: int, grid: Grid) -> None:
 
 
 def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], theirs: Grid, grid: Grid) -> BlockMask:
-    """The mask on blocks that do not divide theirs: evaluates every pair, and whether its block is listed."""
+    """The mask on blocks that do not divide theirs: every pair is evaluated, and visible only in a listed block."""
     device = block_mask.kv_indices.device
     samples, heads = asked
     listed = np.zeros((2, samples * heads * theirs.rows * theirs.cols), bool)
@@ -208,7 +208,7 @@ def _place(linear: int, heads: int, grid: Grid) -> str:
 
 
 def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], TileSet]:
-    """Codes of blocks, by asking mask_mod about each of their tokens. Tokens past the lengths answer as the last one.
+    """Block codes, from mask_mod evaluated for each token pair. Indices past the lengths are clamped to the last token.
 
     A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as FlexAttention does.
     """
@@ -235,20 +235,20 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
 
 
 def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
-    """Our block mask as FlexAttention's, with a ``mask_mod`` that looks the bits up.
+    """Convert our block mask to FlexAttention's, with a ``mask_mod`` that looks up the bits.
 
-    The ``mask_mod`` is right at every pair of tokens, listed or not, so it may also be combined with others.
+    The ``mask_mod`` is correct for every pair of tokens, in listed blocks or not, so it can be combined with others.
 
     Args:
-        mask: a compiled pattern. A mask per head has as many heads as the queries. Its ``q_offset`` is lost: a
-            ``score_mod`` there counts queries from 0. Or a block mask of ``sparseflash.flex``, which gets the tables
+        mask: a compiled pattern; if it has a mask per head, then one per query head. Its ``q_offset`` is lost, since a
+            ``score_mod`` there counts queries from 0. Or a block mask of ``sparseflash.flex``, which yields the tables
             and the ``mask_mod`` that torch's would have.
-        device: where the queries will lie.
+        device: device of the queries.
 
     Raises:
         TypeError: mask is not a block mask.
-        ValueError: more than 2**28 blocks over all samples and heads, which FlexAttention's dense tables of int32
-            would not hold in less than 10 GB. Use larger blocks.
+        ValueError: more than 2**28 blocks over all samples and heads, for which FlexAttention's dense int32 tables
+            take 10 GB or more. Use larger blocks.
 
     Example:
         >>> import torch
@@ -282,13 +282,13 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
     bits = tensor(tile_table(mask.tiles, bq, bk).view(np.int32), device)
 
     if device.type == "cpu":
-        # Compiled for a second mask, with another number of tiles, these sizes would become symbols, and Inductor's C++
+        # For a second mask with another number of tiles, these sizes would become symbolic, and Inductor's C++ code
         # for FlexAttention does not compile when it gathers from them (torch 2.13).
         for table in (codes, pattern_of, bits):
             torch._dynamo.mark_static(table)
 
     def mask_mod(b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
-        # Only where they differ: whoever reads the mask_mod sees whether samples and heads do.
+        # Only if they differ, so that a reader of the mask_mod can tell whether it depends on samples and heads.
         pattern = pattern_of[b % samples if samples > 1 else 0, h % heads if heads > 1 else 0]
         code = codes[pattern, q_idx // bq, kv_idx // bk]
         key = kv_idx % bk

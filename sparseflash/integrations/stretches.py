@@ -1,6 +1,6 @@
-"""Masks of numbers that queries and keys have, as patterns for one length: what recognised ``mask_mod`` are made of.
+"""Patterns over numbers that queries and keys have, for given lengths; recognised ``mask_mod`` functions become these.
 
-Queries count from 0. They are internal: they hold an array for given lengths, and compare by identity.
+Queries count from 0. The patterns are internal: they hold arrays for given lengths and compare by identity.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.runs import distinct
 from sparseflash.patterns.tiles import Words, distinct_rows, pack
 
-# Blocks whose bounds are compared at once.
+# Number of blocks whose bounds are compared at once.
 BLOCKS_AT_ONCE = 1 << 22
-# Stretches of keys with one number, of a block: with more of them it is faster to compare every pair.
+# Runs of keys with equal numbers per block; with more of them, comparing every pair is faster.
 MOST_STRETCHES = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stretches(Pattern):
-    """Allowed where ``low[q] <= k < stop[q]``: each query sees one stretch of keys, in any order of the queries."""
+    """Allowed where ``low[q] <= k < stop[q]``: each query sees one interval of keys; bounds need not be sorted."""
 
     low: Ints  # int64 [q_len]
     stop: Ints
@@ -34,7 +34,7 @@ class Stretches(Pattern):
         return np.logical_and(self.low[q] <= k, k < self.stop[q])
 
     def cut(self, kv_len: int) -> tuple[Ints, Ints]:
-        """The bounds, cut to the keys that exist; of an empty stretch ``kv_len`` and 0."""
+        """The bounds, clamped to the keys that exist; ``kv_len`` and 0 for an empty interval."""
         low, stop = np.maximum(self.low, 0), np.minimum(self.stop, kv_len)
         empty = low >= stop
         return np.where(empty, kv_len, low), np.where(empty, 0, stop)
@@ -50,7 +50,7 @@ class Stretches(Pattern):
     def candidates(self, grid: Grid) -> tuple[Ints, Ints]:
         low, stop = self.cut(grid.kv_len)
         row, start, end = np.arange(grid.q_len) // grid.bq, low // grid.bk, -(-stop // grid.bk)
-        # Neighbours mostly touch the same blocks.
+        # Neighbouring queries mostly touch the same blocks.
         changed = np.flatnonzero(np.append(True, np.diff(row) | np.diff(start) | np.diff(end)))
         row, start, end = row[changed], start[changed], end[changed]
         _, full_start, full_end = (bound[row] for bound in self.full_runs(grid))
@@ -74,11 +74,11 @@ class Stretches(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compared(Pattern):
-    """Allowed where ``of_key[k] <= of_query[q]``, or where both are equal: for numbers in any order.
+    """Allowed where ``of_key[k] <= of_query[q]``, or where both are equal, for numbers in any order.
 
-    Blocks are told apart by the smallest and the largest numbers of their queries and keys: O(blocks). Equal numbers
-    are looked for by the blocks in which each occurs, where that is less: documents whose parts lie apart take time
-    in proportion to the blocks in which they meet. Tokens are compared only in blocks that this does not decide.
+    Blocks are classified by the smallest and largest numbers of their queries and keys, in O(blocks). For equality the
+    blocks in which each number occurs are joined instead if that is less work, so documents whose parts lie apart take
+    time proportional to the blocks in which they meet. Tokens are compared only in blocks that remain undecided.
     """
 
     of_query: Ints  # int64 [q_len]
@@ -96,7 +96,7 @@ class Compared(Pattern):
         return _decided(self, grid)[1]
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
-        """Tiles are equal where numbers differ from those of the block's first query and key by as much."""
+        """Tiles are equal if their numbers have the same offsets from the block's first query and key."""
         row, first_query = _shapes(self.of_query, grid.bq)
         col, first_key = _shapes(self.of_key, grid.bk)
         kind = row[rows] * (int(col.max()) + 1) + col[cols]
@@ -104,7 +104,7 @@ class Compared(Pattern):
         return kind * (int(away.max(initial=0)) + 1) + away
 
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
-        """A tile holds the same bits wherever neighbouring keys have one number: written for all of them at once."""
+        """Neighbouring keys with equal numbers have equal bits, which are written for all of them at once."""
         k = cols[:, None] * grid.bk + np.arange(grid.bk)
         numbers = self.of_key[np.minimum(k, grid.kv_len - 1)]
         begins = np.append(np.ones((cols.size, 1), bool), numbers[:, 1:] != numbers[:, :-1], axis=1)
@@ -130,20 +130,20 @@ class Compared(Pattern):
 
 
 def _below(bk: int) -> Words:
-    """Row n has its first n bits set: keys [low, stop) of a block are a difference of two rows."""
+    """Row n has its first n bits set, so keys [low, stop) of a block are a difference of two rows."""
     return pack(np.tri(bk + 1, bk, -1, dtype=bool))
 
 
 def _shapes(numbers: Ints, side: int) -> tuple[Ints, Ints]:
-    """Of each block: which blocks have numbers that differ from their first one by as much; and that first one."""
+    """The class of each block by the offsets from its first number, and this first number."""
     blocks = np.append(numbers, np.repeat(numbers[-1:], -numbers.size % side)).reshape(-1, side)
     first = blocks[:, 0]
     return distinct_rows((blocks - first[:, None]).view(np.uint64))[1], first
 
 
-@lru_cache(maxsize=1)  # both methods ask for it, one after the other
+@lru_cache(maxsize=1)  # full_runs and candidates call it in turn
 def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tuple[Ints, Ints]]:
-    """Rows with column intervals of full blocks, and the blocks that their bounds do not decide."""
+    """Rows and column intervals of FULL blocks, and the blocks that bounds do not decide."""
     rows, cols = grid.all_rows(), np.arange(grid.cols)
     q_low, q_high = (f.reduceat(pattern.of_query, rows * grid.bq)[:, None] for f in (np.minimum, np.maximum))
     k_low, k_high = (f.reduceat(pattern.of_key, cols * grid.bk) for f in (np.minimum, np.maximum))
@@ -173,7 +173,7 @@ def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tu
 
 
 def _meeting(pattern: Compared, grid: Grid) -> tuple[Ints, Ints] | None:
-    """Blocks in which a query and a key have an equal number, sorted; None if listing them takes more than all blocks.
+    """Blocks in which a query and a key have equal numbers, sorted; None if listing all blocks is less work.
 
     Source: a product of two sparse matrices, of rows by numbers and of numbers by columns.
     """

@@ -1,6 +1,7 @@
-"""What compiled functions call outside of their graphs: masks are asked for on the host, about all pairs of tokens.
+"""Functions that compiled code calls between its graphs, because masks are made on the host.
 
-A module of its own, imported while a graph is traced: ``torch.compiler.disable`` imports the compiler, for seconds.
+This is a separate module, imported only while a graph is traced: ``torch.compiler.disable`` imports the compiler, which
+takes seconds.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """Pictures of block masks: figures with axes, pictures in notebooks, and pages to zoom into.
 
-They read :class:`~sparseflash.patterns.mask_data.MaskData`; ``BlockMask`` asks for them inside of its methods, so that
-patterns need numpy and scipy alone.
+They read :class:`~sparseflash.patterns.mask_data.MaskData`; ``BlockMask`` imports them inside its methods, so patterns
+need only numpy and scipy.
 """

@@ -26,7 +26,7 @@ from sparseflash.pictures.seen import checked_token, token_figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MAX_PANELS, PANELS_PER_LINE = 8, 4
-LARGEST_LINED = 32  # blocks on a side up to which their borders are drawn
+LARGEST_LINED = 32  # up to this many blocks on a side, block borders are drawn
 DPI = 150
 # Pixels around a panel: tick labels and axis label at the left and below, room at the right for half a tick label.
 LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26
@@ -41,12 +41,12 @@ def draw(
     window: Window | None = None,
     token: int | None = None,
 ) -> None:
-    """Write the picture with axes, densities and a legend; the first patterns beside each other when there are many.
+    """Write the picture with axes, densities and a legend; of many patterns, the first ones side by side.
 
     Raises:
         TypeError: window is not two pairs of ints, or token not an int.
-        ValueError: the suffix of path is not a picture format, window or token reaches out of the mask, both are given,
-            or a token of a pattern without an image.
+        ValueError: the suffix of path is not a picture format, window or token is outside the mask, both are given, or
+            a token of a pattern without an image.
         FileNotFoundError: the folder of path does not exist.
     """
     path = Path(path)
@@ -64,9 +64,9 @@ def draw(
 
 
 def figure(mask: MaskData, title: str | None, window: Window) -> Any:
-    """The matplotlib figure. Panels stand on whole pixels and are never smaller than their picture.
+    """The matplotlib figure. Panels start on whole pixels and are never smaller than their picture.
 
-    Were they laid out freely, pixels of the picture would be left out, and single blocks with them.
+    With any other layout matplotlib would drop pixels of the picture, and single blocks with them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def figure(mask: MaskData, title: str | None, window: Window) -> Any:
     wide = across * (LEFT + width + RIGHT)
     notes = heading(mask, title, window, panels, pictures[0][0].shape[:2], wide)
     above, tall = LINE * (len(notes) + 1), down * (ABOVE + height + BELOW)
-    total = above + tall + 2 * LINE  # the legend stands in the last two lines
+    total = above + tall + 2 * LINE  # the legend is in the last two lines
     drawn = Figure(figsize=(wide / DPI, total / DPI))
     FigureCanvasAgg(drawn)
     for p, (pixels, covered) in enumerate(pictures):
@@ -104,14 +104,14 @@ def figure(mask: MaskData, title: str | None, window: Window) -> Any:
 
 
 def panel_size(window: Window, longest: int) -> tuple[int, int]:
-    """Pixels (high, wide) in the window's own proportions, yet neither side below a quarter of the longer one."""
+    """Pixels (height, width) in the window's proportions, with neither side below a quarter of the longer one."""
     spans = [stop - first for first, stop in window]
     high, wide = (max(ceil(longest * span / max(spans)), longest // 4) for span in spans)
     return high, wide
 
 
 def whole_multiple(picture_size: tuple[int, ...], room: tuple[int, int]) -> tuple[int, int]:
-    """The room, changed so that each pixel of the picture becomes equally many, if that keeps the proportions."""
+    """The size, adjusted so that each pixel of the picture is scaled equally, if that keeps the proportions."""
     high, wide = (n * max(1, round(space / n)) for n, space in zip(picture_size, room, strict=True))
     kept = abs(high * room[1] / (wide * room[0]) - 1) < 0.02
     return (high, wide) if kept else room
@@ -123,7 +123,7 @@ def tick_step(span: int, pixels: int) -> int:
 
 
 def _scales(axes: Any, mask: MaskData, window: Window, size: tuple[int, int]) -> None:
-    """Limits, ticks, labels and, where few blocks are in view, their borders."""
+    """Set limits, ticks and labels and, for few blocks, draw their borders."""
     from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
     (q0, q1), (k0, k1) = window

@@ -1,4 +1,4 @@
-"""How a block mask shows itself in a notebook."""
+"""The representation of a block mask in a notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.pictures.pixels import Pixels, enlarged, picture, png_bytes
 
-SIZE = 320  # pixels on a side, about
+SIZE = 320  # approximate pixels on a side
 PANELS = 4
 GAP = 8
 FRAME = 160  # grey
@@ -18,7 +18,7 @@ MAX_TEXT = 400  # characters of the expression
 
 
 def png(mask: MaskData) -> bytes:
-    """A small picture of the mask: of each of the first patterns, side by side, when there are several."""
+    """A small picture of the mask; of several patterns, the first ones side by side."""
     panels = [_panel(mask, p) for p in range(min(mask.patterns, PANELS))]
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for panel in panels for part in (gap, panel)][1:]

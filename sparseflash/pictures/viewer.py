@@ -1,8 +1,8 @@
-"""A block mask as a page to zoom into: one file that a browser shows without a network.
+"""A block mask as a zoomable page: one file that a browser shows without a network.
 
-The page's parts are in ``page/``: markup, style, and the script in the order of :data:`SCRIPTS`. Into it goes the mask
-itself: per block row the number of its runs, per run the gap to the one before, its length and its code, then the
-tiles; each array as little-endian 32-bit words, deflated, in base64.
+The page's parts are in ``page/``: markup, style, and the script in the order of :data:`SCRIPTS`. The mask is embedded:
+per block row the number of its runs, per run the gap to the one before, its length and its code, then the tiles; each
+array as little-endian 32-bit words, deflated, in base64.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ MAX_PAGE = 16 << 20  # bytes of the file
 
 
 def write(mask: MaskData, path: str | PathLike[str], *, title: str | None = None) -> None:
-    """Write the page; to a temporary name first, so that the file is whole or not there.
+    """Write the page, under a temporary name first, so that the file is complete or absent.
 
     Raises:
         ValueError: more runs or tiles than a page can hold.
@@ -51,7 +51,7 @@ def page(mask: MaskData, title: str | None = None) -> str:
         ValueError: more runs or tiles than a page can hold.
     """
     title = title or mask.expression or "Block mask"
-    # Inside a script element `</script>` and `<!--` would end or hide the data; as escapes they are only text.
+    # Inside a script element `</script>` and `<!--` would end or hide the data, so `<` is escaped.
     data = json.dumps(content_of(mask, title), separators=(",", ":")).translate(
         {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
     )
@@ -63,7 +63,7 @@ def page(mask: MaskData, title: str | None = None) -> str:
         "SCRIPT": f'"use strict";\n(() => {{\n{script}}})();',
         "DATA": data,
     }
-    # In one pass, so that a title that looks like a placeholder stays a title.
+    # In one pass, so that a title that looks like a placeholder is not replaced.
     template = (PARTS / "page.html").read_text(encoding="utf-8")
     text = re.sub("@@([A-Z_]+)@@", lambda found: values[found[1]], template)
     if len(text) > MAX_PAGE:
@@ -72,7 +72,7 @@ def page(mask: MaskData, title: str | None = None) -> str:
 
 
 def content_of(mask: MaskData, title: str) -> dict[str, Any]:
-    """What the page knows of the mask, as plain data.
+    """The data of the mask for the page.
 
     Raises:
         ValueError: more runs or tiles than a page can hold.
@@ -133,7 +133,7 @@ def _packed(array: NDArray[Any]) -> str:
 
 
 def _patterns(mask: MaskData) -> list[dict[str, Any]]:
-    """Figures of each distinct pattern, and whose it is."""
+    """The figures of each distinct pattern, and its samples and heads."""
     runs, (nq, nk), (q_len, kv_len) = mask.runs, mask.grid_shape, mask.shape
     owner = runs.row // nq
     pairs = np.bitwise_count(tile_table(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
@@ -152,7 +152,7 @@ def _patterns(mask: MaskData) -> list[dict[str, Any]]:
 
 
 def users(pattern_of: NDArray[np.int32], pattern: int) -> str:
-    """The samples and heads that have a pattern.
+    """The samples and heads that use a pattern.
 
     Example:
         >>> users(np.array([[0, 1, 0, 0]], np.int32), 0)

@@ -1,8 +1,8 @@
-"""Diffusers: video and image transformers whose self-attention keeps to a pattern.
+"""Diffusers: video and image transformers with a pattern in their self-attention.
 
-:func:`use_pattern` switches a transformer of a pipeline; its weights stay. Wan, HunyuanVideo, Flux and CogVideoX are
-known. The pattern is for the tokens of the image or the video, in the order in which the model has them: frame by frame
-and row by row. Text that attends jointly with them stands beside it (:func:`sparseflash.patterns.beside`), and
+:func:`use_pattern` switches a pipeline's transformer; its weights are not changed. Wan, HunyuanVideo, Flux and
+CogVideoX are supported. The pattern covers the tokens of the image or the video in the model's order: frame by frame,
+row by row. Text tokens in the same sequence are added beside it (:func:`sparseflash.patterns.beside`), and
 cross-attention to text stays dense. Nothing here imports diffusers.
 """
 
@@ -30,36 +30,36 @@ def use_pattern(
     dense_steps: int = 0,
     block: int = 128,
 ) -> Any:
-    """Let the self-attention of a diffusion transformer keep to a pattern.
+    """Apply a pattern to the self-attention of a diffusion transformer.
 
     In a pipeline: ``use_pattern(pipe.transformer, "...")``. Each call starts from the model's own attention again.
 
     A denoising step is a forward pass with a smaller timestep than the one before it; passes with the same timestep
     (with and without the prompt) are one step, and a larger timestep begins the next sample. Where steps matter, each
-    forward pass waits once for the device to read the timestep.
+    forward pass synchronises once with the device to read the timestep.
 
-    A pattern of an image (``shape``) in another order than row by row is followed: queries, keys and values are put in
-    its order, and the output back, so that blocks of tokens are compact patches.
+    If the pattern has an image (``shape``) whose order is not row by row, queries, keys and values are permuted to it,
+    and the output back, so that blocks of tokens are compact patches.
 
     Args:
         transformer: ``WanTransformer3DModel``, ``HunyuanVideoTransformer3DModel``, ``FluxTransformer2DModel`` or
             ``CogVideoXTransformer3DModel``, or a subclass.
-        pattern: a pattern or its text, for the tokens of the image or the video after patching. None: the model's own
-            attention from now on.
-        layers: numbers of the layers that keep to the pattern, from 0, or from the end below 0; the others stay dense.
-            Layers are counted as the model runs them: in Flux and HunyuanVideo ``single_transformer_blocks`` go on
-            where ``transformer_blocks`` end. None: all.
-        steps: numbers of the denoising steps that keep to the pattern, from 0; the others are dense. None: all.
-        dense_steps: number of first steps that stay dense, in place of ``steps``.
+        pattern: a pattern or its text, for the tokens of the image or the video after patching. None restores the
+            model's own attention.
+        layers: indices of the layers with the pattern; negative ones count from the end. The others stay dense. Layers
+            count in the order in which they run: in Flux and HunyuanVideo ``single_transformer_blocks`` follow
+            ``transformer_blocks``. None: all.
+        steps: indices of the denoising steps with the pattern, from 0; the others are dense. None: all.
+        dense_steps: number of initial steps that stay dense, instead of ``steps``.
         block: tokens per block side, one of 16, 32, 64, 128, 256.
 
     Returns:
         The transformer.
 
     Raises:
-        TypeError: no pattern and no text; layers or steps that are not ints.
+        TypeError: a pattern that is neither a Pattern nor a text; layers or steps that are not ints.
         ValueError: a transformer of another class, text that is not a pattern, a pattern per sample, a missing layer,
-            a negative step, ``steps`` and ``dense_steps`` together. In a forward pass: a pattern for another
+            a negative step, ``steps`` together with ``dense_steps``. In a forward pass: a pattern for another
             number of tokens; a mask of the model that is more than text whose end is padding; an attention backend of
             diffusers that does not call torch's ``scaled_dot_product_attention``.
 

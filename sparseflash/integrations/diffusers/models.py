@@ -1,4 +1,4 @@
-"""The transformers of diffusers that are known: where their self-attention is, and where text stands in it."""
+"""The supported transformers of diffusers: where their self-attention is, and where text tokens are in it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """What is known of a class of transformers."""
+    """The layout of a transformer class."""
 
     blocks: tuple[str, ...]  # lists of blocks, in the order in which the model runs them
     attention: str  # the self-attention of a block
-    text: str | None  # "before" or "after" the tokens of the image, in one sequence with them; None: in none
+    text: str | None  # text "before" or "after" the tokens of the image in their sequence; None: not in it
 
 
 # As of diffusers 0.42.1, models/transformers/: the concatenations in the attention processors and in the blocks.
@@ -26,7 +26,7 @@ def kind_of(transformer: Any) -> Kind:
     """The kind of a transformer.
 
     Raises:
-        ValueError: of another class.
+        ValueError: a transformer of another class.
     """
     for name in (cls.__name__ for cls in type(transformer).__mro__):
         if name in KINDS:

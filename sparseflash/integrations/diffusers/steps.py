@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparseflash.patterns.pattern import checked_int
 
-ATTRIBUTE = "sparseflash_denoising"  # of a transformer: what `use_pattern` attached to it
+ATTRIBUTE = "sparseflash_denoising"  # attribute of a transformer: its Denoising
 
 
 class Denoising:
@@ -31,7 +31,7 @@ class Denoising:
 
     @classmethod
     def of(cls, steps: Collection[int] | None, dense_steps: int) -> Denoising:
-        """Checked; sparse in ``steps``, or in all after the first ``dense_steps``."""
+        """Check the arguments; sparse in ``steps``, or in all after the first ``dense_steps``."""
         dense_steps = checked_int("use_pattern", "dense_steps", dense_steps, 0)
         if steps is not None and dense_steps:
             raise ValueError(
@@ -47,19 +47,19 @@ class Denoising:
 
     @staticmethod
     def detach(transformer: Any) -> None:
-        """Let whoever follows a transformer go."""
+        """Remove the hooks of a transformer."""
         attached = transformer.__dict__.pop(ATTRIBUTE, None)
         if attached is not None:
             attached._handle.remove()
 
     @property
     def is_sparse(self) -> bool:
-        """Whether this pass keeps to the pattern."""
+        """Whether this pass uses the pattern."""
         return self.step >= self._dense_steps if self._steps is None else self.step in self._steps
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # waits for a number of the device
     def begin(self, transformer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """A forward pass begins, with these arguments."""
+        """Hook at the beginning of a forward pass."""
         given = inspect.signature(transformer.forward).bind_partial(*args, **kwargs).arguments
         given |= given.pop("kwargs", {})
         prompt = given.get("encoder_hidden_states")
@@ -70,7 +70,7 @@ class Denoising:
             self.step = 0
 
     def _count(self, timestep: Tensor | float) -> None:
-        # Wan gives a timestep for each token where the first frame is given: that of the others is the largest.
+        # Given the first frame, Wan has a timestep per token; the largest is that of the other frames.
         now = float(timestep.max() if isinstance(timestep, Tensor) else timestep)
         if self._timestep is None or now > self._timestep:
             self.step = 0

@@ -1,4 +1,4 @@
-"""From the pattern of an image to the mask of a sequence that has text beside it, and to the order of its tokens."""
+"""Makes the mask of a sequence of image tokens and text from the image's pattern, and the order of its tokens."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from sparseflash.patterns.stacked import PerSample, per_sample
 
 
 class Text(NamedTuple):
-    """Where text stands in a sequence."""
+    """Where the text is in a sequence."""
 
     before: int  # tokens
     after: int
-    used: tuple[int, ...] | None  # of those after, so many of each sample are no padding; None: all
+    used: tuple[int, ...] | None  # for text after the image: how many tokens of each sample are not padding; None: all
 
 
 def checked(pattern: str | Pattern) -> Pattern:
-    """The pattern of a user.
+    """The user's pattern.
 
     Raises:
-        TypeError: no text and no pattern.
-        ValueError: a text that is not a pattern, a pattern per sample, or one whose tokens stand in several orders.
+        TypeError: neither a text nor a pattern.
+        ValueError: a text that is not a pattern, a pattern per sample, or one with several token orders.
     """
     if not isinstance(pattern, str | Pattern):
         words = instead(pattern)
@@ -46,7 +46,7 @@ def checked(pattern: str | Pattern) -> Pattern:
 
 
 def order_of(pattern: Pattern) -> PlacedImage | None:
-    """The image whose order a pattern has its tokens in; None: row by row, or no image.
+    """The image that defines the token order of a pattern; None: row by row, or no image.
 
     Raises:
         ValueError: parts in different orders, or an order of something that is packed or has text beside it.
@@ -71,10 +71,10 @@ def order_of(pattern: Pattern) -> PlacedImage | None:
 
 @lru_cache(maxsize=64)
 def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
-    """The mask of a sequence of so many tokens, text included.
+    """The mask of a sequence of this many tokens, including text.
 
     Raises:
-        ValueError: a pattern that is not for the tokens that the text leaves.
+        ValueError: a pattern that is not for the number of image tokens.
     """
     image = tokens - text.before - text.after
     size = pattern.known_size
@@ -92,7 +92,7 @@ def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
 
 @lru_cache(maxsize=16)
 def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which token stands at each place, and where each token stands; text stays where it is."""
+    """The token at each place, and the place of each token; text is not moved."""
     pixels, positions = token_order(image.shape, image.order, tile=image.tile)
     found = []
     for index in (pixels, positions):
@@ -103,21 +103,21 @@ def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) ->
 
 
 def ordered(pattern: Pattern, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The indices that put tokens in the pattern's order and back; None: they are in it."""
+    """The indices that permute tokens to the pattern's order and back; None: they are in it already."""
     image = order_of(pattern)
     return None if image is None else _order(image, text, tokens, device)
 
 
 def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
-    """How many tokens of the text after the image each sample has, from the mask of a model; None: all of them.
+    """The number of text tokens after the image in each sample, from the model's mask; None: all of them.
 
     Args:
-        mask: bool [B, 1, 1, N], false where padding is.
+        mask: bool [B, 1, 1, N], false for padding.
         tokens: N.
-        text: at the end of N, with its padding.
+        text: text tokens at the end of N, including padding.
 
     Raises:
-        ValueError: a mask that says more than this.
+        ValueError: a mask that hides anything else.
     """
     if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1) and mask.shape[3] == tokens:
         used = mask[:, 0, 0].sum(1).tolist()

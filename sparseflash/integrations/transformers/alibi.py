@@ -1,8 +1,8 @@
-"""Bloom, MPT and Falcon, whose layers compute attention themselves: they ask for ours in its place.
+"""Bloom, MPT and Falcon, whose layers compute attention themselves: here they call ours instead.
 
-Their classes get a ``forward`` that does what theirs does up to the scores and after them, for models whose attention
-is block_sparse; other models go on as before. What ALiBi adds to the scores of a key is handed to the attention as a
-bias, as the model made it: positions in it skip padding, and are rounded to the model's dtype.
+Their attention classes get a ``forward`` that does the same before and after the attention, for models whose attention
+is block_sparse; other models are unaffected. The model's ALiBi tensor is passed to the attention as a bias, unchanged:
+positions in it skip padding, and are rounded to the model's dtype.
 
 Falcon with ALiBi is computed as its "sdpa" attention does, its default: "eager" adds ALiBi twice, in the mask and again
 in the layer.
@@ -30,7 +30,7 @@ BITS = 32
 
 
 def serve(model: Any) -> bool:
-    """Have the layers of a model ask for our attention; False for a model that is none of these."""
+    """Make the layers of a model call our attention; False for any other model."""
     module = sys.modules.get(type(model).__module__)
     name = next((name for name in _FORWARDS if getattr(module, name, None) is not None), None)
     if module is None or name is None or not module.__name__.startswith(PACKAGE):
@@ -49,7 +49,7 @@ def serve(model: Any) -> bool:
 
 
 def _told(init: Callable[..., None]) -> Callable[..., None]:
-    """A layer that keeps its config, in which its pattern is."""
+    """An ``__init__`` that keeps the config, which holds the pattern."""
 
     @wraps(init)
     def told(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -153,9 +153,9 @@ _FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttent
 
 
 def described(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
-    """The description of a batch (:func:`describe`), in a form that the model hands to its layers as it is.
+    """The description of a batch (:func:`describe`), in a form that the model passes to its layers unchanged.
 
-    MPT makes booleans of every mask: it gets the bits. Falcon adds ALiBi to masks of four dims: it gets one of three.
+    MPT converts every mask to booleans, so it gets bits. Falcon adds ALiBi to masks of four dims, so it gets three.
     """
     mask = describe(*args, config=config, **kwargs)
     family = getattr(config, "model_type", None)
@@ -177,6 +177,6 @@ def _words(bits: Tensor) -> Tensor:
 
 
 def is_served(kind: type[nn.Module]) -> bool:
-    """Whether a class of Transformers stands beside layers that ask for our attention."""
+    """Whether a class's module has layers that :func:`serve` has changed."""
     module = sys.modules.get(kind.__module__)
     return any(SERVED in vars(getattr(module, name, object)) for name in _FORWARDS)

@@ -17,10 +17,10 @@ from sparseflash.integrations.transformers.operators import EVERYTHING, checked,
 from sparseflash.integrations.transformers.patches import check, names_patches, of_module, reads_none
 from sparseflash.integrations.transformers.placing import placed
 
-# Not "sparseflash": a name with "flash" in it is taken by Transformers for a flavour of FlashAttention.
+# Not "sparseflash": Transformers takes a name that contains "flash" for a version of FlashAttention.
 NAME = "block_sparse"
-# Tensors among the keywords that models and trainers hand on to whoever attends, which do not change what is asked for
-# (`position_ids` and the lengths of packed rows are read). Any other one may choose keys, or weigh them.
+# Tensor keywords that models and trainers pass to every attention function and that do not change its result
+# (`position_ids` and the lengths of packed rows are read). Any other tensor might select keys or weight them.
 HARMLESS = {
     *("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
     *("num_items_in_batch", "labels", "shift_labels", "input_ids", "token_type_ids", "cache_position", "inputs_embeds"),
@@ -30,14 +30,14 @@ HARMLESS = {
 
 SIDES = ("encoder", "decoder")
 CROSS = "cross"  # beside them: the attention of the decoder to the encoder
-CROSSES = "block_sparse_crosses"  # of a module: whether its keys are another sequence's
-SERVED = "_block_sparse_serves"  # of a class whose forward is ours
+CROSSES = "block_sparse_crosses"  # attribute of a module: whether its keys are another sequence's
+SERVED = "_block_sparse_serves"  # attribute of a class whose forward is ours
 
 
 class Calls(threading.local):
-    """The ``position_ids`` of the models that are being called, innermost last; some never hand them to attention.
+    """The ``position_ids`` of the models being called, innermost last, since some never pass them to attention.
 
-    And what the self-attention of a layer knows of the queries, for its cross-attention.
+    Also what a layer's self-attention was told about the queries, for its cross-attention.
     """
 
     def __init__(self) -> None:
@@ -84,14 +84,14 @@ def block_sparse_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one layer over the config's pattern: query [B, Hq, N, D], key [B, Hkv, M, D], value [B, Hkv, M, Dv].
 
-    position_bias: [B or 1, Hq or 1, N or 1, M or 1], as T5 hands it over: added to the scores, with a gradient.
+    position_bias: [B or 1, Hq or 1, N or 1, M or 1], as T5 passes it: added to the scores, with a gradient.
 
     Returns:
-        [B, N, Hq, Dv], and None for the weights, which are never made.
+        [B, N, Hq, Dv], and None instead of attention weights, which are never computed.
 
     Raises:
-        ValueError: what block-sparse attention cannot do: weights asked for, a tensor among ``kwargs`` that nothing is
-            known of, positions of a part of a sequence.
+        ValueError: something that block-sparse attention cannot do: attention weights, an unknown tensor among
+            ``kwargs``, positions of part of a sequence.
     """
     _refuse(module, kwargs)
     pattern, block = pattern_of(module)
@@ -99,7 +99,7 @@ def block_sparse_attention(
     if names_patches(pattern):
         pattern = of_module(module, pattern).written(pattern, q_len)
     own = attention_mask is not None and attention_mask.dtype != torch.int32
-    if attention_mask is None:  # the model drew no mask: what it says of itself holds, as for sdpa
+    if attention_mask is None:  # the model made no mask: its is_causal decides, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         causal = bool(causal) and not crosses(module)
         attention_mask = _plain(q_len, kv_len, causal, kwargs.get("sliding_window"))
@@ -111,7 +111,7 @@ def block_sparse_attention(
             f"{type(module).__name__} got a 4-D attention_mask and cu_seq_lens_q of packed rows, which both say who "
             "sees whom: give one of them"
         )
-    if not (own or crosses(module)):  # a mask of one's own says it all: the positions of a tree are no packed row's
+    if not (own or crosses(module)):  # a 4-D mask is complete: positions of a tree do not mean packed rows
         positions = kwargs.get("position_ids")
         if positions is None and not torch.compiler.is_compiling():
             positions = CALLS.positions
@@ -159,7 +159,7 @@ def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
 
 
 def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int, kv_len: int) -> Tensor:
-    """The description of a 4-D mask of the user's own, or of a model that draws its masks itself."""
+    """The description of a 4-D mask from the user, or from a model that makes its masks itself."""
     if pattern != EVERYTHING and crosses(module):
         raise ValueError(
             f"{type(module).__name__} got a 4-D attention_mask and a pattern for cross-attention, {pattern}: give a "
@@ -175,7 +175,7 @@ def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int
 
 
 def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
-    """The description of a batch without padding, the newest query at the newest key."""
+    """The description of a batch without padding, the last query aligned with the last key."""
     reach = kv_len if window is None else window
 
     def allowed(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
 
 
 def crosses(module: nn.Module) -> bool:
-    """Whether a module's keys are another sequence's; ``watching`` finds those that do not say so themselves."""
+    """Whether a module's keys are another sequence's; ``watching`` marks modules that do not tell themselves."""
     return bool(getattr(module, CROSSES, False) or getattr(module, "is_cross_attention", False))
 
 
@@ -196,18 +196,18 @@ def may_cross(module: nn.Module) -> bool:
 
 
 def has_two_sides(config: Any) -> bool:
-    """Whether a config is that of an encoder and a decoder; T5's stacks have copies of it that deny it."""
+    """Whether a config is an encoder-decoder's; the copies that T5's stacks hold say they are not."""
     return bool(getattr(config, "is_encoder_decoder", False)) or hasattr(config, "num_decoder_layers")
 
 
 def side_of(module: nn.Module) -> str:
-    """Which half of a model of an encoder and a decoder a self-attention module is in."""
+    """Which side of an encoder-decoder model a self-attention module is on."""
     decodes = getattr(module, "is_decoder", None)
     return "decoder" if (getattr(module, "is_causal", False) if decodes is None else decodes) else "encoder"
 
 
 def _tells(module: nn.Module) -> bool:
-    """Whether a self-attention module stands before cross-attention that has a pattern."""
+    """Whether a self-attention module precedes cross-attention that has a pattern."""
     return has_cross(getattr(module, "config", None)) and not crosses(module) and side_of(module) == "decoder"
 
 
@@ -220,11 +220,11 @@ def has_cross(config: Any) -> bool:
 def pattern_of(module: nn.Module) -> tuple[str, int]:
     """The text of a layer's pattern, and its block size, from the config.
 
-    Cross-attention sees everything, unless the config's dict has an entry for it. The text may leave the grid of
-    patches to the forward pass, see ``patches.py``.
+    Cross-attention sees everything unless the config's dict has an entry for it. The text may leave the grid of patches
+    to the forward pass, see ``patches.py``.
 
     Raises:
-        TypeError: no text.
+        TypeError: a pattern that is not a text.
         ValueError: a text that is not a pattern, or a list that has no entry for this layer.
     """
     config: Any = module.config
@@ -250,7 +250,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
 
 
 def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
-    """What the config says for the stack of layers that a module is in, and how many layers that has."""
+    """The config's pattern for the stack of layers that a module is in, and the stack's number of layers."""
     config: Any = module.config
     count = getattr(config, "num_hidden_layers", 0)
     crossing = crosses(module)
@@ -280,7 +280,7 @@ def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
 
 
 def attending(model: Any) -> list[nn.Module]:
-    """The self-attention modules of a model in their order; none of a model that does not tell which they are."""
+    """The self-attention modules of a model in order; empty for a model that does not tell which they are."""
     kinds = []
     for part in model.modules():
         kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
@@ -288,7 +288,7 @@ def attending(model: Any) -> list[nn.Module]:
     attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
     found: dict[int, nn.Module] = {}
     for named in model.modules():
-        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names a layer around the module
+        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names the layer around the module
             inside = [named] if hasattr(named, "config") else [m for m in named.modules() if hasattr(m, "config")]
             found |= {id(m): m for m in inside if not crosses(m)}
     return list(found.values())

@@ -1,9 +1,9 @@
 """Patterns of cross-attention, over (tokens of the decoder, tokens of the encoder).
 
-A layer that attends to the encoder is told nothing of where its queries stand: with a cache they are the newest tokens
-of a sequence that only self-attention sees. The self-attention of the same layer runs before it, with a description of
-the decoder's batch; that says how many tokens came before and where each sequence begins. So both sides count from the
-first token of their sequence. Where there was no such description, nothing is guessed.
+A layer's cross-attention is not told the positions of its queries: with a cache they are the newest tokens of a
+sequence that only self-attention sees. The self-attention of the same layer runs first, with a description of the
+decoder's batch that tells how many tokens came before and where each sequence begins. Both sides then count from the
+first token of their sequence. Without such a description the call is refused.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WITHOUT = 'or leave "cross" out of block_sparse_pattern'
 
 
 class Queries(NamedTuple):
-    """What a layer's self-attention was told of the queries: its description, q_len and kv_len."""
+    """What a layer's self-attention was told about the queries: its description, q_len and kv_len."""
 
     mask: Tensor
     batch: int
@@ -30,8 +30,7 @@ def across(module: nn.Module, mask: Tensor, queries: Queries | None, batch: int,
     """The description of the encoder's tokens, [B, 1, 1, HEADER + M], with the position of the first query in it.
 
     Raises:
-        ValueError: nothing says where the queries stand; packed rows on either side; a mask that limits more than
-            padding does.
+        ValueError: unknown positions of the queries; packed rows on either side; a mask that hides more than padding.
     """
     name = type(module).__name__
     if queries is None or (queries.batch, queries.q_len) != (batch, q_len):

@@ -1,4 +1,4 @@
-"""A dense language model made sparse: switched over, trained on for a while, and measured, one pattern after another.
+"""Makes a dense language model sparse: switch, train for a while, measure; one pattern after another.
 
 Shape legend: B samples of N tokens per batch.
 """
@@ -29,13 +29,13 @@ Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a model under a pattern.
+    """The results of a model with one pattern.
 
     Attributes:
         pattern: its text.
         density: stored blocks / all blocks at the length of the test batches, causal.
-        switched: perplexity right after the dense model was switched over.
-        trained: perplexity after training it so.
+        switched: perplexity of the dense model with the pattern, before training.
+        trained: perplexity after training with the pattern.
     """
 
     pattern: str
@@ -78,18 +78,18 @@ def train(
     label: str = "training",
     console: Console | None = None,
 ) -> list[float]:
-    """Train a causal language model with AdamW, a linear warm-up and a cosine; batches in their order, again and again.
+    """Train a causal language model with AdamW, linear warm-up and cosine decay, cycling through the batches.
 
-    For more, use Transformers' ``Trainer`` or your own loop: the attention is an ordinary part of the model.
+    For anything more, use Transformers' ``Trainer`` or your own loop; the attention is an ordinary part of the model.
 
     Args:
-        model: whatever attention it has; weights are changed in place.
+        model: with any attention; its weights are changed in place.
         batches: as for :func:`perplexity`.
         steps: optimizer steps.
         lr: peak learning rate.
-        warmup: steps until it is reached.
+        warmup: steps until the peak.
         clip: largest norm of the gradient.
-        label: before the progress bar.
+        label: text before the progress bar.
         console: where the bar is drawn; default the terminal.
 
     Returns:
@@ -132,15 +132,15 @@ def compare(
 ) -> list[Row]:
     """Fine-tune a dense model into a sparse one for each pattern, and print the perplexity of each.
 
-    Every pattern starts from the weights that the model has now, and the model keeps them. ``full()`` among the
-    patterns is the control: as many steps with dense attention.
+    Every pattern starts from the model's present weights, which are restored at the end. Include ``full()`` as a
+    control: the same number of steps with dense attention.
 
     Args:
         model: a causal language model of Transformers.
         patterns: patterns or their texts.
         train_batches: as for :func:`train`.
         test_batches: as for :func:`perplexity`.
-        steps: optimizer steps for each pattern; 0 only switches over.
+        steps: optimizer steps for each pattern; 0 measures without training.
         lr: peak learning rate.
         block: tokens per block side.
         console: where the table is printed; default the terminal.
@@ -181,13 +181,13 @@ def _ids(batch: Batch) -> Tensor:
 
 
 def _loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
-    """Mean loss of the predicted tokens, and how many they are."""
+    """The mean loss of the predicted tokens, and their number."""
     ids = _ids(batch).to(model.device)
     mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
     mask = None if mask is None else mask.to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     targets = ids[:, 1:]
-    if mask is not None:  # a token counts if it and the one before it are there
+    if mask is not None:  # a token counts if neither it nor the one before it is padding
         targets = targets.masked_fill((mask[:, 1:] * mask[:, :-1]) == 0, -100)
     predicted = int((targets != -100).sum())
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")

@@ -1,14 +1,14 @@
-"""What a model says about its batch, as one small tensor: padding, packed sequences, causal or not, windows, chunks.
+"""Describes a batch in one small tensor: padding, packed sequences, causal or not, windows, chunks.
 
-Transformers hands a mask function to whoever draws the mask. Ours draws none: it asks that function O(N) questions and
-writes down, for every key, where its sequence begins; ``placing.py`` adds what positions say. The answer is a tensor
-of four dims, because models pass such a mask on untouched, also through ``generate`` and ``torch.compile``; it lies on
+Transformers passes a mask function to whoever makes the mask. Ours makes none: it evaluates that function O(N) times
+and records, for every key, where its sequence begins; ``placing.py`` adds what positions tell. The result is a tensor
+of four dims, because models pass such a mask on unchanged, also through ``generate`` and ``torch.compile``. It is on
 the host, where tables are made.
 
-A mask function can say more than this description holds. So its answers at both ends of every query's stretch of keys,
-and at one key picked for each query, are compared with the description. Where they differ (blocks of image tokens), the
-mask is drawn pair by pair after all and its bits follow the description (``drawing.py``); a graph that is being traced
-cannot ask, so there it is refused when the mask is used.
+A mask function can express more than this description. Its results at both ends of every query's interval of keys, and
+at one more key per query, are therefore compared with the description. If they differ (blocks of image tokens), the
+mask is evaluated for every pair and its bits follow the description (``drawing.py``). While a graph is traced this
+cannot be checked, so the mask is refused when it is used.
 
 Shape legend: B samples, H heads or 1, N new queries, M keys.
 """
@@ -30,12 +30,12 @@ from sparseflash.integrations.transformers.sequences import Piece
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-# The first ints of every row; then follow M origins.
+# The number of ints in a row's header; M origins follow.
 MAGIC, CAUSAL, WINDOW, CHUNK, FIRST_QUERY, SEEN, CROSSING, FAULT, HEADER = range(9)
-MAGIC_NUMBER = 0x5BA5CF1A  # no mask of anyone else begins with it
-PADDING = -(1 << 31)  # in place of an origin
-OWN_KEYS = -(1 << 31)  # in place of CROSSING: the keys are those of the queries' own sequence
-# What FAULT says: data decide it, which a graph that is being traced cannot ask, so the error waits for the reader.
+MAGIC_NUMBER = 0x5BA5CF1A  # the first int; no other mask begins with it
+PADDING = -(1 << 31)  # instead of an origin
+OWN_KEYS = -(1 << 31)  # instead of CROSSING: keys and queries are of the same sequence
+# Values of FAULT. Data decide them, which tracing cannot read, so the error is raised by the reader.
 FAITHFUL, ANOTHER_MASK, KEYS_MISSING, JUMP, PACKED_BEHIND_A_CACHE, LENGTHS, ADDS = range(7)
 _ALONE = (
     "if they are one sequence of their own, count its positions from 0; if they are one rank's part of a longer one, "
@@ -59,18 +59,18 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Description:
-    """A batch's mask. Keys stand at 0 to M - 1, query i at ``first_query + i``."""
+    """The mask of a batch. Keys have positions 0 to M - 1, query i has ``first_query + i``."""
 
     causal: bool
     window: int | None  # causal: the newest `window` keys, the query's own included; else: keys up to `window` away
     first_query: int
     samples: tuple[tuple[Piece, ...], ...]  # one entry if all samples are alike
     chunk: int | None = None  # tokens; keys of the query's own chunk, counted from the sequence's origin
-    drawn: tuple[tuple[bytes, ...], ...] = ()  # the bits [N, M] of each head of each sample, where no rule says it all
-    crossing: tuple[int, ...] = ()  # of each sample, where the keys are another sequence's: position of the first query
+    drawn: tuple[tuple[bytes, ...], ...] = ()  # the bits [N, M] of every sample's heads, if no rule describes them
+    crossing: tuple[int, ...] = ()  # for keys of another sequence: position of the first query of each sample
 
     def keys(self, q_len: int, kv_len: int) -> int:
-        """How many of ``kv_len`` keys are spoken of: a static cache has room past the newest query."""
+        """How many of ``kv_len`` keys are in use: a static cache has room after the newest query."""
         return self.first_query + q_len if self.causal else kv_len
 
 
@@ -91,7 +91,7 @@ def describe(
 ) -> Tensor:
     """The description of a batch, int32 [B, 1, 1, HEADER + M]; called by Transformers as a mask function.
 
-    Where the mask had to be drawn, [B, 1, 1 + R, HEADER + M]: R rows of bits follow.
+    If the mask had to be evaluated for every pair, [B, 1, 1 + R, HEADER + M]: R rows of bits follow.
     """
     query = torch.arange(q_length, device=device) + q_offset
     sample = torch.arange(batch_size, device=device)[:, None].expand(-1, q_length)
@@ -109,11 +109,11 @@ def describe(
     chunk, window = (local_size, None) if chunked else (None, local_size)
     start = torch.full((batch_size, q_length), kv_offset, device=device)
     stop = start + kv_length
-    # Only whole sequences are packed; one begins where a query does not see its predecessor. A window of one token
-    # shows no query its predecessor, and says nothing.
+    # Only whole sequences are packed; one begins where a query does not see its predecessor. With a window of one
+    # token no query sees its predecessor, which tells nothing.
     if q_length == kv_length and local_size != 1:
         begins = ~allowed(query[None] - 1)
-        if chunk:  # so does every chunk, but a whole one lies before it
+        if chunk:  # so does every chunk, but a whole chunk precedes it
             newest = torch.where(begins, query, kv_offset).cummax(1).values
             begins &= query - torch.nn.functional.pad(newest[:, :-1], (1, 0), value=kv_offset) != chunk
         start = torch.where(begins, query, kv_offset).cummax(1).values
@@ -123,7 +123,7 @@ def describe(
     first = torch.zeros_like(start[:, :1])  # token of each row
     live = torch.ones((batch_size, kv_length), dtype=torch.bool, device=device)
     if attention_mask is not None:
-        # A cache may have room for more keys than there are, and may have dropped the oldest.
+        # A cache may have room for more keys than are in use, and may have dropped the oldest.
         missing = max(kv_offset + kv_length - attention_mask.shape[-1], 0)
         everything = torch.nn.functional.pad(attention_mask.bool(), (0, missing))
         live = everything[:, kv_offset : kv_offset + kv_length]
@@ -155,9 +155,9 @@ def describe(
 
 
 def of_drawn(mask: Tensor, batch: int, q_len: int, kv_len: int) -> Tensor:
-    """The description of a mask that somebody drew: bool [B or 1, H or 1, N or 1, M], or 0 and -inf in its place.
+    """The description of a mask that is given as a tensor: bool [B or 1, H or 1, N or 1, M], or 0 and -inf.
 
-    Rows are taken for whole sequences, the newest query at the newest key.
+    Rows are taken to be whole sequences, the last query aligned with the last key.
 
     Raises:
         ValueError: a mask of other numbers or of another size.
@@ -190,9 +190,9 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     """The description in a tensor that :func:`describe` made, for q [.., q_len, ..] and k [.., kv_len, ..].
 
     Raises:
-        ValueError: another kind of mask, one for other lengths, or one that the description does not do justice to.
+        ValueError: another kind of mask, one for other lengths, or one that the description cannot express.
     """
-    rows = mask.cpu().numpy()  # hooks that spread a model over devices move masks too
+    rows = mask.cpu().numpy()  # hooks that distribute a model over devices move masks too
     if mask.dim() != 4 or rows.shape[-1] < HEADER or rows[0, 0, 0, MAGIC] != MAGIC_NUMBER:
         raise ValueError(_NOT_A_MASK.format(dtype=mask.dtype, shape=tuple(mask.shape)))
     if rows.shape[-1] - HEADER != kv_len:
@@ -200,7 +200,7 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     return _read(rows.tobytes(), rows.shape, q_len)
 
 
-@lru_cache(maxsize=16)  # of few batches at a time; its keys are as long as they are
+@lru_cache(maxsize=16)  # for few batches at a time, since its keys are long
 def _read(ints: bytes, shape: tuple[int, ...], q_len: int) -> Description:
     everything = np.frombuffer(ints, np.int32).reshape(shape)
     rows, there = everything[:, 0, 0], shape[-1] - HEADER
@@ -218,7 +218,7 @@ def _read(ints: bytes, shape: tuple[int, ...], q_len: int) -> Description:
 
 
 def _pieces(origin: NDArray[np.int32]) -> tuple[Piece, ...]:
-    """Stretches of equal origins, padding left out."""
+    """Runs of equal origins, without padding."""
     edges = np.concatenate([[0], np.flatnonzero(np.diff(origin)) + 1, [origin.size]])
     stretches = zip(edges[:-1].tolist(), edges[1:].tolist(), origin[edges[:-1]].tolist(), strict=True)
     return tuple(piece for piece in stretches if piece[2] != PADDING)

@@ -1,7 +1,7 @@
-"""Attention of a model's layer as one operator: it reads the batch's description, finds the table, and walks it.
+"""The attention of a model's layer as one operator: it reads the batch's description, finds the table, and runs it.
 
-Tables are made on the host from what a batch holds, which no graph can foresee; inside an operator that is no business
-of the compiler's. So eager, compiled and checkpointed models take one path, and new lengths compile nothing.
+Tables are made on the host from the data of a batch, which cannot be traced; inside an operator the compiler need not
+know. Eager, compiled and checkpointed models therefore take the same path, and new lengths do not recompile anything.
 
 Shape legend: B samples, Hq query heads, N new queries, M keys (those a cache has room for), D, Dv head dims.
 """
@@ -40,14 +40,14 @@ from sparseflash.patterns.stacked import PerSample
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
-# Rooms for a growing cache are powers of two from here on: each is compiled once.
+# Masks for a growing cache have power-of-two sizes from here on, so each size is compiled once.
 SMALLEST_ROOM = 256
 EVERYTHING = "full()"
-BETWEEN_SAMPLES = "\x1e"  # in the text of patterns that differ from sample to sample, which no user's does
+BETWEEN_SAMPLES = "\x1e"  # part of the text of per-sample patterns, which users cannot write here
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
-# Making a table reads the host's memory, which a recorded CUDA graph would not do again.
+# Making a table reads host memory, which replaying a CUDA graph would not do again.
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
@@ -66,7 +66,7 @@ def model_attention(
     dropout: float = 0.0,
     seed: Tensor | None = None,
 ) -> Tensor:
-    """Attention [B, Hq, N, Dv] over a pattern within the sequences that a description speaks of.
+    """Attention [B, Hq, N, Dv] over a pattern within the sequences of a description.
 
     bias: [B or 1, Hq or 1, N or 1, M or 1], added to the scores.
     """
@@ -94,7 +94,7 @@ def _forward(
     keys = told.keys(q.shape[2], k.shape[2])
     if _decodes(told, q) and not dropout and bias is None:
         table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
-        # Keys at or past `keys` are not read: the table may speak of more than there is memory for.
+        # Keys at or past `keys` are not read, although the table may have them.
         fitting = dataclasses.replace(table, shape=(k.shape[2], k.shape[2]))
         with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # the operator has a gradient of its own
             return decode(*(q, k, v, fitting), lengths=keys, scale=scale, softcap=softcap, sinks=sinks, return_lse=True)
@@ -160,7 +160,7 @@ def _bias_backward(
 
 
 def _over(q: Tensor, k: Tensor, mask: Tensor, pattern: str, block: int) -> tuple[int, tuple[Any, ...]]:
-    """The keys that there are; the table of the mask, as the gradients' operators take it, and the backend."""
+    """The keys in use; the table of the mask, as the gradients' operators take it, and the backend."""
     told = read(mask, q.shape[2], k.shape[2])
     keys = told.keys(q.shape[2], k.shape[2])
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
@@ -168,12 +168,12 @@ def _over(q: Tensor, k: Tensor, mask: Tensor, pattern: str, block: int) -> tuple
 
 
 def _of_keys(bias: Tensor | None, keys: int) -> Tensor | None:
-    """The bias of the keys that there are: a cache may have room for more."""
+    """The bias of the keys in use; a cache may have room for more."""
     return bias if bias is None or bias.shape[3] == 1 else bias[..., :keys]
 
 
 def _decodes(told: Description, q: Tensor) -> bool:
-    """Few new queries against a cache, of which all samples end with the newest token."""
+    """Whether these are few new queries against a cache in which all samples end with the newest token."""
     keys = told.first_query + q.shape[2]
     if told.drawn or not told.causal:
         return False
@@ -187,14 +187,14 @@ def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], 
 
 
 def _room(pattern: str, told: Description, tokens: int, device: torch.device) -> LookupTable:
-    """The table of a whole cache, for decoding: sequences go on to the end of a room that is made in a few sizes."""
+    """The table of a whole cache, for decoding: sequences extend to the end of a mask of one of a few sizes."""
     room = 1 << (tokens - 1).bit_length()
     keys = max(pieces[-1][1] for pieces in told.samples)
     samples = tuple(
         tuple((start, room if stop == keys else stop, origin) for start, stop, origin in pieces)
         for pieces in told.samples
     )
-    # Only that there is a first query: its place counts up with every token and says nothing of the room.
+    # first_query changes with every token but does not change this mask, so only its presence is kept.
     return _cached_room(pattern, dataclasses.replace(told, first_query=1, samples=samples), room, device)
 
 
@@ -207,7 +207,7 @@ def _cached_room(pattern: str, told: Description, room: int, device: torch.devic
 def compiled(
     text: str, told: Description, shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
 ) -> BlockMask:
-    """Who sees whom among the tokens of each sample: the pattern where the model allows it, for each sequence alone."""
+    """The mask of each sample: the pattern where the model allows it, for each sequence separately."""
     patterns = [checked(one) for one in text.split(BETWEEN_SAMPLES)]
     if told.crossing and any(map(_depends_on_length, patterns)):
         raise ValueError(
@@ -238,7 +238,7 @@ def compiled(
     if len(patterns) == 1 or len(samples) == 1:
         patterns, samples = patterns * len(samples), samples * len(patterns)
     offsets = [q_offset] * len(samples)
-    if told.crossing:  # keys are counted from their first token, which padding may stand before
+    if told.crossing:  # keys count from their first token, which padding may precede
         firsts = [pieces[0][2] if pieces else 0 for pieces in samples]
         offsets = [query + key for query, key in zip(told.crossing, firsts, strict=True)]
     masks = [
@@ -251,7 +251,7 @@ def compiled(
     return mask & BlockMask.of(stacked([mask_of(heads, shape, block, q_offset) for heads in told.drawn], axis=0))
 
 
-# Batches differ, but their samples are padded to lengths that come again and again.
+# Batches differ, but their samples are padded to recurring lengths.
 @MASKS.bounds
 @lru_cache(maxsize=512)
 def _of_sample(
@@ -262,10 +262,10 @@ def _of_sample(
 
 @lru_cache(maxsize=128)
 def checked(text: str) -> Pattern:
-    """The pattern of a text; the batch has its own word on what differs from sample to sample.
+    """The pattern of a text, which must serve every sample of every batch.
 
     Raises:
-        TypeError: no text.
+        TypeError: a pattern that is not a text.
         ValueError: a text that is not a pattern, or one per sample.
     """
     pattern = parse(text)

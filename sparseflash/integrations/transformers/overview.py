@@ -27,7 +27,7 @@ class Layer:
         pattern: text of its pattern, None if it has none.
         density: stored blocks / all blocks, with what the model itself forbids left out.
         speedup: blocks of the layer without a pattern / blocks with it: the expected speed-up of its attention, if time
-            went with the blocks. None for a pattern that leaves nothing.
+            went with the blocks. None for a pattern without blocks.
     """
 
     name: str
@@ -50,8 +50,8 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
         An entry for each layer; cross-attention is listed if it has a pattern.
 
     Raises:
-        ValueError: a model with another attention, or one that does not tell which of its modules attend;
-            another length than that of an image.
+        ValueError: a model with another attention, or one that does not tell which of its modules attend; tokens that
+            are not those of an image of the config's size.
 
     Example:
         >>> import transformers
@@ -92,7 +92,7 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
 
 
 def _length(attending: list[nn.Module], tokens: int | None) -> int:
-    """Of the sequence to describe: where a pattern leaves the grid to the model, of the images of the config."""
+    """The length of the sequence to describe; with ``{grid}`` in a pattern, that of the config's images."""
     for module in attending:
         text, _ = pattern_of(module)
         if names_patches(text):
@@ -108,7 +108,7 @@ def _length(attending: list[nn.Module], tokens: int | None) -> int:
 
 
 def _rules(module: nn.Module, tokens: int) -> Description:
-    """What the model allows in this layer of one sequence without padding."""
+    """What the model allows in this layer, for one sequence without padding."""
     config: Any = module.config
     samples = (((0, tokens, 0),),)
     if crosses(module):

@@ -1,13 +1,14 @@
-"""Vision models: patterns of the patches of an image or a video, with the tokens that are no patches beside them.
+"""Vision models: patterns over the patches of an image or a video, and the special tokens beside them.
 
-The text of a pattern may hold ``{grid}``, the (height, width) of an image in patches or the (frames, height, width) of
-a video; ``{frames}`` and ``{tokens_per_frame}`` are those of a video. Such a pattern is for the patches alone: class
-and register tokens, which stand before them, see all and are seen by all. It is for the layers that read patches:
-whatever else attends in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the pooling
-heads of SigLIP) sees everything.
+The text of a pattern may contain ``{grid}``, the (height, width) of an image in patches or the (frames, height, width)
+of a video, and for videos ``{frames}`` and ``{tokens_per_frame}``. Such a pattern applies to patches only: class and
+register tokens, which come first, see everything and are seen by everything. It also applies only to layers that read
+patches: other attention in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the
+pooling heads of SigLIP) sees everything.
 
-A forward pass says how large its images are: the convolution that cuts them into patches is watched, or where patches
-come cut already (SigLIP 2) their ``spatial_shapes``. So an image of another size than the config's gets its own grid.
+Each forward pass tells the size of its images: hooks read it from the convolution that makes the patches or, for a
+model that is given patches (SigLIP 2), from ``spatial_shapes``. An image of another size than the config's gets its own
+grid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sparseflash.integrations.transformers.operators import BETWEEN_SAMPLES, che
 
 Shape: TypeAlias = tuple[int, ...]
 
-# By model_type, as of Transformers 5.24: tokens before the patches and the registers, which the config counts.
+# By model_type, as of Transformers 5.24: special tokens before the patches, without the registers of the config.
 KINDS = {
     "dinov2": 1,
     "dinov2_with_registers": 1,
@@ -37,7 +38,7 @@ KINDS = {
     "vjepa2": 0,
 }
 OF_VIDEO = ("{frames}", "{tokens_per_frame}")
-ATTRIBUTE = "block_sparse_patches"  # of a module that attends in a vision model: its Patches; None: it reads no patches
+ATTRIBUTE = "block_sparse_patches"  # of attention modules in a vision model: Patches or None
 
 
 class Patches:
@@ -45,23 +46,23 @@ class Patches:
 
     Attributes:
         special: tokens before the patches.
-        home: the grid of the images that the config speaks of.
+        home: the grid of images of the config's size.
     """
 
     def __init__(self, config: Any, cut_before: bool) -> None:
         self.special: int = KINDS[config.model_type] + getattr(config, "num_register_tokens", 0)
         self.home = _of_config(config)
-        self._cut_before = cut_before  # and padded: images of several shapes make rows of one length
-        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of the forward pass that runs there
+        self._cut_before = cut_before  # padded, since images of several shapes make rows of one length
+        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of its current forward pass
         self._read: dict[int, list[tuple[Shape, ...]]] = {}  # by the number of patches, two at most
 
     def of_convolution(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        """Patches were cut, [B, C, height, width] or [B, C, frames, height, width]."""
+        """Hook of the convolution, whose output is [B, C, height, width] or [B, C, frames, height, width]."""
         shape = tuple(int(side) for side in out.shape[2:])
         self._begin(math.prod(shape), (shape,))
 
     def of_shapes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Patches came cut, with the (height, width) of each image, int [B, 2]."""
+        """Hook for given patches, with the (height, width) of each image, int [B, 2]."""
         if torch.compiler.is_compiling():
             raise ValueError(
                 f"{type(module).__name__} is told the shapes of its images as a tensor, which a graph that is being "
@@ -72,7 +73,7 @@ class Patches:
         self._begin(given["pixel_values"].shape[1], found[:1] if len(set(found)) == 1 else found)
 
     def end(self, *_: Any) -> None:
-        """The images of this forward pass are read."""
+        """Hook at the end of a forward pass."""
         self._now.pop(_thread(), None)
 
     def _begin(self, patches: int, shapes: tuple[Shape, ...]) -> None:
@@ -83,7 +84,7 @@ class Patches:
                 read[1:] = [shapes]
 
     def written(self, text: str, tokens: int) -> str:
-        """The pattern of a layer with so many tokens, for the images of this forward pass.
+        """The pattern of a layer with this many tokens, for the images of this forward pass.
 
         Raises:
             ValueError: tokens that are not the patches of these images and the special ones; a layer that is called by
@@ -93,11 +94,11 @@ class Patches:
         texts = [self.of_grid(text, shape) for shape in shapes]
         if not self._cut_before:
             return texts[0]
-        return BETWEEN_SAMPLES.join(f"packed({one})" for one in texts)  # padding behind an image sees nothing
+        return BETWEEN_SAMPLES.join(f"packed({one})" for one in texts)  # padding after an image sees nothing
 
     def of_grid(self, text: str, grid: Shape) -> str:
-        """The pattern for images of a grid."""
-        # A graph that is being traced knows f-strings of sides, and str not.
+        """The pattern for images with this grid."""
+        # Tracing supports f-strings of symbolic sides, but not str().
         filled = text.replace("{grid}", f"({', '.join([f'{side}' for side in grid])})")
         if len(grid) == 3:
             for name, number in zip(OF_VIDEO, (grid[0], grid[1] * grid[2]), strict=True):
@@ -115,7 +116,9 @@ class Patches:
     def _shapes(self, tokens: int) -> tuple[Shape, ...]:
         patches = tokens - self.special
         found = self._now.get(_thread(), ())
-        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # recomputed in a backward
+        if (
+            not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+        ):  # recomputed in a backward pass
             read = self._read.get(patches, [])
             if len(read) > 1:
                 raise ValueError(
@@ -146,12 +149,12 @@ def _listed(read: Collection[tuple[Shape, ...]]) -> str:
 
 
 def _thread() -> int:
-    """A graph that is traced serves every thread, and reads what it wrote itself."""
+    """The key of this thread; a traced graph serves every thread and reads only what it wrote itself."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _of_config(config: Any) -> Shape:
-    if (number := getattr(config, "num_patches", None)) is not None:  # SigLIP 2: of a square
+    if (number := getattr(config, "num_patches", None)) is not None:  # SigLIP 2 counts the patches of a square
         return math.isqrt(number), math.isqrt(number)
     sides, patch = (
         _pair(size) for size in (getattr(config, "image_size", None) or config.crop_size, config.patch_size)
@@ -166,11 +169,11 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
-    """Tell every module that asks for attention in a vision model whether it reads patches, and have these watched.
+    """Mark every attention module of a vision model as reading patches or not, and hook what makes the patches.
 
     Args:
-        model: of Transformers, or a part of one.
-        readers: its modules that ask for attention.
+        model: a model of Transformers, or a part of one.
+        readers: its modules that call the attention interface.
     """
     asking, seeing = set(map(id, readers)), set()
     for part in model.modules():
@@ -190,7 +193,7 @@ def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
         for module in known:
             setattr(module, ATTRIBUTE, patches)
         _draw_masks_for_pooling(part)
-    for module in readers:  # of an encoder by itself nothing is known
+    for module in readers:  # nothing is known about an encoder by itself
         if _kind(module) in seeing and not hasattr(module, ATTRIBUTE):
             setattr(module, ATTRIBUTE, None)
 
@@ -200,7 +203,7 @@ def _kind(module: nn.Module) -> str | None:
 
 
 def _cutting(part: nn.Module) -> nn.Module | None:
-    """What makes tokens of images in a part that has embeddings of its own: a convolution, or all of the embeddings."""
+    """The module that makes tokens from images, in a part with its own embeddings: a convolution, or the embeddings."""
     embeddings = getattr(part, "embeddings", None)
     if not isinstance(embeddings, nn.Module):
         return None
@@ -210,7 +213,7 @@ def _cutting(part: nn.Module) -> nn.Module | None:
 
 
 def _draw_masks_for_pooling(part: nn.Module) -> None:
-    """Give a head that pools patches by torch's own attention a config of its own, by which its mask is a plain one."""
+    """Give a pooling head that uses torch's attention a config of its own, so that it gets an ordinary mask."""
     head = getattr(part, "head", None)
     if head is not None and hasattr(head, "config"):
         head.config = copy.copy(head.config)
@@ -223,30 +226,30 @@ def names_patches(text: str) -> bool:
 
 
 def reads_none(module: nn.Module) -> bool:
-    """Whether a module attends in a vision model, but not to patches."""
+    """Whether this is attention in a vision model that does not read patches."""
     return getattr(module, ATTRIBUTE, module) is None
 
 
 def at_home(module: nn.Module, text: str) -> str:
-    """The text of a pattern that leaves the grid to the model, for the images that the config speaks of.
+    """The text of a pattern with the grid of the config's images filled in.
 
     Raises:
-        ValueError: nothing is known of the patches that a module reads.
+        ValueError: the patches of this module are unknown.
     """
     patches = of_module(module, text)
     return patches.of_grid(text, patches.home)
 
 
 def check(module: nn.Module, text: str) -> None:
-    """Raise for a text that is no pattern of patches, whatever the size of the images.
+    """Raise for a text that is not a pattern of patches for any image size.
 
     Raises:
-        TypeError: numbers of another kind, or for other axes.
-        ValueError: nothing is known of the patches that a module reads; a text that is no pattern, or one per sample;
-            a pattern with tokens in another order than theirs.
+        TypeError: arguments of a wrong type, or for other axes.
+        ValueError: the patches of this module are unknown; a text that is not a pattern, or one per sample; a pattern
+            with another token order.
     """
     patches = of_module(module, text)
-    # Images may be larger than the config says; whether a window fits them a forward pass knows.
+    # Images may be larger than the config's; only a forward pass can tell whether a window fits.
     pattern = checked(patches.of_grid(text, tuple(4 * side for side in patches.home)))
     orders = sorted({image.order for image in pattern.placed_images()} - {"raster"})
     if orders:
@@ -260,7 +263,7 @@ def of_module(module: nn.Module, text: str) -> Patches:
     """The patches that a module reads.
 
     Raises:
-        ValueError: nothing is known of them.
+        ValueError: they are unknown.
     """
     patches = getattr(module, ATTRIBUTE, None)
     if isinstance(patches, Patches):

@@ -1,12 +1,12 @@
-"""A pattern for the sequences that lie in one row of a batch: padded at either end, packed behind each other, or both.
+"""A pattern for the sequences in one row of a batch: padded at either end, packed one after another, or both.
 
-The law: each sequence gets what it would get alone. A pattern therefore counts positions from the first token of the
-sequence a query belongs to, and tokens that belong to none (padding) are seen by nobody. They see the sequence before
-them as tokens that went on behind it would, the padding in front of all sequences the first one: as dense attention,
-which hides padded keys alone, computes them. Some models read such rows: a pooled last token, a class token in front.
+The law: each sequence gets the same result as by itself. A pattern therefore counts positions from the first token of
+the query's sequence, and nobody sees tokens that belong to no sequence (padding). Padding itself sees the sequence
+before it, as if it continued that sequence, or the first one if none is before it. Dense attention, which only hides
+padded keys, computes the same for such rows, and some models read them: a pooled last token, a class token in front.
 
 Shape legend: a row of tokens 0, 1, 2, ...; a piece (start, stop, origin) of it says that tokens start to stop - 1
-belong to the sequence whose position 0 stands, or would stand, at origin.
+belong to the sequence whose position 0 is, or would be, at origin.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Piece: TypeAlias = tuple[int, int, int]
 
 
 def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
-    """The pattern inside each sequence of a row, and nothing anywhere else.
+    """The pattern inside each sequence of a row, and nothing elsewhere.
 
     Args:
-        pattern: who sees whom in one sequence; may be per head.
+        pattern: the pattern of one sequence; may be per head.
         pieces: sorted and disjoint. Gaps between pieces of one origin are holes in that sequence.
         tokens: of the row.
 
     Raises:
-        ValueError: a pattern that counts from the end of a sequence, where the row is not all one sequence.
+        ValueError: a pattern that counts from the end of a sequence, if the row is more than one sequence.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -78,14 +78,14 @@ def _sequences(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[tupl
 
 
 def _counts_from_the_end(pattern: Pattern) -> bool:
-    """Whether some part looks at the last tokens of however many there are."""
+    """Whether some part of the pattern refers to the last tokens of a sequence."""
     here = isinstance(pattern, Beside) and pattern.after > 0 and pattern.known_size is None
     return here or any(map(_counts_from_the_end, parts_of(pattern)))
 
 
 @dataclass(frozen=True, repr=False)
 class SameSequence(Interval):
-    """Keys of the stretch that a query lies in, or that lies before it; of the first one for queries before all."""
+    """Keys in the same sequence as the query; padding counts to the sequence before it, or to the first one."""
 
     stretches: tuple[tuple[int, int], ...]
     name = "same_sequence"
@@ -123,12 +123,12 @@ class Holes(Pattern):
 
 
 def shift_invariant(leaf: Pattern) -> bool:
-    """Whether a leaf looks at k - q alone, so that counting from elsewhere changes nothing."""
+    """Whether a leaf depends on k - q alone, so that the origin does not matter."""
     return isinstance(leaf, Band | Offsets)
 
 
 def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
-    """The pattern with positions counted from each sequence's origin; says nothing of pairs across sequences."""
+    """The pattern with positions counted from each sequence's origin; pairs across sequences are undefined."""
     match pattern:
         case Binary(left, right):
             return type(pattern)(restarted(left, sequences), restarted(right, sequences))
@@ -146,9 +146,8 @@ def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
 class Restarted(Pattern):
     """A leaf whose positions are counted from each sequence's origin. Queries before an origin see nothing.
 
-    Shifted by no multiple of the block, a block of it overlaps up to four blocks of the leaf, and equal fours
-    overlapped in the same way make equal tiles: so of blocks that lie within one sequence, one of each kind is
-    evaluated.
+    If the shift is not a multiple of the block, a block overlaps up to four blocks of the leaf. Equal sets of four with
+    equal overlaps make equal tiles, so for blocks inside one sequence each kind is evaluated once.
     """
 
     leaf: Pattern
@@ -171,15 +170,15 @@ class Restarted(Pattern):
         return np.array([origin for _, _, origin in self.sequences], np.int64)
 
     def _index(self, position: Ints) -> Ints:
-        """Sequence of each token; padding counts to the one before it."""
+        """The sequence of each token; padding counts to the one before it."""
         return np.maximum(np.searchsorted(self._first, position, side="right") - 1, 0)
 
     def _ends(self, grid: Grid) -> Ints:
-        """One past the last query of each sequence, the padding behind it included."""
+        """One past the last query of each sequence, including the padding after it."""
         return np.append(self._first[1:], max(grid.q_offset + grid.q_len, self.sequences[-1][1]))
 
     def _inner(self, grid: Grid) -> BlockMask:
-        """The leaf on no less than the longest of the sequences; on few lengths, for batches of many."""
+        """The leaf on at least the longest sequence; its length is rounded up, so that batches share few of them."""
         longest = int((self._ends(grid) - self._origin).max())
         length = max(longest, min(1 << (longest - 1).bit_length(), grid.kv_len))
         return compile_pattern(self.leaf, Grid(length, length, grid.bq, grid.bk, 0))
@@ -190,7 +189,7 @@ class Restarted(Pattern):
         for (first, last, origin), end in zip(self.sequences, self._ends(grid).tolist(), strict=True):
             runs = inner.runs
             row = runs.row
-            # Positions of the queries and keys of each run of blocks, and where they stand in the row of tokens.
+            # Positions of the queries and keys of each run of blocks, and their places in the row of tokens.
             q = row * grid.bq + origin
             low = (runs.start - row * runs.shape[1]) * grid.bk + origin
             high = low + runs.length * grid.bk

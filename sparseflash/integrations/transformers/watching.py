@@ -1,10 +1,10 @@
-"""What only the whole model shows: patterns that nobody reads, misspelt keys, models that never ask for attention.
+"""Checks whole models: patterns that no layer reads, misspelt keys, models that never call the attention interface.
 
-Transformers calls an attention function from inside a model's layers, if it calls it at all. So a model that computes
-attention on its own, or one whose pattern stands where no layer looks, runs dense without a word, and the function that
-would complain is never called. Therefore ``register`` has two public methods of ``PreTrainedModel`` tell us of models:
-``__init__`` and ``set_attn_implementation``. Models of other implementations are looked at once, for a pattern that
-they forget; ours are looked at whole before their first forward pass, when all of their parts are there.
+Transformers calls an attention function from a model's layers, if at all. A model that computes attention itself, or
+whose pattern is in a config that no layer reads, would silently run dense, and the function that could complain is
+never called. ``register`` therefore wraps two public methods of ``PreTrainedModel``: ``__init__`` and
+``set_attn_implementation``. Models of other implementations are checked once, for a pattern that would be ignored. Ours
+are examined before their first forward pass, when all of their parts exist.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ MARK = "_block_sparse_watched"
 SWITCH = "set_attn_implementation"
 EXAMINED = "_block_sparse_examined"
 INSTEAD = 'use attn_implementation="eager" or "sdpa"'
-# How a module of Transformers asks for its attention, and for its mask; how it defines attention of its own.
+# How a module of Transformers calls its attention and makes its mask; how it defines its own attention.
 _ASKS = re.compile(r"ALL_ATTENTION_FUNCTIONS|AttentionInterface|\.get_interface\(")
 _ASKS_FOR_MASKS = re.compile(r"\bcreate_\w*mask\w*\(")
 _ATTENDS = re.compile(r"^class \w*Attention\w*\(.*Module\):", re.MULTILINE)
-# Parts of an attention module that select keys for its queries, or put others in their place.
+# Parts of an attention module that select keys for its queries, or replace them.
 _SELECTS = re.compile(r"Indexer|Compressor")
 _SELECTED = re.compile(r"\b(\w*indices)=(?!=)")
 _CROSSING = re.compile(r"cross_?att|enc_?dec_?att|encoder_att", re.IGNORECASE)
@@ -55,7 +55,7 @@ _CHOOSES_BY_NAME = re.compile(r"ATTENTION_CLASSES\[")
 
 
 def watch() -> None:
-    """Have models made or switched from now on looked at. Calling it again changes nothing."""
+    """Check models that are made or switched from now on. Calling it again changes nothing."""
     from transformers import PreTrainedModel
 
     if hasattr(PreTrainedModel.__init__, MARK):
@@ -86,7 +86,7 @@ def _preceded(method: Callable[..., Any], before: Callable[..., None]) -> Callab
 
 
 class _Warned(threading.local):
-    """The config that was last warned of: a model and the model inside of it are made from one."""
+    """The config that was last warned about: a model and its base model are made from the same one."""
 
     last: weakref.ref[Any] | None = None
 
@@ -120,7 +120,7 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
 def _serve(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
     if attn_implementation in (NAME, "eager", "sdpa") and serve(
         model
-    ):  # which Transformers does not switch, and warns of
+    ):  # Transformers would not switch it, and would warn
         model.config._attn_implementation_internal = attn_implementation
 
 
@@ -139,7 +139,7 @@ def _foreign(model: Any, more: str = "") -> str:
 
 
 def _outside() -> int:
-    """How many frames up the caller of Transformers is, for a warning that points at their line."""
+    """The number of frames up to the caller of Transformers, so that a warning points at their line."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("transformers", "sparseflash"):
         depth, frame = depth + 1, frame.f_back
@@ -147,10 +147,10 @@ def _outside() -> int:
 
 
 def refuse_misspelt(config: Any) -> None:
-    """Raise for entries of a config, or of those in it, that nearly are ours.
+    """Raise for entries of a config, or of its sub-configs, that look like misspelt ones of ours.
 
     Raises:
-        ValueError: an entry that begins as ours do, or is spelt nearly so.
+        ValueError: an entry that begins like ours, or is spelt nearly so.
     """
     for where, part in _configs(config):
         for key in vars(part):
@@ -170,7 +170,7 @@ def _configs(config: Any, where: str = "config") -> Iterator[tuple[str, Any]]:
 
 
 def copies(model: Any) -> list[Any]:
-    """Configs of a model's parts that are copies of its own, in which nobody would look for entries: T5's stacks'."""
+    """Configs of a model's parts that are copies of its own, such as those of T5's stacks; users do not edit these."""
     listed, kind = {id(part) for _, part in _configs(model.config)}, type(model.config.get_text_config())
     held = {id(part.config): part.config for part in model.modules() if isinstance(getattr(part, "config", None), kind)}
     return [config for key, config in held.items() if key not in listed]
@@ -184,7 +184,7 @@ def _look_before_forward(model: Any) -> None:
 
 
 def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if torch.compiler.is_compiling():  # looking at sources is not for graphs
+    if torch.compiler.is_compiling():  # sources cannot be read while tracing
         return
     CALLS.begin(kwargs.get("position_ids"))
     if vars(model).get(EXAMINED) != _state(model):
@@ -200,7 +200,7 @@ def _after_forward(model: Any, args: Any, output: Any) -> None:
 
 
 def _state(model: Any) -> tuple[Any, ...]:
-    """What an examination depends on and users change."""
+    """What an examination depends on and users may change."""
     return tuple(
         (part._attn_implementation, repr(getattr(part, KEYS[0], None)), len(vars(part)))
         for _, part in _configs(model.config)
@@ -208,11 +208,11 @@ def _state(model: Any) -> tuple[Any, ...]:
 
 
 def examine(model: Any) -> None:
-    """Raise for a model in which block_sparse would not do what its config says.
+    """Raise for a model with which block_sparse would not do what its config says.
 
     Raises:
-        ValueError: a misspelt entry; a part that takes our masks, but not our attention; one that selects keys itself;
-            a pattern that no attention module reads.
+        ValueError: a misspelt entry; a part that takes our masks but not our attention; a part that selects keys
+            itself; a pattern that no attention module reads.
     """
     if model.config._attn_implementation != NAME:
         return
@@ -252,7 +252,7 @@ def examine(model: Any) -> None:
                 f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
-    decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone has nothing to say of it
+    decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone never has cross-attention
     if decodes and not any(map(crosses, readers)) and any(has_cross(part) for _, part in patterns):
         raise ValueError(
             f"{type(model).__name__} never asks for block_sparse cross-attention, so its pattern for "
@@ -271,7 +271,7 @@ def examine(model: Any) -> None:
 
 
 def _computing(module: nn.Module, config: Any) -> nn.Module | None:
-    """A module that computes attention on its own where the config has a pattern for it."""
+    """A module that computes attention itself although the config has a pattern for it."""
     config = getattr(module, "config", config)
     pattern = _pattern(config)
     if isinstance(pattern, Mapping):
@@ -283,10 +283,10 @@ def _computing(module: nn.Module, config: Any) -> nn.Module | None:
 
 
 def mark_crossing(model: Any) -> None:
-    """Tell every module that asks for attention whether its keys are another sequence's.
+    """Mark every attention module as cross-attention or not.
 
-    Models name these modules for whoever records their weights, by class or by a part of their path; where one does
-    not, their paths speak of crossing, or of the encoder from within a layer.
+    Models declare their cross-attention for recording attention weights, by class or by part of the path. For models
+    that do not, the path contains a word for cross-attention, or for the encoder inside a layer.
     """
     named: list[Any] = []
     for part in model.modules():
@@ -301,8 +301,9 @@ def mark_crossing(model: Any) -> None:
         if not _asks(type(module)):
             continue
         found = any(isinstance(kind, type) and isinstance(module, kind) and where in path for kind, where in told)
-        found = found or bool(_CROSSING.search(path)) or crosses(module)  # found once, it stays found from a part
-        # Compiled graphs ask for this entry: what cannot cross stays as it was before it was looked at.
+        # Once found, it stays so, also when only a part of the model is examined.
+        found = found or bool(_CROSSING.search(path)) or crosses(module)
+        # Compiled graphs guard on this attribute, so it is not set on modules that cannot be cross-attention.
         if found or may_cross(module):
             setattr(module, CROSSES, found)
 
@@ -312,11 +313,11 @@ def _pattern(config: Any) -> Any:
 
 
 def _asks(kind: type[nn.Module]) -> bool:
-    """Whether modules of a class ask Transformers for the attention that the config names."""
+    """Whether modules of a class call the attention that the config names."""
     general = (
         "torch",
         "transformers.modeling_utils",
-    )  # what all models share speaks of the interface, and asks nothing
+    )  # shared code that mentions the interface without calling it
     asks = (_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
     return hasattr(kind, SERVED) or any(asks)
 
@@ -325,18 +326,18 @@ def _known(kind: type[nn.Module]) -> bool:
     return kind.__module__.split(".")[0] == "torch" or bool(_source(kind))
 
 
-_texts: dict[object, str] = {}  # of classes, and of modules by name: finding one takes milliseconds
+_texts: dict[object, str] = {}  # source texts by class or module name; getting one takes milliseconds
 
 
 def _source(kind: type) -> str:
-    """The text of a class; empty where there is none to read."""
+    """The source of a class; empty if there is none."""
     if kind.__module__ == "builtins":
         return ""
     return _text(kind, kind)
 
 
 def _source_around(kind: type) -> str:
-    """The text of the Python module that a class stands in; empty where there is none to read."""
+    """The source of the Python module of a class; empty if there is none."""
     return _text(kind.__module__, sys.modules.get(kind.__module__))
 
 
