@@ -153,11 +153,12 @@ def radial(
     """Bands inside frames that halve in width with each doubling of the distance between frames.
 
     Radial attention of Li et al., https://arxiv.org/abs/2506.19852, section 4, in the form of its published code
-    (``get_window_width`` and ``get_diagonal_split_mask`` of radial_attn/attn_mask.py), token by token. The query's own
-    frame and the first one are fully visible. For another frame, d frames away, ``length`` is ``2**(a - b)`` with the numbers of
-    bits a of ``tokens_per_frame`` and b of d. The frame is seen if d is a multiple of ``int(narrowest / length)``, or
-    that is below 1: places at most ``neighbors`` apart if d is 1, and at most ``max(length * decay, narrowest)`` apart
-    otherwise. The code then keeps or drops whole blocks of 128 by how full they are, which this pattern does not.
+    (``get_window_width`` and ``get_diagonal_split_mask`` of radial_attn/attn_mask.py), token by token. The query's
+    own frame and the first one are fully visible. For another frame, d frames away, ``length`` is ``2**(a - b)``
+    with the numbers of bits a of ``tokens_per_frame`` and b of d. The frame is seen if d is a multiple of
+    ``int(narrowest / length)``, or that is below 1: places at most ``neighbors`` apart if d is 1, and at most
+    ``max(length * decay, narrowest)`` apart otherwise. The code then keeps or drops whole blocks of 128 by how full
+    they are, which this pattern does not.
 
     Args:
         frames: number of frames.

@@ -178,7 +178,7 @@ def neighborhood(
         order: how places become tokens, see :func:`sparseflash.ordering.token_order`. In tile, Morton or Hilbert order
             a block is compact and touches few others; in raster order it is a piece of a line and touches many.
         kernel_size: places seen along each axis, even sizes too; in place of a radius.
-        stride: number of neighbouring queries that share one window. A stride equal to the tile stores the fewest blocks.
+        stride: how many neighbouring queries share one window. A stride equal to the tile stores the fewest blocks.
         dilation: distance between visible places.
         is_causal: whether later places along the axis, such as later frames, are hidden.
         border: how to treat windows that extend over the border. ``"shift"`` keeps their size, as NATTEN does, and is
