@@ -19,7 +19,7 @@ from sparseflash import BlockMask
 from sparseflash import patterns as P
 from sparseflash.distributed import Plan, Sharding, plan
 from sparseflash.distributed.comm_volume import Operands, received, ring_forward
-from sparseflash.distributed.sharding import Deal
+from sparseflash.distributed.sharding import Partition
 from sparseflash.patterns import Pattern
 
 LENGTHS = (1 << 16, 1 << 20, 1 << 24)
@@ -40,9 +40,9 @@ MASKS: dict[str, Callable[[int], Pattern]] = {
 }
 
 
-def counted(mask: BlockMask, ranks: int, deal: Deal) -> Plan:
-    """The plan of self-attention over a mask that is dealt so."""
-    sharding = Sharding.of(mask, ranks, deal)
+def counted(mask: BlockMask, ranks: int, partition: Partition) -> Plan:
+    """The plan of self-attention over a mask with this partition."""
+    sharding = Sharding.of(mask, ranks, partition)
     return plan(mask, sharding, sharding)
 
 
@@ -52,14 +52,14 @@ def measure(name: str, mask: BlockMask) -> tuple[dict[str, Any], dict[str, Any]]
     bytes_row: dict[str, Any] = {"expression": name, "seq_len": seq_len, "density": mask.density}
     balance_row: dict[str, Any] = {"expression": name, "seq_len": seq_len, "blocks": mask.nnz}
     for ranks in RANKS:
-        for deal in get_args(Deal):
-            whole = counted(mask, ranks, deal)
-            balance_row[f"{deal}_{ranks}"] = _short(whole.work.max() / whole.work.mean())
+        for partition in get_args(Partition):
+            whole = counted(mask, ranks, partition)
+            balance_row[f"{partition}_{ranks}"] = _short(whole.work.max() / whole.work.mean())
             forward, backward = received(whole, OPERANDS)
             ring = ring_forward(seq_len, ranks, OPERANDS)
-            bytes_row[f"{deal}_max_{ranks}"] = _short(forward.max() / ring)
-            bytes_row[f"{deal}_mean_{ranks}"] = _short(forward.mean() / ring)
-            if deal == "weight":
+            bytes_row[f"{partition}_max_{ranks}"] = _short(forward.max() / ring)
+            bytes_row[f"{partition}_mean_{ranks}"] = _short(forward.mean() / ring)
+            if partition == "weight":
                 bytes_row[f"ring_mb_{ranks}"] = _short(ring / 1e6)
                 bytes_row[f"forward_mb_{ranks}"] = _short(forward.max() / 1e6)
                 bytes_row[f"backward_mb_{ranks}"] = _short(backward.max() / 1e6)

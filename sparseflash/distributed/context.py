@@ -14,7 +14,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from sparseflash.distributed.exchange import SendRecv, all_ranks_agree, fetch, mesh_group, return_partials
 from sparseflash.distributed.plan import Layout, LocalLayout, Plan, local_mask, plan, send_recv_lists
-from sparseflash.distributed.sharding import Deal, Sharding
+from sparseflash.distributed.sharding import Partition, Sharding
 from sparseflash.functional.arguments import parsed
 from sparseflash.functional.attention import attend
 from sparseflash.functional.call import Call
@@ -32,7 +32,7 @@ from sparseflash.tables.table import LookupTable
 @overload
 def context_parallel_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern | str, mesh: DeviceMesh, *,
-    sharding: Sharding | Deal = "weight", kv_sharding: Sharding | None = None,
+    sharding: Sharding | Partition = "weight", kv_sharding: Sharding | None = None,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
     return_lse: Literal[False] = False, deterministic: bool = False, backend: str | None = None,
@@ -40,7 +40,7 @@ def context_parallel_attention(
 @overload
 def context_parallel_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: BlockMask | Pattern | str, mesh: DeviceMesh, *,
-    sharding: Sharding | Deal = "weight", kv_sharding: Sharding | None = None,
+    sharding: Sharding | Partition = "weight", kv_sharding: Sharding | None = None,
     scale: float | None = None, softcap: float | None = None, alibi_slopes: torch.Tensor | None = None,
     sinks: torch.Tensor | None = None, dropout_p: float = 0.0, seed: int | torch.Tensor | None = None,
     return_lse: Literal[True], deterministic: bool = False, backend: str | None = None,
@@ -55,7 +55,7 @@ def context_parallel_attention(
     mask: BlockMask | Pattern | str,
     mesh: DeviceMesh,
     *,
-    sharding: Sharding | Deal = "weight",
+    sharding: Sharding | Partition = "weight",
     kv_sharding: Sharding | None = None,
     scale: float | None = None,
     softcap: float | None = None,
@@ -81,8 +81,8 @@ def context_parallel_attention(
         mask: of the whole sequence: a BlockMask; or a Pattern (or its text) if ``sharding`` is a Sharding, which gives
             the length. Equal on all ranks.
         mesh: a DeviceMesh of one dim, e.g. ``mesh["context"]`` of a larger one. B is the batch of this slice.
-        sharding: which rank holds which tokens, as made by :meth:`Sharding.of`; or the name of a ``deal``, for
-            ``Sharding.of(mask, ranks, deal)``.
+        sharding: which rank holds which tokens, as made by :meth:`Sharding.of`; or the name of a ``partition``, for
+            ``Sharding.of(mask, ranks, partition)``.
         kv_sharding: of keys and values. Default: that of the queries if both have the same length, else contiguous.
         scale: factor on the scores, default ``D ** -0.5``.
         softcap: see ``attention``.
@@ -162,7 +162,9 @@ def context_parallel_attention(
     return (out, lse) if return_lse else out
 
 
-def _plan(mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Deal, kv_sharding: Sharding | None) -> Plan:
+def _plan(
+    mask: BlockMask | Pattern | str, ranks: int, sharding: Sharding | Partition, kv_sharding: Sharding | None
+) -> Plan:
     for name, given in (("sharding", sharding), ("kv_sharding", kv_sharding)):
         if isinstance(given, Sharding) and given.ranks != ranks:
             raise ValueError(f"{name} is for {given.ranks} ranks, the mesh has {ranks}")

@@ -88,7 +88,7 @@ class Plan:
     def description(self) -> str:
         """Text that tells plans apart."""
         owners = blake2b(self.queries.owner.tobytes() + self.keys.owner.tobytes(), digest_size=4).hexdigest()
-        return f"mask {self.mask.digest.hex()}, {self.queries!r}, keys {self.keys!r}, dealt as {owners}"
+        return f"mask {self.mask.digest.hex()}, {self.queries!r}, keys {self.keys!r}, owners {owners}"
 
     @property
     def work(self) -> Ints:

@@ -18,9 +18,10 @@ from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.described import described
 from sparseflash.patterns.grid import is_int
 from sparseflash.patterns.intervals import Ints, positions
+from sparseflash.patterns.renamed import renamed
 from sparseflash.patterns.runs import frozen
 
-Deal: TypeAlias = Literal["weight", "zigzag", "contiguous"]
+Partition: TypeAlias = Literal["weight", "zigzag", "contiguous"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,15 +51,20 @@ class Sharding:
     owner: Owners = field()  # int32 [cells], the rank that holds each cell
 
     @classmethod
+    @renamed(deal="partition")
     def of(
-        cls, mask: BlockMask | Sequence[BlockMask], ranks: int, deal: Deal = "weight", axis: Literal["q", "k"] = "q"
+        cls,
+        mask: BlockMask | Sequence[BlockMask],
+        ranks: int,
+        partition: Partition = "weight",
+        axis: Literal["q", "k"] = "q",
     ) -> Sharding:
         """The sharding of a mask's sequence.
 
         Args:
             mask: a mask, or the masks of a model's layers; these share one sharding, which balances their total work.
             ranks: number of ranks.
-            deal: "weight" balances the work and keeps the number of received keys low, see
+            partition: "weight" balances the work and keeps the number of received keys low, see
                 :mod:`sparseflash.distributed.partition`; "zigzag" gives rank i the i-th piece from either end;
                 "contiguous" gives each rank one piece.
             axis: "q" shards the queries, and in self-attention the keys with them; "k" shards the keys of a mask that
@@ -66,20 +72,20 @@ class Sharding:
 
         Raises:
             TypeError: mask is not a BlockMask, or ranks is not an int.
-            ValueError: masks of different lengths, fewer cells than ranks, or an unknown deal.
+            ValueError: masks of different lengths, fewer cells than ranks, or an unknown partition.
         """
         masks: list[BlockMask] = [mask] if isinstance(mask, BlockMask) else [*mask] if _is_list(mask) else []
         if not masks or not all(isinstance(m, BlockMask) for m in masks):
             raise TypeError(f"Sharding.of takes a BlockMask (pattern.compile(...)) or several, got {described(mask)}")
-        if deal not in get_args(Deal):
-            raise ValueError(f"deal must be one of {', '.join(map(repr, get_args(Deal)))}, got {deal!r}")
+        if partition not in get_args(Partition):
+            raise ValueError(f"partition must be one of {', '.join(map(repr, get_args(Partition)))}, got {partition!r}")
         lengths = {m.shape[axis == "k"] for m in masks}
         if len(lengths) > 1:
             raise ValueError(f"masks that share a sharding have one length, got {sorted(lengths)}")
         square = all(m.shape[0] == m.shape[1] for m in masks)
         cell = max(max(m.block) if square else m.block[axis == "k"] for m in masks)
         check_ranks(ranks, lengths.copy().pop(), cell)
-        return _of(tuple(masks), int(ranks), deal, lengths.pop(), cell, square)
+        return _of(tuple(masks), int(ranks), partition, lengths.pop(), cell, square)
 
     @cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -168,11 +174,11 @@ class Sharding:
 
 
 @lru_cache(maxsize=64)
-def _of(masks: tuple[BlockMask, ...], ranks: int, deal: Deal, length: int, cell: int, square: bool) -> Sharding:
+def _of(masks: tuple[BlockMask, ...], ranks: int, kind: Partition, length: int, cell: int, square: bool) -> Sharding:
     cells = -(-length // cell)
-    if deal == "zigzag":
+    if kind == "zigzag":
         owner = partition.zigzag(cells, ranks)
-    elif deal == "contiguous":
+    elif kind == "contiguous":
         owner = partition.contiguous(cells, ranks)
     else:
         owner = partition.cheapest_partition(masks, ranks, cell, square)

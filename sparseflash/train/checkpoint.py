@@ -54,14 +54,14 @@ _NAME = re.compile(r"step-(\d{8,})")
 class Checkpoint:
     """A verified checkpoint, on the CPU.
 
-    ``streams``: batches of a global batch, see `Stream`; None in checkpoints of older versions.
+    ``shards``: batches of a global batch, see `DataShard`; None in checkpoints of older versions.
     """
 
     path: Path
     step: int
     progress: Progress
     config: TrainConfig
-    streams: int | None
+    shards: int | None
     weights: dict[str, Tensor]
     optimizer: dict[str, Tensor]
 
@@ -90,7 +90,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     averaged: nn.Module | None = None,
     keep: int = 3,
-    streams: int = 1,
+    shards: int = 1,
 ) -> Path:
     """Write a checkpoint under a temporary name, rename it, and remove all but the ``keep`` newest.
 
@@ -103,7 +103,7 @@ def save_checkpoint(
         optimizer: its optimizer, with moments.
         averaged: the moving average of the model, which users load; None without one.
         keep: number of checkpoints to keep.
-        streams: batches of a global batch.
+        shards: batches of a global batch.
 
     Returns:
         The checkpoint's folder.
@@ -124,7 +124,7 @@ def save_checkpoint(
             "step": step,
             "progress": asdict(progress),
             "config": config.to_dict(),
-            "streams": streams,
+            "streams": shards,
             "sha256": {name: _sha256(temporary / name) for name in (WEIGHTS, CONFIG, OPTIMIZER)},
         }
         state["sha256"][STATE] = _digest(state)
@@ -206,15 +206,15 @@ def load_checkpoint(path: Path) -> Checkpoint:
         config = TrainConfig.from_dict(recipe)
     except ValueError as error:
         raise explained(error, path, named(recipe)) from None
-    step, place, streams = state.get("step"), state.get("progress"), state.get("streams")
+    step, place, shards = state.get("step"), state.get("progress"), state.get("streams")
     counts = {"stage": None, "since": None, "images": None, "evaluated": 0, "best_step": 0, "waited": 0}
     numbers = [step, *({**counts, **place}[name] for name in counts)] if isinstance(place, dict) else []
     try:
         progress = Progress(**check_field_types(Progress, place))
         if not all(type(number) is int and number >= 0 for number in numbers) or progress.stage >= len(config.stages):
             raise ValueError(f"step {step!r}, {progress}")
-        if streams is not None and not (type(streams) is int and 0 < streams <= MOST_BATCH):
-            raise ValueError(f"streams {streams!r}")
+        if shards is not None and not (type(shards) is int and 0 < shards <= MOST_BATCH):
+            raise ValueError(f"streams {shards!r}")
     except (AttributeError, TypeError, ValueError) as error:
         raise ValueError(f"{path / STATE} does not tell the place in the curriculum: {shown(error)}") from None
     if _NAME.fullmatch(path.name) and _step_of(path) != step:
@@ -222,7 +222,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
     if type(config.model).from_json(text) != config.model:
         raise ValueError(f"{path / CONFIG} and the model described in {STATE} differ")
     weights, optimizer = (read_tensors(path / name, sums.get(name), inside=path) for name in (WEIGHTS, OPTIMIZER))
-    return Checkpoint(path, step, progress, config, streams, weights, optimizer)
+    return Checkpoint(path, step, progress, config, shards, weights, optimizer)
 
 
 def resolve(path: Path) -> Path:

@@ -46,28 +46,28 @@ def draw(
 Draw = tuple[AnyStage, int, NDArray[np.int64], bool, NDArray[np.int64] | None]
 
 
-class Stream:
-    """The batches of one process: `take` one for each of its micro-steps, in order.
+class DataShard:
+    """One process's share of the training data: `take` a batch for each of its micro-steps, in order.
 
-    A global batch has one batch for each process that the run was started with. If the run continues with more or fewer
-    processes, its batches are distributed round-robin, so all processes together see the same examples.
+    A global batch has one batch, a *shard*, for each process that the run was started with. If the run continues with
+    more or fewer processes, shards are distributed round-robin, so all processes together see the same examples.
 
     Args:
         config: stages, batch size, data, seed.
         rank: number of this process.
         world: number of processes that share the images of a step.
         workers: processes that draw ahead; 0 draws on demand. The images are the same.
-        streams: batches of a global batch; default one per process.
+        shards: number of shards of a global batch; default one per process.
 
     Raises:
         WorkerError: (from `take`) workers die repeatedly; a single one that dies is replaced.
     """
 
     def __init__(
-        self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0, streams: int | None = None
+        self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0, shards: int | None = None
     ) -> None:
         self._config, self._rank, self._world, self._workers = config, rank, world, workers
-        self._streams = world if streams is None else streams
+        self._shards = world if shards is None else shards
         self._ahead: deque[tuple[int, int]] = deque()  # micro-step, and the stage it is drawn for
         self._pool: Workers[Draw, Batch] | None = Workers(_draw, workers) if workers else None
 
@@ -88,14 +88,14 @@ class Stream:
 
     def global_batch(self, micro_step: int) -> int:
         """The number of the global batch that the batch of a micro-step belongs to."""
-        return self._number(micro_step) // self._streams
+        return self._number(micro_step) // self._shards
 
     def _number(self, micro_step: int) -> int:
         return micro_step * self._world + self._rank
 
     def _planned(self, micro_step: int, stage: int) -> Draw:
-        global_batch, stream = divmod(self._number(micro_step), self._streams)
-        return planned(self._config, global_batch, stage, stream, self._streams)
+        global_batch, shard = divmod(self._number(micro_step), self._shards)
+        return planned(self._config, global_batch, stage, shard, self._shards)
 
     def close(self) -> None:
         """End the workers."""
@@ -107,9 +107,9 @@ def _draw(wanted: Draw) -> Batch:
     return draw(*wanted)
 
 
-def planned(config: TrainConfig, global_batch: int, stage: int, stream: int = 0, streams: int = 1) -> Draw:
+def planned(config: TrainConfig, global_batch: int, stage: int, shard: int = 0, shards: int = 1) -> Draw:
     """The arguments of `draw` for one batch of a global batch."""
-    first = (global_batch * streams + stream) * config.batch
+    first = (global_batch * shards + shard) * config.batch
     order = np.arange(first, first + config.batch)
     source = config.stages[config.drawn_from(global_batch, stage)]
     # Training examples come first, so that a place among them is an index.

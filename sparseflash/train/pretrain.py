@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sparseflash.models import PixelTransformer
 from sparseflash.train.config import TrainConfig
-from sparseflash.train.data import Stream
+from sparseflash.train.data import DataShard
 
 GREY = 128
 """Hidden pixels show this grey: no drawn area is so."""
@@ -112,12 +112,12 @@ def pretrain(
     whole = MaskedPixels(PixelTransformer(config.pixel_model)).to(device)
     optimizer = torch.optim.AdamW(whole.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
     rng = torch.Generator().manual_seed(config.seed)
-    stream, losses = Stream(config, workers=workers), list[float]()
+    data, losses = DataShard(config, workers=workers), list[float]()
     try:
         for step in track(range(steps), "hidden pixels", console=Console(stderr=True), transient=True):
             for group in optimizer.param_groups:
                 group["lr"] = config.learning_rate(step, None)
-            images = stream.take(step, config.first_stage).inputs
+            images = data.take(step, config.first_stage).inputs
             hidden = hidden_pixels(images, side, share, rng).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 loss = whole(images.to(device), hidden)
@@ -129,6 +129,6 @@ def pretrain(
             if not losses[-1] < float("inf"):
                 raise FloatingPointError(f"step {step}: the loss is {losses[-1]}; a lower learning rate may help")
     finally:
-        stream.close()
+        data.close()
     whole.model.save_pretrained(out)
     return losses

@@ -64,17 +64,17 @@ class Processes:
         """The group of this process."""
         return self.rank // self.context
 
-    def check(self, config: TrainConfig, streams: int) -> None:
+    def check(self, config: TrainConfig, shards: int) -> None:
         """Refuse a recipe that these processes cannot share.
 
         Args:
             config: the recipe.
-            streams: batches of a global batch, one for each group that the run was started with.
+            shards: batches of a global batch, one for each group that the run was started with.
 
         Raises:
             ValueError: the groups cannot share the batches of a step equally, or the ranks the tokens of an image.
         """
-        if (batches := config.accumulate * streams) % self.groups:
+        if (batches := config.accumulate * shards) % self.groups:
             raise ValueError(
                 f"this run's steps have {batches} batches, which {self.groups} groups of processes cannot share "
                 f"evenly; resume with a number of groups that divides {batches}, of {self.context} processes each"

@@ -19,7 +19,7 @@ from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.checkpoint import Checkpoint, resolve, restore, save_checkpoint
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.curriculum import Progress
-from sparseflash.train.data import Stream
+from sparseflash.train.data import DataShard
 from sparseflash.train.figures import FIGURES
 from sparseflash.train.interrupt import Interrupt
 from sparseflash.train.logs import Reporter
@@ -89,7 +89,7 @@ class Run:
         limits: when this call stops and saves.
         interrupt: signals wait for the end of its shields.
         pictures: draw figures at the end of each stage.
-        streams: batches of a global batch, one for each group of processes that the run was started with.
+        shards: batches of a global batch, one for each group of processes that the run was started with.
         model: the trained model.
         trained: the model, wrapped if there are several processes.
         optimizer: its optimizer, with moments.
@@ -108,7 +108,7 @@ class Run:
     limits: Limits
     interrupt: Interrupt
     pictures: bool = False
-    streams: int = field(init=False)
+    shards: int = field(init=False)
     model: Model = field(init=False)
     trained: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
@@ -116,7 +116,7 @@ class Run:
     progress: Progress = field(init=False)
     reporter: Reporter = field(init=False)
     validation: Validation = field(init=False)
-    stream: Stream = field(init=False)
+    data: DataShard = field(init=False)
     step: int = field(init=False, default=0)
     saved: Path | None = field(init=False, default=None)
     losses: list[float] = field(init=False, default_factory=list)
@@ -139,16 +139,16 @@ class Run:
         Raises:
             ValueError: these processes cannot share images or tokens like this, or tensors do not match the model.
         """
-        self._make(checkpoint.streams or self.processes.groups)
+        self._make(checkpoint.shards or self.processes.groups)
         restore(checkpoint, self.model, self.optimizer, self._averaged)
         self.step, self.progress, self.saved = checkpoint.step, checkpoint.progress, checkpoint.path
         if self.average is not None:
             self.average.n_averaged.fill_(self.step)
         self._wrap()
 
-    def _make(self, streams: int, init: str = "") -> None:
-        config, self.streams = self.config, streams
-        self.processes.check(config, streams)
+    def _make(self, shards: int, init: str = "") -> None:
+        config, self.shards = self.config, shards
+        self.processes.check(config, shards)
         self.device, self._mesh, self._joined = self.processes.join(self.device)
         torch.manual_seed(config.seed)
         self.model = build(config.model)
@@ -169,14 +169,14 @@ class Run:
     def open(self, stack: ExitStack, workers: int, line: Callable[[str], None] | None) -> None:
         """Open the log and start drawing examples, until the stack is closed."""
         config, processes = self.config, self.processes
-        examples, quiet = config.batch * config.accumulate * self.streams, not processes.first
+        examples, quiet = config.batch * config.accumulate * self.shards, not processes.first
         evaluated = self.progress.evaluated
         self.reporter = stack.enter_context(
             Reporter(self.folder, self.step, examples, quiet=quiet, line=line, evaluated=evaluated)
         )
         self.validation = Validation(config, processes, self.device, workers)
-        self.stream = Stream(config, processes.group, processes.groups, workers, self.streams)
-        stack.callback(self.stream.close)
+        self.data = DataShard(config, processes.group, processes.groups, workers, self.shards)
+        stack.callback(self.data.close)
 
     def leave(self) -> None:
         """Leave the process group, if this run started it."""
@@ -224,7 +224,7 @@ class Run:
         """Write a checkpoint and remove old ones."""
         self.saved = save_checkpoint(
             self.folder, self.step, self.progress, self.config, self.model, self.optimizer, self._averaged,
-            self.limits.keep, self.streams,
+            self.limits.keep, self.shards,
         )  # fmt: skip
         return self.saved
 
@@ -274,12 +274,12 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = config.learning_rate(self.step, self.progress.last_stage_since(config))
         self.optimizer.zero_grad(set_to_none=True)
-        # The global batches of a step have a batch per stream; each group of processes takes this many of them.
-        micro_steps = config.accumulate * self.streams // processes.groups
+        # The global batches of a step have a batch per shard; each group of processes takes this many of them.
+        micro_steps = config.accumulate * self.shards // processes.groups
         figures: list[Tensor] = []
         for micro_step in range(self.step * micro_steps, (self.step + 1) * micro_steps):
-            stage = config.stages[config.drawn_from(self.stream.global_batch(micro_step), self.progress.stage)]
-            batch = self.stream.take(micro_step, self.progress.stage).to(self.device)
+            stage = config.stages[config.drawn_from(self.data.global_batch(micro_step), self.progress.stage)]
+            batch = self.data.take(micro_step, self.progress.stage).to(self.device)
             # Processes exchange gradients once per step, with the last batch.
             alone = processes.world > 1 and (micro_step + 1) % micro_steps
             with self.trained.no_sync() if alone else nullcontext():  # type: ignore[operator]
@@ -289,7 +289,7 @@ class Run:
         # Before clipping, like the norm of all gradients.
         gate_norm = nn.utils.get_total_norm([gate.grad for gate in self._gates if gate.grad is not None])
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), config.clip)
-        each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, self.streams)).mean(1)
+        each = processes.gathered(torch.stack(figures)).unflatten(0, (-1, self.shards)).mean(1)
         mean = each.mean(0)
         if not (torch.isfinite(mean).all() and torch.isfinite(norm)):
             raise FloatingPointError(
@@ -303,7 +303,7 @@ class Run:
         self.optimizer.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        accuracies, examples = passes.each[:, 1].tolist(), self.config.batch * self.streams
+        accuracies, examples = passes.each[:, 1].tolist(), self.config.batch * self.shards
         self.progress = self.progress.counted(self.config, self.step, accuracies, examples)
         self.step += 1
         figures = dict(zip(("loss", "accuracy", "dense_accuracy"), passes.each.mean(0).tolist(), strict=False))

@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from sparseflash import lookup
 from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, context_parallel_attention
-from sparseflash.distributed.sharding import Deal
+from sparseflash.distributed.sharding import Partition
 from sparseflash.patterns import BlockMask, Pattern
 from tests.oracle import Case, check, random_case, random_features
 
@@ -36,7 +36,7 @@ class Call:
     group: int = 1
     dims: tuple[int, int] = (16, 16)
     dtype: torch.dtype = torch.float32
-    deal: Deal = "weight"
+    partition: Partition = "weight"
     features: tuple[tuple[str, Any], ...] = ()
     seed: int = 0
     used: str = "out, lse"  # by the loss
@@ -59,7 +59,7 @@ def line() -> DeviceMesh:
 
 
 def shardings(call: Call, mask: BlockMask, ranks: int) -> tuple[Sharding, Sharding]:
-    queries = Sharding.of(mask, ranks, call.deal)
+    queries = Sharding.of(mask, ranks, call.partition)
     return queries, queries if mask.shape[0] == mask.shape[1] else Sharding.of(mask, ranks, "contiguous", axis="k")
 
 
@@ -78,7 +78,7 @@ def attend(call: Call, recompute: bool = False) -> list[torch.Tensor]:
     def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         arguments = case.features.arguments(sinks)
         return context_parallel_attention(
-            q, k, v, mask, mesh, sharding=call.deal, scale=case.scale, return_lse=True, **arguments
+            q, k, v, mask, mesh, sharding=call.partition, scale=case.scale, return_lse=True, **arguments
         )
 
     out, lse = checkpoint(attention, q, k, v, use_reentrant=False) if recompute else attention(q, k, v)
@@ -147,7 +147,7 @@ def count(call: Call) -> tuple[int, int, set[str]]:
     q = queries.shard(case.q, rank, 2).requires_grad_()
     k, v = (keys.shard(x, rank, 2).requires_grad_() for x in (case.k, case.v))
     with Counter() as forward:
-        out, lse = context_parallel_attention(q, k, v, mask, mesh, sharding=call.deal, return_lse=True)
+        out, lse = context_parallel_attention(q, k, v, mask, mesh, sharding=call.partition, return_lse=True)
     with Counter() as backward:
         (out.sum() + lse.masked_fill(lse == -torch.inf, 0).sum()).backward()
     return forward.bytes, backward.bytes, forward.collectives
@@ -170,7 +170,7 @@ def fail(what: str) -> None:
         arguments |= {"q": None} if last else {}
     elif what == "option":
         arguments |= {"softcap": 2.0} if last else {}
-    elif what == "deal":
+    elif what == "partition":
         arguments |= {"sharding": "contiguous"} if last else {}
     elif what == "gradient":
         arguments |= {"q": x.clone().requires_grad_()} if last else {}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sparseflash import patterns as P
 from sparseflash.distributed import Sharding, plan
 from sparseflash.distributed.plan import Layout, LocalLayout, local_mask
-from sparseflash.distributed.sharding import Deal
+from sparseflash.distributed.sharding import Partition
 from sparseflash.patterns import BlockMask
 from sparseflash.patterns.grid import Ints
 from sparseflash.patterns.intervals import positions
@@ -24,9 +24,9 @@ DEALS = st.sampled_from(["weight", "zigzag", "contiguous"])
 
 
 @given(st.integers(1, 3000), st.integers(1, 9), DEALS, st.sampled_from([16, 64]))
-def test_shards_cover_the_sequence_once(length: int, ranks: int, deal: Deal, block: int) -> None:
+def test_shards_cover_the_sequence_once(length: int, ranks: int, partition: Partition, block: int) -> None:
     ranks = min(ranks, -(-length // block))
-    sharding = Sharding.of(P.causal().compile(length, block=block), ranks, deal)
+    sharding = Sharding.of(P.causal().compile(length, block=block), ranks, partition)
     every = [sharding.positions(rank) for rank in range(ranks)]
     assert tuple(map(len, every)) == sharding.lengths
     assert min(sharding.lengths) > 0
@@ -56,7 +56,7 @@ def test_the_parts_of_all_ranks_are_the_mask(
     block: tuple[int, int],
     q_offset: int | None,
     ranks: int,
-    deal: Deal,
+    partition: Partition,
     layout: Layout,
 ) -> None:
     """Every allowed pair is computed by one rank, which holds the query or the key, and no other pair is."""
@@ -64,7 +64,7 @@ def test_the_parts_of_all_ranks_are_the_mask(
     if not is_placed(pattern, *lengths, q_offset):
         assume(False)
     mask = pattern.compile(lengths, block=block, q_offset=q_offset)
-    queries = Sharding.of(mask, ranks, deal)
+    queries = Sharding.of(mask, ranks, partition)
     keys = queries if square else Sharding.of(mask, ranks, "contiguous", axis="k")
     whole = plan(mask, queries, keys)
     truth = mask.to_dense().reshape(-1, *lengths)
@@ -125,8 +125,8 @@ WORK = [
 
 
 @pytest.mark.parametrize(("text", "like", "even", "share"), WORK, ids=[w[0] for w in WORK])
-def test_dealing_by_weight_is_even_and_keeps_neighbours_together(
-    text: str, like: Deal, even: float, share: float
+def test_partitioning_by_weight_is_even_and_keeps_neighbours_together(
+    text: str, like: Partition, even: float, share: float
 ) -> None:
     """On 16 ranks at 1,048,576 tokens: the heaviest rank over the mean, and received keys over those of a ring."""
     mask = P.parse(text).compile(1 << 20)
@@ -172,3 +172,9 @@ BAD: list[tuple[Any, type[Exception], str]] = [
 def test_errors(call: Callable[[], object], kind: type[Exception], message: str) -> None:
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_the_former_name_of_the_partition_works_and_warns() -> None:
+    mask = P.causal().compile(256, block=16)
+    with pytest.warns(DeprecationWarning, match="of: deal= is now partition="):
+        assert Sharding.of(mask, 2, deal="zigzag") == Sharding.of(mask, 2, "zigzag")  # type: ignore[call-arg]

@@ -10,7 +10,7 @@ import torch
 
 from sparseflash.lra import Grammar
 from sparseflash.models import SequenceTransformer, SequenceTransformerConfig
-from sparseflash.train import SequenceStage, Stream, TrainConfig, TrainResult, evaluate, held_out, recipe, train
+from sparseflash.train import DataShard, SequenceStage, TrainConfig, TrainResult, evaluate, held_out, recipe, train
 from sparseflash.train.baseline import stage_baseline
 from sparseflash.train.sample_batch import model_and_batch
 from tests.cli.test_commands import invoke, refused
@@ -56,7 +56,7 @@ def test_a_curriculum_of_trees_resumes_bit_for_bit(tmp_path: Path, monkeypatch: 
 
 def test_workers_and_processes_see_the_same_examples() -> None:
     config = replace(SMALL, batch=4)
-    plain, drawn = Stream(config), Stream(config, workers=1)
+    plain, drawn = DataShard(config), DataShard(config, workers=1)
     try:
         for part in range(2):
             one, other = plain.take(part, 0), drawn.take(part, 0)
@@ -64,7 +64,7 @@ def test_workers_and_processes_see_the_same_examples() -> None:
             assert torch.equal(one.labels, other.labels)
     finally:
         drawn.close()
-    halves = [Stream(replace(config, batch=2), rank, 2).take(0, 0).inputs for rank in range(2)]
+    halves = [DataShard(replace(config, batch=2), rank, 2).take(0, 0).inputs for rank in range(2)]
     assert torch.equal(torch.cat(halves), plain.take(0, 0).inputs)
 
 

@@ -31,7 +31,7 @@ import torch._dynamo  # what a first step imports, once for all lives
 import torch.utils.tensorboard
 
 from sparseflash.models import PixelTransformerConfig
-from sparseflash.train import Stage, Stream, TrainConfig, curriculum, recipe, train
+from sparseflash.train import DataShard, Stage, TrainConfig, curriculum, recipe, train
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint
 
 SAVE_EVERY = 2
@@ -76,7 +76,7 @@ def campaign(run: Path, whole: Path, deaths: int, end: Callable[[Path, random.Ra
         AssertionError: something was lost, damaged or different.
     """
     torch.set_num_threads(1)  # a fork of a process with threads would wait for those it does not have
-    Stream(CONFIG).take(0, 1)  # fills the generator's caches for all lives
+    DataShard(CONFIG).take(0, 1)  # fills the generator's caches for all lives
     curriculum.IMAGES = 4  # a running accuracy over so few images that guessing is promoted within steps
     chance, report = random.Random(seed), Report()
     for _ in range(deaths):

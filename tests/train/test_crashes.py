@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from sparseflash.pathfinder.workers import WorkerError
-from sparseflash.train import Stream, train
+from sparseflash.train import DataShard, train
 from sparseflash.train.checkpoint import load_checkpoint
 from tests.train.crash import CONFIG
 
@@ -67,7 +67,7 @@ def test_full_and_read_only_disks_leave_good_checkpoints(own_disk: str, told: st
 
 
 def test_training_goes_on_when_a_worker_is_killed() -> None:
-    here, ahead = Stream(CONFIG), Stream(CONFIG, workers=1)
+    here, ahead = DataShard(CONFIG), DataShard(CONFIG, workers=1)
     try:
         first = ahead.take(0, 0)
         assert ahead._pool is not None
@@ -83,15 +83,15 @@ def test_training_goes_on_when_a_worker_is_killed() -> None:
 
 def test_training_that_loses_all_its_workers_saves_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = train(CONFIG, tmp_path / "whole", steps=3, line=lambda text: None)
-    take = Stream.take
+    take = DataShard.take
 
-    def dies(stream: Stream, part: int, stage: int) -> object:
+    def dies(stream: DataShard, part: int, stage: int) -> object:
         if part == 2 * CONFIG.accumulate:
             raise WorkerError("three times")
         return take(stream, part, stage)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Stream, "take", dies)
+        patched.setattr(DataShard, "take", dies)
         with pytest.raises(WorkerError, match="three times"):
             train(CONFIG, tmp_path / "run", steps=3, line=lambda text: None)
     assert load_checkpoint(tmp_path / "run").step == 2

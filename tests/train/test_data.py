@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import sparseflash.train
 from sparseflash import pathfinder
 from sparseflash.pathfinder import SPLITS, Geometry, splits
-from sparseflash.train import Stage, Stream, TrainConfig, held_out, recipe
+from sparseflash.train import DataShard, Stage, TrainConfig, held_out, recipe
 from sparseflash.train.batch import turned
 from sparseflash.train.data import draw, planned
 
@@ -53,10 +54,10 @@ def test_fresh_images_are_in_no_set_and_never_come_twice() -> None:
 
 def test_images_depend_on_seed_and_part_alone_and_processes_share_them() -> None:
     config = replace(CONFIG, augment=True)
-    stream = Stream(config)
+    stream = DataShard(config)
     images = [stream.take(part, 0).inputs for part in range(3)]
-    assert torch.equal(Stream(config).take(2, 0).inputs, images[2])
-    halves = [Stream(replace(config, batch=2), rank, 2).take(1, 0).inputs for rank in range(2)]
+    assert torch.equal(DataShard(config).take(2, 0).inputs, images[2])
+    halves = [DataShard(replace(config, batch=2), rank, 2).take(1, 0).inputs for rank in range(2)]
     assert torch.equal(torch.cat(halves), images[1])
 
 
@@ -69,7 +70,7 @@ def test_a_later_stage_reviews_the_one_before() -> None:
 
 def test_workers_draw_the_same_images_also_when_a_stage_gives_way() -> None:
     config = replace(CONFIG, augment=True)
-    here, ahead = Stream(config), Stream(config, workers=1)
+    here, ahead = DataShard(config), DataShard(config, workers=1)
     try:
         for part, stage in ((0, 0), (1, 0), (2, 1), (3, 1)):
             a, b = here.take(part, stage), ahead.take(part, stage)
@@ -128,3 +129,10 @@ def config_of(**changes: object) -> TrainConfig:
 def test_bad_recipes_are_refused(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config_of(**changes)
+
+
+def test_the_former_name_of_a_data_shard_works_and_warns() -> None:
+    with pytest.warns(DeprecationWarning, match=r"Stream is now sparseflash.train.DataShard"):
+        assert sparseflash.train.Stream is DataShard  # type: ignore[attr-defined]
+    with pytest.raises(AttributeError, match="no attribute 'Streams'"):
+        _ = sparseflash.train.Streams  # type: ignore[attr-defined]

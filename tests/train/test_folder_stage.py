@@ -13,10 +13,10 @@ import torch
 from sparseflash import pathfinder
 from sparseflash.models import PixelTransformerConfig
 from sparseflash.train import (
+    DataShard,
     FolderStage,
     SequenceStage,
     Stage,
-    Stream,
     TrainConfig,
     TrainResult,
     held_out,
@@ -97,7 +97,7 @@ def test_training_goes_round_the_training_part_turned_at_random(release: Path) -
 
 def test_workers_read_the_same_images(release: Path) -> None:
     config = config_of(release)
-    here, ahead = Stream(config), Stream(config, workers=1)
+    here, ahead = DataShard(config), DataShard(config, workers=1)
     try:
         for turn in range(3):
             assert torch.equal(here.take(turn, 0).inputs, ahead.take(turn, 0).inputs)

@@ -21,7 +21,7 @@ from sparseflash.train import Progress, Score, Stage, TrainConfig, TrainResult, 
 from sparseflash.train import run as running
 from sparseflash.train.batch import Batch
 from sparseflash.train.checkpoint import checkpoints, load_checkpoint, save_checkpoint
-from sparseflash.train.data import Stream
+from sparseflash.train.data import DataShard
 from sparseflash.train.interrupt import Interrupt
 
 EASY = recipe("demo").pixel_stages[0].geometry
@@ -260,16 +260,16 @@ def test_a_signal_whose_exception_became_another_saves_and_stops(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Seen with numpy: Ctrl-C inside a comparison of records came out as a TypeError, and training ended as failed."""
-    take = Stream.take
+    take = DataShard.take
 
-    def becomes_another(stream: Stream, turn: int, stage: int) -> Batch:
+    def becomes_another(stream: DataShard, turn: int, stage: int) -> Batch:
         if turn == 2:
             with contextlib.suppress(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
             raise TypeError("cannot compare")
         return take(stream, turn, stage)
 
-    monkeypatch.setattr(Stream, "take", becomes_another)
+    monkeypatch.setattr(DataShard, "take", becomes_another)
     stopped = run(tmp_path, 9)
     assert (stopped.interrupted, stopped.step) == (True, 2)
     assert load_checkpoint(tmp_path).step == 2
