@@ -1,4 +1,4 @@
-"""Bloom, MPT and Falcon, whose layers compute attention themselves, over a pattern."""
+"""Bloom and MPT, whose layers compute attention with ALiBi themselves, over a pattern."""
 
 from __future__ import annotations
 
@@ -23,23 +23,10 @@ CONFIGS: dict[str, Any] = {
         vocab_size=VOCABULARY, hidden_size=32, n_layer=2, n_head=4, hidden_dropout=0.0, attention_dropout=0.0
     ),
     "mpt": lambda: transformers.MptConfig(vocab_size=VOCABULARY, d_model=32, n_layers=2, n_heads=4, max_seq_len=64),
-    "falcon": lambda: falcon(alibi=True),
-    "falcon, rotary": lambda: falcon(alibi=False),
-    "falcon, key heads": lambda: falcon(alibi=False, new_decoder_architecture=True, num_kv_heads=2),
-    "falcon, every head": lambda: falcon(alibi=True, multi_query=False, attention_dropout=0.0),
 }
-DENSE = {"falcon": "sdpa", "falcon, every head": "sdpa"}  # its eager attention adds ALiBi twice
 
 
-def falcon(**options: Any) -> Any:
-    return transformers.FalconConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=2, num_attention_heads=4, **options
-    )
-
-
-def made(family: str, attention: str | None = None) -> Any:
-    """A model with random weights, dense as its family's right one is."""
-    attention = attention or DENSE.get(family, "eager")
+def made(family: str, attention: str = "eager") -> Any:
     torch.manual_seed(0)
     return spread(
         transformers.AutoModelForCausalLM.from_config(CONFIGS[family](), attn_implementation=attention).eval()
@@ -71,7 +58,7 @@ def test_a_padded_sequence_is_what_it_is_alone_and_models_switch_back(family: st
         torch.testing.assert_close(rows[0, 7:], sparse(ids()[:1, 7:]).logits[0], **CLOSE)
         torch.testing.assert_close(rows[2, :-9], sparse(ids()[2:, :-9]).logits[0], **CLOSE)
         assert not torch.allclose(rows[1], eager(ids()).logits[1], **CLOSE)
-        sparse.set_attn_implementation(DENSE.get(family, "eager"))
+        sparse.set_attn_implementation("eager")
         assert torch.equal(sparse(ids()).logits, eager(ids()).logits)
     assert [layer.pattern for layer in describe(use_pattern(sparse, "local(3)"), 64, console=Console(quiet=True))] == [
         "local(3)", "local(3)"
@@ -105,24 +92,12 @@ def test_what_bloom_cannot_do_beside_a_pattern() -> None:
         made("bloom", "block_sparse")(ids(), output_attentions=True)
 
 
-def test_falcon_refuses_a_cache_longer_than_its_positions() -> None:
-    given = {"attention_mask": torch.ones(3, 20, dtype=torch.long), "max_new_tokens": 4, "do_sample": False}
-    with pytest.raises(ValueError, match='fewer than a static cache has: use cache_implementation="dynamic"'):
-        made("falcon", "block_sparse").generate(ids()[:, :20], cache_implementation="static", **given)
-
-
-@pytest.mark.parametrize("family", ["falcon", "falcon, rotary", "falcon, key heads"])
-def test_falcon_generates_what_its_dense_attention_does(family: str) -> None:
-    dense, sparse = made(family), made(family, "block_sparse")
-    mask = padded([7, 0, 0], [0, 0, 0])[:, :20]
-    for cache in ("dynamic", "static")[: 1 if family == "falcon" else 2]:
-        given = {"attention_mask": mask, "max_new_tokens": 8, "do_sample": False, "cache_implementation": cache}
-        assert torch.equal(sparse.generate(ids()[:, :20], **given), dense.generate(ids()[:, :20], **given))
-
-
 @pytest.mark.parametrize("family", CONFIGS)
 def test_transformers_does_not_warn_that_it_cannot(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     monkeypatch.setattr(transformers.modeling_utils.logger, "warning", told.append)
-    use_pattern(made(family), "local(3)")
-    assert not [line for line in told if "does not support" in line]
+    sparse = use_pattern(made(family), "local(3)")
+    sparse.set_attn_implementation("eager")
+    assert told == [], "nor of MPT's attn_config, that it is no model's"
+    parts = [getattr(sparse.config, part)._attn_implementation for part in sparse.config.sub_configs]
+    assert set(parts) <= {"eager"}, "and it is told"

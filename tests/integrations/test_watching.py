@@ -69,9 +69,6 @@ def test_a_model_half_of_which_asks_is_refused_for_the_other_half() -> None:
         build(config)(ids(1))
     with pytest.raises(ValueError, match=words):
         ours.use_pattern(build(config), "local(1)")
-    dense = transformers.XGLMModel(MASKS_OF_THEIR_OWN["XGLMModel"]())
-    with pytest.raises(ValueError, match="XGLMModel mixes its tokens on its own"):
-        ours.use_pattern(dense, "local(1)")
 
 
 def test_switching_a_model_that_cannot_is_an_error() -> None:

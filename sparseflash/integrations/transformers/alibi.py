@@ -4,15 +4,11 @@ Their attention classes get a ``forward`` that does the same before and after th
 is block_sparse; other models are unaffected. The model's ALiBi tensor is passed to the attention as a bias, unchanged:
 positions in it skip padding, and are rounded to the model's dtype.
 
-Falcon with ALiBi is computed as its "sdpa" attention does, its default: "eager" adds ALiBi twice, in the mask and again
-in the layer.
-
-Source: Transformers, models/bloom/modeling_bloom.py, models/mpt/modeling_mpt.py and models/falcon/modeling_falcon.py.
+Source: Transformers, models/bloom/modeling_bloom.py and models/mpt/modeling_mpt.py; Falcon is in ``falcon.py``.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -22,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sparseflash.integrations.transformers import falcon
 from sparseflash.integrations.transformers.attention import NAME, SERVED, block_sparse_attention
 from sparseflash.integrations.transformers.masks import describe
 
@@ -32,18 +29,21 @@ BITS = 32
 def serve(model: Any) -> bool:
     """Make the layers of a model call our attention; False for any other model."""
     module = sys.modules.get(type(model).__module__)
-    name = next((name for name in _FORWARDS if getattr(module, name, None) is not None), None)
-    if module is None or name is None or not module.__name__.startswith(PACKAGE):
+    kinds: dict[str, Any] = (
+        {} if module is None else {name: getattr(module, name) for name in _FORWARDS if hasattr(module, name)}
+    )
+    if module is None or not kinds or not module.__name__.startswith(PACKAGE):
         return False
-    kind = getattr(module, name)
-    for one in (kind, *kind.__subclasses__()):  # Falcon's for flash attention has a forward of its own
-        if SERVED not in vars(one):
-            one.__init__ = _told(one.__init__)
-            one.forward = _chosen(one.forward, _FORWARDS[name])
-            setattr(one, SERVED, True)
-    getattr(module, "FALCON_ATTENTION_CLASSES", {}).setdefault(NAME, kind)
+    for name, kind in kinds.items():
+        if SERVED not in vars(kind):
+            kind.__init__ = _told(kind.__init__)
+            kind.forward = _chosen(kind.forward, _FORWARDS[name])
+            setattr(kind, SERVED, True)
+    if "FalconAttention" in kinds:
+        falcon.open_to(NAME, module)
+    served: Any = tuple(kinds.values())
     for part in model.modules():
-        if isinstance(part, kind):
+        if isinstance(part, served):
             part.config = model.config
     return True
 
@@ -118,55 +118,23 @@ def _mpt(
     return self.out_proj(out.flatten(2)), weights
 
 
-def _falcon(
-    self: Any,
-    hidden_states: Tensor,
-    alibi: Tensor | None,
-    attention_mask: Tensor,
-    position_ids: Tensor | None = None,
-    layer_past: Any = None,
-    use_cache: bool = False,
-    output_attentions: bool = False,
-    position_embeddings: tuple[Tensor, Tensor] | None = None,
-    **kwargs: Any,
-) -> tuple[Tensor, None]:
-    heads = self._split_heads(self.query_key_value(hidden_states))
-    query, key, value = (x.transpose(1, 2) for x in heads)
-    bias, dropout = None, 0.0  # without ALiBi its attention has no dropout
-    if alibi is None:
-        rotate = sys.modules[type(self).__module__].apply_rotary_pos_emb
-        assert position_embeddings is not None
-        query, key = rotate(query, key, *position_embeddings)
-    else:
-        bias = (alibi / math.sqrt(self.head_dim)).unflatten(0, (-1, self.num_heads))
-        dropout = self.attention_dropout.p if self.training else 0.0
-    if layer_past is not None:
-        key, value = layer_past.update(key, value, self.layer_idx)
-    out, weights = block_sparse_attention(
-        *(self, query, key, value, attention_mask if alibi is None else attention_mask[:, None]),
-        dropout=dropout, scaling=self.inv_norm_factor, position_bias=bias, output_attentions=output_attentions,
-    )  # fmt: skip
-    return self.dense(out.flatten(2)), weights
-
-
-_FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttention": _mpt, "FalconAttention": _falcon}
+_FORWARDS: dict[str, Callable[..., Any]] = {
+    "BloomAttention": _bloom,
+    "MptAttention": _mpt,
+    "FalconAttention": falcon.attend,
+    "FalconFlashAttention2": falcon.attend,
+}
 
 
 def described(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
     """The description of a batch (:func:`describe`), in a form that the model passes to its layers unchanged.
 
-    MPT converts every mask to booleans, so it gets bits. Falcon adds ALiBi to masks of four dims, so it gets three.
+    MPT converts every mask to booleans, so it gets bits. Falcon adds ALiBi to masks of four dims, so it gets five.
     """
     mask = describe(*args, config=config, **kwargs)
-    family = getattr(config, "model_type", None)
-    if family == "falcon" and config.alibi:
-        if kwargs["kv_length"] > kwargs["q_length"] + int(kwargs["q_offset"]):
-            raise ValueError(
-                "Falcon with ALiBi makes positions for the tokens so far, which are fewer than a static cache has: "
-                'use cache_implementation="dynamic"'
-            )
-        return mask.squeeze(1)
-    if family != "mpt":
+    if falcon.has_alibi(config):
+        return mask[None]
+    if getattr(config, "model_type", None) != "mpt":
         return mask
     return ((mask[..., None] >> torch.arange(BITS)) & 1).bool().flatten(-2)
 

@@ -36,6 +36,7 @@ from sparseflash.integrations.transformers.attention import (
     may_cross,
     side_of,
 )
+from sparseflash.integrations.transformers.falcon import is_falcon
 from sparseflash.integrations.transformers.patches import mark_patches
 
 KEYS = ("block_sparse_pattern", "block_sparse_block")
@@ -103,8 +104,7 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
     config = model.config
     if config._attn_implementation == NAME:
         refuse_misspelt(config)
-        served = serve(model)
-        source = _source_around(type(model))
+        served, source = serve(model), _source_around(type(model))
         if not served and _CHOOSES_BY_NAME.search(source) and not _ASKS.search(source):
             raise ValueError(_foreign(model))
         _look_before_forward(model)
@@ -118,10 +118,10 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
 
 
 def _serve(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-    if attn_implementation in (NAME, "eager", "sdpa") and serve(
-        model
-    ):  # Transformers would not switch it, and would warn
-        model.config._attn_implementation_internal = attn_implementation
+    exchanged = attn_implementation in (NAME, "eager", *(["sdpa"] if is_falcon(model.config) else []))
+    if exchanged and serve(model):  # Transformers would not switch it, and would warn
+        for _, part in _configs(model.config):  # no model has MPT's attn_config, which is a sub-config
+            part._attn_implementation_internal = attn_implementation
 
 
 def _switched(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
