@@ -31,6 +31,7 @@ from sparseflash.integrations.transformers.attention import (
 )
 from sparseflash.integrations.transformers.attention import layers as attending
 from sparseflash.integrations.transformers.operators import checked
+from sparseflash.integrations.transformers.owning import own
 from sparseflash.integrations.transformers.patches import names_patches
 from sparseflash.patterns.grid import make_grid
 from sparseflash.patterns.pattern import Pattern
@@ -148,7 +149,8 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     """Switch a model to block-sparse attention over a pattern; its weights are not changed.
 
     The pattern's text is written into ``model.config`` (into its ``text_config`` if it has one), so ``save_pretrained``
-    keeps it.
+    keeps it. The config is copied first, so other models made from the same object, and the object itself, are not
+    changed.
 
     Args:
         model: a ``PreTrainedModel``.
@@ -173,19 +175,17 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     """
     register()
     make_grid(block, block, None)
-    config = model.config.get_text_config()
-    implementation = model.config._attn_implementation
     watching = import_module(f"{__name__}.watching")
     watching.mark_crossing(model)
-    written = [config, *watching.copies(model)]
-    before = [[getattr(one, name, None) for name in watching.KEYS] for one in written]
+    config = model.config.get_text_config()
     if layers is not None and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"layers= counts those of one stack, {type(model).__name__} has two: give one for each layer, "
             'as {"encoder": [...], "decoder": [...]}'
         )
     texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
-    for one in written:
+    give_back = own(model)
+    for one in [model.config.get_text_config(), *watching.copies(model)]:
         one.block_sparse_pattern, one.block_sparse_block = texts, block
     try:
         model.set_attn_implementation(NAME)
@@ -200,10 +200,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
             if hasattr(module, "config"):
                 pattern_of(module)
     except (TypeError, ValueError):
-        for one, values in zip(written, before, strict=True):
-            one.block_sparse_pattern, one.block_sparse_block = values
-        if model.config._attn_implementation != implementation:
-            model.set_attn_implementation(implementation)
+        give_back()
         raise
     return model
 
