@@ -1,8 +1,8 @@
 """Gives a model its own copy of its config, so that a pattern is this model's alone.
 
 Models that are made from one config object share it. Before a pattern is written, the config and its sub-configs are
-therefore copied for the model, its parts, and the models that contain it (which save it, and make its masks). Modules do
-not know what contains them, so these are looked for among Python's live objects.
+therefore copied for the model, its parts, and the models that contain it (which save it, and make its masks). Modules
+do not know what contains them, so these are looked for among Python's live objects.
 """
 
 from __future__ import annotations
