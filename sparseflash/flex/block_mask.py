@@ -1,4 +1,4 @@
-"""FlexAttention's ``BlockMask``, over a mask of this library."""
+"""FlexAttention's ``BlockMask``, backed by a mask of this library."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sparseflash.patterns.block_mask import BlockMask as SparseMask
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import PackedTable
 
-# What torch's class holds, in the version that is installed: tables, lengths, BLOCK_SIZE, mask_mod.
+# The fields of torch's class in the installed version: tables, lengths, BLOCK_SIZE, mask_mod.
 FIELDS = tuple(FlexMask.__annotations__)
 
 
 class BlockMask(FlexMask):
-    """What ``torch.nn.attention.flex_attention.BlockMask`` is, and may stand wherever that may outside of graphs.
+    """A ``torch.nn.attention.flex_attention.BlockMask``, usable wherever torch's is, except inside torch's graphs.
 
-    One that :func:`sparseflash.flex.create_block_mask` makes holds a mask of this library, whose bits are those that
-    ``mask_mod`` gave then. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are made of
-    it when they are asked for. One that is made of tables (the constructor, :meth:`from_kv_blocks`, indexing), or of
-    which an attribute was set, is read at every call, as torch reads it.
+    One from :func:`sparseflash.flex.create_block_mask` holds a mask of this library, with the values that ``mask_mod``
+    had at that time. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are built from it
+    on first access. One built from tables (the constructor, :meth:`from_kv_blocks`, indexing), or with an attribute set
+    later, is read at every call, as in torch.
 
-    Shapes: ``kv_num_blocks`` int32 [B, H, nQ], ``kv_indices`` int32 [B, H, nQ, nK]: the blocks in which ``mask_mod``
-    decides; ``full_kv_...``: those that are seen whole; ``q_...``: the same by key block. ``to_dense()`` is int32
+    Shapes: ``kv_num_blocks`` int32 [B, H, nQ], ``kv_indices`` int32 [B, H, nQ, nK]: partial blocks, in which
+    ``mask_mod`` decides; ``full_kv_...``: full blocks; ``q_...``: the same by key block. ``to_dense()`` is int32
     [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
 
-    The tables of a made mask are there to be read. To change them, build another mask with :meth:`from_kv_blocks`: what
-    is written into them is noticed at the next call, but not by compiled functions, which see the mask that was made.
+    Treat the tables of a created mask as read-only. To change them, build another mask with :meth:`from_kv_blocks`:
+    eager calls notice in-place writes, but compiled functions keep using the mask as it was created.
 
     Raises:
-        ValueError: when tables of more than 2**28 blocks are asked for.
+        ValueError: reading tables of more than 2**28 blocks.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ class BlockMask(FlexMask):
     _tables: FlexMask | None
     _versions: tuple[int, ...]
     packed: PackedTable | None  # for compiled graphs
-    made_for_one: tuple[bool, bool]  # whether samples and heads have masks of their own, of one made for one of them
+    made_for_one: tuple[bool, bool]  # for samples and heads: made for one of them by a mask_mod that depends on it
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._hold(FlexMask(*arguments, **named))
@@ -64,7 +64,7 @@ class BlockMask(FlexMask):
 
     @classmethod
     def of_torch(cls, tables: FlexMask) -> BlockMask:
-        """One of torch's block masks; what it holds is shared."""
+        """Wrap one of torch's block masks; the tensors are shared."""
         mask = cls.__new__(cls)
         mask._hold(tables)
         return mask
@@ -73,36 +73,41 @@ class BlockMask(FlexMask):
     def made(
         cls, recipe: Recipe | None, made_for_one: tuple[bool, bool], packed: PackedTable | None = None
     ) -> BlockMask:
-        """What ``create_block_mask`` gives."""
+        """The result of ``create_block_mask``."""
         mask = cls.__new__(cls)
         mask._recipe, mask._tables, mask._versions, mask.made_for_one = recipe, None, (), made_for_one
         if packed is None and recipe is not None:
             packed = PackedTable.of(lookup(recipe.mask, recipe.device))
-            # What torch._dynamo.maybe_mark_dynamic sets, which would import the compiler: masks have tables of many
-            # sizes, and a graph made for the first one's would be made again for the second.
+            # As torch._dynamo.maybe_mark_dynamic does, without importing the compiler: tables differ in size, and a
+            # graph specialised on the first one's size would be recompiled for the second.
             packed.buffer._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
         mask.packed = packed
         return mask
 
     @property
     def recorded(self) -> SparseMask | None:
-        """The mask of this library, of one that was made by a ``mask_mod`` and not written into since."""
+        """The mask of this library, if it was created from a ``mask_mod`` and not written to since."""
         recipe = self.recipe
         return None if recipe is None else recipe.mask
 
     @property
     def recipe(self) -> Recipe | None:
+        """How the mask was created; None for a mask of tables, and once its tables were written to."""
         if self._recipe is not None and self._tables is not None and _versions(self._tables) != self._versions:
             self._hold(self._tables)
         return self._recipe
 
     def as_torch(self) -> FlexMask:
-        """One of torch's own class, which holds the same tables."""
+        """An instance of torch's own class with the same tables.
+
+        Raises:
+            ValueError: a mask from an exported program or a file, or one of more than 2**28 blocks.
+        """
         if self._tables is None:
             if self._recipe is None:
                 raise ValueError(
-                    "this block mask came out of an exported program or a file, which hold what attention reads and no "
-                    "tables of FlexAttention: make it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
+                    "this block mask came out of an exported program or a file, which do not hold FlexAttention's "
+                    "tables: create it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
                 )
             self._tables = torch_tables(self._recipe)
             self._versions = _versions(self._tables)
@@ -110,7 +115,7 @@ class BlockMask(FlexMask):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        if self.recipe is not None:  # copies make tables of their own
+        if self.recipe is not None:  # copies build their own tables
             state["_tables"], state["_versions"] = None, ()
         return state
 
@@ -129,7 +134,7 @@ class BlockMask(FlexMask):
         if isinstance(index, tuple) and len(index) > 3:
             raise IndexError(
                 f"a block mask is indexed by samples, heads and query blocks, got {len(index)} indices: "
-                "keys are left out by mask_mod"
+                "to leave out keys, mask them in mask_mod"
             )
         return self.of_torch(self.as_torch()[index])
 
@@ -145,12 +150,12 @@ class BlockMask(FlexMask):
 
 
 def _versions(tables: FlexMask) -> tuple[int, ...]:
-    """Of tables that were handed out: whether somebody wrote into them."""
+    """The versions of a mask's tensors, which in-place writes increment."""
     return tuple(value._version for value in vars(tables).values() if isinstance(value, torch.Tensor))
 
 
 class _Field:
-    """An attribute of torch's class. What a recipe tells needs no tables; setting one makes a mask of tables."""
+    """An attribute of torch's class. Those that the recipe holds need no tables; setting one makes a mask of tables."""
 
     def __init__(self, name: str, told: Callable[[Recipe], Any] | None) -> None:
         self.name, self.told = name, told

@@ -1,4 +1,4 @@
-"""``flex_attention``: FlexAttention's call, over the tables of this library.
+"""``flex_attention``, with FlexAttention's arguments, over the tables of this library.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.
@@ -65,22 +65,23 @@ def flex_attention(
         query: [B, Hq, N, D].
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
-        score_mod: ``fn(score, b, h, q_idx, kv_idx)``, of which kernels here do these, read off the operations that it
-            runs: factors (numbers, or numbers of each sample, head and query), ``c * tanh(score / c)``, terms that do
-            not depend on the score, -inf masks, and what is composed of them in this order. Terms are computed once a
-            distance where they depend on the head and on ``kv_idx - q_idx`` alone (tables of distances, T5's buckets),
-            read in place where they are ``bias[b, h, q_idx, kv_idx]``, else for all pairs on which they depend. What it
-            captures is read at every call and gets its gradient.
-        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Of torch's own,
-            and of one made of tables, what it reads is compared at every call, and converted anew when it changed. Or
-            any mask that :func:`sparseflash.attention` takes; a Pattern puts the last query on the last key.
+        score_mod: ``fn(score, b, h, q_idx, kv_idx)``. Recognised from the operations that it runs are factors
+            (constants, or per sample, head and query), ``c * tanh(score / c)``, terms that do not depend on the score,
+            -inf masks, and compositions of these in this order. Terms that depend on the head and on ``kv_idx - q_idx``
+            alone (tables of distances, T5's buckets) are computed once per distance; ``bias[b, h, q_idx, kv_idx]`` is
+            read in place; other terms are computed for all pairs on which they depend. Captured tensors are read at
+            every call and get gradients.
+        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Torch's own masks
+            and masks built from tables are compared at every call with what they held, and converted again after a
+            change. Or any mask that :func:`sparseflash.attention` takes; a Pattern aligns the last query with the last
+            key.
         scale: factor on the scores, default ``D ** -0.5``.
-        enable_gqa: whether Hkv may differ from Hq, of which it must be a divisor.
+        enable_gqa: whether Hkv may differ from Hq; it must divide Hq.
         return_lse: also return the log-sum-exp, fp32 [B, Hq, N].
-        kernel_options: of generated kernels; there are none here, so nothing is done with them.
-        return_aux: the newer way to ask for the log-sum-exp, and for the largest score of each query, fp32 [B, Hq, N]
-            and without a gradient. That one is computed apart, by torch's matrix products over the stored blocks: it
-            costs about a forward pass more.
+        kernel_options: options of torch's generated kernels; ignored here.
+        return_aux: the newer way to request the log-sum-exp, and the largest score of each query, fp32 [B, Hq, N]
+            without a gradient. The latter is computed separately, by torch's matrix products over the stored blocks,
+            and costs about one more forward pass.
         softcap: the same as ``lambda score, *_: softcap * tanh(score / softcap)``.
         alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
             queries are counted as for block_mask.
@@ -109,7 +110,7 @@ def flex_attention(
         >>> out.sum().backward()  # on a CPU too
     """
     if return_lse and return_aux is not None:
-        raise ValueError("return_lse and return_aux ask for the same: give one of them")
+        raise ValueError("return_lse and return_aux request the same output: give one of them")
     if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
         raise ValueError(
             f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share "
@@ -120,7 +121,7 @@ def flex_attention(
     queries, shift, bias = query, None, None
     if score_mod is not None:
         if softcap is not None or alibi_slopes is not None:
-            raise ValueError("score_mod caps and biases scores itself: leave out softcap and alibi_slopes beside it")
+            raise ValueError("score_mod changes scores itself: leave out softcap= and alibi_slopes=, or score_mod=")
         change = scored
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import scored as change
@@ -146,9 +147,9 @@ def flex_attention(
 
 
 def _strides_like(out: Tensor, query: Tensor) -> Tensor:
-    """The output [B, Hq, N, Dv] with its dimensions in the order in which they lie in query, the last one innermost."""
+    """The output [B, Hq, N, Dv] with its dimensions ordered in memory as those of query; the last one is innermost."""
     strides = query.stride()
-    order: list[int] = []  # outermost first; written out, for torch.compile sorts no symbols
+    order: list[int] = []  # outermost first; an insertion sort, because torch.compile cannot sort symbols
     for dim in range(3):
         order.insert(sum(strides[other] > strides[dim] for other in order), dim)
     if order == [0, 1, 2] or out.numel() == 0:
@@ -160,7 +161,7 @@ def _strides_like(out: Tensor, query: Tensor) -> Tensor:
 def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool) -> Mask | PackedTable:
     """The mask as attention takes it."""
     if query.dim() != 4 or key.dim() != 4:
-        return None  # refused by attention, in its words
+        return None  # attention raises its own error
     compiling = torch.compiler.is_compiling()
     if isinstance(block_mask, BlockMask) and block_mask.packed is not None:
         check_made_for(block_mask, query)
@@ -168,7 +169,7 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
             return block_mask.packed
         if block_mask.recorded is not None:
             return block_mask.recorded
-    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # nobody wrote into it: it has no tables
+    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # unchanged: it has no tables to write to
         return block_mask.packed.table()
     if isinstance(block_mask, FlexMask):
         convert = from_torch

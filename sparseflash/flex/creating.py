@@ -1,4 +1,4 @@
-"""``create_block_mask``: a ``mask_mod`` is asked once, when the mask is made."""
+"""``create_block_mask``, which evaluates a ``mask_mod`` once."""
 
 from __future__ import annotations
 
@@ -28,46 +28,45 @@ def create_block_mask(
     dq_kv_order: bool = True,
     **unknown: Any,
 ) -> BlockMask:
-    """The block mask of a ``mask_mod``, in memory for what it stores instead of for all pairs.
+    """Create the block mask of a ``mask_mod``; memory is proportional to its stored blocks, not to all pairs.
 
-    A mask_mod that compares whole numbers of the query with whole numbers of the key, and joins such comparisons, is
-    recognised from the operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``,
-    ``ids[q] == ids[k]``, ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is made without asking about pairs: for
-    262,144 tokens in 0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other is asked about all pairs, some at a
-    time. Then, for long sequences, a warning (``SlowScan``) names the pattern that the mask turned out to be: patterns
-    compile in the size of their answer, and :func:`flex_attention` takes them as they are. Samples and heads are looked
-    at only as far as the answer depends on them.
+    A mask_mod that combines comparisons between integers of the query and integers of the key is recognised from the
+    operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``, ``ids[q] == ids[k]``,
+    ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is computed without evaluating pairs: for 262,144 tokens in
+    0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other mask_mod is evaluated on all pairs, in chunks. For long
+    sequences a warning (``SlowScan``) then names the pattern that gives the same mask: patterns compile in time
+    proportional to their stored blocks, and :func:`flex_attention` accepts them. Samples and heads are evaluated
+    separately only if the result depends on them.
 
     Args:
-        mask_mod: ``fn(b, h, q_idx, kv_idx)`` gives booleans; as for FlexAttention it is written for single indices,
-            mapped over all of them, and may look into tensors on ``device``. It is asked now: what it looks into may
-            change later without changing the mask.
-        B: samples, or None for one mask for all; needed if mask_mod looks at ``b``.
-        H: query heads, or None for one mask for all; needed if mask_mod looks at ``h``.
-        Q_LEN: queries; the first has index 0.
-        KV_LEN: keys.
-        device: where the indices lie that mask_mod gets, and the tables; default the accelerator, or the CPU if there
-            is none.
+        mask_mod: ``fn(b, h, q_idx, kv_idx)`` returns booleans; as for FlexAttention it is written for single indices,
+            mapped over all of them, and may read tensors on ``device``. It is evaluated now: later changes to those
+            tensors do not change the mask.
+        B: samples, or None for one mask for all; required if mask_mod reads ``b``.
+        H: query heads, or None for one mask for all; required if mask_mod reads ``h``.
+        Q_LEN: number of queries; the first has index 0.
+        KV_LEN: number of keys.
+        device: of the indices passed to mask_mod, and of the tables; default the accelerator, or the CPU if there is
+            none.
         BLOCK_SIZE: tokens per block side, or (queries, keys), of the tables that the mask shows. Attention itself works
             on the largest blocks of 16, 32, 64, 128, 256 that divide it, or on the largest below it; the mask is
             the same.
         _compile: no effect.
-        separate_full_blocks: whether the tables list blocks without a masked pair apart.
-        compute_dq_write_order: whether the mask has torch's ``dq_write_order`` (from torch 2.13 on); ours has no use
-            for it, since gradients are deterministic.
-        dq_kv_order: the order that is meant.
-        **unknown: refused, with the argument that may be meant.
+        separate_full_blocks: whether the tables list full blocks separately.
+        compute_dq_write_order: whether the mask gets torch's ``dq_write_order`` (from torch 2.13 on); not used here,
+            since gradients are always deterministic.
+        dq_kv_order: the order that ``dq_write_order`` describes.
+        **unknown: refused; the error names the argument that was probably meant.
 
     Returns:
         A :class:`BlockMask` of shape (B or 1, H or 1, Q_LEN, KV_LEN).
 
     Raises:
-        TypeError: an argument that torch's function has not either, a mask_mod that is not callable or gives no
-            booleans, lengths or a BLOCK_SIZE that are not ints.
-        ValueError: a length, block side, B or H below 1, or a mask_mod that looks at samples or heads of which B or H
-            does not say how many there are.
+        TypeError: an argument that torch's function does not have either, a mask_mod that is not callable or does not
+            return booleans, lengths or a BLOCK_SIZE that are not ints.
+        ValueError: a length, block side, B or H below 1, or a mask_mod that reads ``b`` or ``h`` while B or H is None.
 
-    Called inside of a compiled function it runs between two graphs, as it runs outside; ``fullgraph=True`` refuses it.
+    Inside a compiled function it causes a graph break and runs eagerly; ``fullgraph=True`` refuses it.
 
     Example:
         >>> from sparseflash.flex import create_block_mask
@@ -93,7 +92,7 @@ def create_block_mask(
 
 
 def _create_empty_block_mask(query: Tensor, key: Tensor) -> BlockMask:
-    """The mask of one block of any length, as torch's function of this name makes it: no mask at all."""
+    """A mask of one block of any length that hides nothing, as from torch's function of this name."""
     one = torch.ones(1, 1, 1, dtype=torch.int32, device=query.device)
     return BlockMask.from_kv_blocks(
         one, torch.zeros_like(one)[..., None], BLOCK_SIZE=_LARGE_SPARSE_BLOCK_SIZE, seq_lengths=(1, 1)

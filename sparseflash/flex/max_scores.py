@@ -1,9 +1,9 @@
-"""The largest score of each query, for ``AuxRequest(max_scores=True)``: kernels do not keep it.
+"""The largest score of each query, for ``AuxRequest(max_scores=True)``, which the kernels do not return.
 
-Only stored blocks are computed, some at a time, by torch's matrix products. It costs about as much as a plain forward
-pass over the same blocks, on any device.
+Only stored blocks are computed, in chunks, by torch's matrix products. This costs about as much as a plain forward pass
+over the same blocks, on any device.
 
-Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens at once.
+Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens in a chunk.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def max_scores(
     slopes: Tensor | None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """The largest of a query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
+    """The largest of each query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
 
-    In fp32 (fp64 for fp64), -inf for a query that sees no key, without a gradient, as torch's has none.
+    fp32 (fp64 for fp64 inputs), -inf for a query that sees no key; without a gradient, as in torch.
     """
     q, k = under_autocast(q, k)
     scale = checked_scale(scale, q.shape[-1])
@@ -79,4 +79,5 @@ def max_scores(
 
 
 def largest_scores(query: Tensor, key: Tensor, block_mask: Mask | FlexMask, *rest: Any) -> Tensor:
+    """:func:`max_scores` over any mask that ``flex_attention`` takes."""
     return max_scores(query, key, host_mask(block_mask, query, key, "the largest scores"), *rest)

@@ -1,8 +1,8 @@
-"""What a ``score_mod`` does to a score, read off the operations that it runs (:class:`Recording`).
+"""Recognise what a ``score_mod`` does to a score from the operations that it runs (:class:`Recording`).
 
-A score may be multiplied by numbers and by numbers of its sample and head, capped by ``c * tanh(score / c)``, moved by
-terms that do not depend on it, and masked by -inf, in this order. Which of the terms kernels can add is not decided
-here. Nothing is guessed from values: a function of another form is not known, whatever it gives.
+A score may be multiplied by constants and by values per sample, head and query, capped by ``c * tanh(score / c)``,
+shifted by terms that do not depend on it, and masked by -inf, in this order. Which of the terms kernels can add is
+decided elsewhere. Nothing is guessed from values: a function of any other form is not recognised.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ NAMES = {SAMPLE: "sample", HEAD: "head", QUERY: "query", KEY: "key", SCORE: "sco
 OF_HEADS = frozenset(("sample", "head"))
 OF_ROWS = OF_HEADS | {"query"}
 INFINITY = float("inf")
-WIDE = (torch.int64, torch.int32)  # whose sums of indices do not wrap around
+WIDE = (torch.int64, torch.int32)  # sums of indices do not overflow
 INTEGERS = (*WIDE, torch.int16, torch.int8, torch.uint8, torch.bool)
-PLACES = (*WIDE, torch.float32, torch.float64)  # that hold every index
+PLACES = (*WIDE, torch.float32, torch.float64)  # hold every index exactly
 SAME = (aten.alias, aten.clone, aten.detach, aten.expand, aten.view, aten._to_copy)
 
 
 class Sizes(NamedTuple):
-    """Of a call."""
+    """The sizes of a call."""
 
     samples: int
     heads: int
@@ -47,31 +47,32 @@ class Sizes(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A term that is added to scores: what it depends on, where it came from, and a number that multiplies it."""
+    """A term added to scores: what it depends on, the value it is computed from, and a constant factor."""
 
-    depends: frozenset[str]  # of sample, head, query, key, distance
-    origin: Origin | None  # None: it is the number
+    depends: frozenset[str]  # among sample, head, query, key, distance
+    origin: Origin | None  # None: the constant 1
     number: float
 
     def times(self, number: float) -> Bias:
+        """The term times a constant."""
         return self._replace(number=self.number * number)
 
     @property
     def of_row(self) -> bool:
-        """Whether it moves all scores of a query alike."""
+        """Whether it adds the same to all scores of a query."""
         return self.depends <= OF_ROWS
 
     @property
     def relative(self) -> bool:
-        """Whether it is a number of each head and distance."""
+        """Whether it depends on the distance, and on nothing else but the head."""
         return "distance" in self.depends and self.depends <= {"head", "distance"}
 
 
 class Factor(NamedTuple):
-    """A product of a number and of numbers of sample, head and query."""
+    """A product of a constant and of values per sample, head and query."""
 
     number: float = 1.0
-    terms: tuple[tuple[Origin, bool], ...] = ()  # whether it is divided by
+    terms: tuple[tuple[Origin, bool], ...] = ()  # the bool: whether it is a divisor
     of_query: bool = False  # whether a term depends on the query
 
     def times(self, other: Factor) -> Factor:
@@ -86,7 +87,7 @@ ONE = Factor()
 
 
 class Distance(NamedTuple):
-    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``; and the same as a term like any other."""
+    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``; `bias` is the same value as an ordinary term."""
 
     factor: Factor
     absolute: bool
@@ -116,6 +117,7 @@ class Change:
 
     @property
     def moved(self) -> bool:
+        """Whether anything is added to the scores."""
         return bool(self.distances or self.biases)
 
     def times(self, factor: Factor) -> Change | None:
@@ -136,9 +138,9 @@ Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it ho
 
 
 def change_of(recording: Recording) -> tuple[Change | str, frozenset[int]]:
-    """What a recorded score_mod does, or words for what it does that is not known; and the tensors that decide it.
+    """What a recorded score_mod does, or a description of what is not recognised; and the tensors this depends on.
 
-    These, by their numbers, were read for that; those of conditions are read when a mask is made of them.
+    Tensors are given by their numbers. Those of conditions are read when a mask is built from them.
     """
     if recording.mutates or recording.answer is None:
         return "writes into tensors", frozenset()
@@ -152,17 +154,17 @@ def change_of(recording: Recording) -> tuple[Change | str, frozenset[int]]:
 
 
 class _Reading:
-    """What the steps of a recording mean, one after the other."""
+    """Interprets the steps of a recording in order."""
 
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         place, score = (torch.zeros((), dtype=of, device=recording.device) for of in (torch.long, torch.float))
-        self._zeros = place, place, place, place, score  # on which numbers do not depend
+        self._zeros = place, place, place, place, score  # arguments for evaluating constants
         self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
         self.special: dict[Origin, Special] = {SCORE: Change()}
-        self.looked: frozenset[int] = frozenset()  # tensors of which the numbers were asked for
+        self.looked: frozenset[int] = frozenset()  # numbers of the tensors whose values were read
         self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype
-        # Whole numbers that are a times the query's index and b times the key's, and what depends on neither.
+        # Integers of the form a * q_idx + b * kv_idx + c, with c independent of both, as (a, b).
         self._slopes: dict[Origin, tuple[int, int]] = {QUERY: (1, 0), KEY: (0, 1)}
         for index, step in enumerate(recording.steps):
             free = step.operator.overloadpacket in VALUE_FREE
@@ -173,17 +175,17 @@ class _Reading:
                 self._read(Made(index, 0), step.operator.overloadpacket, step.arguments)
 
     def depends(self, argument: Any) -> frozenset[str]:
-        """Of what a value is made: sample, head, query, key, distance, score."""
+        """What a value depends on, among sample, head, query, key, distance and score."""
         return self._depends.get(argument, frozenset())
 
     def strange(self, answer: Origin) -> str:
-        """The first operation behind the answer that leaves the form."""
+        """A message that names the first operation towards the answer that is not of the recognised form."""
         for index in self.recording.behind(answer):
             step = self.recording.steps[index]
             made = Made(index, 0)
             if "score" in self.depends(made) and not isinstance(self.special.get(made), Change):
-                return f"does to the score what kernels do not ({step.operator.overloadpacket})"
-        return "is not known"
+                return f"applies to the score what the kernels do not have ({step.operator.overloadpacket})"
+        return "is not of a recognised form"
 
     def _read(self, made: Made, operator: Any, arguments: tuple[Any, ...]) -> None:
         one, dtype = arguments[0], self.recording.steps[made.step].outputs[0][0]
@@ -206,7 +208,7 @@ class _Reading:
             self.special[made] = found
 
     def _sloped(self, operator: Any, arguments: tuple[Any, ...]) -> tuple[int, int] | None:
-        """How a whole number grows with the query's index and with the key's; None if that is not told."""
+        """The coefficients of the query's and the key's index in an integer; None if it is not linear in them."""
         one, *rest = map(self._slope, arguments)
         if one is None:
             return None
@@ -301,7 +303,7 @@ class _Reading:
         return Factor(1.0, ((argument, False),), "query" in self.depends(argument))
 
     def _number(self, argument: Any) -> float | None:
-        """A number that depends on nothing, and asks for no gradient."""
+        """The value of an argument that is a constant and requires no gradient; None for any other."""
         if not isinstance(argument, Made | Read):
             _, value = argument
             return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -325,7 +327,7 @@ class _Reading:
 
 
 def value_of(factor: Factor, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor | None:
-    """The numbers in a factor, multiplied, [B, H, N], or [B, H, 1] if none depends on the query; None without any."""
+    """The product of a factor's terms, [B, H, N], or [B, H, 1] if none depends on the query; None without terms."""
     product: Tensor | None = None
     for origin, divided in factor.terms:
         queries = sizes.queries if factor.of_query else 1
@@ -336,7 +338,7 @@ def value_of(factor: Factor, recording: Recording, sizes: Sizes, score: Tensor) 
 
 
 def values_of(origin: Origin, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
-    """Numbers of all samples, heads, queries and keys, [B, H, N, M]."""
+    """A value for all samples, heads, queries and keys, [B, H, N, M], in the dtype of score."""
     one = recording.function(origin)
     for axis in (3, 2, 1, 0):
         one = torch.vmap(one, in_dims=tuple(0 if at == axis else None for at in range(5)))

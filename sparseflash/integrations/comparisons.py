@@ -1,9 +1,9 @@
-"""Masks of ``mask_mod`` functions that compare numbers of the query with numbers of the key, without asking all pairs.
+"""Masks of ``mask_mod`` functions that compare values of the query with values of the key, without evaluating pairs.
 
-Whatever depends on the query alone, or on the key alone, is a vector, computed for all of them at once: positions,
-document ids, lengths, cells. What remains of most masks is comparisons of two such vectors, of their difference with a
-number, and how they are joined. That is read off the operations that the function ran (:class:`Recording`), never
-guessed from values; a function that does anything else with both is scanned.
+Whatever depends on the query alone, or on the key alone, is a vector that is computed once for all positions: indices,
+document ids, lengths, cells. The rest of most masks compares two such vectors, or their difference with a constant, and
+combines the results. This is recognised from the operations that the function ran (:class:`Recording`), never guessed
+from values; a function that combines query and key in any other way is evaluated on all pairs.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from sparseflash.integrations.stretches import Compared, Stretches
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid, Ints
 
-INTEGERS = (torch.int64, torch.int32)  # whose sums are computed
-WHOLE = (*INTEGERS, torch.int16, torch.int8, torch.uint8, torch.bool)  # that are compared
-# Sums of numbers below these stay inside their dtypes, and inside int64 after a few more.
-NUMBERS_AT_ONCE = 1 << 22  # of an operation for many queries or keys
-PAST = 1 << 62  # a key after all that there can be
+INTEGERS = (torch.int64, torch.int32)  # dtypes of sums
+WHOLE = (*INTEGERS, torch.int16, torch.int8, torch.uint8, torch.bool)  # dtypes of compared values
+NUMBERS_AT_ONCE = 1 << 22  # elements of one operation's result, in a chunk of queries or keys
+PAST = 1 << 62  # an index after every possible key
+# Sums of values below these do not overflow their dtype, nor int64 after a few more additions.
 LARGEST = {torch.int64: 1 << 60, torch.int32: 1 << 29}
 
 
 class Vector(NamedTuple):
-    """A number of the query or of the key, or of neither."""
+    """A value that depends on the query, on the key, or on neither."""
 
     origin: Origin
     axis: str | None  # "q", "k"
@@ -47,7 +47,7 @@ class Vector(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """``of_query[q] + of_key[k]``, or how far it is from 0."""
+    """``of_query[q] + of_key[k]``, or its absolute value."""
 
     of_query: Ints
     of_key: Ints
@@ -56,17 +56,17 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A mask that takes more than one stretch a query."""
+    """A mask in which a query may see more than one stretch of keys."""
 
     compile: Callable[[Grid], BlockMask]
 
 
 Seen: TypeAlias = Stretches | Compared | Joined
-Meaning: TypeAlias = "Vector | Sum | Seen | None"  # None: not known
+Meaning: TypeAlias = "Vector | Sum | Seen | None"  # None: not recognised
 
 
 def compared(recording: Recording, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask | None:
-    """The mask of a recorded mask_mod for one sample and head; None if it is not made of comparisons alone."""
+    """The mask of a recorded mask_mod for one sample and head; None if it does not consist of comparisons alone."""
     if recording.mutates or recording.answer is None:
         return None
     reading = _Reading(recording, sample, head, grid, device)
@@ -75,12 +75,12 @@ def compared(recording: Recording, sample: int, head: int, grid: Grid, device: t
 
 
 def _compiled(seen: Seen, grid: Grid) -> BlockMask:
-    # Not through the cache: these patterns are made anew each time.
+    # Bypasses the cache: these patterns compare by identity and are new each time.
     return seen.compile(grid) if isinstance(seen, Joined) else seen.compile_on(grid)
 
 
 class _Reading:
-    """What the steps of a recording mean, one after the other, for one sample and head."""
+    """Interprets the steps of a recording in order, for one sample and head."""
 
     def __init__(self, recording: Recording, sample: int, head: int, grid: Grid, device: torch.device) -> None:
         self.recording, self.grid, self.device = recording, grid, device
@@ -106,7 +106,7 @@ class _Reading:
         return self.meanings[origin] if origin in self.meanings else Vector(origin, None)
 
     def _of_both(self, step: Any, arguments: list[Any]) -> Meaning:
-        """What an operation means whose arguments depend on query and key."""
+        """The meaning of an operation whose arguments depend on both query and key."""
         operator = step.operator.overloadpacket
         dtype, shape = step.outputs[0]
         if shape != (1,) or len(step.outputs) > 1:
@@ -125,7 +125,7 @@ class _Reading:
         return None
 
     def _same(self, meant: Any, dtype: torch.dtype) -> Meaning:
-        """The same numbers, perhaps in another dtype."""
+        """The same values, perhaps in another dtype."""
         if isinstance(meant, Sum):
             return meant if dtype in INTEGERS and _largest(meant) <= LARGEST[dtype] else None
         return meant if dtype == torch.bool and isinstance(meant, Stretches | Compared | Joined) else None
@@ -149,7 +149,7 @@ class _Reading:
         return total if _largest(total) <= LARGEST[dtype] else None
 
     def _sum(self, meant: Any) -> Sum | None:
-        """A number as a sum over query and key."""
+        """A value as a sum of a part per query and a part per key; None if it has no such form."""
         if isinstance(meant, Sum):
             return meant
         zero = np.zeros(1, np.int64)
@@ -163,7 +163,7 @@ class _Reading:
         return Sum(zero, values) if meant.axis == "k" else Sum(values, zero)
 
     def _values(self, vector: Vector) -> Ints | None:
-        """The whole numbers of all queries or of all keys, or the one number of both, int64 [n]."""
+        """The values of a vector, int64 [n]: for all queries, for all keys, or one value; None if not integers."""
         if vector.origin not in self.values:
             self.values[vector.origin] = self._computed(vector)
         return self.values[vector.origin]
@@ -203,7 +203,7 @@ class _Reading:
             return self._against_zero(name, one.of_query - above_q, one.of_key - above_k)
         if name not in ("le", "lt", "ge", "gt"):
             return None
-        # A distance is at most x where the number is at most x and at least -x.
+        # |y| <= x where y <= x and y >= -x.
         near = self._against_zero(name, one.of_query - above_q, one.of_key - above_k)
         far = self._against_zero(TURNED[name], one.of_query - below_q, one.of_key - below_k)
         return both(near, far) if name in ("le", "lt") else either(near, far)
@@ -221,7 +221,7 @@ class _Reading:
         return _at_most(of_query - strictly, -of_key)
 
     def seen(self, meant: Any) -> Seen | None:
-        """Something true or false as a mask."""
+        """A boolean value as a mask; None if it is not one."""
         if isinstance(meant, bool):
             return _at_most(np.full(self.grid.q_len, int(meant)), np.ones(self.grid.kv_len, np.int64))
         if not isinstance(meant, Vector):
@@ -263,7 +263,7 @@ def _equal(of_query: Ints, of_key: Ints) -> Seen:
     end = np.append(begin[1:], of_key.size)
     order = np.argsort(of_key[begin], kind="stable")
     numbers = of_key[begin[order]]
-    if (numbers[1:] == numbers[:-1]).any():  # a number that comes back after others
+    if (numbers[1:] == numbers[:-1]).any():  # a value occurs in several stretches
         return Compared(of_query, of_key, equal=True)
     place = np.minimum(np.searchsorted(numbers, of_query), numbers.size - 1)
     found = numbers[place] == of_query
@@ -271,14 +271,14 @@ def _equal(of_query: Ints, of_key: Ints) -> Seen:
 
 
 def both(one: Seen, other: Seen) -> Seen:
-    """Seen in both masks."""
+    """The intersection of two masks."""
     if isinstance(one, Stretches) and isinstance(other, Stretches):
         return Stretches(np.maximum(one.low, other.low), np.minimum(one.stop, other.stop))
     return Joined(lambda grid: _compiled(one, grid) & _compiled(other, grid))
 
 
 def either(one: Seen, other: Seen) -> Seen:
-    """Seen in one of both masks."""
+    """The union of two masks."""
     if isinstance(one, Stretches) and isinstance(other, Stretches):
         nothing, nothing_else = one.low >= one.stop, other.low >= other.stop
         low, stop = np.minimum(one.low, other.low), np.maximum(one.stop, other.stop)
@@ -291,7 +291,7 @@ def either(one: Seen, other: Seen) -> Seen:
 
 
 def negated(one: Seen) -> Seen:
-    """Seen where it is not in the mask."""
+    """The complement of a mask."""
     if isinstance(one, Stretches):
         empty = one.low >= one.stop
         if ((one.low <= 0) | empty).all():
@@ -302,12 +302,12 @@ def negated(one: Seen) -> Seen:
 
 
 def differing(one: Seen, other: Seen) -> Seen:
-    """Seen in exactly one of both masks."""
+    """The symmetric difference of two masks."""
     return either(both(one, negated(other)), both(other, negated(one)))
 
 
 def chosen(condition: Seen, one: Seen, other: Seen) -> Seen:
-    """One mask where the condition holds, another elsewhere."""
+    """``one`` where the condition holds, ``other`` elsewhere."""
     return either(both(condition, one), both(negated(condition), other))
 
 

@@ -1,11 +1,10 @@
-"""What one call of a FlexAttention ``mask_mod`` or ``score_mod`` tells of it.
+"""Record one call of a FlexAttention ``mask_mod`` or ``score_mod``.
 
-Such a function is code that may look into anything: tensors, numbers, other functions. Mapped over its indices it
-cannot branch on them, so the operations that one call runs are the operations of every call: a graph, as torch.fx
-traces it. They are recorded here, together with the contents of the tensors that they read. That tells what the
-function looks at, whether it is still the same, and what it computes (``comparisons.py``). It is more than
-``patterns/captured.py`` can tell of predicates, which may be numpy's: torch reads a ``mask_mod`` at every call, so a
-change of anything has to be noticed.
+Such a function is code that may read anything: tensors, numbers, other functions. Under vmap it cannot branch on its
+indices, so the operations of one call are the operations of every call: a graph, as torch.fx would trace it. They are
+recorded here, with the contents of the tensors that they read. The recording shows which indices the function depends
+on, whether it has changed, and what it computes (``comparisons.py``). ``patterns/captured.py`` checks less for
+predicates, which may use numpy; but torch evaluates a ``mask_mod`` at every call, so every change has to be noticed.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 aten = torch.ops.aten
-# They take a tensor for its dtype, device and shape alone; and_masks and or_masks begin with one of them.
+# Operators that use only the dtype, device and shape of a tensor; and_masks and or_masks begin with one of them.
 VALUE_FREE = {
     *(aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty, aten.new_empty_strided),
     *(aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like),
@@ -30,7 +29,7 @@ VALUE_FREE = {
 
 
 class Made(NamedTuple):
-    """A tensor by where it came from: one of the arguments, or the output of a step."""
+    """A tensor that is an argument or the output of a step."""
 
     step: int  # -1 for arguments
     number: int
@@ -40,7 +39,7 @@ SAMPLE, HEAD, QUERY, KEY, SCORE = (Made(-1, number) for number in range(5))
 
 
 class Read(NamedTuple):
-    """A tensor that was there before, by its number in ``Recording.contents``."""
+    """A captured tensor, by its index in ``Recording.contents``."""
 
     number: int
 
@@ -49,7 +48,7 @@ Origin: TypeAlias = Made | Read
 
 
 class Step(NamedTuple):
-    """One operation: its arguments, tensors replaced by where they came from, and the tensors that it gave."""
+    """One operation: its arguments, with tensors replaced by their origin, and the form of its outputs."""
 
     operator: Any
     structure: TreeSpec
@@ -67,15 +66,15 @@ class Recording:
     """The operations of one call of a mask_mod or score_mod.
 
     Attributes:
-        steps: the operations, in the order in which they ran, on tensors of one element for each index.
-        contents: the tensors that were read; of a mask_mod copies, as they were then.
-        answer: where the result came from; None if that is not known.
+        steps: the operations in the order in which they ran, each index a tensor of one element.
+        contents: the tensors that were read; copies for a mask_mod.
+        answer: the origin of the result; None if unknown.
         looks_at_sample: whether the answer may depend on ``b``.
         looks_at_head: whether it may depend on ``h``.
-        mutates: whether some operation wrote into a tensor: the steps then are no graph.
-        learned: numbers of the tensors that were read and ask for a gradient.
-        device: where the arguments lay.
-        compared: numbers of the tensors whose contents matter to :meth:`same`; None: of all.
+        mutates: whether an operation wrote into a tensor, so that the steps are not a graph.
+        learned: indices of the tensors in ``contents`` that require a gradient.
+        device: of the arguments.
+        compared: indices of the tensors whose contents :meth:`same` compares; None: all.
     """
 
     steps: tuple[Step, ...]
@@ -90,7 +89,7 @@ class Recording:
 
     @classmethod
     def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
-        """Call a mod once, on index 0 of everything, and write down what it does; a score_mod on a score of 0."""
+        """Call a mod once, with all indices 0 and, for a score_mod, a score of 0, and record what it does."""
         indices = tuple(torch.zeros(1, dtype=torch.long, device=device) for _ in range(4))
         scores = () if score is None else (torch.zeros(1, dtype=score, device=device),)
         recorder = _Recorder(indices + scores, copies=score is None)
@@ -111,7 +110,7 @@ class Recording:
         return forms[0] == forms[1] and all(torch.equal(self.contents[n], other.contents[n]) for n in here)
 
     def kept(self, compared: frozenset[int]) -> Recording:
-        """The same for later, with copies of the tensors that are to be compared, and nothing of the others."""
+        """The recording to keep: with copies of the tensors to compare, and empty placeholders for the others."""
         copies = tuple(
             x.detach().clone() if number in compared else x.new_empty(()).expand(x.shape)
             for number, x in enumerate(self.contents)
@@ -120,11 +119,11 @@ class Recording:
 
     @property
     def widest(self) -> int:
-        """Numbers in the largest tensor that a step makes of one index each."""
+        """Elements of the largest tensor that a step makes for one value of each index."""
         return max((shape.numel() for step in self.steps for _, shape in step.outputs), default=1)
 
     def function(self, origin: Origin) -> Callable[..., Tensor]:
-        """What the mod computes there, of (b, h, q_idx, kv_idx) and a score: for single values, to be mapped."""
+        """The value at ``origin`` as a function of scalars (b, h, q_idx, kv_idx) and, if any, a score; for vmap."""
         wanted = self.behind(origin)
 
         def computed(*arguments: Tensor) -> Tensor:
@@ -152,7 +151,7 @@ class Recording:
         return sorted(wanted)
 
     def read_by(self, origin: Origin) -> frozenset[int]:
-        """Numbers of the tensors of which a tensor is made."""
+        """Indices in ``contents`` of the tensors from which a value is computed."""
         read = [x for index in self.behind(origin) for x in self.steps[index].arguments] + [origin]
         return frozenset(x.number for x in read if isinstance(x, Read))
 
@@ -174,12 +173,12 @@ class _Recorder(TorchDispatchMode):
         self.copies = copies
         self.steps: list[Step] = []
         self.contents: list[Tensor] = []
-        self.mutates = False  # whatever was written into may depend on more than it was made of
+        self.mutates = False  # after a write, a tensor may depend on more than its recorded origin
         self.learned: set[int] = set()
-        # Kept alive, so that no other tensor gets the id of one of them.
+        # Keeps tensors alive, so that no other tensor can get the id of one of them.
         self._alive: list[Tensor] = list(arguments)
         self._origin: dict[int, Origin] = {id(x): Made(-1, i) for i, x in enumerate(arguments)}
-        # Of each step: which of the arguments its outputs may depend on.
+        # For each step: the arguments on which its outputs may depend.
         self._looks: list[frozenset[int]] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -217,7 +216,7 @@ class _Recorder(TorchDispatchMode):
         return self._origin.get(id(answer))
 
     def looks(self, answer: Tensor) -> tuple[bool, bool]:
-        """Whether the answer may depend on sample and head; where that is not known, both."""
+        """Whether the answer may depend on the sample and on the head; (True, True) if unknown."""
         origin = self.origin(answer)
         seen = frozenset((0, 1)) if self.mutates or origin is None else self._seen_by(origin)
         return 0 in seen, 1 in seen

@@ -1,4 +1,4 @@
-"""Our block mask of a ``mask_mod``, exact to the token: asked about all pairs where it is not recognised."""
+"""Our block mask of a ``mask_mod``, exact to the token; one that is not recognised is evaluated on all pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparseflash.patterns.where import where
 
 
 def fitting_block(side: int) -> int:
-    """The side of our blocks for one of FlexAttention's: the largest that divides it, else the largest below it.
+    """Our block size for one of FlexAttention's: the largest that divides it, else the largest below it.
 
     Example:
         >>> [fitting_block(side) for side in (128, 384, 1 << 30, 200, 48, 5)]
@@ -35,7 +35,11 @@ def fitting_block(side: int) -> int:
 def mask_of(
     mask_mod: MaskMod, recording: Recording, samples: int, heads: int, grid: Grid, device: torch.device
 ) -> BlockMask:
-    """The mask of all samples and heads that are asked about, one after the other."""
+    """The mask of a mask_mod for all samples and heads, computed one by one.
+
+    Raises:
+        TypeError: a mask_mod that does not return booleans.
+    """
 
     def found(sample: int, head: int) -> BlockMask:
         mask = compared(recording, sample, head, grid, device)
@@ -52,7 +56,7 @@ def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torc
     def allows(q: Ints, k: Ints) -> Bools:
         ask: Callable[..., Tensor] = functools.partial(mask_mod, b, h)
         sides = list(zip(np.shape(q), np.shape(k), strict=True))
-        for many_q, many_k in reversed(sides):  # the last one wrapped around is the first axis
+        for many_q, many_k in reversed(sides):  # the outermost vmap is the first axis
             ask = torch.vmap(ask, in_dims=(None if many_q == 1 < many_k else 0, None if many_k == 1 < many_q else 0))
         once_q = tuple(axis for axis, (many_q, many_k) in enumerate(sides) if many_q == 1 < many_k)
         once_k = tuple(axis for axis, (many_q, many_k) in enumerate(sides) if many_k == 1 < many_q)
@@ -60,9 +64,9 @@ def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torc
         with torch.no_grad():
             answer = ask(*(torch.from_numpy(x).to(device) for x in positions))
         if answer.dtype != torch.bool:
-            raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
+            raise TypeError(f"mask_mod must return booleans, got {answer.dtype}")
         return answer.cpu().numpy()
 
-    # Not through the cache: it would keep what mask_mod looks into, and miss when that changes.
+    # Bypasses the cache, which would keep captured tensors alive and not notice when they change.
     mask: BlockMask = compile_pattern.__wrapped__(where(allows), grid)
     return mask
