@@ -1,4 +1,4 @@
-"""From the pattern of an image to the mask of a sequence that has text beside it, and to the order of its tokens."""
+"""The mask of a sequence of image and text tokens from the pattern of the image, and the order of its tokens."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from sparseflash.patterns.stacked import PerSample, per_sample
 
 
 class Text(NamedTuple):
-    """Where text stands in a sequence."""
+    """The text tokens of a sequence."""
 
-    before: int  # tokens
+    before: int  # number of text tokens before the image
     after: int
-    used: tuple[int, ...] | None  # of those after, so many of each sample are no padding; None: all
+    used: tuple[int, ...] | None  # for each sample, how many of those after the image are not padding; None: all
 
 
 def checked(pattern: str | Pattern) -> Pattern:
-    """The pattern of a user.
+    """Parse and check a user's pattern.
 
     Raises:
-        TypeError: no text and no pattern.
-        ValueError: a text that is not a pattern, a pattern per sample, or one whose tokens stand in several orders.
+        TypeError: neither text nor a pattern.
+        ValueError: a text that is not a pattern, a pattern per sample, or one that mixes several token orders.
     """
     if not isinstance(pattern, str | Pattern):
         words = instead(pattern)
         raise TypeError(f"use_pattern takes a pattern or its text, got {pattern!r}{f': {words}' * bool(words)}")
     found = parse(pattern) if isinstance(pattern, str) else pattern
     if holds(found, PerSample):
-        raise ValueError(f"{found}: a model's pattern serves every batch, it cannot be per sample")
+        raise ValueError(f"{found}: a model's pattern applies to every batch, so it cannot be per sample")
     order_of(found)
     return found
 
 
 def order_of(pattern: Pattern) -> PlacedImage | None:
-    """The image whose order a pattern has its tokens in; None: row by row, or no image.
+    """The image that gives a pattern's token order; None: row by row, or no image.
 
     Raises:
-        ValueError: parts in different orders, or an order of something that is packed or has text beside it.
+        ValueError: parts in different orders, or an order in a pattern that also has tokens outside the image.
     """
     images = {image._replace(start=0) for image in pattern.placed_images()}
     ordered = [image for image in images if image.order != "raster"]
@@ -57,31 +57,31 @@ def order_of(pattern: Pattern) -> PlacedImage | None:
         return None
     if len(images) > 1:
         raise ValueError(
-            f"{pattern} has tokens in {len(images)} orders, {', '.join(sorted(image.order for image in images))}; a "
-            "sequence has one: give every part the same order=, tile= and shape"
+            f"{pattern} mixes {len(images)} token orders, {', '.join(sorted(image.order for image in images))}: give "
+            "every part the same order=, tile= and shape"
         )
     (image,) = ordered
     if pattern.known_size != image.tokens:
         raise ValueError(
-            f"{pattern}: order={image.order!r} puts the {image.tokens:,} tokens of an image in order; tokens beside "
-            "or after them have no place in it: give order='raster', or the pattern of the image alone"
+            f"{pattern}: order={image.order!r} is the order of the {image.tokens:,} tokens of an image, but the "
+            "pattern has other tokens too: give order='raster', or the pattern of the image alone"
         )
     return image
 
 
 @lru_cache(maxsize=64)
 def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
-    """The mask of a sequence of so many tokens, text included.
+    """The mask of a sequence of ``tokens`` tokens, including text.
 
     Raises:
-        ValueError: a pattern that is not for the tokens that the text leaves.
+        ValueError: a pattern for another number of image tokens.
     """
     image = tokens - text.before - text.after
     size = pattern.known_size
     if size is not None and size != image:
         raise ValueError(
             f"{pattern} is for {size:,} tokens; the image or video has {image:,} ({tokens:,} with text): give the "
-            "shape after patching, (frames, height, width) of the latents over the patch size"
+            "shape after patching, (frames, height, width) of the latents divided by the patch size"
         )
     own = pattern if size is not None or text.used is None else documents([image]) & pattern
     if text.used is None:
@@ -92,7 +92,7 @@ def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
 
 @lru_cache(maxsize=16)
 def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which token stands at each place, and where each token stands; text stays where it is."""
+    """The token at each position of the pattern's order, and the inverse, int64 [tokens]; text is not moved."""
     pixels, positions = token_order(image.shape, image.order, tile=image.tile)
     found = []
     for index in (pixels, positions):
@@ -103,21 +103,21 @@ def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) ->
 
 
 def ordered(pattern: Pattern, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The indices that put tokens in the pattern's order and back; None: they are in it."""
+    """The indices that permute tokens to the pattern's order and back; None: no permutation is needed."""
     image = order_of(pattern)
     return None if image is None else _order(image, text, tokens, device)
 
 
 def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
-    """How many tokens of the text after the image each sample has, from the mask of a model; None: all of them.
+    """The number of text tokens after the image that each sample uses, from a model's mask; None: all of them.
 
     Args:
-        mask: bool [B, 1, 1, N], false where padding is.
+        mask: bool [B, 1, 1, N], false at padding.
         tokens: N.
-        text: at the end of N, with its padding.
+        text: number of text tokens at the end of the N, including padding.
 
     Raises:
-        ValueError: a mask that says more than this.
+        ValueError: a mask that hides anything else.
     """
     if mask.dtype == torch.bool and mask.dim() == 4 and mask.shape[1:3] == (1, 1) and mask.shape[3] == tokens:
         used = mask[:, 0, 0].sum(1).tolist()
@@ -126,6 +126,6 @@ def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
             found = tuple(count - (tokens - text) for count in used)
             return None if set(found) == {text} else found[:1] if len(set(found)) == 1 else found
     raise ValueError(
-        f"the model hides keys in a way that no text after the image does, by a mask {mask.dtype} {tuple(mask.shape)} "
-        f"for {tokens:,} tokens, {text:,} of text; use_pattern(transformer, None) goes back to dense attention"
+        f"the model's mask {mask.dtype} {tuple(mask.shape)} for {tokens:,} tokens, {text:,} of text, hides more than "
+        "padding at the end of the text; use_pattern(transformer, None) goes back to dense attention"
     )
