@@ -1,17 +1,17 @@
-"""Hugging Face Transformers (v5) with a pattern in the model's config.
+"""Block-sparse attention for Hugging Face Transformers (v5), with the pattern in the model's config.
 
-In one line: :func:`from_pretrained`, or :func:`use_pattern` of a model that is there already; :func:`describe` prints
-what each layer then reads. Or ``register()`` once, and ``attn_implementation="block_sparse"`` in Transformers' own
-``from_pretrained``, ``from_config`` or ``model.set_attn_implementation``. The config says who sees whom:
+In one line: :func:`from_pretrained`, or :func:`use_pattern` on an existing model; :func:`describe` prints what each
+layer then reads. Or ``register()`` once, and ``attn_implementation="block_sparse"`` in Transformers' own
+``from_pretrained``, ``from_config`` or ``model.set_attn_implementation``. The config holds the pattern:
 
-- ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None, and no
-  such entry, is everything that the model's own mask allows. A model of an encoder and a decoder takes one for both, or
-  ``{"encoder": ..., "decoder": ..., "cross": ...}``; without the last one cross-attention sees everything. In a
-  vision model the text may name the ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
+- ``config.block_sparse_pattern``: the text of a pattern, or a list with a text (or None) for each layer. None or a
+  missing entry means everything that the model's own mask allows. An encoder-decoder model takes one for both stacks,
+  or ``{"encoder": ..., "decoder": ..., "cross": ...}``; without ``"cross"``, cross-attention sees everything. In a
+  vision model the text may contain the ``{grid}`` of patches, which every forward pass fills in (``patches.py``).
 - ``config.block_sparse_block``: tokens per block side, default 128.
 
-A pattern only takes away: what the model forbids (the future, what lies outside its sliding window, padding, other
-sequences of a packed row) stays forbidden. Nothing here imports transformers before one of these functions is called.
+A pattern only restricts: what the model masks (the future, keys outside its sliding window, padding, other sequences of
+a packed row) stays masked. Nothing here imports transformers before one of these functions is called.
 """
 
 from __future__ import annotations
@@ -54,12 +54,12 @@ def __getattr__(name: str) -> Any:
 
 
 def register() -> None:
-    """Make ``attn_implementation="block_sparse"`` known to Transformers, its attention and its mask function.
+    """Register ``attn_implementation="block_sparse"`` with Transformers: its attention and its mask function.
 
-    From then on a model that is made with a config that names a pattern, but with another implementation, warns; and
-    models that would not do what their config says are refused before their first forward pass, by name: those that
-    never ask for attention, patterns in a config that no layer reads, entries that are nearly ours. Calling it again
-    changes nothing.
+    Afterwards, creating a model whose config has a pattern but another attention implementation gives a warning. Models
+    that would not follow their config are refused, at the latest before their first forward pass: models that do not
+    use Transformers' attention interface, patterns in a config that no layer reads, misspelt config entries. Further
+    calls have no effect.
 
     Raises:
         ImportError: Transformers is missing or older than version 5.
@@ -102,9 +102,9 @@ def from_pretrained(
         kind: a model class of Transformers, or an ``AutoModel...`` class.
         path: as for ``kind.from_pretrained``.
         *args: likewise.
-        pattern: as for :func:`use_pattern`; None: what the saved config names, if it names any.
+        pattern: as for :func:`use_pattern`; None: that of the saved config, if any.
         layers: as for :func:`use_pattern`.
-        block: tokens per block side; None: what the saved config names, or 128.
+        block: tokens per block side; None: that of the saved config, or 128.
         **kwargs: as for ``kind.from_pretrained``.
 
     Returns:
@@ -112,8 +112,8 @@ def from_pretrained(
 
     Raises:
         ImportError: as :func:`register`.
-        TypeError: no text and no pattern.
-        ValueError: as :func:`use_pattern`, or an ``attn_implementation``.
+        TypeError: a pattern of another type than :func:`use_pattern` takes.
+        ValueError: as :func:`use_pattern`, an ``attn_implementation``, or ``layers`` or ``block`` without a pattern.
 
     Example:
         >>> import tempfile, torch, transformers
@@ -134,10 +134,10 @@ def from_pretrained(
             f"{getattr(kind, '__name__', kind)}.from_pretrained"
         )
     for one in _each(_texts(pattern)):  # before gigabytes are read
-        if not names_patches(one):  # of a model that is not there yet
+        if not names_patches(one):  # depends on the model, which is not loaded yet
             checked(one)
     if pattern is None and (layers is not None or block is not None):
-        raise ValueError("layers= and block= are about a pattern: give pattern= with them")
+        raise ValueError("layers= and block= need a pattern: give pattern= too")
     model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)
     if pattern is not None:
         return use_pattern(model, pattern, layers=layers, block=128 if block is None else block)
@@ -146,20 +146,19 @@ def from_pretrained(
 
 
 def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] | None = None, block: int = 128) -> Any:
-    """Switch a model to block-sparse attention over a pattern; its weights stay.
+    """Switch a model to block-sparse attention with a pattern; its weights are unchanged.
 
-    Writes the pattern's text into ``model.config`` (into its ``text_config``, where it has one), so that
-    ``save_pretrained`` keeps it.
+    Writes the pattern's text into ``model.config`` (into its ``text_config``, if it has one), so that
+    ``save_pretrained`` saves it.
 
     Args:
         model: a ``PreTrainedModel``.
-        pattern: a pattern or its text, or one for each layer (None: all that the model allows). A list needs to know
-            the layers by number: models that do not number their attention (ViT) get numbers here. For a model of an
-            encoder and a decoder (BART, Whisper) one of these for both, or a dict with ``"encoder"``, ``"decoder"`` and
-            ``"cross"``: the attention of the decoder to the encoder, of query i counted from the first token of the
-            decoder to key j counted from the first token of the encoder. What is left out sees all that the model
-            allows.
-        layers: numbers of the layers that get the one pattern, from 0, or from the end below 0; the others see all that
+        pattern: a pattern or its text, or a list of one for each layer (None: all that the model allows). Attention
+            modules without a layer index (ViT) get one here. For an encoder-decoder model (BART, Whisper) one of these
+            for both stacks, or a dict with ``"encoder"``, ``"decoder"`` and ``"cross"``: cross-attention of query i,
+            counted from the first token of the decoder, to key j, counted from the first token of the encoder. Missing
+            entries allow all that the model allows.
+        layers: indices of the layers that get the pattern; negative ones count from the end. The others see all that
             the model allows. None: all layers.
         block: tokens per block side.
 
@@ -168,9 +167,10 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
 
     Raises:
         ImportError: as :func:`register`.
-        TypeError: a pattern that is neither of these.
-        ValueError: a text that is not a pattern, a list of another length than the layers, a layer that is not there,
-            entries other than these three, a block size not offered, or a model whose attention cannot be exchanged.
+        TypeError: a pattern of another type.
+        ValueError: a text that is not a pattern, a list of another length than the layers, a layer that does not exist,
+            dict entries other than these three, an unsupported block size, or a model whose attention cannot be
+            replaced.
     """
     register()
     make_grid(block, block, None)
@@ -182,7 +182,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     before = [[getattr(one, name, None) for name in watching.KEYS] for one in written]
     if layers is not None and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"layers= counts those of one stack, {type(model).__name__} has two: give one for each layer, "
+            f"layers= selects layers of one stack, but {type(model).__name__} has two: give a pattern for each layer, "
             'as {"encoder": [...], "decoder": [...]}'
         )
     texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
@@ -210,10 +210,10 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
 
 
 def _in_layers(pattern: Patterns, layers: Sequence[int], count: int) -> list[str | Pattern | None]:
-    """The one pattern at some layers of all, None at the others."""
+    """A list with the pattern at the given layers, and None at the others."""
     if pattern is not None and not isinstance(pattern, str | Pattern):
         raise ValueError(
-            "layers= says where one pattern goes: give one pattern, or a list for all layers without layers="
+            "layers= selects the layers of one pattern: give one pattern, or a list for all layers without layers="
         )
     found: list[str | Pattern | None] = [None] * count
     for layer in layers:
@@ -232,14 +232,14 @@ def _texts(pattern: Patterns) -> Any:
         return str(pattern)
     if not isinstance(pattern, list | tuple):
         raise TypeError(
-            "pattern= is a text, a Pattern, a list of one for each layer, or a dict of these for either side; "
+            "pattern= must be a text, a Pattern, a list with one for each layer, or a dict of these by stack; "
             f"got {pattern!r}"
         )
     return [_texts(one) for one in pattern]
 
 
 def _each(texts: Any) -> Iterator[str]:
-    """All texts of a pattern, of a list of them and of a list for either side."""
+    """All texts in a text, a list of texts, or a dict of these."""
     if isinstance(texts, Mapping | list):
         for one in texts.values() if isinstance(texts, Mapping) else texts:
             yield from _each(one)

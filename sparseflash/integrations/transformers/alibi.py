@@ -1,11 +1,11 @@
-"""Bloom and MPT, whose layers compute attention with ALiBi themselves: they ask for ours in its place.
+"""Block-sparse attention for Bloom and MPT, whose layers compute attention with ALiBi themselves.
 
-Their classes get a ``forward`` that does what theirs does up to the scores and after them, for models whose attention
-is block_sparse; other models go on as before. What ALiBi adds to the scores of a key is handed to the attention as a
-bias, as the model made it: positions in it skip padding, and are rounded to the model's dtype.
+Their attention classes get a ``forward`` that replaces the computation of scores and output, for models whose attention
+is block_sparse; other models are not affected. The ALiBi term of each key is passed to the attention as a bias, as the
+model computed it: its positions skip padding, and it is rounded to the model's dtype.
 
-Source of both: Transformers, models/bloom/modeling_bloom.py and models/mpt/modeling_mpt.py. Falcon is not served: the
-mask that it hands to its layers is computed from ours.
+Source of both: Transformers, models/bloom/modeling_bloom.py and models/mpt/modeling_mpt.py. Falcon is not supported: it
+computes the mask of its layers from ours.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BITS = 32
 
 
 def serve(model: Any) -> bool:
-    """Have the layers of a model ask for our attention; False for a model that is none of these."""
+    """Let the layers of a model call our attention; return False for a model that is none of these."""
     module = sys.modules.get(type(model).__module__)
     name = next((name for name in _FORWARDS if getattr(module, name, None) is not None), None)
     if module is None or name is None or not module.__name__.startswith(PACKAGE):
@@ -44,7 +44,7 @@ def serve(model: Any) -> bool:
 
 
 def _told(init: Callable[..., None]) -> Callable[..., None]:
-    """A layer that keeps its config, in which its pattern is."""
+    """An ``__init__`` that also keeps the config, which holds the layer's pattern."""
 
     @wraps(init)
     def told(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
@@ -76,8 +76,8 @@ def _bloom(
 ) -> tuple[Tensor, None]:
     if self.pretraining_tp > 1 and self.slow_but_exact:
         raise ValueError(
-            f"{type(self).__name__} with slow_but_exact adds its output in {self.pretraining_tp} parts, which "
-            'block_sparse does not: set slow_but_exact=False, or use attn_implementation="eager"'
+            f"{type(self).__name__} with slow_but_exact sums its output in {self.pretraining_tp} parts, which "
+            'block_sparse does not do: set slow_but_exact=False, or use attn_implementation="eager"'
         )
     query, key, value = self._reshape(self.query_key_value(hidden_states))
     if layer_past is not None:
@@ -117,7 +117,7 @@ _FORWARDS: dict[str, Callable[..., Any]] = {"BloomAttention": _bloom, "MptAttent
 
 
 def described(*args: Any, config: Any = None, **kwargs: Any) -> Tensor:
-    """The description of a batch (:func:`describe`), for MPT in bits: it makes booleans of every mask."""
+    """The description of a batch (:func:`describe`); as booleans, one per bit, for MPT, which casts masks to bool."""
     mask = describe(*args, config=config, **kwargs)
     if getattr(config, "model_type", None) != "mpt":
         return mask
@@ -130,6 +130,6 @@ def _words(bits: Tensor) -> Tensor:
 
 
 def is_served(kind: type[nn.Module]) -> bool:
-    """Whether a class of Transformers stands beside layers that ask for our attention."""
+    """Whether a class of Transformers is in the same module as layers that call our attention."""
     module = sys.modules.get(kind.__module__)
     return any(SERVED in vars(getattr(module, name, object)) for name in _FORWARDS)

@@ -1,4 +1,4 @@
-"""A dense language model made sparse: switched over, trained on for a while, and measured, one pattern after another.
+"""Make a dense language model sparse: switch it over, fine-tune it, and measure perplexity, for one or more patterns.
 
 Shape legend: B samples of N tokens per batch.
 """
@@ -29,13 +29,13 @@ Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """What became of a model under a pattern.
+    """The result of one pattern.
 
     Attributes:
         pattern: its text.
         density: stored blocks / all blocks at the length of the test batches, causal.
-        switched: perplexity right after the dense model was switched over.
-        trained: perplexity after training it so.
+        switched: perplexity after switching the dense model over, without training.
+        trained: perplexity after fine-tuning.
     """
 
     pattern: str
@@ -46,7 +46,7 @@ class Row:
 
 @torch.no_grad()
 def perplexity(model: Any, batches: Iterable[Batch]) -> float:
-    """The exponential of the mean loss of predicting each token from those before it.
+    """The exponential of the mean cross-entropy, in nats, of predicting each token from those before it.
 
     Args:
         model: a causal language model of Transformers.
@@ -78,19 +78,19 @@ def train(
     label: str = "training",
     console: Console | None = None,
 ) -> list[float]:
-    """Train a causal language model with AdamW, a linear warm-up and a cosine; batches in their order, again and again.
+    """Train a causal language model with AdamW, linear warm-up and cosine decay; batches are repeated in order.
 
-    For more, use Transformers' ``Trainer`` or your own loop: the attention is an ordinary part of the model.
+    For more control use Transformers' ``Trainer`` or your own loop: nothing here is specific to the attention.
 
     Args:
-        model: whatever attention it has; weights are changed in place.
+        model: with any attention; its weights are changed in place.
         batches: as for :func:`perplexity`.
         steps: optimizer steps.
         lr: peak learning rate.
-        warmup: steps until it is reached.
+        warmup: steps until the peak learning rate.
         clip: largest norm of the gradient.
-        label: before the progress bar.
-        console: where the bar is drawn; default the terminal.
+        label: text before the progress bar.
+        console: for the progress bar; default the terminal.
 
     Returns:
         The loss of each step.
@@ -132,8 +132,8 @@ def compare(
 ) -> list[Row]:
     """Fine-tune a dense model into a sparse one for each pattern, and print the perplexity of each.
 
-    Every pattern starts from the weights that the model has now, and the model keeps them. ``full()`` among the
-    patterns is the control: as many steps with dense attention.
+    Every pattern starts from the model's present weights; the model itself is not changed. Include ``full()`` as a
+    control: the same number of steps with dense attention.
 
     Args:
         model: a causal language model of Transformers.
@@ -143,7 +143,10 @@ def compare(
         steps: optimizer steps for each pattern; 0 only switches over.
         lr: peak learning rate.
         block: tokens per block side.
-        console: where the table is printed; default the terminal.
+        console: for the table; default the terminal.
+
+    Returns:
+        A row for each pattern, in order.
 
     Raises:
         ValueError: no patterns, a text that is not a pattern, nothing to train on or to measure.
@@ -181,13 +184,13 @@ def _ids(batch: Batch) -> Tensor:
 
 
 def _loss(model: Any, batch: Batch) -> tuple[Tensor, int]:
-    """Mean loss of the predicted tokens, and how many they are."""
+    """The mean loss of the predicted tokens, and their number."""
     ids = _ids(batch).to(model.device)
     mask = None if isinstance(batch, Tensor) else batch.get("attention_mask")
     mask = None if mask is None else mask.to(model.device)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
     targets = ids[:, 1:]
-    if mask is not None:  # a token counts if it and the one before it are there
+    if mask is not None:  # a token counts if neither it nor the one before it is padding
         targets = targets.masked_fill((mask[:, 1:] * mask[:, :-1]) == 0, -100)
     predicted = int((targets != -100).sum())
     loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets.flatten(), reduction="sum")

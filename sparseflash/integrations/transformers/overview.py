@@ -1,4 +1,4 @@
-"""What each layer of a model reads, as a table."""
+"""A table of the patterns and densities of a model's layers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from sparseflash.integrations.transformers.watching import mark_crossing
 
 @dataclass(frozen=True)
 class Layer:
-    """What the self-attention of a layer reads.
+    """The self-attention of a layer.
 
     Attributes:
         name: path of the module.
         pattern: text of its pattern, None if it has none.
-        density: stored blocks / all blocks, with what the model itself forbids left out.
+        density: stored blocks / all blocks of the pattern, restricted to what the model allows.
         speedup: blocks of the layer without a pattern / blocks with it: the expected speed-up of its attention, if time
-            went with the blocks. None for a pattern that leaves nothing.
+            were proportional to blocks. None for a pattern that leaves no blocks.
     """
 
     name: str
@@ -41,16 +41,16 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
 
     Args:
         model: a model of Transformers whose attention is ``block_sparse``.
-        tokens: length of the one sequence for which densities are computed; default 4,096. Where a pattern names the
-            ``{grid}`` of patches, it is that of an image or a video of the config's size.
-        console: where the table is printed; default the terminal.
+        tokens: length of the sequence for which densities are computed; default 4,096. For a pattern with the
+            ``{grid}`` of patches, the length of an image or a video of the config's size.
+        console: for the table; default the terminal.
 
     Returns:
-        An entry for each layer; cross-attention, which has no pattern, is left out.
+        An entry for each self-attention layer; cross-attention is left out.
 
     Raises:
-        ValueError: a model with another attention, or one that does not tell which of its modules attend;
-            another length than that of an image.
+        ValueError: a model with another attention, or one that does not declare its attention modules; ``tokens`` that
+            differ from the length of an image.
 
     Example:
         >>> import transformers
@@ -64,7 +64,7 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
     """
     if model.config._attn_implementation != NAME:
         raise ValueError(
-            f"the attention of {type(model).__name__} is {model.config._attn_implementation!r}, which knows no "
+            f"the attention of {type(model).__name__} is {model.config._attn_implementation!r}, which does not support "
             "patterns: call use_pattern(model, ...) first"
         )
     mark_crossing(model)
@@ -88,7 +88,7 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
 
 
 def _length(attending: list[nn.Module], tokens: int | None) -> int:
-    """Of the sequence to describe: where a pattern leaves the grid to the model, of the images of the config."""
+    """The length of the sequence to describe: that of the config's images if a pattern has a ``{grid}``."""
     for module in attending:
         text, _ = pattern_of(module)
         if names_patches(text):
@@ -104,7 +104,7 @@ def _length(attending: list[nn.Module], tokens: int | None) -> int:
 
 
 def _rules(module: nn.Module, tokens: int) -> Description:
-    """What the model allows in this layer of one sequence without padding."""
+    """What the model allows in this layer, for one sequence without padding."""
     config: Any = module.config
     causal = bool(getattr(module, "is_causal", True)) and getattr(config, "is_causal", True)
     kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)

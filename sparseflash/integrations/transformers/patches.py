@@ -1,13 +1,13 @@
-"""Vision models: patterns of the patches of an image or a video, with the tokens that are no patches beside them.
+"""Vision models: patterns over the patches of an image or a video, with class and register tokens beside them.
 
-The text of a pattern may hold ``{grid}``, the (height, width) of an image in patches or the (frames, height, width) of
-a video; ``{frames}`` and ``{tokens_per_frame}`` are those of a video. Such a pattern is for the patches alone: class
-and register tokens, which stand before them, see all and are seen by all. It is for the layers that read patches:
-whatever else attends in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the pooling
-heads of SigLIP) sees everything.
+The text of a pattern may contain ``{grid}``, the (height, width) of an image in patches or the (frames, height, width)
+of a video, and for videos ``{frames}`` and ``{tokens_per_frame}``. Such a pattern is over the patches alone: class and
+register tokens, which come first, see all and are seen by all. It applies to the layers that read patches: other
+attention in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the pooling heads of
+SigLIP) sees everything.
 
-A forward pass says how large its images are: the convolution that cuts them into patches is watched, or where patches
-come cut already (SigLIP 2) their ``spatial_shapes``. So an image of another size than the config's gets its own grid.
+The grid is taken from each forward pass, by a hook on the convolution that makes the patches, or from the
+``spatial_shapes`` of a model that takes patches as inputs (SigLIP 2). So images of any size get their own grid.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sparseflash.integrations.transformers.operators import BETWEEN_SAMPLES, che
 
 Shape: TypeAlias = tuple[int, ...]
 
-# By model_type, as of Transformers 5.24: tokens before the patches and the registers, which the config counts.
+# By model_type, as of Transformers 5.24: tokens before the patches, without registers, whose number is in the config.
 KINDS = {
     "dinov2": 1,
     "dinov2_with_registers": 1,
@@ -37,7 +37,7 @@ KINDS = {
     "vjepa2": 0,
 }
 OF_VIDEO = ("{frames}", "{tokens_per_frame}")
-ATTRIBUTE = "block_sparse_patches"  # of a module that attends in a vision model: its Patches; None: it reads no patches
+ATTRIBUTE = "block_sparse_patches"  # of an attention module of a vision model: its Patches; None: it reads no patches
 
 
 class Patches:
@@ -45,34 +45,34 @@ class Patches:
 
     Attributes:
         special: tokens before the patches.
-        home: the grid of the images that the config speaks of.
+        home: the grid of images of the config's size.
     """
 
     def __init__(self, config: Any, cut_before: bool) -> None:
         self.special: int = KINDS[config.model_type] + getattr(config, "num_register_tokens", 0)
         self.home = _of_config(config)
-        self._cut_before = cut_before  # and padded: images of several shapes make rows of one length
-        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of the forward pass that runs there
+        self._cut_before = cut_before  # patches are inputs, padded to one length for images of several shapes
+        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of the running forward pass
         self._read: dict[int, list[tuple[Shape, ...]]] = {}  # by the number of patches, two at most
 
     def of_convolution(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        """Patches were cut, [B, C, height, width] or [B, C, frames, height, width]."""
+        """The hook after the convolution: out is [B, C, height, width] or [B, C, frames, height, width]."""
         shape = tuple(int(side) for side in out.shape[2:])
         self._begin(math.prod(shape), (shape,))
 
     def of_shapes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Patches came cut, with the (height, width) of each image, int [B, 2]."""
+        """The hook before embeddings that take patches and the (height, width) of each image, int [B, 2]."""
         if torch.compiler.is_compiling():
             raise ValueError(
-                f"{type(module).__name__} is told the shapes of its images as a tensor, which a graph that is being "
-                "traced cannot read: call the model without torch.compile, or without a pattern"
+                f"{type(module).__name__} gets the shapes of its images in a tensor, which a traced graph cannot read: "
+                "call the model without torch.compile, or without a pattern"
             )
         given = dict(zip(("pixel_values", "spatial_shapes"), args, strict=False)) | kwargs
         found = tuple((int(height), int(width)) for height, width in given["spatial_shapes"].tolist())
         self._begin(given["pixel_values"].shape[1], found[:1] if len(set(found)) == 1 else found)
 
     def end(self, *_: Any) -> None:
-        """The images of this forward pass are read."""
+        """The hook after the forward pass."""
         self._now.pop(_thread(), None)
 
     def _begin(self, patches: int, shapes: tuple[Shape, ...]) -> None:
@@ -83,32 +83,32 @@ class Patches:
                 read[1:] = [shapes]
 
     def written(self, text: str, tokens: int) -> str:
-        """The pattern of a layer with so many tokens, for the images of this forward pass.
+        """The pattern of a layer with ``tokens`` tokens, for the images of this forward pass.
 
         Raises:
-            ValueError: tokens that are not the patches of these images and the special ones; a layer that is called by
-                itself, or recomputed when it is not known for which images.
+            ValueError: another number of tokens than these images have; a layer that is called by itself, or recomputed
+                in the backward pass after images of several shapes.
         """
         shapes = self._shapes(tokens)
         texts = [self.of_grid(text, shape) for shape in shapes]
         if not self._cut_before:
             return texts[0]
-        return BETWEEN_SAMPLES.join(f"packed({one})" for one in texts)  # padding behind an image sees nothing
+        return BETWEEN_SAMPLES.join(f"packed({one})" for one in texts)  # padding after an image sees nothing
 
     def of_grid(self, text: str, grid: Shape) -> str:
         """The pattern for images of a grid."""
-        # A graph that is being traced knows f-strings of sides, and str not.
+        # Dynamo traces f-strings of symbolic sizes, but not str().
         filled = text.replace("{grid}", f"({', '.join([f'{side}' for side in grid])})")
         if len(grid) == 3:
             for name, number in zip(OF_VIDEO, (grid[0], grid[1] * grid[2]), strict=True):
                 filled = filled.replace(name, f"{number}")
         elif any(name in text for name in OF_VIDEO):
             raise ValueError(
-                f"{text}: {' and '.join(OF_VIDEO)} are of videos; for the patches of an image give {{grid}}"
+                f"{text}: {' and '.join(OF_VIDEO)} are for videos; for the patches of an image use {{grid}}"
             )
         if "{" in filled:
             raise ValueError(
-                f"{text}: a model fills in {{grid}}, {' and '.join(OF_VIDEO)} alone; write {{grid}} for its patches"
+                f"{text}: a model fills in only {{grid}}, {' and '.join(OF_VIDEO)}; use {{grid}} for its patches"
             )
         return f"beside({filled}, {self.special})" if self.special else filled
 
@@ -125,14 +125,14 @@ class Patches:
             found = read[0] if read else ()
         if not found:
             raise ValueError(
-                "a pattern that names {grid} is for images that are cut into patches in the same forward pass: call, "
-                "or compile, the whole model, or write the shape in place of {grid}"
+                "a pattern with {grid} needs the images of the same forward pass: call, or compile, the whole model, "
+                "or write the shape in place of {grid}"
             )
         if not self._fits(found, patches):
             raise ValueError(
                 f"a layer has {tokens:,} tokens, but the image or video has {_listed([found])} patches, with "
-                f"{self.special} tokens before them: a model that leaves out patches (bool_masked_pos) can take no "
-                "pattern that names {grid}; use_pattern(model, None) lets it see everything"
+                f"{self.special} tokens before them: a model that leaves out patches (bool_masked_pos) cannot use a "
+                "pattern with {grid}; use_pattern(model, None) lets it see everything"
             )
         return found
 
@@ -146,7 +146,7 @@ def _listed(read: Collection[tuple[Shape, ...]]) -> str:
 
 
 def _thread() -> int:
-    """A graph that is traced serves every thread, and reads what it wrote itself."""
+    """The key of the running forward pass: the thread, or 0 while tracing, since a graph serves every thread."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
@@ -166,11 +166,11 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
-    """Tell every module that asks for attention in a vision model whether it reads patches, and have these watched.
+    """Mark every attention module of a vision model by whether it reads patches, and install the hooks for their grid.
 
     Args:
         model: of Transformers, or a part of one.
-        readers: its modules that ask for attention.
+        readers: its modules that call our attention.
     """
     asking, seeing = set(map(id, readers)), set()
     for part in model.modules():
@@ -190,7 +190,7 @@ def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
         for module in known:
             setattr(module, ATTRIBUTE, patches)
         _draw_masks_for_pooling(part)
-    for module in readers:  # of an encoder by itself nothing is known
+    for module in readers:  # without embeddings (an encoder by itself) modules stay unmarked
         if _kind(module) in seeing and not hasattr(module, ATTRIBUTE):
             setattr(module, ATTRIBUTE, None)
 
@@ -200,7 +200,7 @@ def _kind(module: nn.Module) -> str | None:
 
 
 def _cutting(part: nn.Module) -> nn.Module | None:
-    """What makes tokens of images in a part that has embeddings of its own: a convolution, or all of the embeddings."""
+    """The module to hook in a part with embeddings: the convolution that makes patches, or all of the embeddings."""
     embeddings = getattr(part, "embeddings", None)
     if not isinstance(embeddings, nn.Module):
         return None
@@ -210,7 +210,7 @@ def _cutting(part: nn.Module) -> nn.Module | None:
 
 
 def _draw_masks_for_pooling(part: nn.Module) -> None:
-    """Give a head that pools patches by torch's own attention a config of its own, by which its mask is a plain one."""
+    """Give a pooling head that uses torch's own attention a copy of the config with sdpa, for an ordinary mask."""
     head = getattr(part, "head", None)
     if head is not None and hasattr(head, "config"):
         head.config = copy.copy(head.config)
@@ -218,35 +218,35 @@ def _draw_masks_for_pooling(part: nn.Module) -> None:
 
 
 def names_patches(text: str) -> bool:
-    """Whether the text of a pattern leaves the grid to the model."""
+    """Whether the text of a pattern has a ``{grid}`` or another entry that the model fills in."""
     return "{" in text
 
 
 def reads_none(module: nn.Module) -> bool:
-    """Whether a module attends in a vision model, but not to patches."""
+    """Whether a module is attention of a vision model that does not read patches."""
     return getattr(module, ATTRIBUTE, module) is None
 
 
 def at_home(module: nn.Module, text: str) -> str:
-    """The text of a pattern that leaves the grid to the model, for the images that the config speaks of.
+    """The text of a pattern with its ``{grid}`` filled in for images of the config's size.
 
     Raises:
-        ValueError: nothing is known of the patches that a module reads.
+        ValueError: the patches that the module reads are unknown.
     """
     patches = of_module(module, text)
     return patches.of_grid(text, patches.home)
 
 
 def check(module: nn.Module, text: str) -> None:
-    """Raise for a text that is no pattern of patches, whatever the size of the images.
+    """Raise for a text that is not a pattern of patches for any size of images.
 
     Raises:
-        TypeError: numbers of another kind, or for other axes.
-        ValueError: nothing is known of the patches that a module reads; a text that is no pattern, or one per sample;
-            a pattern with tokens in another order than theirs.
+        TypeError: arguments of the wrong type or number of axes.
+        ValueError: the patches that the module reads are unknown; a text that is not a pattern, or one per sample; a
+            pattern with tokens in another order than row by row.
     """
     patches = of_module(module, text)
-    # Images may be larger than the config says; whether a window fits them a forward pass knows.
+    # Images may be larger than the config's; whether a window fits is checked in the forward pass.
     pattern = checked(patches.of_grid(text, tuple(4 * side for side in patches.home)))
     orders = sorted({image.order for image in pattern.placed_images()} - {"raster"})
     if orders:
@@ -260,7 +260,7 @@ def of_module(module: nn.Module, text: str) -> Patches:
     """The patches that a module reads.
 
     Raises:
-        ValueError: nothing is known of them.
+        ValueError: they are unknown.
     """
     patches = getattr(module, ATTRIBUTE, None)
     if isinstance(patches, Patches):
@@ -268,11 +268,11 @@ def of_module(module: nn.Module, text: str) -> Patches:
     name, kind = type(module).__name__, _kind(module)
     if kind in KINDS:
         raise ValueError(
-            f"{name} has not been told of its patches yet: call sparseflash.integrations.transformers.use_pattern("
+            f"the patches of {name} are not known yet: call sparseflash.integrations.transformers.use_pattern("
             "model, ...), or the model once before it is compiled"
         )
     raise ValueError(
-        f"{text} names the patches of an image, which are known of {', '.join(KINDS)}; {name} is of {kind!r}. Of a "
-        "model of text and images give the part that sees, as use_pattern(model.vision_model, ...); of another one "
+        f"{text} needs the patches of an image, which are supported for {', '.join(KINDS)}; {name} is of {kind!r}. For "
+        "a model of text and images give the vision part, as use_pattern(model.vision_model, ...); for any other model "
         "write the shape, as beside(neighborhood((14, 14), 3), before=1)"
     )

@@ -1,10 +1,10 @@
-"""What only the whole model shows: patterns that nobody reads, misspelt keys, models that never ask for attention.
+"""Checks of whole models: patterns that no layer reads, misspelt keys, models that do not call our attention.
 
-Transformers calls an attention function from inside a model's layers, if it calls it at all. So a model that computes
-attention on its own, or one whose pattern stands where no layer looks, runs dense without a word, and the function that
-would complain is never called. Therefore ``register`` has two public methods of ``PreTrainedModel`` tell us of models:
-``__init__`` and ``set_attn_implementation``. Models of other implementations are looked at once, for a pattern that
-they forget; ours are looked at whole before their first forward pass, when all of their parts are there.
+Transformers calls an attention function from inside a model's layers, or not at all. So a model that computes attention
+itself, or whose pattern is where no layer reads it, would silently run dense: no function of ours would be called.
+Therefore ``register`` wraps two public methods of ``PreTrainedModel``, ``__init__`` and ``set_attn_implementation``.
+Models of other implementations are checked once, for a pattern that they ignore; ours are checked completely before
+their first forward pass, when all of their parts exist.
 """
 
 from __future__ import annotations
@@ -43,11 +43,11 @@ MARK = "_block_sparse_watched"
 SWITCH = "set_attn_implementation"
 EXAMINED = "_block_sparse_examined"
 INSTEAD = 'use attn_implementation="eager" or "sdpa"'
-# How a module of Transformers asks for its attention, and for its mask; how it defines attention of its own.
+# How the source of a Transformers module gets its attention, gets its masks, and defines attention classes.
 _ASKS = re.compile(r"ALL_ATTENTION_FUNCTIONS|AttentionInterface|\.get_interface\(")
 _ASKS_FOR_MASKS = re.compile(r"\bcreate_\w*mask\w*\(")
 _ATTENDS = re.compile(r"^class \w*Attention\w*\(.*Module\):", re.MULTILINE)
-# Parts of an attention module that select keys for its queries, or put others in their place.
+# Parts of an attention module that select or replace the keys of its queries.
 _SELECTS = re.compile(r"Indexer|Compressor")
 _SELECTED = re.compile(r"\b(\w*indices)=(?!=)")
 _CROSSING = re.compile(r"cross_?att|enc_?dec_?att|encoder_att", re.IGNORECASE)
@@ -55,7 +55,7 @@ _CHOOSES_BY_NAME = re.compile(r"ATTENTION_CLASSES\[")
 
 
 def watch() -> None:
-    """Have models made or switched from now on looked at. Calling it again changes nothing."""
+    """Check all models that are created or switched from now on. Further calls have no effect."""
     from transformers import PreTrainedModel
 
     if hasattr(PreTrainedModel.__init__, MARK):
@@ -86,7 +86,7 @@ def _preceded(method: Callable[..., Any], before: Callable[..., None]) -> Callab
 
 
 class _Warned(threading.local):
-    """The config that was last warned of: a model and the model inside of it are made from one."""
+    """The config of the last warning: a model and the base model inside it share one."""
 
     last: weakref.ref[Any] | None = None
 
@@ -110,15 +110,15 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
         _look_before_forward(model)
     elif (pattern := getattr(config, KEYS[0], None)) is not None and not _warned.of(config):
         warnings.warn(
-            f"the config of {type(model).__name__} names block_sparse_pattern={pattern!r}, but its attention is "
-            f"{config._attn_implementation!r}, which knows no patterns: load it with "
+            f"the config of {type(model).__name__} has block_sparse_pattern={pattern!r}, but its attention is "
+            f"{config._attn_implementation!r}, which does not support patterns: load it with "
             'attn_implementation="block_sparse", or with sparseflash.integrations.transformers.from_pretrained',
             stacklevel=_outside(),
         )
 
 
 def _serve(model: Any, attn_implementation: Any, *args: Any, **kwargs: Any) -> None:
-    if attn_implementation in (NAME, "eager") and serve(model):  # which Transformers does not switch, and warns of
+    if attn_implementation in (NAME, "eager") and serve(model):  # Transformers would warn and not switch these
         model.config._attn_implementation_internal = attn_implementation
 
 
@@ -139,7 +139,7 @@ def _foreign(model: Any, more: str = "") -> str:
 
 
 def _outside() -> int:
-    """How many frames up the caller of Transformers is, for a warning that points at their line."""
+    """The stack level of the first caller outside of Transformers and this library, for ``warnings.warn``."""
     depth, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("transformers", "sparseflash"):
         depth, frame = depth + 1, frame.f_back
@@ -147,10 +147,10 @@ def _outside() -> int:
 
 
 def refuse_misspelt(config: Any) -> None:
-    """Raise for entries of a config, or of those in it, that nearly are ours.
+    """Raise for misspelt entries of a config or of its sub-configs.
 
     Raises:
-        ValueError: an entry that begins as ours do, or is spelt nearly so.
+        ValueError: an entry with the prefix of ours, or with nearly the same spelling.
     """
     for where, part in _configs(config):
         for key in vars(part):
@@ -158,7 +158,7 @@ def refuse_misspelt(config: Any) -> None:
                 continue
             meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.8)
             if meant or key.lower().startswith(("block_sparse_", "blocksparse_")):
-                options = f"did you mean {meant[0]}?" if meant else f"there are {' and '.join(KEYS)}"
+                options = f"did you mean {meant[0]}?" if meant else f"the entries are {' and '.join(KEYS)}"
                 raise ValueError(f"{where}.{key} is not an entry that block_sparse reads: {options}")
 
 
@@ -170,7 +170,7 @@ def _configs(config: Any, where: str = "config") -> Iterator[tuple[str, Any]]:
 
 
 def copies(model: Any) -> list[Any]:
-    """Configs of a model's parts that are copies of its own, in which nobody would look for entries: T5's stacks'."""
+    """Configs of a model's parts that are copies of its own and not sub-configs, as in T5's stacks."""
     listed, kind = {id(part) for _, part in _configs(model.config)}, type(model.config.get_text_config())
     held = {id(part.config): part.config for part in model.modules() if isinstance(getattr(part, "config", None), kind)}
     return [config for key, config in held.items() if key not in listed]
@@ -184,7 +184,7 @@ def _look_before_forward(model: Any) -> None:
 
 
 def _before_forward(model: Any, args: Any, kwargs: dict[str, Any]) -> None:
-    if torch.compiler.is_compiling():  # looking at sources is not for graphs
+    if torch.compiler.is_compiling():  # source inspection cannot be traced
         return
     CALLS.begin(kwargs.get("position_ids"))
     if vars(model).get(EXAMINED) != _state(model):
@@ -200,7 +200,7 @@ def _after_forward(model: Any, args: Any, output: Any) -> None:
 
 
 def _state(model: Any) -> tuple[Any, ...]:
-    """What an examination depends on and users change."""
+    """What the result of `examine` depends on and users may change."""
     return tuple(
         (part._attn_implementation, repr(getattr(part, KEYS[0], None)), len(vars(part)))
         for _, part in _configs(model.config)
@@ -208,10 +208,10 @@ def _state(model: Any) -> tuple[Any, ...]:
 
 
 def examine(model: Any) -> None:
-    """Raise for a model in which block_sparse would not do what its config says.
+    """Raise for a model in which block_sparse would not follow the config.
 
     Raises:
-        ValueError: a misspelt entry; a part that takes our masks, but not our attention; one that selects keys itself;
+        ValueError: a misspelt entry; a part that uses our masks, but not our attention; one that selects keys itself;
             a pattern that no attention module reads.
     """
     if model.config._attn_implementation != NAME:
@@ -249,10 +249,10 @@ def examine(model: Any) -> None:
             read = {id(reader.config) for reader in readers}
             places = [place for place, other in _configs(model.config) if id(other) in read] or ["another config"]
             raise ValueError(
-                f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
+                f"{type(model).__name__} does not read {where}.block_sparse_pattern: its attention reads "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
-    decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone has nothing to say of it
+    decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone has no cross-attention
     if decodes and not any(map(crosses, readers)) and any(has_cross(part) for _, part in patterns):
         raise ValueError(
             f"{type(model).__name__} never asks for block_sparse cross-attention, so its pattern for "
@@ -271,7 +271,7 @@ def examine(model: Any) -> None:
 
 
 def _computing(module: nn.Module, config: Any) -> nn.Module | None:
-    """A module that computes attention on its own where the config has a pattern for it."""
+    """A module that computes attention itself although the config has a pattern for it."""
     config = getattr(module, "config", config)
     pattern = _pattern(config)
     if isinstance(pattern, Mapping):
@@ -283,10 +283,10 @@ def _computing(module: nn.Module, config: Any) -> nn.Module | None:
 
 
 def mark_crossing(model: Any) -> None:
-    """Tell every module that asks for attention whether its keys are another sequence's.
+    """Mark every attention module by whether it is cross-attention.
 
-    Models name these modules for whoever records their weights, by class or by a part of their path; where one does
-    not, their paths speak of crossing, or of the encoder from within a layer.
+    Models declare these modules, to record their attention weights, by class or by a part of their path; in models that
+    do not, the path contains a word for cross-attention, or for encoder attention.
     """
     named: list[Any] = []
     for part in model.modules():
@@ -301,8 +301,8 @@ def mark_crossing(model: Any) -> None:
         if not _asks(type(module)):
             continue
         found = any(isinstance(kind, type) and isinstance(module, kind) and where in path for kind, where in told)
-        found = found or bool(_CROSSING.search(path)) or crosses(module)  # found once, it stays found from a part
-        # Compiled graphs ask for this entry: what cannot cross stays as it was before it was looked at.
+        found = found or bool(_CROSSING.search(path)) or crosses(module)  # a mark from the whole model stays on a part
+        # Compiled graphs are guarded on this entry, so modules that cannot be cross-attention are left unmarked.
         if found or may_cross(module):
             setattr(module, CROSSES, found)
 
@@ -312,11 +312,9 @@ def _pattern(config: Any) -> Any:
 
 
 def _asks(kind: type[nn.Module]) -> bool:
-    """Whether modules of a class ask Transformers for the attention that the config names."""
-    general = (
-        "torch",
-        "transformers.modeling_utils",
-    )  # what all models share speaks of the interface, and asks nothing
+    """Whether modules of a class get the attention that the config names from Transformers."""
+    # The base classes of all models mention the interface without calling it.
+    general = ("torch", "transformers.modeling_utils")
     asks = (_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
     return hasattr(kind, SERVED) or any(asks)
 
@@ -325,18 +323,18 @@ def _known(kind: type[nn.Module]) -> bool:
     return kind.__module__.split(".")[0] == "torch" or bool(_source(kind))
 
 
-_texts: dict[object, str] = {}  # of classes, and of modules by name: finding one takes milliseconds
+_texts: dict[object, str] = {}  # by class, or by name for modules: reading one takes milliseconds
 
 
 def _source(kind: type) -> str:
-    """The text of a class; empty where there is none to read."""
+    """The source of a class; empty if there is none."""
     if kind.__module__ == "builtins":
         return ""
     return _text(kind, kind)
 
 
 def _source_around(kind: type) -> str:
-    """The text of the Python module that a class stands in; empty where there is none to read."""
+    """The source of the Python module of a class; empty if there is none."""
     return _text(kind.__module__, sys.modules.get(kind.__module__))
 
 
