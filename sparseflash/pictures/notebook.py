@@ -1,4 +1,4 @@
-"""How a block mask shows itself in a notebook."""
+"""The display of a block mask in a notebook."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_TEXT = 400  # characters of the expression
 
 
 def png(mask: MaskData) -> bytes:
-    """A small picture of the mask: of each of the first patterns, side by side, when there are several."""
+    """A small picture of the mask; for several patterns, of the first ones side by side."""
     panels = [_panel(mask, p) for p in range(min(mask.patterns, PANELS))]
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for panel in panels for part in (gap, panel)][1:]
