@@ -1,4 +1,4 @@
-"""Patterns of a video whose tokens are whole frames, one after another."""
+"""Patterns of a video whose tokens are stored frame by frame."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sparseflash.patterns.span import Span
 
 
 class FramePattern(ImagePattern):
-    """Base of patterns given by how far apart the frames are, and how far apart the places inside them."""
+    """Base of patterns defined by the distance between frames and the distance between positions within a frame."""
 
     frames: int
     tokens_per_frame: int
@@ -23,16 +23,17 @@ class FramePattern(ImagePattern):
         return Layout((self.frames, self.tokens_per_frame))
 
     def between(self, low: int, high: int, reach: int = LARGEST, step: int = 1) -> Term:
-        """Frames ``low`` to ``high`` later, every ``step``-th of them, and places at most ``reach`` away."""
+        """Every ``step``-th of the frames ``low`` to ``high`` later, and positions at most ``reach`` away."""
         frames = Span.offsets(self.frames, low, high, step)
         return frames, Span.offsets(self.tokens_per_frame, -reach, reach)
 
     def first_frame(self) -> Term:
+        """All positions of the first frame."""
         zero = np.zeros(self.frames, np.int64)
         return Span.of(zero, zero + 1), Span.everything(self.tokens_per_frame)
 
     def beside_first(self, near: Term, first: bool) -> tuple[Term, ...]:
-        """What is near and, if asked for, the first frame."""
+        """The term ``near`` and, if ``first``, the first frame."""
         return (near, self.first_frame()) if first else (near,)
 
 
@@ -88,7 +89,7 @@ class Radial(FramePattern):
 
 
 def spatial(frames: int, tokens_per_frame: int, reach: int = 1, *, first: bool = True) -> Pattern:
-    """Query and key lie in frames at most ``reach`` apart, or the key in the first frame.
+    """The query's and the key's frames are at most ``reach`` apart, or the key is in the first frame.
 
     The spatial heads of Sparse VideoGen, Xi et al., https://arxiv.org/abs/2502.01776, section 4. Their code counts the
     distance in tokens, rounded to blocks of 128; here it is exact, in frames.
@@ -117,11 +118,11 @@ def spatial(frames: int, tokens_per_frame: int, reach: int = 1, *, first: bool =
 
 
 def temporal(frames: int, tokens_per_frame: int, reach: int = 0, *, first: bool = True) -> Pattern:
-    """Query and key stand at places of their frames at most ``reach`` apart, or the key in the first frame.
+    """The query's and the key's positions within their frames are at most ``reach`` apart, or the key is in frame 0.
 
-    The temporal heads of Sparse VideoGen, Xi et al., https://arxiv.org/abs/2502.01776, section 4. Their code puts the
-    frames' tokens of one place beside each other first, and counts the distance in that order, rounded to blocks of
-    128; here it is exact, in places of the frame.
+    The temporal heads of Sparse VideoGen, Xi et al., https://arxiv.org/abs/2502.01776, section 4. Their code first
+    reorders tokens by position, then frame, and counts the distance in that order, rounded to blocks of 128; here it
+    is exact, in positions of the frame.
 
     Args:
         frames: number of frames.
@@ -150,14 +151,15 @@ def temporal(frames: int, tokens_per_frame: int, reach: int = 0, *, first: bool 
 def radial(
     frames: int, tokens_per_frame: int, *, decay: float = 1.0, neighbors: int | None = None, narrowest: int = 128
 ) -> Pattern:
-    """Bands inside of frames, half as wide with each doubling of the distance between frames.
+    """Bands within frames whose width halves with each doubling of the distance between frames.
 
-    Radial attention of Li et al., https://arxiv.org/abs/2506.19852, section 4, in the form of its published code
-    (``get_window_width`` and ``get_diagonal_split_mask`` of radial_attn/attn_mask.py), token by token. The own frame
-    and the first one are seen whole. For another frame, d frames away, ``length`` is ``2**(a - b)`` with the numbers of
-    bits a of ``tokens_per_frame`` and b of d. The frame is seen if d is a multiple of ``int(narrowest / length)``, or
-    that is below 1: places at most ``neighbors`` apart if d is 1, and at most ``max(length * decay, narrowest)`` apart
-    otherwise. The code then keeps or drops whole blocks of 128 by how full they are, which this pattern does not.
+    Radial attention of Li et al., https://arxiv.org/abs/2506.19852, section 4, as in its published code
+    (``get_window_width`` and ``get_diagonal_split_mask`` of radial_attn/attn_mask.py), token by token. A query sees all
+    of its own frame and of the first one. For a frame d frames away, ``length`` is ``2**(a - b)``, where a and b are
+    the bit lengths of ``tokens_per_frame`` and d. The frame is seen if d is a multiple of ``int(narrowest / length)``,
+    or if that is below 1: positions at most ``neighbors`` apart if d is 1, and at most ``max(length * decay,
+    narrowest)`` apart otherwise. The code then keeps or drops whole blocks of 128 by their density; this pattern does
+    not.
 
     Args:
         frames: number of frames.
@@ -168,8 +170,9 @@ def radial(
         narrowest: the least width, in tokens; the code's block size.
 
     Raises:
-        TypeError: an argument is not a number of its kind.
-        ValueError: a number below 1, a decay that is not positive; when compiling, a sequence longer than the video.
+        TypeError: decay is not a number, or another argument not an int.
+        ValueError: a number below 1, a negative ``neighbors``, a decay that is not positive and finite; when compiling,
+            a sequence longer than the video.
 
     Example:
         >>> from sparseflash import patterns as P

@@ -1,4 +1,4 @@
-"""Windows around the places of a line, an image or a video."""
+"""Windows around the positions of a line, an image or a video."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Windows(ImagePattern):
     """See :func:`neighborhood`, with a kernel size."""
 
     shape: tuple[int, ...]
-    kernel_size: int | tuple[int, ...] = 0  # which text names; never 0
+    kernel_size: int | tuple[int, ...] = 0  # always given; a field with a default is written by name in text
     order: str = "raster"
     stride: int | tuple[int, ...] = 1
     dilation: int | tuple[int, ...] = 1
@@ -54,7 +54,7 @@ class Windows(ImagePattern):
         return Layout(self.shape, self.order, self.tile)
 
     def coarser(self, tokens: int) -> Pattern:
-        # One window for all queries of a tile, in an order in which a block is a tile.
+        # One window for all queries of a tile, in tile order, so that a block is a tile.
         axes = len(self.shape)
         sizes = spread(self.kernel_size, axes)
         if self.dilation != 1 or self.is_causal is not False:
@@ -73,7 +73,7 @@ class Windows(ImagePattern):
 
 
 def compact_tile(shape: tuple[int, ...], window: tuple[int, ...], tokens: int) -> tuple[int, ...]:
-    """Sides of a tile with at most so many tokens: at most half of the window, and dividing the shape, if they can."""
+    """Sides of a tile of at most ``tokens`` tokens: if possible at most half the window, and divisors of the shape."""
     tile = [1] * len(shape)
 
     def cost(axis: int) -> tuple[bool, bool, float]:
@@ -88,7 +88,7 @@ def compact_tile(shape: tuple[int, ...], window: tuple[int, ...], tokens: int) -
 
 
 def _whole_tiles(n: int, window: int, side: int) -> int:
-    """The odd number of tiles that is nearest to a window, so that the query's own is in the middle, in places."""
+    """The size of a window, in positions, of an odd number of tiles, with the query's own tile in the middle."""
     tiles = 2 * round((window / side - 1) / 2) + 1
     return side * (tiles if side * tiles <= n else tiles - 2)
 
@@ -96,7 +96,7 @@ def _whole_tiles(n: int, window: int, side: int) -> int:
 def _window(n: int, size: int, stride: int, dilation: int, causal: bool, shift: bool) -> Span:
     """NATTEN's window along one axis."""
     q = np.arange(n, dtype=np.int64)
-    at, residue = q // dilation, q % dilation  # coordinates count the places of one class of residues
+    at, residue = q // dilation, q % dilation  # coordinates count the positions of one residue class
     last = (n - 1 - residue) // dilation
     if causal:
         leader = np.minimum(stride * (at // stride) + stride - 1, last)
@@ -117,14 +117,14 @@ def _check_windows(
     causal: tuple[bool, ...],
     border: str,
 ) -> None:
-    """Raise ValueError for the first axis with a dilation, a window or a stride that cannot be."""
+    """Raise ValueError for the first axis with an invalid dilation, window or stride."""
     for axis, (n, w, s, d) in enumerate(zip(shape, sizes, strides, dilations, strict=True)):
         if d > n:
             raise ValueError(
                 f"neighborhood: dilation must be at most the {n} places of axis {axis}, got {d}; nearest is "
                 f"dilation={_nearest(dilations, shape)}"
             )
-        room = n // d  # places of the shortest class of residues
+        room = n // d  # positions of the smallest residue class
         if border == "shift" and not causal[axis] and w > room:
             among = f", {room} of them a dilation of {d} apart" if d > 1 else ""
             fitting = tuple(
@@ -158,35 +158,37 @@ def neighborhood(
     border: str | None = None,
     tile: tuple[int, ...] | None = None,
 ) -> Pattern:
-    """A window around each place of a line, an image or a video, the product of one window along each axis.
+    """A window around each position of a line, an image or a video, the product of one window along each axis.
 
     With ``radius``, ``abs(d) <= r`` along each axis: stand-alone self-attention of Ramachandran et al. (2019), section
     3, without shifting the window at the border.
 
     With ``kernel_size``, neighborhood attention as NATTEN defines it: Hassani et al.,
-    https://arxiv.org/abs/2204.07143, with the strides of https://arxiv.org/abs/2504.16922. Along an axis of n places,
-    coordinates count the L places with the same residue modulo the dilation; a query sees those of its own residue. For
-    a window of w and a stride of s, its *leader* is ``min(s * (q // s) + s // 2, L - 1)``, and it sees the w
-    coordinates from ``c - w // 2`` on, where c is the leader (border ``"clip"``), or the leader moved to where the
-    whole window fits (``"shift"``). Along a causal axis the leader is ``min(s * (q // s) + s - 1, L - 1)``, and the
-    query sees those of the w coordinates up to the leader that do not come after the query itself.
+    https://arxiv.org/abs/2204.07143, with the strides of https://arxiv.org/abs/2504.16922. Along an axis of n
+    positions, coordinates count the L positions with the same residue modulo the dilation; a query sees only its own
+    residue class. For a window of w and a stride of s, its *leader* is ``min(s * (q // s) + s // 2, L - 1)``, and it
+    sees the w coordinates from ``c - w // 2`` on, where c is the leader (border ``"clip"``), or the nearest centre at
+    which the whole window fits (``"shift"``). Along a causal axis the leader is ``min(s * (q // s) + s - 1, L - 1)``,
+    and the query sees those of the w coordinates up to the leader that do not come after the query itself.
 
     Args:
-        shape: places along 1 to 3 axes, such as (height, width) or (frames, height, width); their product is the
+        shape: positions along 1 to 3 axes, such as (height, width) or (frames, height, width); their product is the
             number of tokens.
-        radius: places seen on either side, one number or one for each axis.
-        order: how places become tokens, see :func:`sparseflash.ordering.token_order`. In tile, Morton or Hilbert order
-            a block is compact and touches few others; in raster order it is a piece of a line and touches many.
-        kernel_size: places seen along each axis, even sizes too; in place of a radius.
-        stride: neighbouring queries that share one window. A stride of the tile stores the fewest blocks.
-        dilation: distance between the places seen.
-        is_causal: whether nothing later along the axis is seen, such as later frames.
-        border: what becomes of windows that reach over the border: ``"shift"`` keeps their size, as NATTEN does, and
-            is the default with a kernel size; ``"clip"`` cuts them.
-        tile: places of a tile of order ``"tile"``; default ``(64,)``, ``(8, 8)`` or ``(4, 4, 4)``.
+        radius: positions seen on either side, one number or one for each axis.
+        order: the order of positions as tokens, see :func:`sparseflash.ordering.token_order`. In tile, Morton or
+            Hilbert order a block is compact and touches few others; in raster order it is part of a line and touches
+            many.
+        kernel_size: positions seen along each axis, odd or even; an alternative to ``radius``.
+        stride: number of neighbouring queries that share one window. A stride equal to the tile stores the fewest
+            blocks.
+        dilation: distance between the positions seen.
+        is_causal: whether to hide later positions along the axis, such as later frames.
+        border: for windows that reach over the border, ``"shift"`` keeps their size, as NATTEN does, and is the default
+            with a kernel size; ``"clip"`` cuts them off.
+        tile: sides of a tile for order ``"tile"``; default ``(64,)``, ``(8, 8)`` or ``(4, 4, 4)``.
 
     Raises:
-        TypeError: shape, radius or another argument of an axis is not made of ints.
+        TypeError: shape, radius or another argument per axis does not consist of ints.
         ValueError: neither radius nor kernel_size, or both; an unknown order or border; a negative radius; a window
             with ``"shift"`` that is larger than its axis, a stride larger than its window; when compiling, a sequence
             longer than the grid.
