@@ -177,7 +177,7 @@ def test_a_mapping_for_one_stack_and_layers_of_two_are_refused() -> None:
     with pytest.raises(ValueError, match=r'layers= .*"encoder"'):
         use_pattern(made("bart", "eager"), "local(1)", layers=[0])
     ends = torch.tensor([0, 40, 80, 120])
-    with pytest.raises(ValueError, match="is cross-attention.*cu_seq_lens_q"):
+    with pytest.raises(ValueError, match=r"is cross-attention.*cu_seq_lens_q"):
         made("bart")(**inputs("bart", 40), cu_seq_lens_q=ends, cu_seq_lens_k=ends)
 
 
