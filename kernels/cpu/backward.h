@@ -1,9 +1,9 @@
-// The walk of block columns: dQ, dK and dV in one pass, five products an entry.
+// The walk over block columns: dQ, dK and dV in one pass, five products per entry.
 //
-// Lanes are keys: K' and V' are packed once a column, Q and dO are read where they lie, dK' and dV' stay in scratch until
-// the column is done. dQ is added up where it lies: of each block row in the order of its columns, for which a column
-// waits. So nothing depends on the number of threads, and no sum is an atomic one. Whoever adds the last column to a row
-// also rounds it to its dtype, and looks whether it is finite.
+// Lanes are keys: K' and V' are packed once per column, Q and dO are read in place, dK' and dV' stay in scratch memory
+// until the column is done. dQ is accumulated in place, each block row in the order of its columns: a column waits for its
+// turn. So results do not depend on the number of threads, and no sum is atomic. The last column of a row also rounds it
+// to its dtype, and checks that it is finite.
 #pragma once
 #include "exact.h"
 
@@ -24,8 +24,8 @@ static INLINE long below(const int32_t* list, long first, long last, int32_t x) 
   return first - start;
 }
 
-// T, P and F as of Rows.
-// BIAS: for the gradient of a bias, dS is that by scores, not by what a cap makes them of, and nothing is summed here.
+// T, P and F as in Rows.
+// BIAS: for the gradient of a bias, dS is the gradient by scores after the cap, and nothing is summed here.
 template <class T, bool P, bool F, bool BIAS = false> struct Column {
   const Problem& a;
   const int k_words, v_words, k_dims, v_dims, k_line;  // k_line: of keys as products for dQ read them
@@ -73,7 +73,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
       for (int first = 0; first < size; first += 2)
         pack_pairs(keys + first * a.sk[2], a.sk[2], at_most(2, size - first), a.D, k_lines + first / 2 * k_line);
     else widen(keys, a.sk[2], size, a.D, k_lines, k_line, in_place ? (float)a.scale : 1.f);
-    // 0 times what is not finite is NaN: keys that no query sees are left out of the sums.
+    // 0 times NaN or infinity is NaN, so keys that no query sees are left out of the sums.
     for (int i = 0; i < size; i++)
       if (!seen_at_all(b, hk, col, i)) forget(i);
     memset(dk, 0, (size_t)panels * PW * k_dims * 4), memset(dv, 0, (size_t)panels * PW * v_dims * 4);
@@ -95,7 +95,7 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
     else memset(k_lines + (long)key * k_line, 0, k_line * 4);
   }
 
-  // The column meets a block row of a query head; tile < 0: it sees all of it.
+  // One block of the column, in a block row of a query head; tile < 0: a FULL block.
   void meet(const Head& at, long col, long row, long tile) {
     const int n = at_most(a.BQ, a.N - row * a.BQ), groups = (n + G - 1) / G;
     const long first = (at.b * a.Hq + at.h) * a.N + row * a.BQ;
@@ -176,10 +176,10 @@ template <class T, bool P, bool F, bool BIAS = false> struct Column {
           const float* b = softcap_grad + (i * G + r0 + r) * PW + c * VL;
           s0 *= load(b), s1 *= load(b + PW);
         }
-        if (F && a.bias) {  // what -inf hides, as what the mask does
+        if (F && a.bias) {  // pairs hidden by -inf, like those that the mask hides
           s0 = p0 == all(0.f) ? all(0.f) : s0, s1 = p1 == all(0.f) ? all(0.f) : s1;
         }
-        if (bits || edge) {  // a product of what is hidden may not be finite, and 0 times it is NaN
+        if (bits || edge) {  // a hidden pair's product may not be finite, and 0 times it would be NaN
           s0 = seen(bits, words, g * G + r0 + r, p, c, edge) ? s0 : all(0.f);
           s1 = seen(bits, words, g * G + r0 + r + 1, p, c, edge) ? s1 : all(0.f);
         }
@@ -305,7 +305,7 @@ template <class T, bool P, bool F> static int backward(const Problem& a) {
   int ran = 1;
   for (long first = 0; ran && first < all_heads; first += a.held) {
     const long heads = at_most(a.held, all_heads - first);
-    // What queries need on their own. dQ is 0 until a column adds to it.
+    // The values per query. dQ is 0 until a column adds to it.
     over(a.threads, heads * group * a.N, [&](int64_t i) {
       const long at = first * group * a.N + i, b = at / (a.Hq * a.N), h = at / a.N % a.Hq, query = at % a.N;
       const T *dout = line<T>(a.dout, a.sdo, b, h, query), *out = line<T>(a.out, a.so, b, h, query);
@@ -318,8 +318,8 @@ template <class T, bool P, bool F> static int backward(const Problem& a) {
       memset((T*)a.dq + at * a.D, 0, a.D * sizeof(T));
       if (a.dq_sum) memset(a.dq_sum + i * a.D, 0, a.D * 4);
     });
-    // A thread takes whole heads where there are many: then nothing waits. Else columns in ascending order, heads side by
-    // side; a column waits only for earlier ones of its head, which have been taken before it.
+    // With many heads a thread takes whole heads, and nothing waits. Otherwise threads take columns in ascending order, of
+    // all heads in turn; a column waits only for earlier ones of its head, which have been taken before it.
     const bool whole = heads % a.threads == 0 || heads >= 8 * a.threads;
     Items items(whole ? heads : heads * a.nK);
     ran = 0;

@@ -1,10 +1,10 @@
 // The gradient of a bias: dS, summed over the pairs that share an element.
 //
-// An item is a block column of one head of the bias: it meets the rows of every sample and query head that share this
-// head, one after another, so nothing depends on the number of threads. Where dS goes:
+// A work item is a block column of one head of the bias: it visits the rows of every sample and query head that share this
+// head in order, so results do not depend on the number of threads. dS is added to:
 //
-//   of pairs      bias_sums [bias_samples, bias_heads, bias_rows, M], 0 at first; nobody else writes there;
-//   of distances  bias_sums [cols, bias_heads, 2 reach + 1], 0 at first, of the item's own.
+//   of pairs      bias_sums [bias_samples, bias_heads, bias_rows, M], 0 at first; no other item writes there;
+//   of distances  bias_sums [cols, bias_heads, 2 reach + 1], 0 at first; a row per item.
 #pragma once
 #include "backward.h"
 

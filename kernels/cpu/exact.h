@@ -1,8 +1,8 @@
-// One row or one column at a time, in double and in plain loops, of the pairs that the mask shows and no others.
+// One row or one column at a time, in double and in plain loops, over only the pairs that the mask allows.
 //
-// The fast kernels multiply hidden pairs by 0, and add in float: a NaN or infinity among what is hidden, or a sum that
-// leaves the range of float on its way, ends as a number that is not finite. Where a result has one, it is made again
-// here: either it belongs there, or it is gone.
+// The fast kernels multiply hidden pairs by 0, and add in float: a NaN or infinity in a hidden pair, or an intermediate
+// sum that overflows float, gives a result that is not finite. Every such result is recomputed here, and stays only if it
+// is correct.
 #pragma once
 #include "problem.h"
 
@@ -34,7 +34,7 @@ static INLINE Scored scored(const Problem& a, double product, const Head& at, lo
   return {s, softcap_grad};
 }
 
-// f(key) for what query i of a block row sees, below `bound`.
+// f(key) for each key below `bound` that query i of a block row sees.
 template <class F> static void keys_of(const Problem& a, long pattern, long row, long i, long bound, const F& f) {
   const int32_t* span = a.row_ranges + (pattern * a.nQ + row) * 4;
   const long W = (a.BK + 31) / 32;
@@ -46,7 +46,7 @@ template <class F> static void keys_of(const Problem& a, long pattern, long row,
       if (bits[j / 32] >> (j % 32) & 1) f(first + j);
   }
 }
-// f(query) for what sees key j of a block column.
+// f(query) for each query that sees key j of a block column.
 template <class F> static void queries_of(const Problem& a, long pattern, long col, long j, const F& f) {
   const int32_t* span = a.col_ranges + (pattern * a.nK + col) * 4;
   const long W = (a.BK + 31) / 32;
@@ -66,7 +66,7 @@ static INLINE double sink_share(const Problem& a, long h, double lse) {  // of t
   return a.sinks ? 1 / (1 + exp((double)a.sinks[h] - lse)) : 1;
 }
 
-// Output and lse of the query that stands at `query`, which is number `at` of q. sums: V doubles.
+// Output and lse of the query at position `query`, which is row `at` of q. sums: V doubles.
 template <class T>
 static void exact_out(const Problem& a, const Head& head, long query, long at, long bound, double* sums, T* out, float* lse) {
   const T* q = line<T>(a.q, a.sq, head.b, head.h, at);

@@ -1,38 +1,38 @@
-// The walk of block rows: attention, and decoding, whose lanes are the newest queries of all heads that share a key head.
+// The walk over block rows: attention, and decoding, whose lanes are the newest queries of all heads that share a key head.
 //
 // Lanes are queries: S' = K Q', O' = V' P'. So the largest score and the sum of a row are one lane of a vector, Q is
-// packed once a block row, and K and V are read where they lie. A softmax moves its reference only where a score passes
-// it by 2^8, so that sums and outputs are rarely multiplied.
+// packed once per block row, and K and V are read in place. The softmax moves its reference only if a score exceeds it by
+// more than 8 (in base 2), so that sums and outputs are rarely rescaled.
 #pragma once
 #include "exact.h"
 #include "tiles.h"
 
 constexpr float LEAD = 8;  // by how much a score may pass the reference, in base 2
-// A reference of this size is rounded by up to 32, and the products that it is subtracted from are not: beyond it weights
-// would leave the range of float.
+// A reference of this size has a rounding error of up to 32, and the products that it is subtracted from have none: beyond
+// it weights could overflow float.
 constexpr float HUGE_SCORE = 1 << 29;
 
-// What is hidden from the lanes of a panel: bit `shift + lane` of the word of a key. No words: nothing.
+// Which keys the lanes of a panel see: bit `shift + lane` of the word of a key. No words: all of them.
 struct Hidden {
   const uint32_t* words;
   long stride;
   int shift;
-  uint64_t groups;  // of G keys, those that some lane sees
+  uint64_t groups;  // one bit per group of G keys: whether some lane sees it
   uint32_t of(long key) const { return words[key * stride] >> shift; }
 };
 
-// What a lane is, where scores depend on that.
+// What scores may depend on, for each lane.
 struct Lanes {
   int32_t* position;  // of its query, offset included
   float* slope;
   uint32_t* key;      // of dropout's row
 };
 
-// T: of operands. P: products of pairs of bf16. F: features.
+// T: dtype of the operands. P: products of pairs of bf16. F: features.
 template <class T, bool P, bool F> struct Rows {
   const Problem& a;
   const int words, dims;  // of q's panels; of the output's: V rounded up to whole products
-  const float factor;     // from what `scores` holds to scores in base 2
+  const float factor;     // from the products in `scores` to scores in base 2
   float *q, *out, *top, *sum, *scores, *weights, *k_copy, *v_copy, *k_tail, *v_tail;
   Lanes lane;
   float* biases;          // of a panel's lanes, [keys][PW]
@@ -67,7 +67,7 @@ template <class T, bool P, bool F> struct Rows {
     lanes_used = lanes, panels = (lanes + PW - 1) / PW;
     memset(out, 0, (size_t)panels * PW * dims * 4);
     for (int i = 0; i < panels * PW; i++) top[i] = -INFINITY, sum[i] = 0;
-    // Lanes without a query too: what stands there can move the reference of the others.
+    // Also of lanes without a query, whose contents could move the reference of the others.
     for (int i = lanes; i < panels * PW; i++) lane.position[i] = 0, lane.slope[i] = 0, lane.key[i] = 0;
   }
   void describe(long i, const Head& at, long position, long index) {
@@ -170,7 +170,7 @@ template <class T, bool P, bool F> struct Rows {
       for (int r = 0; r < G; r += R) score(p, keys, n, first, hidden, groups[i], r, scores + (i * G + r) * PW, largest);
     raise(p, largest);
     exponentials(p, first, groups, count);
-    // A block's share is summed up apart: long sums round less.
+    // The part of a block is summed separately, which reduces the rounding error of long sums.
     add_products<P>(values, weights, groups, count, false, out + (long)p * PW * dims, dims);
   }
 
@@ -198,7 +198,7 @@ template <class T, bool P, bool F> struct Rows {
         largest[c] = larger(largest[c], acc[r][c]);
       }
   }
-  // What the lanes of a panel get for the `n` keys from `first` on.
+  // The biases of a panel's lanes for the `n` keys from `first` on.
   void read_biases(int p, long first, int n) {
     for (int i = 0; i < PW; i++) {
       const long row = query + p * PW + i;
@@ -212,7 +212,7 @@ template <class T, bool P, bool F> struct Rows {
     }
     for (long i = (long)n * PW; i < up(n, TILE) * PW; i++) biases[i] = 0;
   }
-  // Products as scores in base 2, of key `number` of the block that starts at `first`.
+  // Scores in base 2 from products, for key `number` of the block that starts at `first`.
   INLINE vf shaped(vf x, int at, long first, int number) const {
     x *= all((float)a.scale);
     if (a.softcap) x = all((float)a.softcap) * tanh(x * all((float)(1 / a.softcap)));
@@ -241,7 +241,7 @@ template <class T, bool P, bool F> struct Rows {
     for (int c = 0; c < C; c++) {
       const int at = p * PW + c * VL;
       const vf t = load(top + at), shift = t == all(-INFINITY) ? all(0.f) : -t;
-      vf total = {};  // of this block alone, as for outputs: long sums round less
+      vf total = {};  // of this block alone, as for outputs
       for (int i = 0; i < count * G; i += 2) {
         float* x = scores + i * PW + c * VL;
         vf even = exp2(load(x) * factor + shift), odd = exp2(load(x + PW) * factor + shift);
@@ -260,7 +260,7 @@ template <class T, bool P, bool F> struct Rows {
     const vu hash = mixed((vu)load(lane.key + at) + ((uint32_t)(key + 1) * GOLDEN)) >> 8;
     return (vi)hash < (int32_t)a.limit ? x : all(0.f);
   }
-  // Which lanes of a panel hold what is not finite, or weights of huge scores.
+  // Which lanes of a panel have results that are not finite, or weights of huge scores.
   uint32_t broken(int p) const {
     uint32_t found = 0;
     for (int c = 0; c < C; c++) {
@@ -273,7 +273,7 @@ template <class T, bool P, bool F> struct Rows {
     }
     return lanes_used >= (p + 1) * PW ? found : found & ((1u << (lanes_used - p * PW)) - 1);
   }
-  // Whether walk(clean) has to be done again, clean: 0 times a NaN among the values of hidden keys is NaN.
+  // Whether the walk has to be repeated with clean = true: 0 times a NaN among the values of hidden keys is NaN.
   bool again() const {
     for (int p = 0; p < panels; p++)
       if (broken(p)) return true;
@@ -303,7 +303,7 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
     Walk rows(a, *s, a.BQ);
     double* sums = s->take<double>(a.V);
     for (int64_t item; items.take(item);) {
-      // Heaviest rows first, heads side by side.
+      // Longest rows first; the same row of all heads in succession.
       const Head at = head_of(a, item % (a.B * a.Hq) / a.Hq, item % a.Hq);
       const long row = a.row_order[at.pattern * a.nQ + item / (a.B * a.Hq)], first = row * a.BQ;
       const int n = at_most(a.BQ, a.N - first);
@@ -340,8 +340,8 @@ template <class T, bool P, bool F> static int forward(const Problem& a) {
   return ran ? 0 : 1;
 }
 
-// The newest N queries of each sample. An item is some entries of the rows they stand in, for all query heads of a key
-// head that share a pattern; what is left of a row in several items is merged.
+// The newest N queries of each sample. A work item is some entries of the rows that contain them, for all query heads of a
+// key head that share a pattern; a row that is split over several items is merged.
 template <class T, bool P, bool F> static int decode(const Problem& a) {
   typedef Rows<T, P, F> Walk;
   const long group = a.Hq / a.Hkv, part = a.V + 2, turned_words = (a.BQ + 31) / 32;
@@ -373,7 +373,7 @@ template <class T, bool P, bool F> static int decode(const Problem& a) {
           const long row = at / a.BQ, skip = at % a.BQ;
           stop = at_most(bound, (row + 1) * a.BQ);
           const long n = stop - at, lanes = count * n;
-          // The queries, a lane each, side by side in a copy of their own.
+          // A copy of the queries, one per lane.
           rows.begin(lanes);
           for (long first = 0; first < lanes; first += PW) {
             const long some = at_most(PW, lanes - first);

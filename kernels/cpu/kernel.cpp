@@ -1,6 +1,6 @@
-// Block-sparse attention over a lookup table on a CPU: what the library offers. native.py calls it.
+// Block-sparse attention over a lookup table on a CPU: the library's functions, which native.py calls.
 //
-// There are no headers of torch here and no C++ runtime: the C library alone.
+// It needs neither torch's headers nor a C++ runtime, only the C library.
 #include "bias.h"
 #include "forward.h"
 
@@ -14,7 +14,7 @@ template <Pass W, class T, bool P, bool F> static int walk(const Problem& a) {
   if constexpr (W == BIAS) return bias_gradient<T, F>(a);
 }
 template <Pass W, bool F> static int of_kind(const Problem& a) {
-  // Pairs are read where they lie: whole ones. (Queries of decoding are copied.)
+  // Pairs are read in place, so dims have to be even. (Queries of decoding are copied.)
   const bool even = a.D % G == 0 && a.V % G == 0 && a.sk[2] % 2 == 0 && a.sv[2] % 2 == 0 &&
                     (W == DECODE || a.sq[2] % 2 == 0) && (W != BACKWARD || a.sdo[2] % 2 == 0);
   if (a.kind == 0) return walk<W, float, false, F>(a);
@@ -25,7 +25,7 @@ template <Pass W, bool F> static int of_kind(const Problem& a) {
 }
 template <Pass W> static int run(const Problem* a) { return featured(*a) ? of_kind<W, true>(*a) : of_kind<W, false>(*a); }
 
-// 0, or 1 where memory ran out and results are not to be used.
+// Returns 0, or 1 if memory ran out and the results must not be used.
 EXPORT int32_t sparseflash_forward(const Problem* a) { return run<FORWARD>(a); }
 EXPORT int32_t sparseflash_backward(const Problem* a) { return run<BACKWARD>(a); }
 EXPORT int32_t sparseflash_decode(const Problem* a) { return run<DECODE>(a); }

@@ -1,4 +1,4 @@
-// What a call is given, the threads it runs on, and the memory each of them works in.
+// The arguments of a call, its threads, and each thread's working memory.
 #pragma once
 #include <sched.h>
 #include <stdlib.h>
@@ -12,8 +12,8 @@
 #define UNWRITTEN(at, size) (void)0
 #endif
 
-// native.py fills this in, field by field in this order; every field has eight bytes. Tensors are [batch, heads, tokens,
-// dim], strides those of the first three in elements, the last is 1. Shape legend: P patterns, nQ / nK block rows /
+// native.py fills in the fields in this order; each has eight bytes. Tensors are [batch, heads, tokens, dim]; strides are
+// in elements, of the first three dims, and the last one is 1. Shape legend: P patterns, nQ / nK block rows /
 // columns, T tiles, BQ x BK tokens a block, W = ceil(BK / 32), W' = ceil(BQ / 32).
 struct Problem {
   const void *q, *k, *v;
@@ -52,13 +52,13 @@ struct Problem {
   double scale, softcap;                 // softcap 0: none
 };
 
-// Threads are torch's: its C function torch_parallel_for, handed over by whoever loads this.
+// Threads are torch's, through its C function torch_parallel_for, which the loader of this library passes in.
 typedef void (*Range)(int64_t, int64_t, void*);
 typedef int32_t (*ParallelFor)(int64_t, int64_t, int64_t, Range, void*);
 static ParallelFor parallel_for = nullptr;
 
-// work() once on each thread. Torch may run some of these one after another, on fewer threads, or all on this one: so
-// work takes its items from a counter, and an item may wait only for items that were taken before it.
+// Run work() once on each thread. Torch may run some of these in succession on fewer threads, or all on this one, so work
+// takes its items from a counter, and an item may wait only for items taken before it.
 template <class F> static void on_each(long threads, const F& work) {
   if (!parallel_for || threads <= 1) return work();
   const Range some = [](int64_t first, int64_t last, void* context) {
@@ -76,7 +76,7 @@ struct Items {
     return item < count;
   }
 };
-// work(i) for i < n, each thread some of them in a row.
+// Run work(i) for i < n; each thread takes several consecutive i at a time.
 template <class F> static void over(long threads, int64_t n, const F& work) {
   const int64_t each = 256;
   Items items((n + each - 1) / each);
@@ -86,8 +86,8 @@ template <class F> static void over(long threads, int64_t n, const F& work) {
   });
 }
 
-// Memory of a thread, kept from call to call until the thread ends. It is asked for before a thread takes its first item:
-// one that gets none leaves the items to the others, and a call of which no thread got any fails as a whole.
+// A thread's memory, kept between calls until the thread ends. It is allocated before a thread takes its first item: if
+// that fails, the other threads do the work; if it fails in all threads, the call fails.
 struct Scratch {
   char* base;
   size_t size, used;
@@ -99,7 +99,7 @@ struct Scratch {
     return p;
   }
 };
-// What C++'s own runtime calls for thread_local objects; pthread's keys would ask for glibc 2.34.
+// The function that C++'s runtime calls for thread_local objects; pthread's keys would need glibc 2.34.
 #if defined(__GLIBC__)
 extern "C" int __cxa_thread_atexit_impl(void (*)(void*), void*, void*);
 extern "C" void* __dso_handle;
@@ -151,13 +151,13 @@ static INLINE bool keeps(const Problem& a, uint32_t row, long key) {
   return (int64_t)(mixed(row + (uint32_t)(key + 1) * GOLDEN) >> 8) < a.limit;
 }
 static INLINE float keep_scale(const Problem& a) { return a.dropping ? (float)(16777216.0 / (double)a.limit) : 1.f; }
-// Whether more than a factor comes between a product and its score in base 2. (A factor of 0 or nearly: -inf times it
-// would not hide.)
+// Whether a score in base 2 is more than a product times the factor. (Also for a factor of 0 or nearly 0, times which -inf
+// would not hide a pair.)
 static INLINE bool featured(const Problem& a) {
   return a.softcap || a.slopes || a.bias || a.dropping || !(a.scale * LOG2_E >= 1.17549435e-38f);
 }
 
-// Lines x [n][dim] as panels [panel][dim or dim / 2][PW], a line a lane; 0 in lanes without one.
+// Lines x [n][dim] as panels [panel][dim or dim / 2][PW], one line per lane; 0 in lanes without a line.
 template <class T, bool P> static void pack_panels(const T* x, long stride, int n, int dim, float* to) {
   const int words = P ? dim / 2 : dim;
   for (int first = 0; first < n; first += PW, to += (long)PW * words)
@@ -187,19 +187,19 @@ template <class T> static void widen(const T* x, long stride, int n, int dim, fl
   }
 }
 
-// Lines of an operand as products read them: whole groups of G where they lie, a last group of fewer in a copy that
-// zeros fill up.
+// Lines of an operand as products read them: whole groups of G in place, a shorter last group in a copy padded with
+// zeros.
 struct Lines {
   const word* at;
-  long line;        // words from one to the next
+  long line;        // words between lines
   const float* tail;
   long tail_line;
-  int whole;        // groups that are read where they lie
+  int whole;        // groups that are read in place
   int each;         // lines of a group: G, or G / 2 pairs
   const word* group(int g) const { return g < whole ? at + (long)g * each * line : tail; }
   long step(int g) const { return g < whole ? line : tail_line; }
 };
-// `n` tokens in lines of `words` words. Where lines are pairs of tokens there are half as many, rounded up.
+// `n` tokens in lines of `words` words; half as many lines, rounded up, if lines are pairs of tokens.
 static Lines lines(const void* at, long line, int n, int words, bool pairs_of_lines, float* tail) {
   const int each = pairs_of_lines ? G / 2 : G, whole = n / G, rest = pairs_of_lines ? (n % G + 1) / 2 : n % G;
   Lines found{(const word*)at, line, tail, words, whole, each};
@@ -230,7 +230,7 @@ static INLINE void add_products(const Lines& x, const float* y, const int* numbe
   }
 }
 
-// The numbers of the bits set in a word, and how many.
+// The indices of the set bits of a word, and their number.
 static INLINE int listed(uint64_t bits, int* numbers) {
   int n = 0;
   for (; bits; bits &= bits - 1) numbers[n++] = __builtin_ctzll(bits);

@@ -1,6 +1,6 @@
 // Products of bf16 in the tiles of AMX, TILE x TILE results at a time: four tiles of 16 x 16.
 //
-// With SPARSEFLASH_EMULATED_TILES the tiles are plain C: that is for tests, where there is no such processor.
+// With SPARSEFLASH_EMULATED_TILES the tiles are plain C, for tests on processors without AMX.
 #pragma once
 #include "problem.h"
 
@@ -31,7 +31,7 @@ constexpr bool TILES = true;
 #define TILE_LOAD(t, at, bytes) _tile_loadd(t, at, bytes)
 #define TILE_STORE(t, at, bytes) _tile_stored(t, at, bytes)
 #define TILE_MULTIPLY(c, a, b) _tile_dpbf16ps(c, a, b)
-// The kernel of the system saves tiles for processes that asked; each thread that uses them asks once.
+// The operating system saves tiles only on request, which each thread that uses them makes once.
 static bool tiles_begin() {
   static thread_local int allowed = -1;
   if (allowed < 0) allowed = syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
@@ -53,7 +53,7 @@ static bool tiles_begin() { return false; }
 static void tiles_end() {}
 #endif
 
-// Tiles of a thread, until it leaves the work that it needs them for.
+// Holds a thread's tiles for the lifetime of this object.
 struct Tiles {
   const bool on;
   explicit Tiles(bool wanted) : on(TILES && wanted && tiles_begin()) {}

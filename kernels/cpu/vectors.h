@@ -1,4 +1,4 @@
-// Vectors of the level that this is compiled for, and the one product that all of attention is made of.
+// Vectors of the instruction set that this is compiled for, and the matrix product that all of attention uses.
 //
 // A vector holds VL floats; a panel is C vectors side by side, PW lanes. Where the processor multiplies pairs of bf16
 // (PAIRS), a "number" of an operand is a pair of neighbours along the sum, moved as 32 bits and never computed with.
@@ -18,7 +18,7 @@ constexpr int VL = 8, C = 2, R = 4;
 constexpr int VL = 4, C = 2, R = 8;
 #endif
 constexpr int PW = VL * C;  // lanes of a panel, at most 32
-constexpr int G = 8;        // lines of the other side that are worked on together, or skipped; R lines a product
+constexpr int G = 8;        // lines of the other side that are processed or skipped together; R lines per product
 constexpr float LOG2_E = 1.44269504f, LN_2 = 0.69314718f;
 
 #if defined(__AVX512BF16__)
@@ -33,7 +33,7 @@ typedef float vf __attribute__((vector_size(VL * 4)));
 typedef int32_t vi __attribute__((vector_size(VL * 4)));
 typedef uint32_t vu __attribute__((vector_size(VL * 4)));
 typedef float vf_anywhere __attribute__((vector_size(VL * 4), aligned(1), may_alias));
-typedef float word __attribute__((aligned(1), may_alias));  // a float, or a pair of bf16, wherever it lies
+typedef float word __attribute__((aligned(1), may_alias));  // a float, or a pair of bf16, at any address
 
 typedef uint32_t pair __attribute__((may_alias));  // of bf16, in memory that holds floats
 struct bf16 { uint16_t bits; };
@@ -106,7 +106,7 @@ static INLINE vf exp2(vf x, float most = 128) {
   return none ? all(0.f) : p;
 }
 
-// tanh to 4 ulp: where 1 - 2 / (e^2x + 1) would cancel, a series.
+// tanh to 4 ulp: a series where 1 - 2 / (e^2x + 1) would cancel.
 static INLINE vf tanh(vf x) {
   const vf size = (vf)((vi)x & 0x7fffffff), square = x * x;
   vf far = all(1.f) - all(2.f) / (exp2(size * all(2 * LOG2_E)) + all(1.f));
@@ -122,8 +122,8 @@ static INLINE vf tanh(vf x) {
   return x != x ? x : size < all(0.5f) ? near : far;
 }
 
-// acc[r][c] += sum over k < n of a(r, k) b[k][c]. Of a, row r is `rows` words on, k is `steps` on; b is n lines of
-// `line` words each.
+// acc[r][c] += sum over k < n of a(r, k) b[k][c]. In a, rows are `rows` words apart and steps of k `steps` words; b is n
+// lines of `line` words each.
 template <bool P> static INLINE vf multiply_add(vf acc, vf a, vf b) {
 #if defined(__AVX512BF16__)
   if constexpr (P) return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b);
