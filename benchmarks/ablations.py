@@ -1,4 +1,4 @@
-"""What each choice of the Path-256 recipe is worth: short runs that differ in one thing, on the same images.
+"""Ablations of the Path-256 recipe: short runs that each change one choice, on the same images.
 
     python -m benchmarks.ablations --images 12000                       # all arms on the first stage, labels only
     python -m benchmarks.ablations --arms base,tied --images 12000
@@ -47,7 +47,7 @@ def arm_config(config: TrainConfig, arm: str) -> TrainConfig:
 
 
 def run_arm(config: TrainConfig, arm: str, images: int, test: int, device: str, folder: Path) -> dict[str, Any]:
-    """Train one arm on so many images of the recipe's first stage, and score it."""
+    """Train one arm on ``images`` images of the recipe's first stage, and score it."""
     config = arm_config(config, arm)
     steps = images // config.batch
     begun = time.process_time()

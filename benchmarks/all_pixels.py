@@ -1,4 +1,4 @@
-"""Weights of lit pixels answering with every pixel a token: through their own pattern, and through coarser fixed ones.
+"""Evaluate weights trained on lit pixels with every pixel a token: over their own pattern, and over coarser fixed ones.
 
     python -m benchmarks.all_pixels path256 --count 2000                # through the pattern they were trained with
     python -m benchmarks.all_pixels pathx --count 1000 --masks coarse   # and through those that tiles and kernels like
@@ -47,7 +47,7 @@ COARSE: dict[str, dict[str, Any]] = {
 
 
 def over(model: PixelTransformer, masks: dict[str, dict[str, Any]]) -> dict[str, PixelTransformer]:
-    """A model of lit pixels over all pixels, through masks that are given as changes of its config."""
+    """A model of lit pixels applied to all pixels, with masks given as changes of its config."""
     wide = model.over_all_pixels()
     models = {name: PixelTransformer(replace(wide.config, **changes)) for name, changes in masks.items()}
     for each in models.values():

@@ -1,4 +1,4 @@
-"""How long every pattern takes to become a table, and how much memory, on one core; FlexAttention beside it.
+"""Time and memory to compile each pattern to a table, on one core, compared with FlexAttention.
 
 python -m benchmarks.compile_time            # prints and writes results/<device>/<date>-compile_time.json
 python -m benchmarks.compile_time --dry-run  # prints only
@@ -41,7 +41,7 @@ FLEX_LONGEST = 1 << 13
 def build(
     pattern: Pattern, seq_len: int, device: torch.device | str = "cpu"
 ) -> tuple[float, float, sf.BlockMask, sf.LookupTable]:
-    """Seconds to the mask and to the table, from nothing: every cache is emptied first."""
+    """Seconds to compile the mask and to build the table, with all caches emptied first."""
     for cache in (compile_with_advice, compile_pattern, full_mask, allowed_columns, tiles_on_axes, cached_lookup):
         cache.cache_clear()
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Attention on a CPU beside dense SDPA and compiled FlexAttention, interleaved in one process.
+"""Attention on a CPU compared with dense SDPA and compiled FlexAttention, interleaved in one process.
 
     python -m benchmarks.cpu                  # all settings that today's result file lacks, into that file
     python -m benchmarks.cpu --seconds 170    # begins no setting after that long; run it again for the rest

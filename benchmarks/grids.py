@@ -1,4 +1,4 @@
-"""How long patterns of images and videos take to become a mask, and how well blocks fit them, on one core.
+"""Compile times of patterns of images and videos on one core, and how well blocks fit them.
 
 python -m benchmarks.grids            # prints and writes results/<device>/<date>-grids.json
 python -m benchmarks.grids --dry-run  # prints only

@@ -1,4 +1,4 @@
-"""The masks that are measured: patterns sized for a length, and FlexAttention's form of them."""
+"""The masks of the benchmarks: patterns sized for a length, and the same for FlexAttention."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""docs/numerics.md and its pictures, from the committed result files of ``benchmarks.numerics``.
+"""Write docs/numerics.md and its pictures from the committed result files of ``benchmarks.numerics``.
 
 python -m benchmarks.numerics_page
 """

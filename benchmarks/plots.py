@@ -1,4 +1,4 @@
-"""The plots of the pages of figures: one a page, as SVG in the colours of a light and of a dark page."""
+"""The plots of the result pages: one per page, as SVG for light and for dark pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every committed figure carries: machine, versions, commit, command, date."""
+"""Result files, with the provenance of every committed figure: machine, versions, commit, command, date."""
 
 from __future__ import annotations
 

@@ -146,7 +146,7 @@ def run(
     say: Callable[[str], object] = print,
     progress: Callable[[str], object] = lambda what: None,
 ) -> Path:
-    """Measure every model that the result file lacks, and write the file anew after each.
+    """Measure every model that the result file lacks, and rewrite the file after each.
 
     Args:
         small: small versions of the models; default on a CPU.

@@ -1,4 +1,4 @@
-"""The short table of benchmarks/README.md: one line for each question, from the newest run that answers it."""
+"""The summary table of benchmarks/README.md: one line per question, from the newest run that measured it."""
 
 from __future__ import annotations
 

@@ -119,14 +119,14 @@ def test_one_table_for_all_samples_is_asked_about_each_of_them(B: int | None) ->
     short, long = P.where(lambda q, k: (q >= 0) & (k < 70)), P.full()
     assert from_flex(theirs, B=2) == P.per_sample(short, long).compile(200, block=64)
     with pytest.raises(
-        ValueError, match=r"looks at its sample.*from_flex\(block_mask, B=\.\.\.\)|tables for B=2, got B=3"
+        ValueError, match=r"reads b, the index of the sample.*from_flex\(block_mask, B=\.\.\.\)|tables for B=2, got B=3"
     ):
         from_flex(theirs, B=B and 3)
 
 
 def test_one_table_for_all_heads_is_asked_about_each_of_them() -> None:
     theirs = created(lambda b, h, q, k: (q >= k) & (q - k <= 10 + 20 * h), 200, 200)
-    with pytest.raises(ValueError, match=r"looks at its head.*from_flex\(block_mask, H=\.\.\.\)"):
+    with pytest.raises(ValueError, match=r"reads h, the index of the head.*from_flex\(block_mask, H=\.\.\.\)"):
         from_flex(theirs)
     mask = from_flex(theirs, H=1)
     assert mask == (P.causal() & P.local(10)).compile(200, block=64)
@@ -287,7 +287,7 @@ def kv_blocks(**changes: Any) -> Any:
          ValueError, "row 1 of sample 0, head 0 lists key block 1: expected 0 to 0 for 60 keys in blocks of 64"),
         (lambda: kv_blocks(kv_num_blocks=torch.tensor([[[1, 2]]]).int()), ValueError,
          r"lists block \(1, 0\) of sample 0, head 0 twice"),
-        (lambda: kv_blocks(mask_mod=lambda b, h, q, k: q - k), TypeError, "must give booleans, got torch.int64"),
+        (lambda: kv_blocks(mask_mod=lambda b, h, q, k: q - k), TypeError, "must return booleans, got torch.int64"),
         (lambda: created(noop_mask, 200, 200)[:1], RuntimeError, "from a sliced BlockMask"),
     ],
 )  # fmt: skip

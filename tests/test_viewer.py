@@ -155,7 +155,7 @@ def test_a_million_tokens_take_little(tmp_path: Path) -> None:
 def test_masks_too_large_for_a_page_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mask = P.random_blocks(4, unit=16).compile(4096, block=16)
     monkeypatch.setattr(viewer, "MAX_UNPACKED", 1000)
-    with pytest.raises(ValueError, match=r"too much for a page: .* runs and 0 tiles.*larger blocks"):
+    with pytest.raises(ValueError, match=r"too large for a page: .* runs and 0 tiles.*larger blocks"):
         mask.write_html(tmp_path / "m.html")
     monkeypatch.undo()
     monkeypatch.setattr(viewer, "MAX_PAGE", 1000)
@@ -188,7 +188,7 @@ def test_a_line_has_as_many_blocks_as_a_word_can_count() -> None:
         if blocks < 1 << 31:
             assert decoded(viewer.page(mask)) == mask
         else:
-            with pytest.raises(ValueError, match="too much for a page"):
+            with pytest.raises(ValueError, match="too large for a page"):
                 viewer.page(mask)
 
 

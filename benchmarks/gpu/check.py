@@ -1,4 +1,4 @@
-"""Part "check": whether the kernels are right on this card, before anybody asks how fast they are.
+"""Part "check": whether the kernels are correct on this GPU; it runs before anything is timed.
 
 Each step is a process of its own with a time box: an illegal address in one leaves the others alone. What a failing
 step printed last is kept in its row; hypothesis ends with the smallest failing case, and the sweep tries small cases

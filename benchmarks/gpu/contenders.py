@@ -1,4 +1,4 @@
-"""Who is timed beside whom: ours, SDPA's backends, compiled FlexAttention in several forms, FlashAttention-4.
+"""The implementations to time: ours, SDPA's backends, compiled FlexAttention in several forms, FlashAttention-4.
 
 A contender is a function of q, k and v, prepared for a mask; it returns out, or out and lse. One that is not to be had
 here is named with the reason.
@@ -52,7 +52,7 @@ def prepare_torch() -> None:
 def peers(
     mask: Mask, pattern: Pattern, tokens: int, block: int, device: torch.device, every_form: bool
 ) -> tuple[dict[str, Attend], dict[str, str]]:
-    """Everybody else, for a mask of so many tokens.
+    """All implementations but ours, for a mask of ``tokens`` tokens.
 
     Args:
         mask: what is attended to, in FlexAttention's form too.

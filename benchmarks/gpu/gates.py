@@ -1,4 +1,4 @@
-"""Candidate launches, and the gates that they pass or not ahead of time: no GPU is needed for either."""
+"""Candidate launches, and the gates that are checked ahead of time, without a GPU."""
 
 from __future__ import annotations
 

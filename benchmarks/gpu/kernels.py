@@ -1,4 +1,4 @@
-"""Part "kernels": attention beside its peers, and beside what the card could do.
+"""Part "kernels": attention compared with other implementations, and with the limits of the GPU.
 
 Everything about one setting is timed in one process, in turn, on the same operands: random, and so many sets of them
 that no call finds its own in the cache. A contender that does not agree with masked dense attention has no figures; for
@@ -131,7 +131,7 @@ def figures(which: Pass, times: Mapping[str, list[float]]) -> dict[str, Any]:
 
 
 def peaks(attend: Attend, given: Operands, machine: Machine) -> dict[str, float]:
-    """Memory that one call of ours holds at most beyond its operands, in MB: forward, and forward with backward."""
+    """Peak memory of one call of ours beyond its operands, in MB: forward, and forward with backward."""
     q, k, v, dout = given
     found = {}
     for which in PASSES:

@@ -1,4 +1,4 @@
-"""What is measured on: a device, a clock for its calls, and how many operands keep its cache cold.
+"""The machine of a measurement: a device, a clock for its calls, and the number of operands that keep its cache cold.
 
 The parts take these as they come, so that a test runs them whole on a CPU with the wall's clock.
 """

@@ -1,4 +1,4 @@
-"""What attention is measured on."""
+"""The operands of the measurements."""
 
 from __future__ import annotations
 

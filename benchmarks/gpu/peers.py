@@ -1,4 +1,4 @@
-"""Part "peers": what it takes to make a mask, ours and FlexAttention's, from 8,192 tokens to a million.
+"""Part "peers": time and memory to create a mask, ours and FlexAttention's, from 8,192 tokens to a million.
 
 Ours is compiled on the host and copied to the device as a table; `create_block_mask` looks at every pair on the device,
 all at once or, compiled, in one program. Time is the wall's, until the device is done; of ours every run starts from

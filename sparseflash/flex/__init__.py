@@ -1,9 +1,9 @@
-"""FlexAttention programs, by changing one import: ``from sparseflash.flex import create_block_mask, flex_attention``.
+"""Drop-in FlexAttention: change one import to ``from sparseflash.flex import create_block_mask, flex_attention``.
 
-The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library. A ``mask_mod``
-is evaluated once, when the block mask is made, and is never compiled into a kernel. There is a backward pass on every
-device, and a mask takes memory only for its stored blocks. Torch compiles ``score_mod`` functions into its kernels;
-:func:`flex_attention` recognises the common ones and refuses the others with an error that says what to do instead.
+The same names and arguments as ``torch.nn.attention.flex_attention``, over the tables of this library: a ``mask_mod``
+is evaluated once, when the block mask is created, and never compiled into a kernel; the backward pass works on every
+device; and a mask takes only the memory of its stored blocks. Torch compiles ``score_mod`` functions into its kernels;
+here :func:`flex_attention` recognises the common ones and refuses the others, with an error that says what to do.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.
@@ -47,10 +47,10 @@ __all__ = [
     "or_masks",
 ]
 
-if not TYPE_CHECKING:  # hidden from type checkers, which would accept every misspelt name
+if not TYPE_CHECKING:  # otherwise a type checker would accept every misspelt name
 
     def __getattr__(name: str) -> Any:
-        """Torch's private names, which some programs import; they differ between versions."""
+        """Forward torch's private names, which some programs import; they differ between torch versions."""
         if name.startswith("_") and not name.startswith("__") and hasattr(_torchs, name):
             return getattr(_torchs, name)
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""``BlockMask`` as a pytree: an argument of ``torch.export`` and of other transforms that flatten arguments.
+"""``BlockMask`` as a pytree, so that ``torch.export`` and other transforms that flatten arguments accept it.
 
-The leaves of a mask that ``create_block_mask`` made are the two tensors of its packed table, so one program serves all
-such masks. The leaves of a mask made of tables are these tables.
+A mask from ``create_block_mask`` has the two tensors of its packed table as leaves, so one program serves all masks. A
+mask built from FlexAttention tables has those tables as leaves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sparseflash.tables.table import PackedTable
 
 
 class _Made:
-    """The context of a made mask. All of them compare equal, since they are one kind of argument."""
+    """The context of a mask from ``create_block_mask``. Masks with equal `made_for_one` compare equal."""
 
     def __init__(self, recipe: Recipe | None, made_for_one: tuple[bool, bool]) -> None:
         self.recipe, self.made_for_one = recipe, made_for_one
@@ -35,6 +35,7 @@ Context = _Made | tuple[tuple[str, Any], ...]
 
 
 def flatten(mask: BlockMask) -> tuple[list[Any], Context]:
+    """The tensors of a mask, and everything else that :func:`unflatten` needs."""
     recipe, packed = mask.recipe, mask.packed
     if packed is not None:
         return list(packed), _Made(recipe, mask.made_for_one)
@@ -44,6 +45,7 @@ def flatten(mask: BlockMask) -> tuple[list[Any], Context]:
 
 
 def unflatten(leaves: Any, context: Context) -> BlockMask:
+    """The mask of these leaves; the inverse of :func:`flatten`."""
     if isinstance(context, _Made):
         buffer, layout = leaves
         return BlockMask.made(context.recipe, context.made_for_one, PackedTable(buffer, layout))
@@ -52,21 +54,28 @@ def unflatten(leaves: Any, context: Context) -> BlockMask:
 
 
 def with_keys(mask: BlockMask) -> tuple[list[tuple[GetAttrKey, Any]], Context]:
+    """As :func:`flatten`, with the attribute name of each leaf."""
     leaves, context = flatten(mask)
     names = PackedTable._fields if isinstance(context, _Made) else [name for name, told in context if told is None]
     return [(GetAttrKey(name), leaf) for name, leaf in zip(names, leaves, strict=True)], context
 
 
 def dumped(context: Context) -> str:
+    """The context as JSON, for a saved program.
+
+    Raises:
+        TypeError: a mask built from tables, which needs its mask_mod.
+    """
     if not isinstance(context, _Made):
         raise TypeError(
-            "a block mask made of tables holds its mask_mod, which no file can: "
-            "export with one that sparseflash.flex.create_block_mask made"
+            "a block mask built from tables holds its mask_mod, which cannot be saved to a file: "
+            "export with one from sparseflash.flex.create_block_mask"
         )
     return json.dumps(context.made_for_one)
 
 
 def loaded(text: str) -> Context:
+    """The context of :func:`dumped` text."""
     sample, head = json.loads(text)
     return _Made(None, (bool(sample), bool(head)))
 

@@ -1,4 +1,4 @@
-"""The terms that a ``score_mod`` adds to scores, as one bias tensor for the kernels: over pairs of tokens or distances.
+"""Sum the terms that a ``score_mod`` adds into one bias tensor, indexed by pairs of tokens or by their distance.
 
 Shape legend: B samples, H query heads, N queries, M keys; R, the largest distance between a query and a key.
 """
@@ -15,10 +15,10 @@ from sparseflash.integrations.mask_mods import HEAD, KEY, QUERY, SAMPLE, Made, O
 
 
 def bias_of(terms: Sequence[Bias], recording: Recording, sizes: Sizes, score: Tensor) -> Tensor | None:
-    """The sum of all terms as ``bias`` of :func:`sparseflash.attention`; None if there are none.
+    """The sum of all terms as the ``bias`` of :func:`sparseflash.attention`; None if there are none.
 
-    A term that depends on head and distance alone is evaluated once per distance, as [H or 1, 2 R + 1]. Together with
-    other terms the sum is over pairs, [B or 1, H or 1, N or 1, M or 1], where a dim is 1 if no term depends on it.
+    A term that depends on head and distance alone is evaluated once per distance, [H or 1, 2 R + 1]. If there are other
+    terms, the sum is over pairs, [B or 1, H or 1, N or 1, M or 1], where a dim is 1 if no term depends on it.
     """
     pairs: Tensor | None = None
     distances: Tensor | None = None
@@ -44,7 +44,7 @@ def _of_pairs(term: Bias, recording: Recording, sizes: Sizes, score: Tensor) -> 
 
 
 def _of_distances(term: Bias, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
-    """[H or 1, 2 R + 1], for keys from R before their query to R after it; distances that no pair has are clamped."""
+    """[H or 1, 2 R + 1], for keys from R before their query to R after it; no pair uses those past the lengths."""
     assert term.origin is not None
     reach = max(sizes.queries, sizes.keys) - 1
     away = torch.arange(-reach, reach + 1, device=score.device).clamp(1 - sizes.queries, sizes.keys - 1)
@@ -56,7 +56,7 @@ def _of_distances(term: Bias, recording: Recording, sizes: Sizes, score: Tensor)
 
 
 def _looked_up(origin: Origin, recording: Recording, counts: Sizes) -> Tensor | None:
-    """``x[b, h, q_idx, kv_idx]``, or some of these indices in any order, as a view of x; None for any other term."""
+    """A term ``x[b, h, q_idx, kv_idx]``, or with some of these in any order, as a view of x; None for other terms."""
     if not isinstance(origin, Made) or origin.step < 0:
         return None
     step = recording.steps[origin.step]
@@ -69,7 +69,7 @@ def _looked_up(origin: Origin, recording: Recording, counts: Sizes) -> Tensor | 
     if len(dims) != len(indices) or len(set(dims)) != len(dims) or tensor.dim() != len(dims):
         return None
     for dim, axis in enumerate(dims):
-        if tensor.shape[dim] < counts[axis]:  # evaluating the term will raise torch's own error
+        if tensor.shape[dim] < counts[axis]:  # evaluating it raises torch's own error
             return None
         tensor = tensor.narrow(dim, 0, counts[axis])
     places = tuple(slice(None) if axis in dims else None for axis in range(4))
@@ -77,6 +77,6 @@ def _looked_up(origin: Origin, recording: Recording, counts: Sizes) -> Tensor | 
 
 
 def _spread(distances: Tensor, sizes: Sizes) -> Tensor:
-    """Expand a bias over distances, [H or 1, 2 R + 1], to one over pairs, [1, H or 1, N, M]."""
+    """Expand values per distance [H or 1, 2 R + 1] to values per pair [1, H or 1, N, M]."""
     queries, keys = (torch.arange(size, device=distances.device) for size in sizes[2:])
     return distances[:, distances.shape[1] // 2 + keys - queries[:, None]][None]

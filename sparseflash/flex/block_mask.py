@@ -1,4 +1,4 @@
-"""FlexAttention's ``BlockMask``, over a mask of this library."""
+"""FlexAttention's ``BlockMask``, backed by a mask of this library."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from sparseflash.patterns.block_mask import BlockMask as SparseMask
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import PackedTable
 
-# The attributes of the installed torch's class: tables, lengths, BLOCK_SIZE, mask_mod.
+# The fields of torch's class in the installed version: tables, lengths, BLOCK_SIZE, mask_mod.
 FIELDS = tuple(FlexMask.__annotations__)
 
 
 class BlockMask(FlexMask):
-    """A subclass of ``torch.nn.attention.flex_attention.BlockMask``, usable wherever that is outside of graphs.
+    """A ``torch.nn.attention.flex_attention.BlockMask``, usable wherever torch's is, except inside torch's graphs.
 
-    A mask from :func:`sparseflash.flex.create_block_mask` holds a mask of this library, with the bits that ``mask_mod``
-    returned at that time. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are derived
-    from it on first access. A mask that is made of tables (the constructor, :meth:`from_kv_blocks`, indexing), or has
-    had an attribute set, is read at every call, as in torch.
+    One from :func:`sparseflash.flex.create_block_mask` holds a mask of this library, with the values that ``mask_mod``
+    had at that time. FlexAttention's tables (``kv_num_blocks``, ``kv_indices``, ``q_indices``, ...) are built from it
+    on first access. One built from tables (the constructor, :meth:`from_kv_blocks`, indexing), or with an attribute set
+    later, is read at every call, as in torch.
 
-    Shapes: ``kv_num_blocks`` int32 [B, H, nQ], ``kv_indices`` int32 [B, H, nQ, nK]: the blocks in which ``mask_mod``
-    decides; ``full_kv_...``: the blocks that are visible as a whole; ``q_...``: the same by key block. ``to_dense()``
-    is int32 [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
+    Shapes: ``kv_num_blocks`` int32 [B, H, nQ], ``kv_indices`` int32 [B, H, nQ, nK]: partial blocks, in which
+    ``mask_mod`` decides; ``full_kv_...``: full blocks; ``q_...``: the same by key block. ``to_dense()`` is int32
+    [B, H, nQ, nK], ``shape`` is (B, H, Q_LEN, KV_LEN).
 
-    Treat the tables of a made mask as read-only. To change them, build another mask with :meth:`from_kv_blocks`. Writes
-    into the tables are noticed at the next call, but not by compiled functions, which keep the mask as it was made.
+    Treat the tables of a created mask as read-only. To change them, build another mask with :meth:`from_kv_blocks`:
+    eager calls notice in-place writes, but compiled functions keep using the mask as it was created.
 
     Raises:
-        ValueError: on access to tables of more than 2**28 blocks.
+        ValueError: reading tables of more than 2**28 blocks.
 
     Example:
         >>> import torch
@@ -53,7 +53,7 @@ class BlockMask(FlexMask):
     _tables: FlexMask | None
     _versions: tuple[int, ...]
     packed: PackedTable | None  # for compiled graphs
-    made_for_one: tuple[bool, bool]  # for a mask made with B or H of 1: whether samples or heads would differ
+    made_for_one: tuple[bool, bool]  # for samples and heads: made for one of them by a mask_mod that depends on it
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         self._hold(FlexMask(*arguments, **named))
@@ -64,7 +64,7 @@ class BlockMask(FlexMask):
 
     @classmethod
     def of_torch(cls, tables: FlexMask) -> BlockMask:
-        """Wrap one of torch's block masks; its tensors are shared."""
+        """Wrap one of torch's block masks; the tensors are shared."""
         mask = cls.__new__(cls)
         mask._hold(tables)
         return mask
@@ -78,31 +78,36 @@ class BlockMask(FlexMask):
         mask._recipe, mask._tables, mask._versions, mask.made_for_one = recipe, None, (), made_for_one
         if packed is None and recipe is not None:
             packed = PackedTable.of(lookup(recipe.mask, recipe.device))
-            # What torch._dynamo.maybe_mark_dynamic sets; calling it would import the compiler. Tables differ in size
-            # from mask to mask, and without this mark the second mask would recompile the graph.
+            # As torch._dynamo.maybe_mark_dynamic does, without importing the compiler: tables differ in size, and a
+            # graph specialised on the first one's size would be recompiled for the second.
             packed.buffer._dynamo_weak_dynamic_indices = {0}  # type: ignore[attr-defined]
         mask.packed = packed
         return mask
 
     @property
     def recorded(self) -> SparseMask | None:
-        """This library's mask, if it was made from a ``mask_mod`` and has not been written into since; else None."""
+        """The mask of this library, if it was created from a ``mask_mod`` and not written to since."""
         recipe = self.recipe
         return None if recipe is None else recipe.mask
 
     @property
     def recipe(self) -> Recipe | None:
+        """How the mask was created; None for a mask of tables, and once its tables were written to."""
         if self._recipe is not None and self._tables is not None and _versions(self._tables) != self._versions:
             self._hold(self._tables)
         return self._recipe
 
     def as_torch(self) -> FlexMask:
-        """The same tables in an object of torch's own class."""
+        """An instance of torch's own class with the same tables.
+
+        Raises:
+            ValueError: a mask from an exported program or a file, or one of more than 2**28 blocks.
+        """
         if self._tables is None:
             if self._recipe is None:
                 raise ValueError(
-                    "this block mask came out of an exported program or a file, which hold only what attention reads, "
-                    "not the tables of FlexAttention: make it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
+                    "this block mask came out of an exported program or a file, which do not hold FlexAttention's "
+                    "tables: create it again, sparseflash.flex.create_block_mask(mask_mod, ...)"
                 )
             self._tables = torch_tables(self._recipe)
             self._versions = _versions(self._tables)
@@ -110,18 +115,18 @@ class BlockMask(FlexMask):
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(vars(self))
-        if self.recipe is not None:  # copies derive their own tables
+        if self.recipe is not None:  # copies build their own tables
             state["_tables"], state["_versions"] = None, ()
         return state
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """(B, H, Q_LEN, KV_LEN); B and H are 1 if they were None."""
+        """(B, H, Q_LEN, KV_LEN), with 1 for a B or H that was None."""
         recipe = self.recipe
         return self.as_torch().shape if recipe is None else (*recipe.sizes, *recipe.mask.shape)
 
     def __getitem__(self, index: Any) -> BlockMask:
-        """The mask of some samples, heads and query blocks. As in torch, set its ``mask_mod`` before use.
+        """The mask of some samples, heads and query blocks, as torch gives it: set its ``mask_mod`` before use.
 
         Raises:
             IndexError: more than three indices.
@@ -129,7 +134,7 @@ class BlockMask(FlexMask):
         if isinstance(index, tuple) and len(index) > 3:
             raise IndexError(
                 f"a block mask is indexed by samples, heads and query blocks, got {len(index)} indices: "
-                "keys are left out by mask_mod"
+                "to leave out keys, mask them in mask_mod"
             )
         return self.of_torch(self.as_torch()[index])
 
@@ -145,12 +150,12 @@ class BlockMask(FlexMask):
 
 
 def _versions(tables: FlexMask) -> tuple[int, ...]:
-    """The versions of the tables that were handed out, which tell whether somebody wrote into them."""
+    """The versions of a mask's tensors, which in-place writes increment."""
     return tuple(value._version for value in vars(tables).values() if isinstance(value, torch.Tensor))
 
 
 class _Field:
-    """An attribute of torch's class. It is read from the recipe if possible; setting it makes a mask of tables."""
+    """An attribute of torch's class. Those that the recipe holds need no tables; setting one makes a mask of tables."""
 
     def __init__(self, name: str, told: Callable[[Recipe], Any] | None) -> None:
         self.name, self.told = name, told

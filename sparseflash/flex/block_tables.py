@@ -1,4 +1,4 @@
-"""FlexAttention's tables of block indices, derived from our mask, for programs that read them.
+"""Build FlexAttention's tables of block indices from a mask of ours, for programs that read them.
 
 Shape legend: B samples, H heads, nQ x nK blocks of FlexAttention, each of S0 x S1 tokens.
 """
@@ -24,19 +24,19 @@ EMPTY, PARTIAL, WHOLE = range(3)
 
 @dataclass(frozen=True, eq=False)
 class Recipe:
-    """The arguments of ``create_block_mask``, and the mask that it made."""
+    """The arguments of ``create_block_mask``, and the mask that it computed."""
 
     mask: SparseMask
     mask_mod: MaskMod
-    sizes: tuple[int, int]  # (B, H) as in FlexAttention, whether or not the mask depends on them
-    side: tuple[int, int]  # BLOCK_SIZE, which need not be a block of ours
+    sizes: tuple[int, int]  # (B, H) as FlexAttention counts them, even if the mask does not depend on them
+    side: tuple[int, int]  # BLOCK_SIZE, which need not be one of our block sizes
     device: torch.device
     separate_full_blocks: bool = True
-    dq_kv_order: bool | None = None  # order for torch's deterministic backward; None: not requested
+    dq_kv_order: bool | None = None  # of the metadata of torch's deterministic backward; None: not requested
 
 
 def torch_tables(recipe: Recipe) -> FlexMask:
-    """The mask as torch's ``create_block_mask`` would return it.
+    """The mask as torch's ``create_block_mask`` returns it.
 
     Raises:
         ValueError: more than 2**28 blocks over all samples and heads.
@@ -46,7 +46,8 @@ def torch_tables(recipe: Recipe) -> FlexMask:
     if samples * heads * blocks[0] * blocks[1] > LARGEST_TABLE:
         raise ValueError(
             f"FlexAttention's tables would have {samples} x {heads} x {blocks[0]:,} x {blocks[1]:,} entries, more than "
-            f"{LARGEST_TABLE:,}: use a larger BLOCK_SIZE, or ask sparseflash.integrations.flex.from_flex(block_mask)"
+            f"{LARGEST_TABLE:,}: use a larger BLOCK_SIZE, or the mask of "
+            "sparseflash.integrations.flex.from_flex(block_mask)"
         )
     kinds = _kinds(recipe.mask, (s0, s1))
     if not recipe.separate_full_blocks:
@@ -75,9 +76,9 @@ def _with_write_order(tables: FlexMask, dq_kv_order: bool) -> FlexMask:
 
 
 def _kinds(mask: SparseMask, side: tuple[int, int]) -> NDArray[np.uint8]:
-    """The block codes of FlexAttention's blocks, uint8 [B or 1, H or 1, nQ, nK].
+    """The kind of each of FlexAttention's blocks, uint8 [B or 1, H or 1, nQ, nK].
 
-    In both libraries a block that extends past the last token is not FULL.
+    As in torch, a block that reaches past the last token is PARTIAL.
     """
     if side[0] % mask.block[0] == 0 == side[1] % mask.block[1]:
         rows, cols, codes = mask.runs.blocks()
@@ -90,9 +91,9 @@ def _kinds(mask: SparseMask, side: tuple[int, int]) -> NDArray[np.uint8]:
 
 
 def _coarser(cells: NDArray[np.uint8], by: tuple[int, int]) -> NDArray[np.uint8]:
-    """Merge ``by`` cells into one block, [..., n, m]: FULL if all of its cells are, EMPTY if all are."""
+    """Kinds of blocks of ``by`` cells of [..., n, m]: WHOLE or EMPTY if all of its cells are, else PARTIAL."""
     n, m = cells.shape[-2:]
-    by = min(by[0], n + 1), min(by[1], m + 1)  # a block that extends past the last cell is not FULL either
+    by = min(by[0], n + 1), min(by[1], m + 1)  # one padding cell is enough to make a larger block PARTIAL
     rows, cols = -(-n // by[0]), -(-m // by[1])
     padded = np.zeros((*cells.shape[:2], rows * by[0], cols * by[1]), np.uint8)
     padded[..., :n, :m] = cells
@@ -103,7 +104,7 @@ def _coarser(cells: NDArray[np.uint8], by: tuple[int, int]) -> NDArray[np.uint8]
 
 
 def _ordered(chosen: NDArray[np.bool_], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Counts [B, H, nQ] and indices [B, H, nQ, nK], int32, of the chosen blocks, in ascending order."""
+    """Counts [B, H, nQ] and indices [B, H, nQ, nK], int32: the chosen blocks first, each part in ascending order."""
     counts = chosen.sum(-1, dtype=np.int32)
     columns = np.argsort(~chosen, axis=-1, kind="stable").astype(np.int32)
     return torch.from_numpy(counts).to(device), torch.from_numpy(columns).to(device)

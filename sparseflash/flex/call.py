@@ -1,4 +1,4 @@
-"""``flex_attention``: FlexAttention's call, over the tables of this library.
+"""``flex_attention``, with FlexAttention's arguments, over the tables of this library.
 
 Source of the interface: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch
 documentation.
@@ -65,38 +65,38 @@ def flex_attention(
         query: [B, Hq, N, D].
         key: [B or 1, Hkv, M, D].
         value: [B or 1, Hkv, M, Dv].
-        score_mod: ``fn(score, b, h, q_idx, kv_idx)``. It is traced, and the operations that it runs must be, in this
-            order: factors (numbers, or one for each sample, head and query), ``c * tanh(score / c)``, added terms that
-            do not depend on the score, and -inf masks. A term that depends on the head and ``kv_idx - q_idx`` alone
-            (tables of distances, T5's buckets) is computed once per distance; ``bias[b, h, q_idx, kv_idx]`` is read in
-            place; any other term is computed for all pairs on which it depends. Captured tensors are read at every call
-            and receive gradients.
-        block_mask: from :func:`create_block_mask`, or None for all pairs; queries count from 0. The contents of torch's
-            own masks, and of masks made of tables, are compared at every call, and converted again if they changed. Or
-            any mask that :func:`sparseflash.attention` takes; a Pattern aligns the last query with the last key.
+        score_mod: ``fn(score, b, h, q_idx, kv_idx)``. Recognised from the operations that it runs are factors
+            (constants, or per sample, head and query), ``c * tanh(score / c)``, terms that do not depend on the score,
+            -inf masks, and compositions of these in this order. Terms that depend on the head and on ``kv_idx - q_idx``
+            alone (tables of distances, T5's buckets) are computed once per distance; ``bias[b, h, q_idx, kv_idx]`` is
+            read in place; other terms are computed for all pairs on which they depend. Captured tensors are read at
+            every call and get gradients.
+        block_mask: from :func:`create_block_mask`, or None for all pairs: queries are counted from 0. Torch's own masks
+            and masks built from tables are compared at every call with what they held, and converted again after a
+            change. Or any mask that :func:`sparseflash.attention` takes; a Pattern aligns the last query with the last
+            key.
         scale: factor on the scores, default ``D ** -0.5``.
-        enable_gqa: allow Hkv to differ from Hq; it must divide Hq.
+        enable_gqa: whether Hkv may differ from Hq; it must divide Hq.
         return_lse: also return the log-sum-exp, fp32 [B, Hq, N].
-        kernel_options: ignored, since no kernels are generated here.
+        kernel_options: options of torch's generated kernels; ignored here.
         return_aux: the newer way to request the log-sum-exp, and the largest score of each query, fp32 [B, Hq, N]
-            without a gradient. The largest scores are computed separately, by torch's matrix products over the stored
-            blocks, at the cost of about one more forward pass.
+            without a gradient. The latter is computed separately, by torch's matrix products over the stored blocks,
+            and costs about one more forward pass.
         softcap: the same as ``lambda score, *_: softcap * tanh(score / softcap)``.
-        alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``, with
-            queries counted as for block_mask.
-        sinks: [Hq], an additional logit per head that takes its share of the softmax.
+        alibi_slopes: fp32 [Hq], the same as ``lambda score, b, h, q, k: score - slopes[h] * abs(q - k)``;
+            queries are counted as for block_mask.
+        sinks: [Hq], one more logit a head that takes its share of the softmax.
 
     Returns:
-        The output [B, Hq, N, Dv], in the same memory order of dimensions as query; with return_lse also lse, with
-        return_aux an ``AuxOutput``.
+        The output [B, Hq, N, Dv], its dimensions in the order in which those of query lie in memory; with it lse, or
+        an ``AuxOutput`` that holds what return_aux asks for.
 
     Raises:
-        NotImplementedError: a score_mod of another form; a LookupTable together with a score_mod that masks or uses
-            distances, or with max_scores.
-        TypeError: a score_mod that is not callable; whatever attention raises.
-        ValueError: a score_mod together with softcap or alibi_slopes; different numbers of heads without enable_gqa;
-            return_lse together with return_aux; a mask made for one sample or head whose mask_mod depends on it;
-            whatever attention raises.
+        NotImplementedError: a score_mod of another form; one that masks or looks at distances, or the largest scores,
+            over a LookupTable.
+        TypeError: a score_mod that is not callable, and what attention refuses.
+        ValueError: a score_mod beside softcap or alibi_slopes, heads that differ without enable_gqa, both ways of
+            asking for lse, a mask made for one sample or head of several that differ, and what attention refuses.
 
     Example:
         >>> import torch
@@ -110,7 +110,7 @@ def flex_attention(
         >>> out.sum().backward()  # on a CPU too
     """
     if return_lse and return_aux is not None:
-        raise ValueError("return_lse and return_aux request the same: pass one of them")
+        raise ValueError("return_lse and return_aux request the same output: give one of them")
     if query.dim() == key.dim() == 4 and query.shape[1] != key.shape[1] and not enable_gqa:
         raise ValueError(
             f"query has {query.shape[1]} heads, key {key.shape[1]}: set enable_gqa=True if groups of query heads share "
@@ -121,7 +121,7 @@ def flex_attention(
     queries, shift, bias = query, None, None
     if score_mod is not None:
         if softcap is not None or alibi_slopes is not None:
-            raise ValueError("score_mod caps and biases the scores itself: leave out softcap and alibi_slopes")
+            raise ValueError("score_mod changes scores itself: leave out softcap= and alibi_slopes=, or score_mod=")
         change = scored
         if torch.compiler.is_compiling():
             from sparseflash.integrations.untraced import scored as change
@@ -129,7 +129,7 @@ def flex_attention(
         queries, block_mask, scale, softcap, alibi_slopes, shift, bias = changed
     mask = _mask(block_mask, query, key, alibi_slopes is not None)
     out, lse = attention(
-        *(queries, key, value, cast(Mask, mask)),  # only compiled graphs get a packed table
+        *(queries, key, value, cast(Mask, mask)),  # a packed table is for compiled graphs alone
         scale=scale, softcap=softcap, alibi_slopes=alibi_slopes, bias=bias, sinks=sinks, return_lse=True,
     )  # fmt: skip
     out = _strides_like(out, query)
@@ -147,9 +147,9 @@ def flex_attention(
 
 
 def _strides_like(out: Tensor, query: Tensor) -> Tensor:
-    """The output [B, Hq, N, Dv] in the memory order of query's dimensions, the last one innermost."""
+    """The output [B, Hq, N, Dv] with its dimensions ordered in memory as those of query; the last one is innermost."""
     strides = query.stride()
-    order: list[int] = []  # outermost first; a loop, since torch.compile cannot sort symbols
+    order: list[int] = []  # outermost first; an insertion sort, because torch.compile cannot sort symbols
     for dim in range(3):
         order.insert(sum(strides[other] > strides[dim] for other in order), dim)
     if order == [0, 1, 2] or out.numel() == 0:
@@ -161,7 +161,7 @@ def _strides_like(out: Tensor, query: Tensor) -> Tensor:
 def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool) -> Mask | PackedTable:
     """The mask as attention takes it."""
     if query.dim() != 4 or key.dim() != 4:
-        return None  # attention will refuse it
+        return None  # attention raises its own error
     compiling = torch.compiler.is_compiling()
     if isinstance(block_mask, BlockMask) and block_mask.packed is not None:
         check_made_for(block_mask, query)
@@ -169,7 +169,7 @@ def _mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, biased: bool)
             return block_mask.packed
         if block_mask.recorded is not None:
             return block_mask.recorded
-    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # it has no tables that could have changed
+    if isinstance(block_mask, BlockMask) and block_mask.packed is not None:  # unchanged: it has no tables to write to
         return block_mask.packed.table()
     if isinstance(block_mask, FlexMask):
         convert = from_torch

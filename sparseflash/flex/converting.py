@@ -1,4 +1,4 @@
-"""Converts torch's block masks, and ours made of tables, into masks for attention, again whenever they changed."""
+"""Convert masks built from FlexAttention tables, torch's own and ours; again whenever their contents change."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class _Conversion:
 
 
 def check_made_for(block_mask: object, query: Tensor) -> None:
-    """Raise if the mask was made for one sample or head, depends on it, and query has several."""
+    """Raise ValueError if query has several samples or heads, and the mask depends on them but was made for one."""
     if not isinstance(block_mask, FlexBlockMask) or block_mask.packed is None:
         return
     for name, what, one, size in zip(
@@ -41,21 +41,25 @@ def check_made_for(block_mask: object, query: Tensor) -> None:
     ):
         if one and size > 1:
             raise ValueError(
-                f"the mask was made with {name}=1 and its mask_mod looks at {name.lower()}, but query has {size} "
+                f"the mask was created with {name}=1 and its mask_mod reads {name.lower()}, but query has {size} "
                 f"{what}s: create_block_mask(mask_mod, ..., {name}={size})"
             )
 
 
 def host_mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, what: str) -> BlockMask:
-    """The mask of a call as one whose blocks the host can list; ``what`` names the feature that needs it in errors."""
+    """The mask of a call as a BlockMask, whose blocks can be listed on the host; ``what`` names the user in errors.
+
+    Raises:
+        NotImplementedError: a LookupTable, whose blocks are on the device.
+    """
     lengths = int(query.shape[2]), int(key.shape[2])
     check_made_for(block_mask, query)
     if isinstance(block_mask, FlexBlockMask) and block_mask.recorded is not None:
         return block_mask.recorded
     if isinstance(block_mask, LookupTable | PackedTable) or getattr(block_mask, "packed", None) is not None:
         raise NotImplementedError(
-            f"{what} cannot use a table, whose blocks are on the device: give flex_attention the mask that it was "
-            "made of"
+            f"{what} cannot use a LookupTable, whose blocks are on the device: give flex_attention the mask that it "
+            "was built from"
         )
     if isinstance(block_mask, FlexMask):
         return from_torch(block_mask, int(query.shape[0]), int(query.shape[1]), lengths)
@@ -66,12 +70,12 @@ def host_mask(block_mask: Mask | FlexMask, query: Tensor, key: Tensor, what: str
 
 
 def all_pairs(q_len: int, kv_len: int) -> BlockMask:
-    """All pairs, with queries counted from 0. Without a mask attention would align the last query with the last key."""
+    """All pairs, with queries counted from 0: otherwise attention aligns the last query with the last key."""
     return full().compile((q_len, kv_len), block=BLOCK, q_offset=0)
 
 
 def from_torch(block_mask: FlexMask, samples: int, heads: int, lengths: tuple[int, int]) -> BlockMask:
-    """Our mask for a mask of tables, whose contents are compared at every call, since torch reads them then."""
+    """Convert a mask of tables to ours. Torch reads its contents at every call, so they are compared at every call."""
     mask_mod = Recording.of(block_mask.mask_mod, block_mask.kv_indices.device)
     listed = (
         *(block_mask.kv_num_blocks, block_mask.kv_indices),
@@ -79,7 +83,7 @@ def from_torch(block_mask: FlexMask, samples: int, heads: int, lengths: tuple[in
     )
     tables = tuple(table for table in listed if table is not None)
     if any(side < _LARGE_SPARSE_BLOCK_SIZE for side in block_mask.BLOCK_SIZE):
-        lengths = block_mask.seq_lengths  # a block of this size stands for a sequence of any length
+        lengths = block_mask.seq_lengths  # a block of at least that size stands for any length
     sizes = tuple(block_mask.BLOCK_SIZE), tuple(lengths), samples, heads
     known: _Conversion | None = _converted.get(block_mask)
     if known is None or not (sizes == known.sizes and equal(tables, known.tables) and mask_mod.same(known.mask_mod)):

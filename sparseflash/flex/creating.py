@@ -1,4 +1,4 @@
-"""``create_block_mask``: evaluates a ``mask_mod`` once, when the mask is made."""
+"""``create_block_mask``, which evaluates a ``mask_mod`` once."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ def create_block_mask(
     dq_kv_order: bool = True,
     **unknown: Any,
 ) -> BlockMask:
-    """The block mask of a ``mask_mod``; it takes memory for stored blocks instead of for all pairs.
+    """Create the block mask of a ``mask_mod``; memory is proportional to its stored blocks, not to all pairs.
 
-    A mask_mod that compares integers of the query with integers of the key, and combines such comparisons, is
-    recognised from the operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``,
-    ``ids[q] == ids[k]``, ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is made without evaluating pairs: for
-    262,144 tokens in 0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other mask_mod is evaluated for all pairs,
-    in chunks. For long sequences a warning (``SlowScan``) then names the pattern that the mask turned out to be:
-    patterns compile in time proportional to their stored blocks, and :func:`flex_attention` takes them directly.
-    Samples and heads are evaluated only if the result depends on them.
+    A mask_mod that combines comparisons between integers of the query and integers of the key is recognised from the
+    operations that it runs: ``q >= k``, ``q - k < window``, ``(q - k).abs() <= window[h]``, ``ids[q] == ids[k]``,
+    ``k < lengths[b]``, ``q // 64 == k // 64``. Its mask is computed without evaluating pairs: for 262,144 tokens in
+    0.04 to 0.2 s of one core (AMD EPYC, 2026-11-30). Any other mask_mod is evaluated on all pairs, in chunks. For long
+    sequences a warning (``SlowScan``) then names the pattern that gives the same mask: patterns compile in time
+    proportional to their stored blocks, and :func:`flex_attention` accepts them. Samples and heads are evaluated
+    separately only if the result depends on them.
 
     Args:
-        mask_mod: ``fn(b, h, q_idx, kv_idx)`` returns booleans. As in FlexAttention it is written for single indices,
-            mapped over all of them, and may index tensors on ``device``. It is evaluated now: changing these tensors
-            later does not change the mask.
-        B: samples, or None for one mask for all; needed if mask_mod depends on ``b``.
-        H: query heads, or None for one mask for all; needed if mask_mod depends on ``h``.
-        Q_LEN: queries; the first has index 0.
-        KV_LEN: keys.
-        device: device of the indices that mask_mod gets and of the tables; default the accelerator, or the CPU if there
-            is none.
-        BLOCK_SIZE: tokens per block side, or (queries, keys), of the mask's tables. Attention itself uses the largest
-            of 16, 32, 64, 128, 256 that divides it, or else the largest below it; the mask is the same.
+        mask_mod: ``fn(b, h, q_idx, kv_idx)`` returns booleans; as for FlexAttention it is written for single indices,
+            mapped over all of them, and may read tensors on ``device``. It is evaluated now: later changes to those
+            tensors do not change the mask.
+        B: samples, or None for one mask for all; required if mask_mod reads ``b``.
+        H: query heads, or None for one mask for all; required if mask_mod reads ``h``.
+        Q_LEN: number of queries; the first has index 0.
+        KV_LEN: number of keys.
+        device: of the indices passed to mask_mod, and of the tables; default the accelerator, or the CPU if there is
+            none.
+        BLOCK_SIZE: tokens per block side, or (queries, keys), of the tables that the mask shows. Attention itself works
+            on the largest blocks of 16, 32, 64, 128, 256 that divide it, or on the largest below it; the mask is
+            the same.
         _compile: no effect.
-        separate_full_blocks: whether the tables list FULL blocks separately.
-        compute_dq_write_order: whether the mask has torch's ``dq_write_order`` (from torch 2.13 on). It has no effect
-            here, since gradients are always deterministic.
-        dq_kv_order: the requested order.
-        **unknown: refused, with the name of the closest argument.
+        separate_full_blocks: whether the tables list full blocks separately.
+        compute_dq_write_order: whether the mask gets torch's ``dq_write_order`` (from torch 2.13 on); not used here,
+            since gradients are always deterministic.
+        dq_kv_order: the order that ``dq_write_order`` describes.
+        **unknown: refused; the error names the argument that was probably meant.
 
     Returns:
         A :class:`BlockMask` of shape (B or 1, H or 1, Q_LEN, KV_LEN).
 
     Raises:
-        TypeError: an argument that torch's function does not have either; a mask_mod that is not callable or does not
-            return booleans; lengths or a BLOCK_SIZE that are not ints.
-        ValueError: a length, block side, B or H below 1; a mask_mod that depends on the sample or head while B or H is
-            None.
+        TypeError: an argument that torch's function does not have either, a mask_mod that is not callable or does not
+            return booleans, lengths or a BLOCK_SIZE that are not ints.
+        ValueError: a length, block side, B or H below 1, or a mask_mod that reads ``b`` or ``h`` while B or H is None.
 
-    Inside a compiled function it runs eagerly between two graphs; ``fullgraph=True`` refuses it.
+    Inside a compiled function it causes a graph break and runs eagerly; ``fullgraph=True`` refuses it.
 
     Example:
         >>> from sparseflash.flex import create_block_mask
@@ -92,7 +92,7 @@ def create_block_mask(
 
 
 def _create_empty_block_mask(query: Tensor, key: Tensor) -> BlockMask:
-    """One block of any length, as torch's function of this name makes it: it masks nothing."""
+    """A mask of one block of any length that hides nothing, as from torch's function of this name."""
     one = torch.ones(1, 1, 1, dtype=torch.int32, device=query.device)
     return BlockMask.from_kv_blocks(
         one, torch.zeros_like(one)[..., None], BLOCK_SIZE=_LARGE_SPARSE_BLOCK_SIZE, seq_lengths=(1, 1)

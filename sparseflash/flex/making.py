@@ -1,4 +1,4 @@
-"""Makes a block mask from a ``mask_mod``, on the host."""
+"""Build a block mask from a ``mask_mod``, on the host."""
 
 from __future__ import annotations
 
@@ -27,11 +27,12 @@ def make(
     separate_full_blocks: bool,
     dq_kv_order: bool | None,
 ) -> BlockMask:
+    """Check the arguments of :func:`sparseflash.flex.create_block_mask`, and compute its result."""
     if not callable(mask_mod):
         raise TypeError(f"mask_mod must be callable as fn(b, h, q_idx, kv_idx), got {mask_mod!r}")
     for name, size in (("B", B), ("H", H)):
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
-            raise ValueError(f"{name} must be an int from 1 on or None, got {size!r}")
+            raise ValueError(f"{name} must be an int of at least 1 or None, got {size!r}")
     if dq_kv_order is not None and (not isinstance(dq_kv_order, bool) or "dq_kv_order" not in KEYWORDS):
         raise ValueError(f"dq_kv_order must be a bool, and needs torch 2.13, got {dq_kv_order!r}")
     side = _side(BLOCK_SIZE)
@@ -43,8 +44,8 @@ def make(
     for name, what, size, looked in zip("BH", ("sample", "query head"), (B, H), looks, strict=True):
         if looked and size is None:
             raise ValueError(
-                f"mask_mod looks at {name.lower()}, the index of its {what}, but {name} is None: the mask is made "
-                f"now, so say how many there are: create_block_mask(mask_mod, ..., {name}=<{what}s>)"
+                f"mask_mod reads {name.lower()}, the index of the {what}, but {name} is None: give the number of "
+                f"{what}s, create_block_mask(mask_mod, ..., {name}=<{what}s>)"
             )
     samples, heads = (size if size is not None and looked else 1 for size, looked in zip((B, H), looks, strict=True))
     mask = mask_of(mask_mod, recording, samples, heads, grid, place)

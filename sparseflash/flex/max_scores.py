@@ -1,9 +1,9 @@
-"""The largest score of each query, for ``AuxRequest(max_scores=True)``; the kernels do not return it.
+"""The largest score of each query, for ``AuxRequest(max_scores=True)``, which the kernels do not return.
 
-Torch's matrix products compute the stored blocks in chunks. This costs about as much as a plain forward pass over the
-same blocks, on any device.
+Only stored blocks are computed, in chunks, by torch's matrix products. This costs about as much as a plain forward pass
+over the same blocks, on any device.
 
-Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens at once.
+Shape legend: q [B, Hq, N, D], k [B, Hkv, M, D]; n blocks of BQ x BK tokens in a chunk.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def max_scores(
     slopes: Tensor | None,
     bias: Tensor | None = None,
 ) -> Tensor:
-    """Each query's largest scaled, capped and biased score over its visible keys, fp32 (fp64 for fp64) [B, Hq, N].
+    """The largest of each query's scaled, capped and biased scores over the keys that it sees, [B, Hq, N].
 
-    It is -inf for a query without visible keys and, as in torch, has no gradient.
+    fp32 (fp64 for fp64 inputs), -inf for a query that sees no key; without a gradient, as in torch.
     """
     q, k = under_autocast(q, k)
     scale = checked_scale(scale, q.shape[-1])
@@ -79,4 +79,5 @@ def max_scores(
 
 
 def largest_scores(query: Tensor, key: Tensor, block_mask: Mask | FlexMask, *rest: Any) -> Tensor:
+    """:func:`max_scores` over any mask that ``flex_attention`` takes."""
     return max_scores(query, key, host_mask(block_mask, query, key, "the largest scores"), *rest)

@@ -1,8 +1,8 @@
-"""What a ``score_mod`` does to a score, derived from the operations that it runs (:class:`Recording`).
+"""Recognise what a ``score_mod`` does to a score from the operations that it runs (:class:`Recording`).
 
-In this order, a score may be multiplied by factors (constants, or one per sample, head and query), capped by
-``c * tanh(score / c)``, shifted by terms that do not depend on it, and masked by -inf. Other modules decide which terms
-the kernels can add. Nothing is inferred from values: a function of any other form is refused, whatever it returns.
+A score may be multiplied by constants and by values per sample, head and query, capped by ``c * tanh(score / c)``,
+shifted by terms that do not depend on it, and masked by -inf, in this order. Which of the terms kernels can add is
+decided elsewhere. Nothing is guessed from values: a function of any other form is not recognised.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ NAMES = {SAMPLE: "sample", HEAD: "head", QUERY: "query", KEY: "key", SCORE: "sco
 OF_HEADS = frozenset(("sample", "head"))
 OF_ROWS = OF_HEADS | {"query"}
 INFINITY = float("inf")
-WIDE = (torch.int64, torch.int32)  # sums of indices do not overflow in these
+WIDE = (torch.int64, torch.int32)  # sums of indices do not overflow
 INTEGERS = (*WIDE, torch.int16, torch.int8, torch.uint8, torch.bool)
-PLACES = (*WIDE, torch.float32, torch.float64)  # these represent every index exactly
+PLACES = (*WIDE, torch.float32, torch.float64)  # hold every index exactly
 SAME = (aten.alias, aten.clone, aten.detach, aten.expand, aten.view, aten._to_copy)
 
 
@@ -47,31 +47,32 @@ class Sizes(NamedTuple):
 
 
 class Bias(NamedTuple):
-    """A term that is added to scores: what it depends on, its origin, and a constant factor."""
+    """A term added to scores: what it depends on, the value it is computed from, and a constant factor."""
 
-    depends: frozenset[str]  # of sample, head, query, key, distance
-    origin: Origin | None  # None: the term is the constant
+    depends: frozenset[str]  # among sample, head, query, key, distance
+    origin: Origin | None  # None: the constant 1
     number: float
 
     def times(self, number: float) -> Bias:
+        """The term times a constant."""
         return self._replace(number=self.number * number)
 
     @property
     def of_row(self) -> bool:
-        """Whether it shifts all scores of a query equally."""
+        """Whether it adds the same to all scores of a query."""
         return self.depends <= OF_ROWS
 
     @property
     def relative(self) -> bool:
-        """Whether it depends on the head and the distance alone."""
+        """Whether it depends on the distance, and on nothing else but the head."""
         return "distance" in self.depends and self.depends <= {"head", "distance"}
 
 
 class Factor(NamedTuple):
-    """A product of a constant and of terms that depend on sample, head and query."""
+    """A product of a constant and of values per sample, head and query."""
 
     number: float = 1.0
-    terms: tuple[tuple[Origin, bool], ...] = ()  # whether the score is divided by it
+    terms: tuple[tuple[Origin, bool], ...] = ()  # the bool: whether it is a divisor
     of_query: bool = False  # whether a term depends on the query
 
     def times(self, other: Factor) -> Factor:
@@ -86,7 +87,7 @@ ONE = Factor()
 
 
 class Distance(NamedTuple):
-    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``; also as an ordinary bias term."""
+    """``factor * (k_idx - q_idx)``, or ``factor * |k_idx - q_idx|``; `bias` is the same value as an ordinary term."""
 
     factor: Factor
     absolute: bool
@@ -98,7 +99,7 @@ class Distance(NamedTuple):
 
 
 class Condition(NamedTuple):
-    """A pair is visible where this is true, or where it is false."""
+    """A pair is seen where this is true, or where it is false."""
 
     origin: Origin
     seen: bool
@@ -106,7 +107,7 @@ class Condition(NamedTuple):
 
 @dataclass(frozen=True)
 class Change:
-    """``cap * tanh(factor * score)``, or ``factor * score``; plus biases; -inf where a condition fails."""
+    """``cap * tanh(factor * score)``, or ``factor * score``; then biases; then -inf wherever a condition fails."""
 
     factor: Factor = ONE
     cap: Factor | None = None
@@ -116,6 +117,7 @@ class Change:
 
     @property
     def moved(self) -> bool:
+        """Whether anything is added to the scores."""
         return bool(self.distances or self.biases)
 
     def times(self, factor: Factor) -> Change | None:
@@ -132,13 +134,13 @@ class Change:
         return replace(moved, cap=self.cap.times(factor))
 
 
-Special: TypeAlias = Change | Distance | Condition  # a Condition: 0 where it holds, else -inf
+Special: TypeAlias = Change | Distance | Condition  # a condition: 0 where it holds, else -inf
 
 
 def change_of(recording: Recording) -> tuple[Change | str, frozenset[int]]:
-    """What a recorded score_mod does, or a phrase for the part that is not recognised; and the tensors that decide it.
+    """What a recorded score_mod does, or a description of what is not recognised; and the tensors this depends on.
 
-    The tensors are given by their numbers: those whose values were read here, and those that conditions depend on.
+    Tensors are given by their numbers. Those of conditions are read when a mask is built from them.
     """
     if recording.mutates or recording.answer is None:
         return "writes into tensors", frozenset()
@@ -157,12 +159,12 @@ class _Reading:
     def __init__(self, recording: Recording) -> None:
         self.recording = recording
         place, score = (torch.zeros((), dtype=of, device=recording.device) for of in (torch.long, torch.float))
-        self._zeros = place, place, place, place, score  # constants do not depend on them
+        self._zeros = place, place, place, place, score  # arguments for evaluating constants
         self._depends: dict[Origin, frozenset[str]] = {made: frozenset((name,)) for made, name in NAMES.items()}
         self.special: dict[Origin, Special] = {SCORE: Change()}
-        self.looked: frozenset[int] = frozenset()  # tensors whose values were read
-        self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, possibly in another dtype
-        # Integers of the form a q_idx + b kv_idx + something that depends on neither, as (a, b).
+        self.looked: frozenset[int] = frozenset()  # numbers of the tensors whose values were read
+        self._position: dict[Origin, Made] = {QUERY: QUERY, KEY: KEY}  # an index, perhaps in another dtype
+        # Integers of the form a * q_idx + b * kv_idx + c, with c independent of both, as (a, b).
         self._slopes: dict[Origin, tuple[int, int]] = {QUERY: (1, 0), KEY: (0, 1)}
         for index, step in enumerate(recording.steps):
             free = step.operator.overloadpacket in VALUE_FREE
@@ -173,17 +175,17 @@ class _Reading:
                 self._read(Made(index, 0), step.operator.overloadpacket, step.arguments)
 
     def depends(self, argument: Any) -> frozenset[str]:
-        """What a value depends on: sample, head, query, key, distance, score."""
+        """What a value depends on, among sample, head, query, key, distance and score."""
         return self._depends.get(argument, frozenset())
 
     def strange(self, answer: Origin) -> str:
-        """Describe the first operation that leads to the result and is not of a known form."""
+        """A message that names the first operation towards the answer that is not of the recognised form."""
         for index in self.recording.behind(answer):
             step = self.recording.steps[index]
             made = Made(index, 0)
             if "score" in self.depends(made) and not isinstance(self.special.get(made), Change):
-                return f"does to the score what kernels do not ({step.operator.overloadpacket})"
-        return "is not known"
+                return f"applies to the score what the kernels do not have ({step.operator.overloadpacket})"
+        return "is not of a recognised form"
 
     def _read(self, made: Made, operator: Any, arguments: tuple[Any, ...]) -> None:
         one, dtype = arguments[0], self.recording.steps[made.step].outputs[0][0]
@@ -206,7 +208,7 @@ class _Reading:
             self.special[made] = found
 
     def _sloped(self, operator: Any, arguments: tuple[Any, ...]) -> tuple[int, int] | None:
-        """The slopes of an integer in the query's and the key's index; None if unknown."""
+        """The coefficients of the query's and the key's index in an integer; None if it is not linear in them."""
         one, *rest = map(self._slope, arguments)
         if one is None:
             return None
@@ -301,7 +303,7 @@ class _Reading:
         return Factor(1.0, ((argument, False),), "query" in self.depends(argument))
 
     def _number(self, argument: Any) -> float | None:
-        """The value of a constant that requires no gradient; None for anything else."""
+        """The value of an argument that is a constant and requires no gradient; None for any other."""
         if not isinstance(argument, Made | Read):
             _, value = argument
             return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
@@ -336,7 +338,7 @@ def value_of(factor: Factor, recording: Recording, sizes: Sizes, score: Tensor) 
 
 
 def values_of(origin: Origin, recording: Recording, sizes: Sizes, score: Tensor) -> Tensor:
-    """The values of a term for all samples, heads, queries and keys, [B, H, N, M]."""
+    """A value for all samples, heads, queries and keys, [B, H, N, M], in the dtype of score."""
     one = recording.function(origin)
     for axis in (3, 2, 1, 0):
         one = torch.vmap(one, in_dims=tuple(0 if at == axis else None for at in range(5)))

@@ -1,4 +1,4 @@
-"""Runs ``score_mod`` functions on the kernels of this library: as a scale, a cap, slopes, a bias and a mask.
+"""Translate ``score_mod`` functions to arguments of the kernels: a scale, a cap, slopes, a bias and a mask.
 
 Source of the forms: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, section 3; ALiBi: Press et
 al. (2022), https://arxiv.org/abs/2108.12409; caps: Gemma 2, https://arxiv.org/abs/2408.00118.
@@ -26,7 +26,7 @@ from sparseflash.integrations.scanning import mask_of
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.causal import causal
 
-MOST_MASKS = 16  # cached per score_mod
+MOST_MASKS = 16  # cached for one score_mod
 IN_TORCH = (
     "It runs in torch, over the same mask: from torch.nn.attention.flex_attention import flex_attention; "
     "flex_attention(query, key, value, score_mod, sparseflash.integrations.flex.to_flex(block_mask, query.device))"
@@ -34,33 +34,33 @@ IN_TORCH = (
 
 
 class Scored(NamedTuple):
-    """The arguments of attention that replace a score_mod."""
+    """The arguments of attention that are equivalent to a score_mod."""
 
     query: Tensor
     mask: Mask | FlexMask
     scale: float
     softcap: float | None
     slopes: Tensor | None
-    shift: Tensor | float  # added to all scores of a row, [B or 1, H or 1, N or 1]: it changes lse, not the output
+    shift: Tensor | float  # added to all scores of a row, [B or 1, H or 1, N or 1]: changes lse, not the output
     bias: Tensor | None
 
 
 @dataclass(frozen=True, eq=False)
 class _Masked:
-    """A mask, and the same mask without the pairs that fail a condition, its queries counted from 0."""
+    """A mask, and the same without the pairs for which a condition fails, with queries counted from 0."""
 
     base: BlockMask
     mask: BlockMask
 
     @cached_property
     def side(self) -> int:
-        """1 if no query sees a later key, -1 if none sees an earlier one, else 0."""
+        """1 where no query sees a later key, -1 where none sees an earlier one, else 0."""
         return 1 if _none_later(self.mask) else -1 if _none_later(self.mask.transposed()) else 0
 
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """A score_mod as it was when it was analysed, what it does, and the masks made from it."""
+    """A score_mod as it was when it was read, what it does, and the masks built from it."""
 
     recording: Recording
     change: Change | str
@@ -71,9 +71,10 @@ _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def refuse(what: str) -> NoReturn:
+    """Raise NotImplementedError for a score_mod that does ``what``."""
     raise NotImplementedError(
-        f"score_mod {what}. The kernels here recognise factors, a cap c * tanh(score / c), added terms that do not "
-        f"depend on the score, -inf masks, and combinations of these in this order. {IN_TORCH}"
+        f"score_mod {what}. The kernels support factors, a cap c * tanh(score / c), terms that do not depend on the "
+        f"score, -inf masks, and compositions of these in this order. {IN_TORCH}"
     )
 
 
@@ -85,11 +86,11 @@ def scored(
     scale: float | None,
     sinks: bool = False,
 ) -> Scored:
-    """The arguments of attention that replace a score_mod; ``sinks`` tells whether the call has sinks.
+    """The arguments of attention in place of a score_mod; with ``sinks``, no shift is taken out of the scores.
 
     Raises:
-        NotImplementedError: a score_mod of another form, a cap that requires a gradient, a mask whose blocks are
-            on the device.
+        NotImplementedError: a score_mod of another form, a cap that requires a gradient, a mask whose blocks are on
+            the device.
         TypeError: score_mod is not callable.
     """
     if not callable(score_mod):
@@ -105,7 +106,7 @@ def scored(
     softcap = None
     if cap is not None:
         if cap.terms or not cap.number:
-            refuse("caps scores by another number for each sample or head, by one that requires a gradient, or by 0")
+            refuse("caps scores by a value per sample or head, by a tensor that requires a gradient, or by 0")
         softcap = abs(cap.number)
         scale *= cap.number
     numbers = value_of(factor, recording, sizes, score)
@@ -131,7 +132,7 @@ def scored(
 
 
 def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Recording]:
-    """What a score_mod does now; captured tensors that decide it are compared at every call, as torch reads them."""
+    """What a score_mod does now. The tensors that this depends on are compared at every call, as torch reads them."""
     recording = Recording.of(score_mod, score.device, score.dtype)
     known: _Known | None = _known.get(score_mod)
     if known is None or not recording.same(known.recording):
@@ -144,9 +145,10 @@ def _read(score_mod: Callable[..., Tensor], score: Tensor) -> tuple[_Known, Reco
 def _shift(
     change: Change, recording: Recording, sizes: Sizes, score: Tensor, sinks: bool
 ) -> tuple[Tensor | float, list[Bias]]:
-    """The sum of the terms that shift all scores of a row equally, which needs no kernel; and all other terms.
+    """The sum of terms that are equal for all scores of a row, which kernels need not add; and all other terms.
 
-    A row term is no such shift if there are sinks, which it would not shift, or if it requires a gradient.
+    Not such shifts are terms beside sinks, which would not shift with the row, and tensors that require a gradient,
+    which must get one, even though it is 0.
     """
     total: Tensor | float = 0.0
     others = []
@@ -198,9 +200,9 @@ def _of_conditions(
 
 
 def _slopes(distance: Distance, masked: _Masked, numbers: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    """The slopes of ``- slope * |q - k|``, which equals a signed distance if all keys are on one side of their queries.
+    """Slopes of ``- slope * |q - k|``; a signed distance has this form if all keys are on one side of their queries.
 
-    None if they are not, or if the kernels cannot hold the slopes: they hold float32, without gradients.
+    None if it does not, and for slopes that kernels cannot take: theirs are float32, without gradients.
     """
     slopes = (torch.ones(1, 1, 1) if numbers is None else numbers) * distance.factor.number
     exact = dtype != torch.float64 or torch.equal(slopes.float().to(slopes.dtype), slopes)

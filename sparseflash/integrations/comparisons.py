@@ -1,9 +1,9 @@
-"""Masks of ``mask_mod`` functions that compare integers of the query and the key, made without evaluating all pairs.
+"""Masks of ``mask_mod`` functions that compare values of the query with values of the key, without evaluating pairs.
 
-A value that depends on the query alone, or on the key alone, is a vector and is computed for all of them at once:
-positions, document ids, lengths, cells. Most masks only compare two such vectors, or their difference with a number,
-and combine these comparisons. This is derived from the operations that the function ran (:class:`Recording`), never
-guessed from values. A function that does anything else with both query and key is scanned.
+Whatever depends on the query alone, or on the key alone, is a vector that is computed once for all positions: indices,
+document ids, lengths, cells. The rest of most masks compares two such vectors, or their difference with a constant, and
+combines the results. This is recognised from the operations that the function ran (:class:`Recording`), never guessed
+from values; a function that combines query and key in any other way is evaluated on all pairs.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from sparseflash.integrations.stretches import Compared, Stretches
 from sparseflash.patterns.block_mask import BlockMask
 from sparseflash.patterns.grid import Grid, Ints
 
-INTEGERS = (torch.int64, torch.int32)  # dtypes in which sums are followed
-WHOLE = (*INTEGERS, torch.int16, torch.int8, torch.uint8, torch.bool)  # dtypes that may be compared
-# Sums of numbers up to these do not overflow their dtypes, nor int64 after a few more additions.
-NUMBERS_AT_ONCE = 1 << 22  # that one operation computes for many queries or keys
-PAST = 1 << 62  # past any key
+INTEGERS = (torch.int64, torch.int32)  # dtypes of sums
+WHOLE = (*INTEGERS, torch.int16, torch.int8, torch.uint8, torch.bool)  # dtypes of compared values
+NUMBERS_AT_ONCE = 1 << 22  # elements of one operation's result, in a chunk of queries or keys
+PAST = 1 << 62  # an index after every possible key
+# Sums of values below these do not overflow their dtype, nor int64 after a few more additions.
 LARGEST = {torch.int64: 1 << 60, torch.int32: 1 << 29}
 
 
@@ -56,17 +56,17 @@ class Sum:
 
 @dataclass(frozen=True, eq=False)
 class Joined:
-    """A mask that needs more than one interval of keys per query."""
+    """A mask in which a query may see more than one stretch of keys."""
 
     compile: Callable[[Grid], BlockMask]
 
 
 Seen: TypeAlias = Stretches | Compared | Joined
-Meaning: TypeAlias = "Vector | Sum | Seen | None"  # None: unknown
+Meaning: TypeAlias = "Vector | Sum | Seen | None"  # None: not recognised
 
 
 def compared(recording: Recording, sample: int, head: int, grid: Grid, device: torch.device) -> BlockMask | None:
-    """The mask of a recorded mask_mod for one sample and head; None if it is more than comparisons."""
+    """The mask of a recorded mask_mod for one sample and head; None if it does not consist of comparisons alone."""
     if recording.mutates or recording.answer is None:
         return None
     reading = _Reading(recording, sample, head, grid, device)
@@ -75,7 +75,7 @@ def compared(recording: Recording, sample: int, head: int, grid: Grid, device: t
 
 
 def _compiled(seen: Seen, grid: Grid) -> BlockMask:
-    # Not through the cache, since these patterns are new objects every time.
+    # Bypasses the cache: these patterns compare by identity and are new each time.
     return seen.compile(grid) if isinstance(seen, Joined) else seen.compile_on(grid)
 
 
@@ -125,7 +125,7 @@ class _Reading:
         return None
 
     def _same(self, meant: Any, dtype: torch.dtype) -> Meaning:
-        """The same numbers, possibly in another dtype."""
+        """The same values, perhaps in another dtype."""
         if isinstance(meant, Sum):
             return meant if dtype in INTEGERS and _largest(meant) <= LARGEST[dtype] else None
         return meant if dtype == torch.bool and isinstance(meant, Stretches | Compared | Joined) else None
@@ -142,14 +142,14 @@ class _Reading:
         if operator == aten.neg:
             return Sum(-term.of_query, -term.of_key)
         other = self._sum(rest[0])
-        if other is None or other.absolute or rest[1:] not in ([], [1]):  # alpha, the factor of the second term
+        if other is None or other.absolute or rest[1:] not in ([], [1]):  # a factor of the second term
             return None
         sign = 1 if operator == aten.add else -1
         total = Sum(term.of_query + sign * other.of_query, term.of_key + sign * other.of_key)
         return total if _largest(total) <= LARGEST[dtype] else None
 
     def _sum(self, meant: Any) -> Sum | None:
-        """A number as a sum of a query part and a key part."""
+        """A value as a sum of a part per query and a part per key; None if it has no such form."""
         if isinstance(meant, Sum):
             return meant
         zero = np.zeros(1, np.int64)
@@ -163,7 +163,7 @@ class _Reading:
         return Sum(zero, values) if meant.axis == "k" else Sum(values, zero)
 
     def _values(self, vector: Vector) -> Ints | None:
-        """The integers of all queries or of all keys, or the one constant, int64 [n]."""
+        """The values of a vector, int64 [n]: for all queries, for all keys, or one value; None if not integers."""
         if vector.origin not in self.values:
             self.values[vector.origin] = self._computed(vector)
         return self.values[vector.origin]
@@ -203,13 +203,13 @@ class _Reading:
             return self._against_zero(name, one.of_query - above_q, one.of_key - above_k)
         if name not in ("le", "lt", "ge", "gt"):
             return None
-        # An absolute value is at most x where the number is between -x and x.
+        # |y| <= x where y <= x and y >= -x.
         near = self._against_zero(name, one.of_query - above_q, one.of_key - above_k)
         far = self._against_zero(TURNED[name], one.of_query - below_q, one.of_key - below_k)
         return both(near, far) if name in ("le", "lt") else either(near, far)
 
     def _against_zero(self, name: str, of_query: Ints, of_key: Ints) -> Seen:
-        """The pairs where ``of_query[q] + of_key[k]`` is below, at or above 0."""
+        """Where ``of_query[q] + of_key[k]`` is below, at or above 0."""
         of_query = np.broadcast_to(of_query, self.grid.q_len)
         of_key = np.broadcast_to(of_key, self.grid.kv_len)
         if name in ("eq", "ne"):
@@ -221,7 +221,7 @@ class _Reading:
         return _at_most(of_query - strictly, -of_key)
 
     def seen(self, meant: Any) -> Seen | None:
-        """A boolean value as a mask; None if it has no such form."""
+        """A boolean value as a mask; None if it is not one."""
         if isinstance(meant, bool):
             return _at_most(np.full(self.grid.q_len, int(meant)), np.ones(self.grid.kv_len, np.int64))
         if not isinstance(meant, Vector):
@@ -247,7 +247,7 @@ def _largest(term: Sum) -> int:
 
 
 def _at_most(of_query: Ints, of_key: Ints) -> Seen:
-    """The pairs where ``of_key[k] <= of_query[q]``."""
+    """Where ``of_key[k] <= of_query[q]``."""
     steps = np.diff(of_key)
     nothing, everything = np.zeros(of_query.size, np.int64), np.full(of_query.size, PAST)
     if (steps >= 0).all():
@@ -258,12 +258,12 @@ def _at_most(of_query: Ints, of_key: Ints) -> Seen:
 
 
 def _equal(of_query: Ints, of_key: Ints) -> Seen:
-    """The pairs where ``of_key[k] == of_query[q]``."""
+    """Where ``of_key[k] == of_query[q]``."""
     begin = np.append(0, np.flatnonzero(np.diff(of_key)) + 1)
     end = np.append(begin[1:], of_key.size)
     order = np.argsort(of_key[begin], kind="stable")
     numbers = of_key[begin[order]]
-    if (numbers[1:] == numbers[:-1]).any():  # a number whose keys are not contiguous
+    if (numbers[1:] == numbers[:-1]).any():  # a value occurs in several stretches
         return Compared(of_query, of_key, equal=True)
     place = np.minimum(np.searchsorted(numbers, of_query), numbers.size - 1)
     found = numbers[place] == of_query
@@ -271,14 +271,14 @@ def _equal(of_query: Ints, of_key: Ints) -> Seen:
 
 
 def both(one: Seen, other: Seen) -> Seen:
-    """Visible in both masks."""
+    """The intersection of two masks."""
     if isinstance(one, Stretches) and isinstance(other, Stretches):
         return Stretches(np.maximum(one.low, other.low), np.minimum(one.stop, other.stop))
     return Joined(lambda grid: _compiled(one, grid) & _compiled(other, grid))
 
 
 def either(one: Seen, other: Seen) -> Seen:
-    """Visible in at least one of the masks."""
+    """The union of two masks."""
     if isinstance(one, Stretches) and isinstance(other, Stretches):
         nothing, nothing_else = one.low >= one.stop, other.low >= other.stop
         low, stop = np.minimum(one.low, other.low), np.maximum(one.stop, other.stop)
@@ -291,7 +291,7 @@ def either(one: Seen, other: Seen) -> Seen:
 
 
 def negated(one: Seen) -> Seen:
-    """Visible where the mask hides."""
+    """The complement of a mask."""
     if isinstance(one, Stretches):
         empty = one.low >= one.stop
         if ((one.low <= 0) | empty).all():
@@ -302,12 +302,12 @@ def negated(one: Seen) -> Seen:
 
 
 def differing(one: Seen, other: Seen) -> Seen:
-    """Visible in exactly one of the masks."""
+    """The symmetric difference of two masks."""
     return either(both(one, negated(other)), both(other, negated(one)))
 
 
 def chosen(condition: Seen, one: Seen, other: Seen) -> Seen:
-    """One mask where the condition holds, another elsewhere."""
+    """``one`` where the condition holds, ``other`` elsewhere."""
     return either(both(condition, one), both(negated(condition), other))
 
 

@@ -1,7 +1,7 @@
-"""Converts block masks of PyTorch's FlexAttention to ours and back, exactly.
+"""Convert PyTorch's FlexAttention block masks to ours and back, exact to the token.
 
-In FlexAttention a mask is code: block indices, and a ``mask_mod`` that decides inside PARTIAL blocks. Here it is data:
-the same blocks, and the bits of the PARTIAL ones.
+A FlexAttention mask is code: block indices, and a ``mask_mod`` that decides inside PARTIAL blocks. Ours is data: the
+same blocks, and the bits of the PARTIAL ones.
 
 Shape legend: B samples, H query heads, P distinct patterns, nQ x nK blocks of BQ x BK tokens.
 """
@@ -25,32 +25,35 @@ from sparseflash.patterns.set_operations import full_mask
 from sparseflash.patterns.tiles import TileSet, pack, tile_table
 from sparseflash.tables.device import tensor
 
-# Token pairs evaluated at once. It bounds memory: a mask_mod may hold several int64 arrays of this size.
+# Token pairs evaluated by a mask_mod at once: bounds memory (it may hold several int64 arrays of this size).
 PAIRS_AT_ONCE = 1 << 21
-# FlexAttention's tables are dense: an int32 for every block in each of about ten tables.
+# FlexAttention's tables are dense: an int32 per block in each of about ten tables.
 LARGEST_TABLE = 1 << 28
 
 
 def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, H: int | None = None) -> BlockMask:
     """Convert a FlexAttention block mask to ours: the same token mask, in canonical form.
 
-    Only blocks that FlexAttention lists as partial are evaluated. Its full blocks are trusted, and unlisted blocks are
-    empty. Tensors that ``mask_mod`` captures are read now: convert again when they change.
+    Only blocks that FlexAttention lists as partial are evaluated; listed full blocks are taken as full, unlisted ones
+    as empty. Tensors that ``mask_mod`` captures are read now: convert again after they change.
 
     Args:
         block_mask: from ``torch.nn.attention.flex_attention.create_block_mask`` or ``BlockMask.from_kv_blocks``, on any
-            device, or from ``sparseflash.flex``. Blocks of sizes that we do not have (384, 512, ...) are divided into
-            the largest size of ours that divides them. If none does (200, ...), all pairs are evaluated.
-        q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result. It does not
-            change which pairs are visible, but biases by distance (``alibi_slopes``) depend on it.
-        B: number of samples. Needed if ``mask_mod`` depends on the sample and the block mask has one table for all of
-            them, since FlexAttention then evaluates each sample of the batch.
-        H: number of query heads, likewise.
+            device, or from ``sparseflash.flex``. Blocks of other sizes than ours (384, 512, ...) are divided into the
+            largest of ours. If no size of ours divides theirs (200, ...), all pairs are evaluated.
+        q_offset: position of the first query. FlexAttention counts queries from 0, and so does the result; the mask
+            does not depend on it, but biases by distance (``alibi_slopes``) do.
+        B: number of samples. Required if ``mask_mod`` reads ``b`` and the block mask has one table for all samples:
+            FlexAttention evaluates it for each sample of the batch then.
+        H: number of query heads. Required likewise for ``h``.
+
+    Returns:
+        A :class:`sparseflash.patterns.BlockMask` of [B or 1, H or 1] masks.
 
     Raises:
         TypeError: not a FlexAttention block mask, or a mask_mod that does not return booleans.
         ValueError: a block side below 1, tables that do not cover the lengths, a block outside the tables or listed
-            twice, a missing B or H, or one that differs from the block mask's.
+            twice, a B or H that is missing or differs from that of the block mask.
 
     Source: Dong et al. (2024), "Flex Attention", https://arxiv.org/abs/2412.05496, and the PyTorch documentation.
 
@@ -73,7 +76,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
     side = (_within(side[0], lengths[0]), _within(side[1], lengths[1]))
     grid = make_grid(lengths, (fitting_block(side[0]), fitting_block(side[1])), q_offset)
     whole = side[0] % grid.bq == 0 == side[1] % grid.bk
-    theirs = grid if whole else Grid(*lengths, *side, q_offset)  # of a size that we do not have
+    theirs = grid if whole else Grid(*lengths, *side, q_offset)  # a block size that none of ours divides
     tables = [_four_dims(block_mask.kv_num_blocks, block_mask.kv_indices)]
     if block_mask.full_kv_num_blocks is not None and block_mask.full_kv_indices is not None:
         tables.append(_four_dims(block_mask.full_kv_num_blocks, block_mask.full_kv_indices))
@@ -93,7 +96,7 @@ def from_flex(block_mask: FlexMask, *, q_offset: int = 0, B: int | None = None, 
     linear, codes = linear[order], codes[order]
     pattern_of = np.arange(samples * heads, dtype=np.int32).reshape(samples, heads)
     mask = BlockMask.canonical(grid, Runs(shape, linear, linear + 1, codes), tile_set.tiles(), pattern_of)
-    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends extend past the last token
+    return mask & BlockMask.of(full_mask(grid))  # blocks at ragged ends reach past the tokens
 
 
 def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int | None, int | None]) -> tuple[int, int]:
@@ -110,15 +113,15 @@ def _asked_about(block_mask: FlexMask, have: tuple[int, int], given: tuple[int |
     ):
         if looks and size == 1 and number is None:
             raise ValueError(
-                f"mask_mod looks at its {what}, but the block mask has one table for all: say how many there are, "
-                f"from_flex(block_mask, {name}=...)"
+                f"mask_mod reads {name.lower()}, the index of the {what}, but the block mask has one table for all of "
+                f"them: give their number, from_flex(block_mask, {name}=...)"
             )
         found.append(number if looks and size == 1 and number is not None else size)
     return found[0], found[1]
 
 
 def _within(size: int, tokens: int) -> int:
-    """A block side, reduced to what covers all tokens if it is larger."""
+    """A block side, reduced if it is larger than needed to cover all tokens."""
     most = -(-tokens // BLOCK_SIZES[-1]) * BLOCK_SIZES[-1]
     if size < 1:
         raise ValueError(f"block sides must be at least 1 token, got BLOCK_SIZE={size}")
@@ -126,7 +129,7 @@ def _within(size: int, tokens: int) -> int:
 
 
 def _checked(mask: BlockMask, block_mask: FlexMask, given: tuple[int | None, int | None]) -> BlockMask:
-    """A mask that is already known, if its samples and heads match."""
+    """Our mask behind one of ``sparseflash.flex``, after checking the numbers of samples and heads."""
     for_one: tuple[bool, bool] = getattr(block_mask, "made_for_one", (False, False))
     for name, size, one, number in zip("BH", mask.pattern_of.shape, for_one, given, strict=True):
         if number is not None and (size not in (1, number) or (one and number > 1)):
@@ -135,7 +138,7 @@ def _checked(mask: BlockMask, block_mask: FlexMask, given: tuple[int | None, int
 
 
 def _moved(mask: BlockMask, q_offset: int) -> BlockMask:
-    """The same mask with its first query at another position."""
+    """The same mask with another position of the first query."""
     if q_offset == mask.q_offset:
         return mask
     return replace(mask, grid=replace(mask.grid, q_offset=q_offset), expression="")
@@ -147,7 +150,7 @@ def _refuse_twice(linear: Ints, heads: int, grid: Grid) -> None:
 
 
 def _rounded(block_mask: FlexMask, blocks: list[Ints], asked: tuple[int, int], theirs: Grid, grid: Grid) -> BlockMask:
-    """The mask on blocks that do not divide theirs: every pair is evaluated, and visible only in a listed block."""
+    """The mask on blocks that do not divide theirs: evaluates every pair and looks up its block."""
     device = block_mask.kv_indices.device
     samples, heads = asked
     listed = np.zeros((2, samples * heads * theirs.rows * theirs.cols), bool)
@@ -178,7 +181,7 @@ def _listed(
     grid: Grid,
     side: tuple[int, int],
 ) -> Ints:
-    """Linear positions in the [samples * heads * nQ, nK] matrix of our blocks that lie in the listed blocks."""
+    """Linear indices, in the [samples * heads * nQ, nK] matrix of our blocks, of those inside the listed blocks."""
     rows, cols = -(-grid.q_len // side[0]), -(-grid.kv_len // side[1])
     if indices.shape[2] < rows:
         raise ValueError(
@@ -208,9 +211,9 @@ def _place(linear: int, heads: int, grid: Grid) -> str:
 
 
 def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tuple[NDArray[np.int32], TileSet]:
-    """Block codes, from mask_mod evaluated for each token pair. Indices past the lengths are clamped to the last token.
+    """Codes of blocks, from mask_mod at each of their pairs. Indices past the lengths are clamped to the last token.
 
-    A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as FlexAttention does.
+    A mask_mod is written for single indices, so it is mapped over blocks, queries and keys, as in FlexAttention.
     """
     ask: MaskMod = block_mask.mask_mod
     for dims in ((None, None, None, 0), (None, None, 0, None), (0, 0, 0, 0)):
@@ -229,7 +232,7 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
         with torch.no_grad():
             answer = ask(*(torch.from_numpy(x[some]).to(device) for x in questions))
         if answer.dtype != torch.bool:
-            raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
+            raise TypeError(f"mask_mod must return booleans, got {answer.dtype}")
         codes[some] = tile_set.codes(pack(answer.cpu().numpy()))
     return codes, tile_set
 
@@ -237,18 +240,21 @@ def _evaluated(block_mask: FlexMask, linear: Ints, heads: int, grid: Grid) -> tu
 def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> FlexMask:
     """Convert our block mask to FlexAttention's, with a ``mask_mod`` that looks up the bits.
 
-    The ``mask_mod`` is correct for every pair of tokens, in listed blocks or not, so it can be combined with others.
+    The ``mask_mod`` is correct at every pair of tokens, listed or not, so it may be combined with others.
 
     Args:
-        mask: a compiled pattern; if it has a mask per head, then one per query head. Its ``q_offset`` is lost, since a
-            ``score_mod`` there counts queries from 0. Or a block mask of ``sparseflash.flex``, which yields the tables
-            and the ``mask_mod`` that torch's would have.
-        device: device of the queries.
+        mask: a compiled pattern. A mask per head has as many heads as the queries. Its ``q_offset`` is lost: a
+            ``score_mod`` in FlexAttention counts queries from 0. Or a block mask of ``sparseflash.flex``, which becomes
+            one of torch's class with the same tables and ``mask_mod``.
+        device: of the queries.
+
+    Returns:
+        A ``torch.nn.attention.flex_attention.BlockMask`` of (B, H, Q_LEN, KV_LEN), B and H 1 where all masks are equal.
 
     Raises:
         TypeError: mask is not a block mask.
-        ValueError: more than 2**28 blocks over all samples and heads, for which FlexAttention's dense int32 tables
-            take 10 GB or more. Use larger blocks.
+        ValueError: more than 2**28 blocks over all samples and heads: FlexAttention's dense int32 tables would take
+            more than 10 GB. Use larger blocks.
 
     Example:
         >>> import torch
@@ -282,13 +288,13 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
     bits = tensor(tile_table(mask.tiles, bq, bk).view(np.int32), device)
 
     if device.type == "cpu":
-        # For a second mask with another number of tiles, these sizes would become symbolic, and Inductor's C++ code
-        # for FlexAttention does not compile when it gathers from them (torch 2.13).
+        # For a second mask with another number of tiles, torch.compile would make these sizes symbolic, and Inductor's
+        # C++ for FlexAttention does not compile when it gathers from tensors of symbolic size (torch 2.13).
         for table in (codes, pattern_of, bits):
             torch._dynamo.mark_static(table)
 
     def mask_mod(b: torch.Tensor, h: torch.Tensor, q_idx: torch.Tensor, kv_idx: torch.Tensor) -> torch.Tensor:
-        # Only if they differ, so that a reader of the mask_mod can tell whether it depends on samples and heads.
+        # Indexed only if the masks differ, so that a recording of this function shows whether it depends on b and h.
         pattern = pattern_of[b % samples if samples > 1 else 0, h % heads if heads > 1 else 0]
         code = codes[pattern, q_idx // bq, kv_idx // bk]
         key = kv_idx % bk
@@ -299,7 +305,7 @@ def to_flex(mask: BlockMask | FlexMask, device: torch.device | str = "cpu") -> F
 
 
 def _ordered(chosen: torch.Tensor, pattern_of: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """FlexAttention's table of the chosen blocks [P, nQ, nK]: counts [B, H, nQ] and the columns, chosen ones first."""
+    """FlexAttention's table of the chosen blocks [P, nQ, nK]: counts [B, H, nQ] and columns, the chosen ones first."""
     counts = chosen.sum(-1, dtype=torch.int32)
     columns = chosen.byte().argsort(dim=-1, descending=True, stable=True).int()
     return counts[pattern_of], columns[pattern_of]

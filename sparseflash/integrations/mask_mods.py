@@ -1,10 +1,10 @@
-"""Records what one call of a FlexAttention ``mask_mod`` or ``score_mod`` does.
+"""Record one call of a FlexAttention ``mask_mod`` or ``score_mod``.
 
-Such a function is code that may use anything: tensors, numbers, other functions. Since it is mapped over its indices it
-cannot branch on them, so every call runs the same operations: a graph, as torch.fx would trace it. They are recorded
-here, with the contents of the tensors that they read. The recording tells what the function depends on, whether it has
-changed, and what it computes (``comparisons.py``). This is stricter than ``patterns/captured.py``, which serves numpy
-predicates too: torch reads a ``mask_mod`` at every call, so every change must be noticed.
+Such a function is code that may read anything: tensors, numbers, other functions. Under vmap it cannot branch on its
+indices, so the operations of one call are the operations of every call: a graph, as torch.fx would trace it. They are
+recorded here, with the contents of the tensors that they read. The recording shows which indices the function depends
+on, whether it has changed, and what it computes (``comparisons.py``). ``patterns/captured.py`` checks less for
+predicates, which may use numpy; but torch evaluates a ``mask_mod`` at every call, so every change has to be noticed.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflat
 MaskMod: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 aten = torch.ops.aten
-# These use only a tensor's dtype, device and shape; and_masks and or_masks begin with one of them.
+# Operators that use only the dtype, device and shape of a tensor; and_masks and or_masks begin with one of them.
 VALUE_FREE = {
     *(aten.new_ones, aten.new_zeros, aten.new_full, aten.new_empty, aten.new_empty_strided),
     *(aten.ones_like, aten.zeros_like, aten.full_like, aten.empty_like),
@@ -29,7 +29,7 @@ VALUE_FREE = {
 
 
 class Made(NamedTuple):
-    """The origin of a tensor: one of the arguments, or an output of a step."""
+    """A tensor that is an argument or the output of a step."""
 
     step: int  # -1 for arguments
     number: int
@@ -39,7 +39,7 @@ SAMPLE, HEAD, QUERY, KEY, SCORE = (Made(-1, number) for number in range(5))
 
 
 class Read(NamedTuple):
-    """A captured tensor, by its number in ``Recording.contents``."""
+    """A captured tensor, by its index in ``Recording.contents``."""
 
     number: int
 
@@ -48,7 +48,7 @@ Origin: TypeAlias = Made | Read
 
 
 class Step(NamedTuple):
-    """One operation: its arguments, with tensors replaced by their origins, and its outputs."""
+    """One operation: its arguments, with tensors replaced by their origin, and the form of its outputs."""
 
     operator: Any
     structure: TreeSpec
@@ -56,7 +56,7 @@ class Step(NamedTuple):
     outputs: tuple[tuple[torch.dtype, torch.Size], ...]
 
     def call(self, given: Sequence[Any]) -> Any:
-        """The operator's result for other argument leaves."""
+        """The operator's result for other leaves of the arguments."""
         args, kwargs = tree_unflatten(list(given), self.structure)
         return self.operator(*args, **kwargs)
 
@@ -66,15 +66,15 @@ class Recording:
     """The operations of one call of a mask_mod or score_mod.
 
     Attributes:
-        steps: the operations, in the order in which they ran, on tensors of one element for each index.
-        contents: the captured tensors; for a mask_mod copies of their contents at that time.
+        steps: the operations in the order in which they ran, each index a tensor of one element.
+        contents: the tensors that were read; copies for a mask_mod.
         answer: the origin of the result; None if unknown.
         looks_at_sample: whether the answer may depend on ``b``.
         looks_at_head: whether it may depend on ``h``.
-        mutates: whether an operation wrote into a tensor, in which case the steps are no graph.
-        learned: numbers of the captured tensors that require a gradient.
-        device: device of the arguments.
-        compared: numbers of the tensors that :meth:`same` compares; None: all.
+        mutates: whether an operation wrote into a tensor, so that the steps are not a graph.
+        learned: indices of the tensors in ``contents`` that require a gradient.
+        device: of the arguments.
+        compared: indices of the tensors whose contents :meth:`same` compares; None: all.
     """
 
     steps: tuple[Step, ...]
@@ -89,7 +89,7 @@ class Recording:
 
     @classmethod
     def of(cls, mod: Callable[..., Tensor], device: torch.device, score: torch.dtype | None = None) -> Recording:
-        """Call a mod once, with all indices 0, and record its operations; a score_mod with a score of 0."""
+        """Call a mod once, with all indices 0 and, for a score_mod, a score of 0, and record what it does."""
         indices = tuple(torch.zeros(1, dtype=torch.long, device=device) for _ in range(4))
         scores = () if score is None else (torch.zeros(1, dtype=score, device=device),)
         recorder = _Recorder(indices + scores, copies=score is None)
@@ -102,7 +102,7 @@ class Recording:
         )
 
     def same(self, other: Recording) -> bool:
-        """Whether both calls ran the same operations on equal tensors, so that all results are equal."""
+        """Whether both calls ran the same operations on equal tensors, so that all answers are equal."""
         if (self.steps, self.learned) != (other.steps, other.learned) or len(self.contents) != len(other.contents):
             return False
         here = range(len(self.contents)) if other.compared is None else sorted(other.compared)
@@ -110,7 +110,7 @@ class Recording:
         return forms[0] == forms[1] and all(torch.equal(self.contents[n], other.contents[n]) for n in here)
 
     def kept(self, compared: frozenset[int]) -> Recording:
-        """A recording to keep: with copies of the tensors to compare, and without the contents of the others."""
+        """The recording to keep: with copies of the tensors to compare, and empty placeholders for the others."""
         copies = tuple(
             x.detach().clone() if number in compared else x.new_empty(()).expand(x.shape)
             for number, x in enumerate(self.contents)
@@ -119,11 +119,11 @@ class Recording:
 
     @property
     def widest(self) -> int:
-        """The number of elements of the largest tensor that a step makes for single indices."""
+        """Elements of the largest tensor that a step makes for one value of each index."""
         return max((shape.numel() for step in self.steps for _, shape in step.outputs), default=1)
 
     def function(self, origin: Origin) -> Callable[..., Tensor]:
-        """A function of single indices (b, h, q_idx, kv_idx) and a score that computes this value; vmap it."""
+        """The value at ``origin`` as a function of scalars (b, h, q_idx, kv_idx) and, if any, a score; for vmap."""
         wanted = self.behind(origin)
 
         def computed(*arguments: Tensor) -> Tensor:
@@ -151,7 +151,7 @@ class Recording:
         return sorted(wanted)
 
     def read_by(self, origin: Origin) -> frozenset[int]:
-        """The numbers of the captured tensors that a value depends on."""
+        """Indices in ``contents`` of the tensors from which a value is computed."""
         read = [x for index in self.behind(origin) for x in self.steps[index].arguments] + [origin]
         return frozenset(x.number for x in read if isinstance(x, Read))
 
@@ -161,7 +161,7 @@ def _tensors(result: Any) -> list[Tensor]:
 
 
 def equal(some: tuple[Tensor, ...], others: tuple[Tensor, ...]) -> bool:
-    """Whether two lists of tensors are equal in dtype, device, shape and contents."""
+    """Whether tensors have equal dtypes, devices, shapes and contents, one by one."""
     return len(some) == len(others) and all(
         a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in zip(some, others, strict=True)
     )
@@ -173,9 +173,9 @@ class _Recorder(TorchDispatchMode):
         self.copies = copies
         self.steps: list[Step] = []
         self.contents: list[Tensor] = []
-        self.mutates = False  # a tensor that was written into may depend on more than its own step
+        self.mutates = False  # after a write, a tensor may depend on more than its recorded origin
         self.learned: set[int] = set()
-        # Kept alive, so that no new tensor can reuse one of their ids.
+        # Keeps tensors alive, so that no other tensor can get the id of one of them.
         self._alive: list[Tensor] = list(arguments)
         self._origin: dict[int, Origin] = {id(x): Made(-1, i) for i, x in enumerate(arguments)}
         # For each step: the arguments on which its outputs may depend.
@@ -216,7 +216,7 @@ class _Recorder(TorchDispatchMode):
         return self._origin.get(id(answer))
 
     def looks(self, answer: Tensor) -> tuple[bool, bool]:
-        """Whether the result may depend on sample and head; if unknown, on both."""
+        """Whether the answer may depend on the sample and on the head; (True, True) if unknown."""
         origin = self.origin(answer)
         seen = frozenset((0, 1)) if self.mutates or origin is None else self._seen_by(origin)
         return 0 in seen, 1 in seen

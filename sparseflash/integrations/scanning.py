@@ -1,4 +1,4 @@
-"""Our block mask of a ``mask_mod``, exactly: recognised if possible, else evaluated for all pairs."""
+"""Our block mask of a ``mask_mod``, exact to the token; one that is not recognised is evaluated on all pairs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sparseflash.patterns.where import where
 
 
 def fitting_block(side: int) -> int:
-    """Our block side for one of FlexAttention's: the largest that divides it, else the largest below it.
+    """Our block size for one of FlexAttention's: the largest that divides it, else the largest below it.
 
     Example:
         >>> [fitting_block(side) for side in (128, 384, 1 << 30, 200, 48, 5)]
@@ -35,7 +35,11 @@ def fitting_block(side: int) -> int:
 def mask_of(
     mask_mod: MaskMod, recording: Recording, samples: int, heads: int, grid: Grid, device: torch.device
 ) -> BlockMask:
-    """The mask of several samples and heads, evaluated one after another."""
+    """The mask of a mask_mod for all samples and heads, computed one by one.
+
+    Raises:
+        TypeError: a mask_mod that does not return booleans.
+    """
 
     def found(sample: int, head: int) -> BlockMask:
         mask = compared(recording, sample, head, grid, device)
@@ -60,9 +64,9 @@ def _scanned(mask_mod: MaskMod, sample: int, head: int, grid: Grid, device: torc
         with torch.no_grad():
             answer = ask(*(torch.from_numpy(x).to(device) for x in positions))
         if answer.dtype != torch.bool:
-            raise TypeError(f"mask_mod must give booleans, got {answer.dtype}")
+            raise TypeError(f"mask_mod must return booleans, got {answer.dtype}")
         return answer.cpu().numpy()
 
-    # Not through the cache: it would keep captured tensors alive and miss their changes.
+    # Bypasses the cache, which would keep captured tensors alive and not notice when they change.
     mask: BlockMask = compile_pattern.__wrapped__(where(allows), grid)
     return mask

@@ -1,6 +1,6 @@
-"""Patterns over numbers that queries and keys have, for given lengths; recognised ``mask_mod`` functions become these.
+"""Patterns that compare a value per query with a value per key, from which recognised ``mask_mod`` are built.
 
-Queries count from 0. The patterns are internal: they hold arrays for given lengths and compare by identity.
+Queries are counted from 0. These patterns are internal: they hold arrays for fixed lengths, and compare by identity.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from sparseflash.patterns.pattern import Bools, Pattern
 from sparseflash.patterns.runs import distinct
 from sparseflash.patterns.tiles import Words, distinct_rows, pack
 
-# Number of blocks whose bounds are compared at once.
+# Blocks in one chunk of bound comparisons.
 BLOCKS_AT_ONCE = 1 << 22
-# Runs of keys with equal numbers per block; with more of them, comparing every pair is faster.
+# Stretches of keys with equal values in a block, on average; with more of them it is faster to compare every pair.
 MOST_STRETCHES = 16
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Stretches(Pattern):
-    """Allowed where ``low[q] <= k < stop[q]``: each query sees one interval of keys; bounds need not be sorted."""
+    """Allowed where ``low[q] <= k < stop[q]``: each query sees one stretch of keys; stretches need not be sorted."""
 
     low: Ints  # int64 [q_len]
     stop: Ints
@@ -34,7 +34,7 @@ class Stretches(Pattern):
         return np.logical_and(self.low[q] <= k, k < self.stop[q])
 
     def cut(self, kv_len: int) -> tuple[Ints, Ints]:
-        """The bounds, clamped to the keys that exist; ``kv_len`` and 0 for an empty interval."""
+        """The bounds, clipped to the existing keys; ``kv_len`` and 0 for an empty stretch."""
         low, stop = np.maximum(self.low, 0), np.minimum(self.stop, kv_len)
         empty = low >= stop
         return np.where(empty, kv_len, low), np.where(empty, 0, stop)
@@ -74,11 +74,11 @@ class Stretches(Pattern):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Compared(Pattern):
-    """Allowed where ``of_key[k] <= of_query[q]``, or where both are equal, for numbers in any order.
+    """Allowed where ``of_key[k] <= of_query[q]``, or where both are equal; values need not be sorted.
 
-    Blocks are classified by the smallest and largest numbers of their queries and keys, in O(blocks). For equality the
-    blocks in which each number occurs are joined instead if that is less work, so documents whose parts lie apart take
-    time proportional to the blocks in which they meet. Tokens are compared only in blocks that remain undecided.
+    Blocks are classified by the smallest and largest values of their queries and keys, O(blocks). For equality, if it
+    is cheaper, the blocks in which each value occurs are listed instead, so that documents in several parts take time
+    proportional to the blocks in which their parts meet. Tokens are compared only in blocks that this leaves undecided.
     """
 
     of_query: Ints  # int64 [q_len]
@@ -96,7 +96,7 @@ class Compared(Pattern):
         return _decided(self, grid)[1]
 
     def keys(self, grid: Grid, rows: Ints, cols: Ints) -> Ints:
-        """Tiles are equal if their numbers have the same offsets from the block's first query and key."""
+        """Tiles are equal if all values have equal offsets from those of the block's first query and key."""
         row, first_query = _shapes(self.of_query, grid.bq)
         col, first_key = _shapes(self.of_key, grid.bk)
         kind = row[rows] * (int(col.max()) + 1) + col[cols]
@@ -104,7 +104,7 @@ class Compared(Pattern):
         return kind * (int(away.max(initial=0)) + 1) + away
 
     def tiles(self, grid: Grid, rows: Ints, cols: Ints) -> Words | None:
-        """Neighbouring keys with equal numbers have equal bits, which are written for all of them at once."""
+        """The bits of neighbouring keys with equal values are equal, and are written together."""
         k = cols[:, None] * grid.bk + np.arange(grid.bk)
         numbers = self.of_key[np.minimum(k, grid.kv_len - 1)]
         begins = np.append(np.ones((cols.size, 1), bool), numbers[:, 1:] != numbers[:, :-1], axis=1)
@@ -130,20 +130,20 @@ class Compared(Pattern):
 
 
 def _below(bk: int) -> Words:
-    """Row n has its first n bits set, so keys [low, stop) of a block are a difference of two rows."""
+    """Masks whose row n has the first n bits set: keys [low, stop) of a block are the difference of two rows."""
     return pack(np.tri(bk + 1, bk, -1, dtype=bool))
 
 
 def _shapes(numbers: Ints, side: int) -> tuple[Ints, Ints]:
-    """The class of each block by the offsets from its first number, and this first number."""
+    """For each block: a class of blocks with equal offsets from their first value, and that first value."""
     blocks = np.append(numbers, np.repeat(numbers[-1:], -numbers.size % side)).reshape(-1, side)
     first = blocks[:, 0]
     return distinct_rows((blocks - first[:, None]).view(np.uint64))[1], first
 
 
-@lru_cache(maxsize=1)  # full_runs and candidates call it in turn
+@lru_cache(maxsize=1)  # full_runs and candidates both call it, in succession
 def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tuple[Ints, Ints]]:
-    """Rows and column intervals of FULL blocks, and the blocks that bounds do not decide."""
+    """Rows with column intervals of full blocks, and the blocks that are left undecided."""
     rows, cols = grid.all_rows(), np.arange(grid.cols)
     q_low, q_high = (f.reduceat(pattern.of_query, rows * grid.bq)[:, None] for f in (np.minimum, np.maximum))
     k_low, k_high = (f.reduceat(pattern.of_key, cols * grid.bk) for f in (np.minimum, np.maximum))
@@ -173,9 +173,9 @@ def _decided(pattern: Compared, grid: Grid) -> tuple[tuple[Ints, Ints, Ints], tu
 
 
 def _meeting(pattern: Compared, grid: Grid) -> tuple[Ints, Ints] | None:
-    """Blocks in which a query and a key have equal numbers, sorted; None if listing all blocks is less work.
+    """Sorted blocks in which a query and a key have equal values; None if listing them costs more than all blocks.
 
-    Source: a product of two sparse matrices, of rows by numbers and of numbers by columns.
+    Computed as a product of two sparse matrices, [rows, values] @ [values, columns].
     """
     numbers, of_both = distinct(np.concatenate([pattern.of_query, pattern.of_key]))
     of_query, of_key = np.split(of_both, [grid.q_len])
@@ -191,7 +191,7 @@ def _meeting(pattern: Compared, grid: Grid) -> tuple[Ints, Ints] | None:
 
 
 def _occurrences(numbers: Ints, side: int, shape: tuple[int, int]) -> Any:
-    """A sparse matrix [blocks, numbers], true where a number occurs in a block."""
+    """A sparse matrix [blocks, values], true where a value occurs in a block."""
     changed = np.append(True, numbers[1:] != numbers[:-1])
     changed[::side] = True
     at = np.flatnonzero(changed)

@@ -1,7 +1,7 @@
-"""Functions that compiled code calls between its graphs, because masks are made on the host.
+"""Functions that run on the host and cause a graph break when a compiled function calls them.
 
-This is a separate module, imported only while a graph is traced: ``torch.compiler.disable`` imports the compiler, which
-takes seconds.
+A separate module, imported only while a graph is traced: ``torch.compiler.disable`` imports the compiler, which takes
+seconds.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from sparseflash.flex.scoring import scored as _scored
 from sparseflash.patterns.block_mask import BlockMask
 
 _REASON = (
-    "sparseflash makes a block mask on the host, which no graph can hold: call {} outside of the compiled function and "
+    "sparseflash builds a block mask on the host, outside of graphs: call {} outside of the compiled function and "
     "pass the result in, or leave out fullgraph=True"
 )
 _ALIBI = (
-    "alibi_slopes without a block_mask, for other numbers of queries and keys, need a mask that no graph can hold: "
-    "make block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the compiled function, or "
-    "leave out fullgraph=True"
+    "alibi_slopes without a block_mask, for unequal numbers of queries and keys, need a mask built on the host, "
+    "outside of graphs: create block_mask=create_block_mask(noop_mask, None, None, q_len, kv_len) outside of the "
+    "compiled function, or leave out fullgraph=True"
 )
 _MAX = (
-    "the largest scores are found on the host's tables, which no graph can hold: ask for AuxRequest(max_scores=True) "
+    "the largest scores are computed from the mask on the host, outside of graphs: request AuxRequest(max_scores=True) "
     "outside of the compiled function, or leave out fullgraph=True"
 )
 _SCORE = (
-    "a score_mod is read on the host, which no graph can hold: write softcap= or alibi_slopes= of flex_attention, mask "
+    "a score_mod is recognised on the host, outside of graphs: use softcap= or alibi_slopes= of flex_attention, mask "
     "in the block mask, or leave out fullgraph=True"
 )
 _convert = "sparseflash.integrations.flex.from_flex"

@@ -1,4 +1,4 @@
-"""A block mask as a figure with axes, written to a file."""
+"""Plot a block mask with axes and write the figure to a file."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ from sparseflash.pictures.seen import checked_token, token_figure
 
 SUFFIXES = (".png", ".svg", ".pdf")
 MAX_PANELS, PANELS_PER_LINE = 8, 4
-LARGEST_LINED = 32  # up to this many blocks on a side, block borders are drawn
+LARGEST_LINED = 32  # block borders are drawn for at most this many blocks per side
 DPI = 150
-# Pixels around a panel: tick labels and axis label at the left and below, room at the right for half a tick label.
+# Pixels around a panel: tick and axis labels at the left and below, half a tick label at the right.
 LEFT, RIGHT, BELOW, ABOVE, LINE = 180, 70, 110, 46, 26
 TITLE_LINES = 5
 
@@ -41,12 +41,12 @@ def draw(
     window: Window | None = None,
     token: int | None = None,
 ) -> None:
-    """Write the picture with axes, densities and a legend; of many patterns, the first ones side by side.
+    """Write the picture with axes, densities and a legend; for several patterns, the first ones side by side.
 
     Raises:
         TypeError: window is not two pairs of ints, or token not an int.
         ValueError: the suffix of path is not a picture format, window or token is outside the mask, both are given, or
-            a token of a pattern without an image.
+            a token for a pattern without an image.
         FileNotFoundError: the folder of path does not exist.
     """
     path = Path(path)
@@ -64,9 +64,9 @@ def draw(
 
 
 def figure(mask: MaskData, title: str | None, window: Window) -> Any:
-    """The matplotlib figure. Panels start on whole pixels and are never smaller than their picture.
+    """The matplotlib figure. Panels are aligned to whole pixels and never smaller than their picture.
 
-    With any other layout matplotlib would drop pixels of the picture, and single blocks with them.
+    Otherwise resampling could drop pixels of the picture, and single blocks with them.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -81,7 +81,7 @@ def figure(mask: MaskData, title: str | None, window: Window) -> Any:
     wide = across * (LEFT + width + RIGHT)
     notes = heading(mask, title, window, panels, pictures[0][0].shape[:2], wide)
     above, tall = LINE * (len(notes) + 1), down * (ABOVE + height + BELOW)
-    total = above + tall + 2 * LINE  # the legend is in the last two lines
+    total = above + tall + 2 * LINE  # the legend takes the last two lines
     drawn = Figure(figsize=(wide / DPI, total / DPI))
     FigureCanvasAgg(drawn)
     for p, (pixels, covered) in enumerate(pictures):
@@ -104,14 +104,14 @@ def figure(mask: MaskData, title: str | None, window: Window) -> Any:
 
 
 def panel_size(window: Window, longest: int) -> tuple[int, int]:
-    """Pixels (height, width) in the window's proportions, with neither side below a quarter of the longer one."""
+    """Pixels (high, wide) in the window's proportions, but neither side below a quarter of the longer one."""
     spans = [stop - first for first, stop in window]
     high, wide = (max(ceil(longest * span / max(spans)), longest // 4) for span in spans)
     return high, wide
 
 
 def whole_multiple(picture_size: tuple[int, ...], room: tuple[int, int]) -> tuple[int, int]:
-    """The size, adjusted so that each pixel of the picture is scaled equally, if that keeps the proportions."""
+    """The size near ``room`` that is a multiple of the picture's, if that keeps the proportions; else ``room``."""
     high, wide = (n * max(1, round(space / n)) for n, space in zip(picture_size, room, strict=True))
     kept = abs(high * room[1] / (wide * room[0]) - 1) < 0.02
     return (high, wide) if kept else room
@@ -123,7 +123,7 @@ def tick_step(span: int, pixels: int) -> int:
 
 
 def _scales(axes: Any, mask: MaskData, window: Window, size: tuple[int, int]) -> None:
-    """Set limits, ticks and labels and, for few blocks, draw their borders."""
+    """Limits, ticks, labels and, if few blocks are in view, their borders."""
     from matplotlib.ticker import MultipleLocator, StrMethodFormatter
 
     (q0, q1), (k0, k1) = window
@@ -145,7 +145,7 @@ def _scales(axes: Any, mask: MaskData, window: Window, size: tuple[int, int]) ->
 def heading(
     mask: MaskData, title: str | None, window: Window, panels: int, picture_size: tuple[int, ...], wide: int
 ) -> list[str]:
-    """Lines above the picture: the title, what the mask holds, and what a pixel is."""
+    """Lines above the picture: the title, the mask's densities, and what a pixel stands for."""
     (q0, q1), (k0, k1) = window
     letters = wide // 14
     lines = wrap(title, letters, max_lines=TITLE_LINES, placeholder=" ...") if title else []

@@ -1,4 +1,4 @@
-"""The representation of a block mask in a notebook."""
+"""The display of a block mask in a notebook."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from sparseflash.patterns.mask_data import MaskData
 from sparseflash.pictures.pixels import Pixels, enlarged, picture, png_bytes
 
-SIZE = 320  # approximate pixels on a side
+SIZE = 320  # pixels on a side, about
 PANELS = 4
 GAP = 8
 FRAME = 160  # grey
@@ -18,7 +18,7 @@ MAX_TEXT = 400  # characters of the expression
 
 
 def png(mask: MaskData) -> bytes:
-    """A small picture of the mask; of several patterns, the first ones side by side."""
+    """A small picture of the mask; for several patterns, of the first ones side by side."""
     panels = [_panel(mask, p) for p in range(min(mask.patterns, PANELS))]
     gap = np.full((panels[0].shape[0], GAP, 3), 255, np.uint8)
     row = [part for panel in panels for part in (gap, panel)][1:]

@@ -17,14 +17,14 @@ Pixels: TypeAlias = NDArray[np.uint8]  # RGB [h, w, 3]
 Span: TypeAlias = tuple[int, int]  # half-open
 Window: TypeAlias = tuple[Span, Span]  # of queries and of keys
 
-# Okabe & Ito's colours, distinguishable with all common kinds of colour vision and in grey.
+# Okabe & Ito's colours: distinguishable with every common kind of colour vision, and in grey.
 EMPTY_COLOUR, FULL_COLOUR, PARTIAL_COLOUR = (255, 255, 255), (0, 114, 178), (230, 159, 0)
 MASKED_COLOUR = (252, 238, 206)  # pairs of a partial block that are not allowed: computed, then dropped
 PALETTE = np.array([EMPTY_COLOUR, FULL_COLOUR, PARTIAL_COLOUR, MASKED_COLOUR], np.uint8)
 MAX_PIXELS = 1024
-# The least share of colour of a pixel with any block: a paler one is lost between white neighbours.
+# The least colour of a pixel with a stored block: paler ones would be lost among white neighbours.
 LEAST_INK = 0.6
-# The largest share of a picture in which isolated pixels grow; more would look like a denser mask.
+# The largest share of a picture that enlarged isolated pixels may take; more would look like a denser mask.
 MOST_GROWN = 0.01
 
 
@@ -33,7 +33,7 @@ def checked_window(mask: MaskData, window: Any) -> Window:
 
     Raises:
         TypeError: window is not two pairs of ints.
-        ValueError: a span is empty or extends outside the mask.
+        ValueError: a span is empty or not inside the mask.
     """
     if window is None:
         return (0, mask.shape[0]), (0, mask.shape[1])
@@ -71,7 +71,7 @@ def token_kinds(mask: MaskData, pattern: int, window: Window) -> NDArray[np.uint
 
 
 def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> tuple[Ints, Ints]:
-    """The FULL and PARTIAL blocks in each of [h, w] pixels that cover the given block rows and columns, in O(runs)."""
+    """Numbers of FULL and PARTIAL blocks in each of [h, w] pixels that divide the block rows and columns. O(runs)."""
     (height, width), (nq, nk) = size, mask.grid_shape
     runs = mask.runs
     row = runs.row - (pattern * nq + rows[0])
@@ -84,7 +84,7 @@ def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
     for chosen in (runs.code[here] == FULL, runs.code[here] != FULL):
         own, later = np.zeros((2, height, width + 2))
         for edge, sign in ((start[here][chosen], 1), (stop[here][chosen], -1)):
-            # A run that begins inside a pixel covers the rest of it, and all later pixels until it ends.
+            # A run that begins inside a pixel covers the rest of it, and all of each later one until it ends.
             pixel = edge * width // (cols[1] - cols[0])
             flat = line[chosen] * (width + 2) + pixel
             own += sign * np.bincount(flat, first[pixel + 1] - edge, own.size).reshape(own.shape)
@@ -97,8 +97,8 @@ def block_counts(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
 def block_pixels(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tuple[int, int]) -> Pixels:
     """The given block rows and columns as [h, w] pixels, at most one per block.
 
-    A pixel of many blocks mixes their colours and is paler the fewer it has, but never so pale that a single block is
-    lost. If few pixels are isolated, they grow to 3 x 3 pixels.
+    A pixel that stands for many blocks mixes the colours of the stored ones, and is paler the fewer there are, down to
+    LEAST_INK. If few pixels have no neighbours, these are enlarged to 3 x 3 pixels.
     """
     (height, width), (many, wide) = size, (rows[1] - rows[0], cols[1] - cols[0])
     full, partial = block_counts(mask, pattern, rows, cols, size)
@@ -114,7 +114,7 @@ def block_pixels(mask: MaskData, pattern: int, rows: Span, cols: Span, size: tup
 
 
 def _grow_alone(pixels: Pixels, stored: NDArray[np.bool_]) -> None:
-    """Grow each isolated pixel over its empty neighbours, unless there are many, which are visible anyway."""
+    """Enlarge stored pixels whose neighbours are all empty; not if there are many, which are visible anyway."""
     height, width = stored.shape
     ringed = np.pad(stored, 1).astype(np.uint8)
     around = sum(ringed[dy : dy + height, dx : dx + width] for dy in range(3) for dx in range(3))
@@ -128,7 +128,7 @@ def _grow_alone(pixels: Pixels, stored: NDArray[np.bool_]) -> None:
 
 
 def shows_tokens(window: Window, size: tuple[int, int]) -> bool:
-    """Whether every pair of the window gets its own pixel in a picture of [h, w]."""
+    """Whether every pair of the window has its own pixel in a picture of [h, w]."""
     return all(stop - first <= n for (first, stop), n in zip(window, size, strict=True))
 
 
@@ -137,8 +137,8 @@ def picture(
 ) -> tuple[Pixels, Window]:
     """RGB pixels of a window and the tokens that they cover.
 
-    A pixel is a pair if the window fits into ``size`` [h, w] that way; otherwise one or more blocks, and the window is
-    extended to whole blocks, including ragged ones.
+    A pixel is a pair of tokens if the window fits into ``size``, the largest [h, w]; else one or more blocks, and the
+    window is extended to whole blocks, including ragged ones.
     """
     (q0, q1), (k0, k1) = window = checked_window(mask, window)
     if shows_tokens(window, size):
@@ -159,7 +159,7 @@ def enlarged(pixels: Pixels, size: int) -> Pixels:
 
 
 def png_bytes(pixels: Pixels) -> bytes:
-    """Pixels as a PNG file, with a palette if there are few colours."""
+    """Pixels as a PNG file, with a palette if there are at most 256 colours."""
     from PIL import Image
 
     packed = (pixels.astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=2, dtype=np.uint32)

@@ -1,4 +1,4 @@
-"""Draws what one token of an image or a video sees, as the image or the frames, with other tokens beside them."""
+"""Draw what one token of an image or a video sees, in the image or its frames, with all other tokens beside them."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sparseflash.patterns.mask_data import MaskData
 from sparseflash.patterns.placed_image import PlacedImage
 from sparseflash.pictures.pixels import FULL_COLOUR, PARTIAL_COLOUR, Pixels, token_kinds
 
-MAX_FRAMES = 24  # frames of a video, those nearest to the token's own
+MAX_FRAMES = 24  # of a video, those nearest to the token's own
 MAX_PATTERNS = 4
 UNSEEN_COLOUR, BLIND_COLOUR = (238, 238, 238), (90, 90, 90)  # the latter: the token itself, if it does not see itself
-PANEL, ACROSS = 220, 1500  # pixels: of a panel's longer side, approximately, and of all panels in a row
+PANEL, ACROSS = 220, 1500  # pixels: about the longer side of a panel, and the width of a line of panels
 GAP, LABEL, LINE, DPI = 24, 26, 26, 150
 
 Bools: TypeAlias = NDArray[np.bool_]
 
 
 def images_in(mask: MaskData) -> tuple[PlacedImage, ...]:
-    """The images of the pattern that a mask was compiled from; none if they overlap or extend outside the mask."""
+    """The images of the pattern that a mask was compiled from; empty if they overlap or reach past the mask."""
     ends = [0, *(image.start + image.tokens for image in mask.images)]
     apart = all(image.start >= end for image, end in zip(mask.images, ends, strict=False))
     return mask.images if apart and ends[-1] <= mask.shape[1] else ()
@@ -34,7 +34,7 @@ def checked_token(mask: MaskData, token: Any) -> int:
 
     Raises:
         TypeError: not an int.
-        ValueError: outside the mask, or a mask of a pattern without an image.
+        ValueError: not a query of the mask, or a mask of a pattern without an image.
     """
     if not is_int(token):
         raise TypeError(f"token must be an int, got token={token!r}")
@@ -42,8 +42,8 @@ def checked_token(mask: MaskData, token: Any) -> int:
         raise ValueError(f"token must be 0 to {mask.shape[0] - 1:,}, the mask's queries; got token={token}")
     if not images_in(mask):
         raise ValueError(
-            "a token is drawn in the image of a pattern that has a shape, such as neighborhood((16, 16), 2); "
-            f"{mask.expression or 'a mask without a text'} has none. Its keys in a row: "
+            "token= needs a pattern that has a shape, such as neighborhood((16, 16), 2); "
+            f"{mask.expression or 'a mask without a text'} has none. To draw the token's keys in a row: "
             f"window=(({token}, {token + 1}), (0, {mask.shape[1]}))"
         )
     return int(token)
@@ -57,7 +57,7 @@ class Panel(NamedTuple):
 
 
 def panels_of(mask: MaskData, token: int) -> list[Panel]:
-    """The frames of the query's image (else of all images), and a panel of all keys outside of these."""
+    """The frames of the image that contains a query (else of all images), and all keys outside of them."""
     position, images = token + mask.q_offset, images_in(mask)
     own = [image for image in images if image.start <= position < image.start + image.tokens] or list(images)
     found = []
@@ -87,7 +87,7 @@ def seen_by(mask: MaskData, pattern: int, token: int) -> Bools:
 
 
 def panel_pixels(panel: Panel, seen: Bools, position: int) -> Pixels:
-    """RGB of each place of a panel: visible, hidden, no token, or the token itself."""
+    """The colour of each position of a panel: seen, not seen, no token, or the token itself."""
     there = panel.tokens >= 0
     visible = seen[panel.tokens] & there
     pixels = np.full((*panel.tokens.shape, 3), 255, np.uint8)
@@ -100,7 +100,7 @@ def panel_pixels(panel: Panel, seen: Bools, position: int) -> Pixels:
 
 
 def token_figure(mask: MaskData, title: str | None, token: int) -> Any:
-    """The matplotlib figure of what a query sees, with places of equal size and one row per pattern."""
+    """The matplotlib figure of what a query sees; positions have equal sizes, and each pattern its own rows."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch

@@ -1,8 +1,8 @@
-"""A block mask as a zoomable page: one file that a browser shows without a network.
+"""Write a block mask as a zoomable HTML page: one file, which works in a browser without a network.
 
-The page's parts are in ``page/``: markup, style, and the script in the order of :data:`SCRIPTS`. The mask is embedded:
-per block row the number of its runs, per run the gap to the one before, its length and its code, then the tiles; each
-array as little-endian 32-bit words, deflated, in base64.
+The page's parts are in ``page/``: markup, style, and the scripts in the order of :data:`SCRIPTS`. The mask is embedded
+in it: the number of runs of each block row; the gap before each run, its length and its code; and the tiles. Each array
+is little-endian 32-bit words, deflated, in base64.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from sparseflash.pictures.seen import BLIND_COLOUR, UNSEEN_COLOUR, images_in
 
 PARTS = Path(__file__).with_name("page")
 SCRIPTS = ("mask.js", "patches.js", "view.js", "drawing.js", "seen.js", "reading.js", "main.js")
-MAX_UNPACKED = 128 << 20  # bytes of runs and tiles that a browser has to hold
+MAX_UNPACKED = 128 << 20  # bytes of runs and tiles in the browser's memory
 MAX_PAGE = 16 << 20  # bytes of the file
 
 
 def write(mask: MaskData, path: str | PathLike[str], *, title: str | None = None) -> None:
-    """Write the page, under a temporary name first, so that the file is complete or absent.
+    """Write the page atomically: an incomplete file is never left behind.
 
     Raises:
         ValueError: more runs or tiles than a page can hold.
@@ -51,7 +51,7 @@ def page(mask: MaskData, title: str | None = None) -> str:
         ValueError: more runs or tiles than a page can hold.
     """
     title = title or mask.expression or "Block mask"
-    # Inside a script element `</script>` and `<!--` would end or hide the data, so `<` is escaped.
+    # Inside a script element `</script>` and `<!--` would end or hide the data, so they are escaped.
     data = json.dumps(content_of(mask, title), separators=(",", ":")).translate(
         {ord(c): f"\\u{ord(c):04x}" for c in "<>&"}
     )
@@ -72,7 +72,7 @@ def page(mask: MaskData, title: str | None = None) -> str:
 
 
 def content_of(mask: MaskData, title: str) -> dict[str, Any]:
-    """The data of the mask for the page.
+    """The data of the page, ready for JSON.
 
     Raises:
         ValueError: more runs or tiles than a page can hold.
@@ -133,7 +133,7 @@ def _packed(array: NDArray[Any]) -> str:
 
 
 def _patterns(mask: MaskData) -> list[dict[str, Any]]:
-    """The figures of each distinct pattern, and its samples and heads."""
+    """The name and densities of each distinct pattern."""
     runs, (nq, nk), (q_len, kv_len) = mask.runs, mask.grid_shape, mask.shape
     owner = runs.row // nq
     pairs = np.bitwise_count(tile_table(mask.tiles, *mask.block)).sum(axis=(1, 2), dtype=np.int64)
@@ -152,7 +152,7 @@ def _patterns(mask: MaskData) -> list[dict[str, Any]]:
 
 
 def users(pattern_of: NDArray[np.int32], pattern: int) -> str:
-    """The samples and heads that use a pattern.
+    """The samples and heads that have a pattern.
 
     Example:
         >>> users(np.array([[0, 1, 0, 0]], np.int32), 0)
@@ -179,7 +179,7 @@ def _ranges(chosen: NDArray[np.bool_]) -> str:
 
 def _too_large(mask: MaskData, why: str) -> ValueError:
     return ValueError(
-        f"{mask!r} is too much for a page: {len(mask.runs):,} runs and {len(mask.tiles):,} tiles in {mask.patterns:,} "
+        f"{mask!r} is too large for a page: {len(mask.runs):,} runs and {len(mask.tiles):,} tiles in {mask.patterns:,} "
         f"patterns; {why}. Write the page of a shorter sequence, of fewer heads, or with larger blocks; or draw it "
         "with plot()"
     )

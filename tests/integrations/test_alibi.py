@@ -86,9 +86,9 @@ def test_what_bloom_cannot_do_beside_a_pattern() -> None:
     config = CONFIGS["bloom"]()
     config.pretraining_tp, config.slow_but_exact = 2, True
     sparse = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="block_sparse")
-    with pytest.raises(ValueError, match="BloomAttention with slow_but_exact adds its output in 2 parts"):
+    with pytest.raises(ValueError, match="BloomAttention with slow_but_exact sums its output in 2 parts"):
         sparse(ids())
-    with pytest.raises(ValueError, match="never makes the weights that output_attentions=True"):
+    with pytest.raises(ValueError, match="does not compute the weights that output_attentions=True"):
         made("bloom", "block_sparse")(ids(), output_attentions=True)
 
 

@@ -179,7 +179,7 @@ def test_masks_that_add_numbers_or_have_another_size_are_refused() -> None:
 def test_queries_of_one_sequence_and_keys_of_another_are_refused() -> None:
     mask = describe(1, 5, 30, mask_function=masking_utils.bidirectional_mask_function)
     told = read(mask, 5, 30)
-    with pytest.raises(ValueError, match="5 queries look at 30 keys of another one"):
+    with pytest.raises(ValueError, match="5 queries attend to 30 keys of another one"):
         compiled("local(3)", told, (5, 30), 16, 0)
     assert compiled("full()", told, (5, 30), 16, 0).to_dense().all()
 

@@ -101,7 +101,7 @@ def positions(*stretches: range) -> dict[str, Tensor]:
 
 PARTS: dict[str, tuple[dict[str, Any], str]] = {
     "the second half": (positions(range(40, 80)), "context_parallel_attention"),
-    "head and tail": (positions(range(20), range(60, 80)), "at another position"),
+    "head and tail": (positions(range(20), range(60, 80)), "jump to another position"),
     "the middle of a packed row": (positions(range(7, 27), range(20)), "beyond 0"),
     "lengths of more tokens": (FLATTENED | {"cu_seq_lens_q": ENDS + 1, "cu_seq_lens_k": ENDS + 1}, "cu_seq_lens_q"),
     "other lengths of keys": (FLATTENED | {"cu_seq_lens_k": torch.tensor([0, 14, 40])}, "cu_seq_lens_k must be equal"),

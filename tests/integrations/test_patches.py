@@ -261,7 +261,7 @@ def test_a_saved_model_keeps_the_text_and_is_told_of_its_patches_before_the_firs
     torch.testing.assert_close(loaded(**given).last_hidden_state, model(**given).last_hidden_state)
     fresh = transformers.AutoModel.from_pretrained(tmp_path, attn_implementation="block_sparse").eval()
     for part in (fresh.encoder.layer[0].attention, fresh.encoder):
-        with pytest.raises(ValueError, match=r"Dinov2Attention has not been told of its patches yet: .*use_pattern"):
+        with pytest.raises(ValueError, match=r"the patches of Dinov2Attention are not known yet: .*use_pattern"):
             part(torch.zeros(1, 37, 24))
     torch.testing.assert_close(fresh(**given).last_hidden_state, model(**given).last_hidden_state)
 
@@ -274,9 +274,9 @@ REFUSED = [
     (
         "vit",
         "radial({frames}, {tokens_per_frame})",
-        r"\{frames\} and \{tokens_per_frame\} are of videos; .*give \{grid\}",
+        r"\{frames\} and \{tokens_per_frame\} are for videos; .*use \{grid\}",
     ),
-    ("vit", "neighborhood({shape}, 1)", r"a model fills in \{grid\}, \{frames\} and \{tokens_per_frame\} alone"),
+    ("vit", "neighborhood({shape}, 1)", r"a model fills in only \{grid\}, \{frames\} and \{tokens_per_frame\}"),
 ]
 
 

@@ -228,22 +228,22 @@ def test_a_factor_of_each_head_in_low_precision(dtype: torch.dtype) -> None:
 
 LEARNED = torch.nn.Parameter(table(H))
 REFUSED: dict[str, tuple[ScoreMod, str]] = {
-    "per key before a cap": (lambda s, b, h, i, j: (s + OF_KEY[j]).tanh(), r"what kernels do not \(aten.tanh\)"),
-    "square": (lambda s, b, h, i, j: s * s, r"what kernels do not \(aten.mul\)"),
-    "sines": (lambda s, b, h, i, j: torch.sin(torch.cos(s)) + torch.tan(b), r"do not \(aten.cos\)"),
-    "silu": (lambda s, b, h, i, j: torch.nn.functional.silu(s), r"do not \(aten.silu\)"),
-    "a factor of each key": (lambda s, b, h, i, j: s * OF_KEY[j], r"do not \(aten.mul\)"),
-    "looks at the score": (lambda s, b, h, i, j: torch.where(s <= b, s, -INF), r"do not \(aten.le\)"),
-    "a large number": (lambda s, b, h, i, j: torch.where(i >= j, s, -1e9), r"do not \(aten.where\)"),
-    "infinity": (lambda s, b, h, i, j: torch.where(i >= j, s, INF), r"do not \(aten.where\)"),
-    "a mask that is capped": (lambda s, b, h, i, j: torch.where(i >= j, s, -INF).tanh(), r"do not \(aten.tanh\)"),
-    "a mask that is negated": (lambda s, b, h, i, j: -torch.where(i >= j, s, -INF), r"do not \(aten.neg\)"),
-    "two scores": (lambda s, b, h, i, j: torch.where(i >= j, s, s * 2), r"do not \(aten.where\)"),
+    "per key before a cap": (lambda s, b, h, i, j: (s + OF_KEY[j]).tanh(), r"the kernels do not have \(aten.tanh\)"),
+    "square": (lambda s, b, h, i, j: s * s, r"the kernels do not have \(aten.mul\)"),
+    "sines": (lambda s, b, h, i, j: torch.sin(torch.cos(s)) + torch.tan(b), r"do not have \(aten.cos\)"),
+    "silu": (lambda s, b, h, i, j: torch.nn.functional.silu(s), r"do not have \(aten.silu\)"),
+    "a factor of each key": (lambda s, b, h, i, j: s * OF_KEY[j], r"do not have \(aten.mul\)"),
+    "looks at the score": (lambda s, b, h, i, j: torch.where(s <= b, s, -INF), r"do not have \(aten.le\)"),
+    "a large number": (lambda s, b, h, i, j: torch.where(i >= j, s, -1e9), r"do not have \(aten.where\)"),
+    "infinity": (lambda s, b, h, i, j: torch.where(i >= j, s, INF), r"do not have \(aten.where\)"),
+    "a mask that is capped": (lambda s, b, h, i, j: torch.where(i >= j, s, -INF).tanh(), r"do not have \(aten.tanh\)"),
+    "a mask that is negated": (lambda s, b, h, i, j: -torch.where(i >= j, s, -INF), r"do not have \(aten.neg\)"),
+    "two scores": (lambda s, b, h, i, j: torch.where(i >= j, s, s * 2), r"do not have \(aten.where\)"),
     "no score": (lambda s, b, h, i, j: (i - j).double(), "does not use the score"),
-    "a cap of each head": (lambda s, b, h, i, j: SLOPES[h] * s.tanh(), "another number for each sample or head"),
+    "a cap of each head": (lambda s, b, h, i, j: SLOPES[h] * s.tanh(), "by a value per sample or head"),
     "a cap of nothing": (lambda s, b, h, i, j: 0 * s.tanh(), "or by 0"),
-    "a cap that learns": (lambda s, b, h, i, j: LEARNED[0] * s.tanh(), "by one that requires a gradient"),
-    "a bias that is scaled": (lambda s, b, h, i, j: (s + OF_KEY[j]) * OF_HEAD[h], r"do not \(aten.mul\)"),
+    "a cap that learns": (lambda s, b, h, i, j: LEARNED[0] * s.tanh(), "by a tensor that requires a gradient"),
+    "a bias that is scaled": (lambda s, b, h, i, j: (s + OF_KEY[j]) * OF_HEAD[h], r"do not have \(aten.mul\)"),
 }
 
 
@@ -411,7 +411,7 @@ def test_compiled_functions_break_their_graph() -> None:
     for slopes in (SLOPES.float(), OF_HEAD.float()):
         torch.testing.assert_close(compiled(x, slopes), step(x, slopes))
     torch._dynamo.reset()
-    with pytest.raises(RuntimeError, match="a score_mod is read on the host, which no graph can hold: write softcap="):
+    with pytest.raises(RuntimeError, match="a score_mod is recognised on the host, outside of graphs: use softcap="):
         torch.compile(step, backend="eager", fullgraph=True)(x, slopes)
 
 
@@ -420,7 +420,7 @@ def test_tables_and_things_that_are_no_functions() -> None:
     made = sf.lookup(P.causal().compile(64))
     plain = ours.flex_attention(x, x, x, lambda s, b, h, i, j: s * 2, made)
     assert torch.equal(plain, ours.flex_attention(x, x, x, block_mask=made, scale=0.5))
-    with pytest.raises(NotImplementedError, match="masks or looks at distances cannot use a table"):
+    with pytest.raises(NotImplementedError, match="masks or looks at distances cannot use a LookupTable"):
         ours.flex_attention(x, x, x, lambda s, b, h, i, j: s - (i - j).abs(), made)
     keys = torch.randn(64)
     biased = ours.flex_attention(x, x, x, lambda s, b, h, i, j: s + keys[j], made)
@@ -428,5 +428,5 @@ def test_tables_and_things_that_are_no_functions() -> None:
     with pytest.raises(TypeError, match="score_mod must be callable as fn"):
         ours.flex_attention(x, x, x, 2.0)  # type: ignore[call-overload]
     one = ours.create_block_mask(lambda b, h, q, k: q - k < 5 * h, None, 1, 64, 64, device="cpu")
-    with pytest.raises(ValueError, match="made with H=1"):
+    with pytest.raises(ValueError, match="created with H=1"):
         ours.flex_attention(x, x, x, lambda s, b, h, i, j: s - (i - j).abs(), one)

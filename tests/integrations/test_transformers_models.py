@@ -226,5 +226,5 @@ def test_what_it_cannot_do_is_refused() -> None:
     ):
         with pytest.raises(ValueError, match=words):
             model("llama", block_sparse_pattern=pattern)(ids())
-    with pytest.raises(ValueError, match=r"ViTAttention does not know its number.*use_pattern"):
+    with pytest.raises(ValueError, match=r"ViTAttention has no layer_idx.*use_pattern"):
         model("vit", block_sparse_pattern=["full()", "full()"])(torch.rand(1, 1, 24, 24))

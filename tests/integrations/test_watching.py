@@ -90,7 +90,7 @@ def gemma3() -> Any:
 def test_a_pattern_above_the_text_config_is_refused_and_in_it_has_an_effect() -> None:
     config, tokens = gemma3(), ids(1).clamp(max=50)
     config.block_sparse_pattern = "local(1)"
-    with pytest.raises(ValueError, match=r"Gemma3\w+ reads no pattern from config\.block.*config\.text_config"):
+    with pytest.raises(ValueError, match=r"Gemma3\w+ does not read config\.block.*config\.text_config"):
         build(config, "AutoModelForImageTextToText")(input_ids=tokens)
     made = build(gemma3(), "AutoModelForImageTextToText")
     with torch.no_grad():
@@ -149,14 +149,14 @@ def test_a_tensor_that_nothing_is_known_of_is_refused_by_name() -> None:
     """Also where forward is called by itself, so that nothing looks at the model first."""
     made = model("llama")
     for call in (made, made.forward):
-        with pytest.raises(ValueError, match="LlamaAttention hands a tensor chosen="):
+        with pytest.raises(ValueError, match="LlamaAttention passes a tensor chosen="):
             call(ids(), chosen=torch.ones(3))
     made(ids(), labels=ids(), num_items_in_batch=torch.tensor(7))  # as Trainer does
 
 
 def test_a_saved_pattern_is_not_forgotten_in_silence(tmp_path: Any) -> None:
     ours.use_pattern(model("llama", "eager"), "causal() & local(4)").save_pretrained(tmp_path)
-    with pytest.warns(UserWarning, match=r"LlamaForCausalLM names block_sparse_pattern='.*attn_implementation="):
+    with pytest.warns(UserWarning, match=r"LlamaForCausalLM has block_sparse_pattern='.*attn_implementation="):
         transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
@@ -202,7 +202,7 @@ def test_one_line_looks_at_the_model_before_it_is_called(tmp_path: Any) -> None:
     """So that one that is only ever called compiled has been looked at."""
     config = MIXERS["DebertaV2Model"]()
     config.block_sparse_pattern = "local(1)"
-    with pytest.warns(UserWarning, match="DebertaV2Model names"):
+    with pytest.warns(UserWarning, match="DebertaV2Model has"):
         transformers.DebertaV2Model(config).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="DebertaV2Model mixes its tokens on its own"):
         ours.from_pretrained(transformers.AutoModel, tmp_path)

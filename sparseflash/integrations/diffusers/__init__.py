@@ -1,8 +1,8 @@
-"""Diffusers: video and image transformers with a pattern in their self-attention.
+"""Block-sparse self-attention for the video and image transformers of Diffusers.
 
-:func:`use_pattern` switches a pipeline's transformer; its weights are not changed. Wan, HunyuanVideo, Flux and
-CogVideoX are supported. The pattern covers the tokens of the image or the video in the model's order: frame by frame,
-row by row. Text tokens in the same sequence are added beside it (:func:`sparseflash.patterns.beside`), and
+:func:`use_pattern` switches a pipeline's transformer over and leaves its weights as they are. Wan, HunyuanVideo, Flux
+and CogVideoX are supported. The pattern is over the tokens of the image or the video in the model's order: frame by
+frame and row by row. Text in the same sequence sees all and is seen by all (:func:`sparseflash.patterns.beside`), and
 cross-attention to text stays dense. Nothing here imports diffusers.
 """
 
@@ -30,37 +30,37 @@ def use_pattern(
     dense_steps: int = 0,
     block: int = 128,
 ) -> Any:
-    """Apply a pattern to the self-attention of a diffusion transformer.
+    """Restrict the self-attention of a diffusion transformer to a pattern.
 
-    In a pipeline: ``use_pattern(pipe.transformer, "...")``. Each call starts from the model's own attention again.
+    In a pipeline: ``use_pattern(pipe.transformer, "...")``. Each call replaces the effect of earlier calls.
 
-    A denoising step is a forward pass with a smaller timestep than the one before it; passes with the same timestep
-    (with and without the prompt) are one step, and a larger timestep begins the next sample. Where steps matter, each
-    forward pass synchronises once with the device to read the timestep.
+    A forward pass with a smaller timestep than the one before begins a new denoising step; passes with the same
+    timestep (with and without the prompt) belong to one step, and a larger timestep begins the next sample. With
+    ``steps`` or ``dense_steps``, each forward pass synchronises with the device once, to read the timestep.
 
-    If the pattern has an image (``shape``) whose order is not row by row, queries, keys and values are permuted to it,
-    and the output back, so that blocks of tokens are compact patches.
+    For an image pattern (``shape``) in another order than row by row, queries, keys and values are permuted to that
+    order, and the output back, so that blocks of tokens are compact patches.
 
     Args:
         transformer: ``WanTransformer3DModel``, ``HunyuanVideoTransformer3DModel``, ``FluxTransformer2DModel`` or
             ``CogVideoXTransformer3DModel``, or a subclass.
         pattern: a pattern or its text, for the tokens of the image or the video after patching. None restores the
             model's own attention.
-        layers: indices of the layers with the pattern; negative ones count from the end. The others stay dense. Layers
-            count in the order in which they run: in Flux and HunyuanVideo ``single_transformer_blocks`` follow
-            ``transformer_blocks``. None: all.
-        steps: indices of the denoising steps with the pattern, from 0; the others are dense. None: all.
-        dense_steps: number of initial steps that stay dense, instead of ``steps``.
+        layers: indices of the layers that use the pattern; negative ones count from the end. The others stay dense.
+            Layers are numbered in the order in which the model runs them: in Flux and HunyuanVideo
+            ``single_transformer_blocks`` follow ``transformer_blocks``. None: all.
+        steps: indices, from 0, of the denoising steps that use the pattern; the others are dense. None: all.
+        dense_steps: number of initial steps that stay dense; an alternative to ``steps``.
         block: tokens per block side, one of 16, 32, 64, 128, 256.
 
     Returns:
         The transformer.
 
     Raises:
-        TypeError: a pattern that is neither a Pattern nor a text; layers or steps that are not ints.
+        TypeError: a pattern that is neither a pattern nor text; layers or steps that are not ints.
         ValueError: a transformer of another class, text that is not a pattern, a pattern per sample, a missing layer,
-            a negative step, ``steps`` together with ``dense_steps``. In a forward pass: a pattern for another
-            number of tokens; a mask of the model that is more than text whose end is padding; an attention backend of
+            a negative step, ``steps`` and ``dense_steps`` together. In a forward pass: a pattern for another
+            number of tokens; a mask that hides more than padding at the end of the text; an attention backend of
             diffusers that does not call torch's ``scaled_dot_product_attention``.
 
     Example:

@@ -1,4 +1,4 @@
-"""The supported transformers of diffusers: where their self-attention is, and where text tokens are in it."""
+"""The supported transformers of diffusers: where their self-attention is, and where text is in the sequence."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 
 
 class Kind(NamedTuple):
-    """The layout of a transformer class."""
+    """The layout of a class of transformers."""
 
     blocks: tuple[str, ...]  # lists of blocks, in the order in which the model runs them
     attention: str  # the self-attention of a block
-    text: str | None  # text "before" or "after" the tokens of the image in their sequence; None: not in it
+    text: str | None  # "before" or "after" the tokens of the image in the same sequence; None: not in the sequence
 
 
 # As of diffusers 0.42.1, models/transformers/: the concatenations in the attention processors and in the blocks.
@@ -26,14 +26,14 @@ def kind_of(transformer: Any) -> Kind:
     """The kind of a transformer.
 
     Raises:
-        ValueError: a transformer of another class.
+        ValueError: a transformer of an unsupported class.
     """
     for name in (cls.__name__ for cls in type(transformer).__mro__):
         if name in KINDS:
             return KINDS[name]
     inner = getattr(transformer, "transformer", None)
-    hint = "; of a pipeline give the transformer: use_pattern(pipe.transformer, ...)" if inner is not None else ""
-    raise ValueError(f"use_pattern knows {', '.join(KINDS)}; got {type(transformer).__name__}{hint}")
+    hint = "; for a pipeline, give its transformer: use_pattern(pipe.transformer, ...)" if inner is not None else ""
+    raise ValueError(f"use_pattern supports {', '.join(KINDS)}; got {type(transformer).__name__}{hint}")
 
 
 def attention_of(transformer: Any, kind: Kind) -> list[Any]:

@@ -1,7 +1,7 @@
-"""Attention processors of diffusers that use a pattern.
+"""Attention processors of diffusers with block-sparse attention.
 
-A processor makes queries, keys and values, applies rotary positions, attends, and projects. Ours runs the model's own
-code, except that block-sparse attention replaces its call of ``scaled_dot_product_attention``.
+A processor projects to queries, keys and values, applies rotary embeddings, attends, and projects back. Ours runs the
+model's own code, with its one call of ``scaled_dot_product_attention`` replaced by block-sparse attention.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from sparseflash.integrations.diffusers.tables import Text, mask_of, ordered, us
 from sparseflash.patterns.pattern import Pattern
 from sparseflash.tables.padded import kept
 
-ATTRIBUTE = "sparseflash_layer"  # attribute of a processor: its Layer
+ATTRIBUTE = "sparseflash_layer"  # of a processor: its Layer
 EAGER = (
-    "use_pattern: layers that keep to a pattern run their attention outside of a graph: call torch.compile without "
+    "use_pattern: layers with a pattern run their attention outside of the graph: call torch.compile without "
     "fullgraph=True"
 )
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """How one layer attends."""
+    """The attention of one layer."""
 
     native: Any  # the model's own processor
     pattern: Pattern
@@ -50,7 +50,7 @@ class Layer:
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """``scaled_dot_product_attention`` over the pattern: q, k, v are [B, H, N, D], with text among the N tokens."""
+        """``scaled_dot_product_attention`` over the pattern: [B, H, N, D] each; the N tokens include text."""
         tokens = query.shape[2]
         if is_causal or key.shape[2] != tokens:
             raise ValueError(
@@ -70,13 +70,13 @@ class Layer:
         count = self.denoising.text
         before, after = (count if self.text == side else 0 for side in ("before", "after"))
         used = None
-        if attn_mask is not None:  # the same tensor for all layers of a pass
+        if attn_mask is not None:  # the same tensor in all layers of a pass
             used = kept(attn_mask, ("used", tokens, after), lambda: used_of(attn_mask, tokens, after))
         return Text(before, after, used)
 
 
 class Answered(TorchFunctionMode):
-    """A context in which calls of ``scaled_dot_product_attention`` go to a layer."""
+    """Within this context, calls of ``scaled_dot_product_attention`` go to a layer's :meth:`Layer.attend`."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -93,13 +93,13 @@ class Answered(TorchFunctionMode):
 
 
 def dense(processor: Any) -> Any:
-    """The model's own processor inside one of ours, or the processor itself."""
+    """The model's own processor behind one of ours; any other processor is returned unchanged."""
     layer = getattr(processor, ATTRIBUTE, None)
     return processor if layer is None else layer.native
 
 
 def sparse(processor: Any, pattern: Pattern, text: str | None, denoising: Denoising, block: int) -> Any:
-    """A processor like the model's own, with a pattern in the sparse steps."""
+    """A processor like the model's own that uses the pattern in sparse steps."""
     ours = object.__new__(_kind(processor.__class__))
     ours.__dict__.update(processor.__dict__, **{ATTRIBUTE: Layer(processor, pattern, text, denoising, block)})
     return ours
@@ -107,7 +107,7 @@ def sparse(processor: Any, pattern: Pattern, text: str | None, denoising: Denois
 
 @lru_cache(maxsize=64)
 def _kind(native: Any) -> Any:
-    """A subclass, since attention modules inspect a processor's class for its arguments."""
+    """A subclass of the native class, since attention modules inspect the arguments of a processor's class."""
 
     @torch.compiler.disable(reason=EAGER)  # type: ignore[untyped-decorator]  # tables are made on the host
     @wraps(native.__call__)
@@ -116,7 +116,10 @@ def _kind(native: Any) -> Any:
         if not layer.denoising.is_sparse:
             return native.__call__(self, *args, **kwargs)
         if getattr(self, "_parallel_config", None) is not None:
-            raise ValueError("use_pattern: a sequence that diffusers splits over devices cannot use a pattern")
+            raise ValueError(
+                "use_pattern does not support context parallelism of diffusers, which splits the sequence over "
+                "devices: leave out enable_parallelism, or call use_pattern(transformer, None)"
+            )
         with Answered(layer) as answered:
             result = native.__call__(self, *args, **kwargs)
         if answered.calls != 1:

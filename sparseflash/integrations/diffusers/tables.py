@@ -1,4 +1,4 @@
-"""Makes the mask of a sequence of image tokens and text from the image's pattern, and the order of its tokens."""
+"""The mask of a sequence of image and text tokens from the pattern of the image, and the order of its tokens."""
 
 from __future__ import annotations
 
@@ -21,35 +21,35 @@ from sparseflash.patterns.stacked import PerSample, per_sample
 
 
 class Text(NamedTuple):
-    """Where the text is in a sequence."""
+    """The text tokens of a sequence."""
 
-    before: int  # tokens
+    before: int  # number of text tokens before the image
     after: int
-    used: tuple[int, ...] | None  # for text after the image: how many tokens of each sample are not padding; None: all
+    used: tuple[int, ...] | None  # for each sample, how many of those after the image are not padding; None: all
 
 
 def checked(pattern: str | Pattern) -> Pattern:
-    """The user's pattern.
+    """Parse and check a user's pattern.
 
     Raises:
-        TypeError: neither a text nor a pattern.
-        ValueError: a text that is not a pattern, a pattern per sample, or one with several token orders.
+        TypeError: neither text nor a pattern.
+        ValueError: a text that is not a pattern, a pattern per sample, or one that mixes several token orders.
     """
     if not isinstance(pattern, str | Pattern):
         words = instead(pattern)
         raise TypeError(f"use_pattern takes a pattern or its text, got {pattern!r}{f': {words}' * bool(words)}")
     found = parse(pattern) if isinstance(pattern, str) else pattern
     if holds(found, PerSample):
-        raise ValueError(f"{found}: a model's pattern serves every batch, it cannot be per sample")
+        raise ValueError(f"{found}: a model's pattern applies to every batch, so it cannot be per sample")
     order_of(found)
     return found
 
 
 def order_of(pattern: Pattern) -> PlacedImage | None:
-    """The image that defines the token order of a pattern; None: row by row, or no image.
+    """The image that gives a pattern's token order; None: row by row, or no image.
 
     Raises:
-        ValueError: parts in different orders, or an order of something that is packed or has text beside it.
+        ValueError: parts in different orders, or an order in a pattern that also has tokens outside the image.
     """
     images = {image._replace(start=0) for image in pattern.placed_images()}
     ordered = [image for image in images if image.order != "raster"]
@@ -57,31 +57,31 @@ def order_of(pattern: Pattern) -> PlacedImage | None:
         return None
     if len(images) > 1:
         raise ValueError(
-            f"{pattern} has tokens in {len(images)} orders, {', '.join(sorted(image.order for image in images))}; a "
-            "sequence has one: give every part the same order=, tile= and shape"
+            f"{pattern} mixes {len(images)} token orders, {', '.join(sorted(image.order for image in images))}: give "
+            "every part the same order=, tile= and shape"
         )
     (image,) = ordered
     if pattern.known_size != image.tokens:
         raise ValueError(
-            f"{pattern}: order={image.order!r} puts the {image.tokens:,} tokens of an image in order; tokens beside "
-            "or after them have no place in it: give order='raster', or the pattern of the image alone"
+            f"{pattern}: order={image.order!r} is the order of the {image.tokens:,} tokens of an image, but the "
+            "pattern has other tokens too: give order='raster', or the pattern of the image alone"
         )
     return image
 
 
 @lru_cache(maxsize=64)
 def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
-    """The mask of a sequence of this many tokens, including text.
+    """The mask of a sequence of ``tokens`` tokens, including text.
 
     Raises:
-        ValueError: a pattern that is not for the number of image tokens.
+        ValueError: a pattern for another number of image tokens.
     """
     image = tokens - text.before - text.after
     size = pattern.known_size
     if size is not None and size != image:
         raise ValueError(
             f"{pattern} is for {size:,} tokens; the image or video has {image:,} ({tokens:,} with text): give the "
-            "shape after patching, (frames, height, width) of the latents over the patch size"
+            "shape after patching, (frames, height, width) of the latents divided by the patch size"
         )
     own = pattern if size is not None or text.used is None else documents([image]) & pattern
     if text.used is None:
@@ -92,7 +92,7 @@ def mask_of(pattern: Pattern, text: Text, tokens: int, block: int) -> BlockMask:
 
 @lru_cache(maxsize=16)
 def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """The token at each place, and the place of each token; text is not moved."""
+    """The token at each position of the pattern's order, and the inverse, int64 [tokens]; text is not moved."""
     pixels, positions = token_order(image.shape, image.order, tile=image.tile)
     found = []
     for index in (pixels, positions):
@@ -103,18 +103,18 @@ def _order(image: PlacedImage, text: Text, tokens: int, device: torch.device) ->
 
 
 def ordered(pattern: Pattern, text: Text, tokens: int, device: torch.device) -> tuple[Tensor, Tensor] | None:
-    """The indices that permute tokens to the pattern's order and back; None: they are in it already."""
+    """The indices that permute tokens to the pattern's order and back; None: no permutation is needed."""
     image = order_of(pattern)
     return None if image is None else _order(image, text, tokens, device)
 
 
 def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
-    """The number of text tokens after the image in each sample, from the model's mask; None: all of them.
+    """The number of text tokens after the image that each sample uses, from a model's mask; None: all of them.
 
     Args:
-        mask: bool [B, 1, 1, N], false for padding.
+        mask: bool [B, 1, 1, N], false at padding.
         tokens: N.
-        text: text tokens at the end of N, including padding.
+        text: number of text tokens at the end of the N, including padding.
 
     Raises:
         ValueError: a mask that hides anything else.
@@ -126,6 +126,6 @@ def used_of(mask: Tensor, tokens: int, text: int) -> tuple[int, ...] | None:
             found = tuple(count - (tokens - text) for count in used)
             return None if set(found) == {text} else found[:1] if len(set(found)) == 1 else found
     raise ValueError(
-        f"the model hides keys in a way that no text after the image does, by a mask {mask.dtype} {tuple(mask.shape)} "
-        f"for {tokens:,} tokens, {text:,} of text; use_pattern(transformer, None) goes back to dense attention"
+        f"the model's mask {mask.dtype} {tuple(mask.shape)} for {tokens:,} tokens, {text:,} of text, hides more than "
+        "padding at the end of the text; use_pattern(transformer, None) goes back to dense attention"
     )

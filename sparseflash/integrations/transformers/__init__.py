@@ -1,4 +1,4 @@
-"""Hugging Face Transformers (v5) with a pattern in the model's config.
+"""Block-sparse attention for Hugging Face Transformers (v5), with the pattern in the model's config.
 
 In one line: :func:`from_pretrained`, or :func:`use_pattern` for a model that is already loaded; :func:`describe` prints
 what each layer then reads. Or call ``register()`` once and pass ``attn_implementation="block_sparse"`` to Transformers'
@@ -112,8 +112,8 @@ def from_pretrained(
 
     Raises:
         ImportError: as :func:`register`.
-        TypeError: no text and no pattern.
-        ValueError: as :func:`use_pattern`, or an ``attn_implementation``.
+        TypeError: a pattern of another type than :func:`use_pattern` takes.
+        ValueError: as :func:`use_pattern`, an ``attn_implementation``, or ``layers`` or ``block`` without a pattern.
 
     Example:
         >>> import tempfile, torch, transformers
@@ -133,11 +133,11 @@ def from_pretrained(
             f"attn_implementation is {NAME!r} here, got {kwargs['attn_implementation']!r}; for another one call "
             f"{getattr(kind, '__name__', kind)}.from_pretrained"
         )
-    for one in _each(_texts(pattern)):  # before gigabytes of weights are read
-        if not names_patches(one):  # the model is not loaded yet
+    for one in _each(_texts(pattern)):  # before gigabytes are read
+        if not names_patches(one):  # depends on the model, which is not loaded yet
             checked(one)
     if pattern is None and (layers is not None or block is not None):
-        raise ValueError("layers= and block= belong to a pattern: give pattern= with them")
+        raise ValueError("layers= and block= need a pattern: give pattern= too")
     model = kind.from_pretrained(path, *args, attn_implementation=NAME, **kwargs)
     if pattern is not None:
         return use_pattern(model, pattern, layers=layers, block=128 if block is None else block)
@@ -180,7 +180,7 @@ def use_pattern(model: Any, pattern: Patterns = None, *, layers: Sequence[int] |
     config = model.config.get_text_config()
     if layers is not None and getattr(config, "is_encoder_decoder", False):
         raise ValueError(
-            f"layers= counts those of one stack, {type(model).__name__} has two: give one for each layer, "
+            f"layers= selects layers of one stack, but {type(model).__name__} has two: give a pattern for each layer, "
             'as {"encoder": [...], "decoder": [...]}'
         )
     texts = _texts(pattern) if layers is None else _texts(_in_layers(pattern, layers, config.num_hidden_layers))
@@ -209,7 +209,7 @@ def _in_layers(pattern: Patterns, layers: Sequence[int], count: int) -> list[str
     """A list with the pattern at some layers and None at the others."""
     if pattern is not None and not isinstance(pattern, str | Pattern):
         raise ValueError(
-            "layers= says where one pattern goes: give one pattern, or a list for all layers without layers="
+            "layers= selects the layers of one pattern: give one pattern, or a list for all layers without layers="
         )
     found: list[str | Pattern | None] = [None] * count
     for layer in layers:
@@ -228,7 +228,7 @@ def _texts(pattern: Patterns) -> Any:
         return str(pattern)
     if not isinstance(pattern, list | tuple):
         raise TypeError(
-            "pattern= is a text, a Pattern, a list of one for each layer, or a dict of these for either side; "
+            "pattern= must be a text, a Pattern, a list with one for each layer, or a dict of these by stack; "
             f"got {pattern!r}"
         )
     return [_texts(one) for one in pattern]

@@ -81,8 +81,8 @@ def _bloom(
 ) -> tuple[Tensor, None]:
     if self.pretraining_tp > 1 and self.slow_but_exact:
         raise ValueError(
-            f"{type(self).__name__} with slow_but_exact adds its output in {self.pretraining_tp} parts, which "
-            'block_sparse does not: set slow_but_exact=False, or use attn_implementation="eager"'
+            f"{type(self).__name__} with slow_but_exact sums its output in {self.pretraining_tp} parts, which "
+            'block_sparse does not do: set slow_but_exact=False, or use attn_implementation="eager"'
         )
     query, key, value = self._reshape(self.query_key_value(hidden_states))
     if layer_past is not None:

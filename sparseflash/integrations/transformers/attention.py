@@ -1,4 +1,4 @@
-"""The attention function that Transformers calls in every layer."""
+"""The attention function that Transformers calls in each layer."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from sparseflash.integrations.transformers.operators import EVERYTHING, checked,
 from sparseflash.integrations.transformers.patches import check, names_patches, of_module, reads_none
 from sparseflash.integrations.transformers.placing import placed
 
-# Not "sparseflash": Transformers takes a name that contains "flash" for a version of FlashAttention.
+# Not "sparseflash": Transformers takes a name that contains "flash" for a variant of FlashAttention.
 NAME = "block_sparse"
-# Tensor keywords that models and trainers pass to every attention function and that do not change its result
-# (`position_ids` and the lengths of packed rows are read). Any other tensor might select keys or weight them.
+# Tensor keywords from models and trainers that do not change the result of attention, or are handled here
+# (`position_ids` and the lengths of packed rows). Any other tensor might select or weight keys.
 HARMLESS = {
     *("position_ids", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k", "seq_idx"),
     *("num_items_in_batch", "labels", "shift_labels", "input_ids", "token_type_ids", "cache_position", "inputs_embeds"),
@@ -29,15 +29,15 @@ HARMLESS = {
 
 
 SIDES = ("encoder", "decoder")
-CROSS = "cross"  # beside them: the attention of the decoder to the encoder
-CROSSES = "block_sparse_crosses"  # attribute of a module: whether its keys are another sequence's
-SERVED = "_block_sparse_serves"  # attribute of a class whose forward is ours
+CROSS = "cross"  # in the same dict: attention of the decoder to the encoder
+CROSSES = "block_sparse_crosses"  # of a module: whether it is cross-attention
+SERVED = "_block_sparse_serves"  # of a class whose forward is ours
 
 
 class Calls(threading.local):
-    """The ``position_ids`` of the models being called, innermost last, since some never pass them to attention.
+    """The ``position_ids`` of the running model calls, innermost last, since some models do not pass them to attention.
 
-    Also what a layer's self-attention was told about the queries, for its cross-attention.
+    Also the queries of a layer's self-attention, for its cross-attention.
     """
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Calls(threading.local):
         self._queries = queries
 
     def told(self) -> Queries | None:
-        """Of the last self-attention, once: what a later layer knows is told anew."""
+        """The queries of the last self-attention, once: each layer sets its own."""
         queries, self._queries = self._queries, None
         return queries
 
@@ -84,14 +84,14 @@ def block_sparse_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one layer over the config's pattern: query [B, Hq, N, D], key [B, Hkv, M, D], value [B, Hkv, M, Dv].
 
-    position_bias: [B or 1, Hq or 1, N or 1, M or 1], as T5 passes it: added to the scores, with a gradient.
+    position_bias: [B or 1, Hq or 1, N or 1, M or 1], as from T5: added to the scores, with a gradient.
 
     Returns:
-        [B, N, Hq, Dv], and None instead of attention weights, which are never computed.
+        [B, N, Hq, Dv], and None in place of the weights, which are never computed.
 
     Raises:
-        ValueError: something that block-sparse attention cannot do: attention weights, an unknown tensor among
-            ``kwargs``, positions of part of a sequence.
+        ValueError: what block-sparse attention cannot do: ``output_attentions``, an unknown tensor among ``kwargs``,
+            positions of only a part of a sequence.
     """
     _refuse(module, kwargs)
     pattern, block = pattern_of(module)
@@ -99,7 +99,7 @@ def block_sparse_attention(
     if names_patches(pattern):
         pattern = of_module(module, pattern).written(pattern, q_len)
     own = attention_mask is not None and attention_mask.dtype != torch.int32
-    if attention_mask is None:  # the model made no mask: its is_causal decides, as for sdpa
+    if attention_mask is None:  # the model made no mask: is_causal decides, as for sdpa
         causal = is_causal if is_causal is not None else getattr(module, "is_causal", True)
         causal = bool(causal) and not crosses(module)
         attention_mask = _plain(q_len, kv_len, causal, kwargs.get("sliding_window"))
@@ -108,10 +108,9 @@ def block_sparse_attention(
     lengths = kwargs.get("cu_seq_lens_q"), kwargs.get("cu_seq_lens_k")
     if own and lengths != (None, None):
         raise ValueError(
-            f"{type(module).__name__} got a 4-D attention_mask and cu_seq_lens_q of packed rows, which both say who "
-            "sees whom: give one of them"
+            f"{type(module).__name__} got both a 4-D attention_mask and cu_seq_lens_q of packed rows: give one of them"
         )
-    if not (own or crosses(module)):  # a 4-D mask is complete: positions of a tree do not mean packed rows
+    if not (own or crosses(module)):  # a user's 4-D mask is complete: positions of a token tree are not a packed row's
         positions = kwargs.get("position_ids")
         if positions is None and not torch.compiler.is_compiling():
             positions = CALLS.positions
@@ -122,13 +121,13 @@ def block_sparse_attention(
         queries = None if torch.compiler.is_compiling() else CALLS.told()
         attention_mask = across(module, attention_mask, queries, batch, q_len, kv_len)
     q, k, v = under_autocast(*(x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value)))
-    if not q.dtype == k.dtype == v.dtype:  # some models rotate in float32
+    if not q.dtype == k.dtype == v.dtype:  # some models apply rotary embeddings in float32
         q, k = q.to(v.dtype), k.to(v.dtype)
     bias = position_bias
     if bias is not None and bias.dim() != 4:
         raise ValueError(
-            f"{type(module).__name__} hands a position_bias {tuple(bias.shape)} to its attention; block_sparse "
-            'adds one of four dims, [B or 1, heads or 1, N or 1, M or 1]: use attn_implementation="eager"'
+            f"{type(module).__name__} passes a position_bias {tuple(bias.shape)} to its attention; block_sparse "
+            'needs four dims, [B or 1, heads or 1, N or 1, M or 1]: use attn_implementation="eager"'
         )
     if bias is not None and (bias.dtype != torch.float32 or q.dtype == torch.float64):
         bias = bias.to(q.dtype)
@@ -144,22 +143,22 @@ def block_sparse_attention(
 def _refuse(module: nn.Module, kwargs: dict[str, Any]) -> None:
     name, instead = type(module).__name__, 'use attn_implementation="eager"'
     if kwargs.get("output_attentions"):
-        raise ValueError(f"block_sparse never makes the weights that output_attentions=True asks for: {instead}")
+        raise ValueError(f"block_sparse does not compute the weights that output_attentions=True requests: {instead}")
     if crosses(module) and (kwargs.get("cu_seq_lens_q") is not None or kwargs.get("cu_seq_lens_k") is not None):
         raise ValueError(
-            f"{name} attends to another sequence, of which cu_seq_lens_q and cu_seq_lens_k of packed rows say nothing: "
-            "give one document a row"
+            f"{name} is cross-attention, which does not support packed rows (cu_seq_lens_q, cu_seq_lens_k): give one "
+            "document per row"
         )
     for keyword, value in kwargs.items():
         if isinstance(value, Tensor) and keyword not in HARMLESS:
             raise ValueError(
-                f"{name} hands a tensor {keyword}= {tuple(value.shape)} to its attention, of which block_sparse knows "
-                f"nothing (a model that selects keys itself, for example): {instead}"
+                f"{name} passes a tensor {keyword}= {tuple(value.shape)} to its attention, which block_sparse does not "
+                f"support (a model that selects keys itself, for example): {instead}"
             )
 
 
 def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int, kv_len: int) -> Tensor:
-    """The description of a 4-D mask from the user, or from a model that makes its masks itself."""
+    """The description of a 4-D mask from the user, or from a model that makes its own masks."""
     if pattern != EVERYTHING and crosses(module):
         raise ValueError(
             f"{type(module).__name__} got a 4-D attention_mask and a pattern for cross-attention, {pattern}: give a "
@@ -167,9 +166,9 @@ def _given(module: nn.Module, mask: Tensor, pattern: str, batch: int, q_len: int
         )
     if pattern != EVERYTHING and q_len != kv_len:
         raise ValueError(
-            f"{type(module).__name__} got a 4-D attention_mask for {q_len} queries and {kv_len} keys, which does not "
-            f"say at which positions of {pattern} they stand: give the whole sequence with use_cache=False, a 2-D "
-            "attention_mask, or no pattern"
+            f"{type(module).__name__} got a 4-D attention_mask for {q_len} queries and {kv_len} keys, from which their "
+            f"positions in {pattern} are unknown: give the whole sequence with use_cache=False, a 2-D attention_mask, "
+            "or no pattern"
         )
     return known(mask, lambda: of_drawn(mask, batch, q_len, kv_len), batch, q_len, kv_len)
 
@@ -185,7 +184,7 @@ def _plain(q_len: int, kv_len: int, causal: bool, window: int | None) -> Tensor:
 
 
 def crosses(module: nn.Module) -> bool:
-    """Whether a module's keys are another sequence's; ``watching`` marks modules that do not tell themselves."""
+    """Whether a module is cross-attention; ``watching`` marks those that do not declare it."""
     return bool(getattr(module, CROSSES, False) or getattr(module, "is_cross_attention", False))
 
 
@@ -196,18 +195,18 @@ def may_cross(module: nn.Module) -> bool:
 
 
 def has_two_sides(config: Any) -> bool:
-    """Whether a config is an encoder-decoder's; the copies that T5's stacks hold say they are not."""
+    """Whether a config belongs to an encoder-decoder model; the copies in T5's stacks have is_encoder_decoder=False."""
     return bool(getattr(config, "is_encoder_decoder", False)) or hasattr(config, "num_decoder_layers")
 
 
 def side_of(module: nn.Module) -> str:
-    """Which side of an encoder-decoder model a self-attention module is on."""
+    """The stack of an encoder-decoder model that a self-attention module is in."""
     decodes = getattr(module, "is_decoder", None)
     return "decoder" if (getattr(module, "is_causal", False) if decodes is None else decodes) else "encoder"
 
 
 def _tells(module: nn.Module) -> bool:
-    """Whether a self-attention module precedes cross-attention that has a pattern."""
+    """Whether a self-attention module comes before cross-attention with a pattern."""
     return has_cross(getattr(module, "config", None)) and not crosses(module) and side_of(module) == "decoder"
 
 
@@ -220,11 +219,11 @@ def has_cross(config: Any) -> bool:
 def pattern_of(module: nn.Module) -> tuple[str, int]:
     """The text of a layer's pattern, and its block size, from the config.
 
-    Cross-attention sees everything unless the config's dict has an entry for it. The text may leave the grid of patches
-    to the forward pass, see ``patches.py``.
+    Cross-attention sees everything, unless the config's dict has an entry for it. The text may contain ``{grid}``,
+    which the forward pass fills in, see ``patches.py``.
 
     Raises:
-        TypeError: a pattern that is not a text.
+        TypeError: a pattern that is not text.
         ValueError: a text that is not a pattern, or a list that has no entry for this layer.
     """
     config: Any = module.config
@@ -234,7 +233,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
         layer = getattr(module, "layer_idx", None)
         if layer is None:
             raise ValueError(
-                f"the config has a pattern for each layer, but {type(module).__name__} does not know its number: "
+                f"the config has a pattern for each layer, but {type(module).__name__} has no layer_idx: "
                 "call sparseflash.integrations.transformers.use_pattern(model, [...])"
             )
         if len(pattern) != count:
@@ -250,7 +249,7 @@ def pattern_of(module: nn.Module) -> tuple[str, int]:
 
 
 def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
-    """The config's pattern for the stack of layers that a module is in, and the stack's number of layers."""
+    """The config's entry for the stack that a module is in, and that stack's number of layers."""
     config: Any = module.config
     count = getattr(config, "num_hidden_layers", 0)
     crossing = crosses(module)
@@ -259,28 +258,28 @@ def _of_stack(module: nn.Module, pattern: Any) -> tuple[Any, int]:
     name, two = type(module).__name__, has_two_sides(config)
     if not crossing and may_cross(module) and getattr(module, CROSSES, None) is None:
         raise ValueError(
-            f"{name} belongs to a model with cross-attention, in which block_sparse has to find the self-attention "
-            "first: call sparseflash.integrations.transformers.use_pattern(model, ...), or the model once before it is "
+            f"{name} belongs to a model with cross-attention, whose self-attention block_sparse has to identify first: "
+            "call sparseflash.integrations.transformers.use_pattern(model, ...), or the model once before it is "
             "compiled"
         )
     if isinstance(pattern, Mapping):
         if not two or not set(pattern) <= {*SIDES, CROSS}:
             raise ValueError(
-                f"block_sparse_pattern has the entries {sorted(pattern)}: a model of an encoder and a decoder takes "
-                f"{', '.join(map(repr, SIDES))} and {CROSS!r}, any other one a text or a list"
+                f"block_sparse_pattern has the entries {sorted(pattern)}: an encoder-decoder model takes "
+                f"{', '.join(map(repr, SIDES))} and {CROSS!r}, any other model a text or a list"
             )
         side = "decoder" if crossing else side_of(module)
         return pattern.get(CROSS if crossing else side), getattr(config, f"{side}_layers", count)
     if two and isinstance(pattern, list | tuple):
         raise ValueError(
-            f"{name} belongs to a model of an encoder and a decoder; say whose layers the list is for: "
+            f"{name} belongs to an encoder-decoder model, where a list has to name its stack: "
             '{"encoder": [...], "decoder": [...]}'
         )
     return pattern, count
 
 
 def attending(model: Any) -> list[nn.Module]:
-    """The self-attention modules of a model in order; empty for a model that does not tell which they are."""
+    """The self-attention modules of a model in order; empty if the model does not declare them."""
     kinds = []
     for part in model.modules():
         kind = (getattr(part, "_can_record_outputs", None) or {}).get("attentions")
@@ -288,18 +287,21 @@ def attending(model: Any) -> list[nn.Module]:
     attends: tuple[type[nn.Module], ...] = tuple({kind for kind in kinds if isinstance(kind, type)})
     found: dict[int, nn.Module] = {}
     for named in model.modules():
-        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names the layer around the module
+        if isinstance(named, attends) or hasattr(type(named), SERVED):  # T5 names a layer around the module
             inside = [named] if hasattr(named, "config") else [m for m in named.modules() if hasattr(m, "config")]
             found |= {id(m): m for m in inside if not crosses(m)}
     return list(found.values())
 
 
 def layers(model: Any) -> list[nn.Module]:
-    """The self-attention modules of a model in their order.
+    """The self-attention modules of a model in order.
 
     Raises:
-        ValueError: the model does not tell which of its modules attend.
+        ValueError: the model does not declare its attention modules.
     """
     if not (found := attending(model)):
-        raise ValueError(f"{type(model).__name__} does not say which of its modules attend; set its config by hand")
+        raise ValueError(
+            f"{type(model).__name__} does not declare its attention modules (_can_record_outputs): set "
+            "config.block_sparse_pattern by hand"
+        )
     return found

@@ -1,7 +1,7 @@
-"""Masks that no rule describes, evaluated for every pair: their bits follow the description of a batch.
+"""Masks that the description of a batch cannot express: their bits for every pair are appended to it.
 
-Transformers makes every mask this way, in O(N M). Here only masks that a description cannot express are: blocks of
-image tokens with bidirectional attention, the user's mask functions, and 4-D masks.
+Transformers materialises every mask, O(N M); here that is done only for masks with no shorter description:
+bidirectional blocks of image tokens, mask functions from users, and 4-D masks.
 
 Shape legend: B samples, H heads or 1, N queries, M keys, W ints per row of a description, R rows of bits.
 """
@@ -24,12 +24,12 @@ from sparseflash.patterns.cache_budget import MASKS
 from sparseflash.patterns.set_operations import stacked
 
 WORD = 32
-# A user's mask is the same for every layer and often for every batch, so it is converted once.
+# A user's mask is the same for every layer and, often, every batch: it is converted once.
 _known: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def pair_by_pair(mask_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The function mapped over tensors of one shape, called for one pair at a time, as some require."""
+    """The function for tensors of one shape, mapped over single pairs: some mask functions take nothing else."""
 
     def ask(sample: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         one_each = torch.vmap(mask_function, in_dims=(0, None, 0, 0))
@@ -40,7 +40,7 @@ def pair_by_pair(mask_function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def drawn(mask_function: Callable[..., Tensor], batch: int, queries: Tensor, keys: Tensor, one_by_one: bool) -> Tensor:
-    """The visible pairs, bool [B, 1, N, M], padding ignored."""
+    """The mask, bool [B, 1, N, M], without padding."""
     sample, head = torch.arange(batch, device=keys.device), torch.zeros((), dtype=torch.long, device=keys.device)
     if not one_by_one:
         answer = mask_function(sample[:, None, None], head, queries[:, None], keys)
@@ -61,7 +61,7 @@ def with_bits(described: Tensor, allowed: Tensor) -> Tensor:
 
 
 def bits_of(rows: NDArray[np.int32], pairs: int) -> list[tuple[bytes, ...]]:
-    """The bits that follow a description [B, H, 1 + R, W], for each sample and head; empty if there are none."""
+    """The bits after a description [B, H, 1 + R, W], for each sample and head; empty if there are none."""
     if rows.shape[2] == 1:
         return []
     size = -(-pairs // 8)
@@ -71,7 +71,7 @@ def bits_of(rows: NDArray[np.int32], pairs: int) -> list[tuple[bytes, ...]]:
 @MASKS.bounds
 @lru_cache(maxsize=64)
 def mask_of(heads: tuple[bytes, ...], shape: tuple[int, int], block: int | tuple[int, int], q_offset: int) -> BlockMask:
-    """The mask of one sample's bits [N, M], for all heads or for each."""
+    """The mask of one sample from its bits [N, M], one for all heads or one for each."""
     masks = []
     for bits in heads:
         flat = np.unpackbits(np.frombuffer(bits, np.uint8), count=shape[0] * shape[1], bitorder="little")
@@ -82,7 +82,7 @@ def mask_of(heads: tuple[bytes, ...], shape: tuple[int, int], block: int | tuple
 
 
 def known(mask: Tensor, made: Callable[[], Tensor], *shape: Any) -> Tensor:
-    """The result of ``made`` for a user's mask, cached per tensor until somebody writes into it."""
+    """The result of ``made`` for a user's mask, cached per tensor until it is written to."""
     if torch.compiler.is_compiling():
         return made()
     seen = (shape, -1 if mask.is_inference() else mask._version)

@@ -1,4 +1,4 @@
-"""Makes a dense language model sparse: switch, train for a while, measure; one pattern after another.
+"""Make a dense language model sparse: switch it over, fine-tune it, and measure perplexity, for one or more patterns.
 
 Shape legend: B samples of N tokens per batch.
 """
@@ -29,13 +29,13 @@ Batch: TypeAlias = Tensor | Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Row:
-    """The results of a model with one pattern.
+    """The result of one pattern.
 
     Attributes:
         pattern: its text.
         density: stored blocks / all blocks at the length of the test batches, causal.
-        switched: perplexity of the dense model with the pattern, before training.
-        trained: perplexity after training with the pattern.
+        switched: perplexity after switching the dense model over, without training.
+        trained: perplexity after fine-tuning.
     """
 
     pattern: str
@@ -46,7 +46,7 @@ class Row:
 
 @torch.no_grad()
 def perplexity(model: Any, batches: Iterable[Batch]) -> float:
-    """The exponential of the mean loss of predicting each token from those before it.
+    """The exponential of the mean cross-entropy, in nats, of predicting each token from those before it.
 
     Args:
         model: a causal language model of Transformers.
@@ -78,19 +78,19 @@ def train(
     label: str = "training",
     console: Console | None = None,
 ) -> list[float]:
-    """Train a causal language model with AdamW, linear warm-up and cosine decay, cycling through the batches.
+    """Train a causal language model with AdamW, linear warm-up and cosine decay; batches are repeated in order.
 
-    For anything more, use Transformers' ``Trainer`` or your own loop; the attention is an ordinary part of the model.
+    For more control use Transformers' ``Trainer`` or your own loop: nothing here is specific to the attention.
 
     Args:
         model: with any attention; its weights are changed in place.
         batches: as for :func:`perplexity`.
         steps: optimizer steps.
         lr: peak learning rate.
-        warmup: steps until the peak.
+        warmup: steps until the peak learning rate.
         clip: largest norm of the gradient.
         label: text before the progress bar.
-        console: where the bar is drawn; default the terminal.
+        console: for the progress bar; default the terminal.
 
     Returns:
         The loss of each step.
@@ -132,7 +132,7 @@ def compare(
 ) -> list[Row]:
     """Fine-tune a dense model into a sparse one for each pattern, and print the perplexity of each.
 
-    Every pattern starts from the model's present weights, which are restored at the end. Include ``full()`` as a
+    Every pattern starts from the model's present weights; the model itself is not changed. Include ``full()`` as a
     control: the same number of steps with dense attention.
 
     Args:
@@ -140,10 +140,13 @@ def compare(
         patterns: patterns or their texts.
         train_batches: as for :func:`train`.
         test_batches: as for :func:`perplexity`.
-        steps: optimizer steps for each pattern; 0 measures without training.
+        steps: optimizer steps for each pattern; 0 only switches over.
         lr: peak learning rate.
         block: tokens per block side.
-        console: where the table is printed; default the terminal.
+        console: for the table; default the terminal.
+
+    Returns:
+        A row for each pattern, in order.
 
     Raises:
         ValueError: no patterns, a text that is not a pattern, nothing to train on or to measure.

@@ -1,14 +1,14 @@
-"""Describes a batch in one small tensor: padding, packed sequences, causal or not, windows, chunks.
+"""Describe a batch's mask in one small tensor: padding, packed sequences, causal or not, windows, chunks.
 
-Transformers passes a mask function to whoever makes the mask. Ours makes none: it evaluates that function O(N) times
-and records, for every key, where its sequence begins; ``placing.py`` adds what positions tell. The result is a tensor
-of four dims, because models pass such a mask on unchanged, also through ``generate`` and ``torch.compile``. It is on
-the host, where tables are made.
+Transformers calls a mask interface with a mask function. Ours does not materialise the mask: it evaluates the function
+at O(N) pairs and records, for every key, where its sequence begins; ``placing.py`` adds what positions imply. The
+result has four dims, because models pass such a mask on unchanged, also through ``generate`` and ``torch.compile``; it
+is on the host, where tables are built.
 
-A mask function can express more than this description. Its results at both ends of every query's interval of keys, and
-at one more key per query, are therefore compared with the description. If they differ (blocks of image tokens), the
-mask is evaluated for every pair and its bits follow the description (``drawing.py``). While a graph is traced this
-cannot be checked, so the mask is refused when it is used.
+A mask function can be more general than this description. So its values at both ends of every query's stretch of keys,
+and at one more key per query, are compared with the description. If they differ (blocks of image tokens), the mask is
+evaluated for every pair and its bits follow the description (``drawing.py``). A traced graph
+cannot branch on that, so there the mask is marked, and refused when it is used.
 
 Shape legend: B samples, H heads or 1, N new queries, M keys.
 """
@@ -30,28 +30,27 @@ from sparseflash.integrations.transformers.sequences import Piece
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
-# The number of ints in a row's header; M origins follow.
+# Indices of the first ints of every row, which M origins follow.
 MAGIC, CAUSAL, WINDOW, CHUNK, FIRST_QUERY, SEEN, CROSSING, FAULT, HEADER = range(9)
-MAGIC_NUMBER = 0x5BA5CF1A  # the first int; no other mask begins with it
-PADDING = -(1 << 31)  # instead of an origin
-OWN_KEYS = -(1 << 31)  # instead of CROSSING: keys and queries are of the same sequence
-# Values of FAULT. Data decide them, which tracing cannot read, so the error is raised by the reader.
+MAGIC_NUMBER = 0x5BA5CF1A  # marks our descriptions among masks
+PADDING = -(1 << 31)  # in place of an origin
+OWN_KEYS = -(1 << 31)  # in place of CROSSING: the keys are those of the queries' own sequence
+# Values of FAULT: they depend on data, on which a traced graph cannot raise, so `read` raises the error.
 FAITHFUL, ANOTHER_MASK, KEYS_MISSING, JUMP, PACKED_BEHIND_A_CACHE, LENGTHS, ADDS = range(7)
 _ALONE = (
-    "if they are one sequence of their own, count its positions from 0; if they are one rank's part of a longer one, "
-    "block_sparse would not see the others' tokens: sparseflash.distributed.context_parallel_attention does"
+    "if they are a complete sequence, count its positions from 0; if they are one rank's part of a longer one, "
+    "block_sparse would not see the other ranks' tokens: use sparseflash.distributed.context_parallel_attention"
 )
 FAULTS = {
-    ANOTHER_MASK: "a compiled block_sparse knows causal, bidirectional, chunked and sliding-window models, padding and "
-    "packed sequences, but this model asks for another mask (blocks of image tokens, for example): call it without "
+    ANOTHER_MASK: "a compiled block_sparse supports causal, bidirectional, chunked and sliding-window models, padding "
+    "and packed sequences, but this model has another mask (blocks of image tokens, for example): call it without "
     'torch.compile, or use attn_implementation="eager" or "sdpa"',
     KEYS_MISSING: f"position_ids begin beyond 0, but there is no cache with the tokens before them; {_ALONE}",
-    JUMP: "position_ids of a packed row begin again at 0 for every sequence, but these go on at another position; "
-    f"{_ALONE}",
-    PACKED_BEHIND_A_CACHE: "packed rows (position_ids that begin again, cu_seq_lens_q) need an empty cache, but this "
+    JUMP: f"position_ids of a packed row restart at 0 for every sequence, but these jump to another position; {_ALONE}",
+    PACKED_BEHIND_A_CACHE: "packed rows (position_ids that restart, cu_seq_lens_q) need an empty cache, but this "
     "one holds tokens already: give them in one call, or pass use_cache=False",
-    LENGTHS: "cu_seq_lens_q and cu_seq_lens_k must be equal, rise from 0 to the number of tokens of all rows together, "
-    "and let no sequence go on from one row into the next",
+    LENGTHS: "cu_seq_lens_q and cu_seq_lens_k must be equal, not decrease, and run from 0 to the number of tokens of "
+    "all rows, and no sequence may continue from one row into the next",
     ADDS: "block_sparse takes a 4-D attention_mask of booleans, or of 0 and -inf, but this one adds other numbers to "
     'the scores: use attn_implementation="eager" or "sdpa"',
 }
@@ -59,18 +58,18 @@ FAULTS = {
 
 @dataclass(frozen=True)
 class Description:
-    """The mask of a batch. Keys have positions 0 to M - 1, query i has ``first_query + i``."""
+    """A batch's mask. Keys are at positions 0 to M - 1, query i at ``first_query + i``."""
 
     causal: bool
     window: int | None  # causal: the newest `window` keys, the query's own included; else: keys up to `window` away
     first_query: int
-    samples: tuple[tuple[Piece, ...], ...]  # one entry if all samples are alike
-    chunk: int | None = None  # tokens; keys of the query's own chunk, counted from the sequence's origin
-    drawn: tuple[tuple[bytes, ...], ...] = ()  # the bits [N, M] of every sample's heads, if no rule describes them
-    crossing: tuple[int, ...] = ()  # for keys of another sequence: position of the first query of each sample
+    samples: tuple[tuple[Piece, ...], ...]  # one entry if all samples are equal
+    chunk: int | None = None  # tokens per chunk: a query sees its own chunk, counted from the sequence's origin
+    drawn: tuple[tuple[bytes, ...], ...] = ()  # bits [N, M] of each head of each sample, if the rules do not suffice
+    crossing: tuple[int, ...] = ()  # in cross-attention: the position of the first query, of each sample
 
     def keys(self, q_len: int, kv_len: int) -> int:
-        """How many of ``kv_len`` keys are in use: a static cache has room after the newest query."""
+        """How many of ``kv_len`` keys the mask covers: a static cache has room past the newest query."""
         return self.first_query + q_len if self.causal else kv_len
 
 
@@ -89,9 +88,9 @@ def describe(
     config: Any = None,
     **unused: Any,
 ) -> Tensor:
-    """The description of a batch, int32 [B, 1, 1, HEADER + M]; called by Transformers as a mask function.
+    """The description of a batch, int32 [B, 1, 1, HEADER + M]; Transformers calls it as its mask interface.
 
-    If the mask had to be evaluated for every pair, [B, 1, 1 + R, HEADER + M]: R rows of bits follow.
+    If the mask was evaluated for every pair, [B, 1, 1 + R, HEADER + M]: R rows of bits follow.
     """
     query = torch.arange(q_length, device=device) + q_offset
     sample = torch.arange(batch_size, device=device)[:, None].expand(-1, q_length)
@@ -100,7 +99,7 @@ def describe(
     last = kv_offset + kv_length - 1
 
     def allowed(k: Tensor) -> Tensor:
-        """[B, N]: may each query see key k [B or 1, N], where there is such a key?"""
+        """[B, N]: whether each query may see key k [B or 1, N]; False if there is no such key."""
         k = k.expand(batch_size, -1)
         answer = ask(sample, head, query.expand(batch_size, -1), k.clamp(kv_offset, last))
         return (answer & (k >= kv_offset) & (k <= last)).expand(batch_size, q_length)
@@ -109,21 +108,21 @@ def describe(
     chunk, window = (local_size, None) if chunked else (None, local_size)
     start = torch.full((batch_size, q_length), kv_offset, device=device)
     stop = start + kv_length
-    # Only whole sequences are packed; one begins where a query does not see its predecessor. With a window of one
-    # token no query sees its predecessor, which tells nothing.
+    # Only whole sequences are packed; one begins where a query does not see the token before it. With a window of one
+    # token no query does, so nothing can be concluded.
     if q_length == kv_length and local_size != 1:
         begins = ~allowed(query[None] - 1)
-        if chunk:  # so does every chunk, but a whole chunk precedes it
+        if chunk:  # a chunk begins like this too, but with a whole chunk before it
             newest = torch.where(begins, query, kv_offset).cummax(1).values
             begins &= query - torch.nn.functional.pad(newest[:, :-1], (1, 0), value=kv_offset) != chunk
         start = torch.where(begins, query, kv_offset).cummax(1).values
         after = torch.where(begins, query, kv_offset + kv_length).flip(1).cummin(1).values.flip(1)
         stop = torch.cat([after[:, 1:], stop[:, :1]], 1)
 
-    first = torch.zeros_like(start[:, :1])  # token of each row
+    first = torch.zeros_like(start[:, :1])  # first token of each row
     live = torch.ones((batch_size, kv_length), dtype=torch.bool, device=device)
     if attention_mask is not None:
-        # A cache may have room for more keys than are in use, and may have dropped the oldest.
+        # A cache may have room for more keys than there are, and may have dropped the oldest.
         missing = max(kv_offset + kv_length - attention_mask.shape[-1], 0)
         everything = torch.nn.functional.pad(attention_mask.bool(), (0, missing))
         live = everything[:, kv_offset : kv_offset + kv_length]
@@ -155,12 +154,12 @@ def describe(
 
 
 def of_drawn(mask: Tensor, batch: int, q_len: int, kv_len: int) -> Tensor:
-    """The description of a mask that is given as a tensor: bool [B or 1, H or 1, N or 1, M], or 0 and -inf.
+    """The description of a 4-D mask: bool [B or 1, H or 1, N or 1, M], or floating with 0 for True and -inf for False.
 
-    Rows are taken to be whole sequences, the last query aligned with the last key.
+    Rows are taken as whole sequences, with the last query aligned with the last key.
 
     Raises:
-        ValueError: a mask of other numbers or of another size.
+        ValueError: a mask with other values or of another shape.
     """
     sizes = ((1, batch), mask.shape[1:2], (1, q_len), (kv_len,))
     if not (mask.dtype == torch.bool or mask.is_floating_point()) or mask.dim() != 4:
@@ -182,15 +181,15 @@ def of_drawn(mask: Tensor, batch: int, q_len: int, kv_len: int) -> Tensor:
 
 _NOT_A_MASK = (
     "block_sparse takes the 2-D attention_mask of a tokenizer (1 for tokens, 0 for padding) or a 4-D one of booleans, "
-    "got {dtype} of shape {shape}; say who sees whom in the pattern"
+    "got {dtype} of shape {shape}; any other mask goes into the pattern"
 )
 
 
 def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
-    """The description in a tensor that :func:`describe` made, for q [.., q_len, ..] and k [.., kv_len, ..].
+    """Decode a tensor that :func:`describe` made, for q [.., q_len, ..] and k [.., kv_len, ..].
 
     Raises:
-        ValueError: another kind of mask, one for other lengths, or one that the description cannot express.
+        ValueError: another kind of mask, one for other lengths, or one that is marked with a fault.
     """
     rows = mask.cpu().numpy()  # hooks that distribute a model over devices move masks too
     if mask.dim() != 4 or rows.shape[-1] < HEADER or rows[0, 0, 0, MAGIC] != MAGIC_NUMBER:
@@ -200,7 +199,7 @@ def read(mask: Tensor, q_len: int, kv_len: int) -> Description:
     return _read(rows.tobytes(), rows.shape, q_len)
 
 
-@lru_cache(maxsize=16)  # for few batches at a time, since its keys are long
+@lru_cache(maxsize=16)  # small: the keys are as long as the batches
 def _read(ints: bytes, shape: tuple[int, ...], q_len: int) -> Description:
     everything = np.frombuffer(ints, np.int32).reshape(shape)
     rows, there = everything[:, 0, 0], shape[-1] - HEADER
@@ -218,7 +217,7 @@ def _read(ints: bytes, shape: tuple[int, ...], q_len: int) -> Description:
 
 
 def _pieces(origin: NDArray[np.int32]) -> tuple[Piece, ...]:
-    """Runs of equal origins, without padding."""
+    """Stretches of equal origins, without padding."""
     edges = np.concatenate([[0], np.flatnonzero(np.diff(origin)) + 1, [origin.size]])
     stretches = zip(edges[:-1].tolist(), edges[1:].tolist(), origin[edges[:-1]].tolist(), strict=True)
     return tuple(piece for piece in stretches if piece[2] != PADDING)

@@ -1,9 +1,9 @@
-"""The attention of a model's layer as one operator: it reads the batch's description, finds the table, and runs it.
+"""Attention of a model's layer as one operator: it reads the batch's description, looks up the table, and attends.
 
-Tables are made on the host from the data of a batch, which cannot be traced; inside an operator the compiler need not
-know. Eager, compiled and checkpointed models therefore take the same path, and new lengths do not recompile anything.
+Tables are built on the host from the contents of a batch, which a graph cannot depend on; inside an operator they are
+opaque to the compiler. Eager, compiled and checkpointed models share one path, and new lengths need no recompilation.
 
-Shape legend: B samples, Hq query heads, N new queries, M keys (those a cache has room for), D, Dv head dims.
+Shape legend: B samples, Hq query heads, N new queries, M keys (the capacity of a cache), D, Dv head dims.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from sparseflash.patterns.stacked import PerSample
 from sparseflash.tables.lookup import lookup
 from sparseflash.tables.table import LookupTable
 
-# Masks for a growing cache have power-of-two sizes from here on, so each size is compiled once.
+# Masks for a growing cache are compiled for powers of two, from this number of tokens on.
 SMALLEST_ROOM = 256
 EVERYTHING = "full()"
-BETWEEN_SAMPLES = "\x1e"  # part of the text of per-sample patterns, which users cannot write here
+BETWEEN_SAMPLES = "\x1e"  # separates the patterns of samples in a text; never in a user's text
 
 _library = torch.library.Library("sparseflash", "FRAGMENT")
 _SETTING = "Tensor mask, str pattern, int block, float scale, float? softcap, float dropout, Tensor? seed"
-# Making a table reads host memory, which replaying a CUDA graph would not do again.
+# Building a table reads host memory, which the replay of a CUDA graph would not repeat.
 _TAGS = (torch.Tag.cudagraph_unsafe,)
 
 
@@ -94,9 +94,9 @@ def _forward(
     keys = told.keys(q.shape[2], k.shape[2])
     if _decodes(told, q) and not dropout and bias is None:
         table = _room(pattern, told, max(k.shape[2], SMALLEST_ROOM), q.device)
-        # Keys at or past `keys` are not read, although the table may have them.
+        # Keys at or past `keys` are not read, so the table may cover more keys than k has.
         fitting = dataclasses.replace(table, shape=(k.shape[2], k.shape[2]))
-        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # the operator has a gradient of its own
+        with torch.no_grad(), torch.autocast(q.device.type, enabled=False):  # the operator has its own gradient
             return decode(*(q, k, v, fitting), lengths=keys, scale=scale, softcap=softcap, sinks=sinks, return_lse=True)
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
     with torch.no_grad(), torch.autocast(q.device.type, enabled=False):
@@ -160,7 +160,7 @@ def _bias_backward(
 
 
 def _over(q: Tensor, k: Tensor, mask: Tensor, pattern: str, block: int) -> tuple[int, tuple[Any, ...]]:
-    """The keys in use; the table of the mask, as the gradients' operators take it, and the backend."""
+    """The number of keys, and the table of the mask and the backend as arguments of the gradient operators."""
     told = read(mask, q.shape[2], k.shape[2])
     keys = told.keys(q.shape[2], k.shape[2])
     table = _table(pattern, block, told, (q.shape[2], keys), q.device)
@@ -168,12 +168,12 @@ def _over(q: Tensor, k: Tensor, mask: Tensor, pattern: str, block: int) -> tuple
 
 
 def _of_keys(bias: Tensor | None, keys: int) -> Tensor | None:
-    """The bias of the keys in use; a cache may have room for more."""
+    """The bias of the first ``keys`` keys: a cache may have room for more."""
     return bias if bias is None or bias.shape[3] == 1 else bias[..., :keys]
 
 
 def _decodes(told: Description, q: Tensor) -> bool:
-    """Whether these are few new queries against a cache in which all samples end with the newest token."""
+    """Whether this is decoding: few new queries and a cache, and every sample ends with the newest token."""
     keys = told.first_query + q.shape[2]
     if told.drawn or not told.causal:
         return False
@@ -187,14 +187,14 @@ def _table(pattern: str, block: int, told: Description, shape: tuple[int, int], 
 
 
 def _room(pattern: str, told: Description, tokens: int, device: torch.device) -> LookupTable:
-    """The table of a whole cache, for decoding: sequences extend to the end of a mask of one of a few sizes."""
+    """The table for decoding with a cache of ``tokens``, rounded up to a power of two; sequences extend to its end."""
     room = 1 << (tokens - 1).bit_length()
     keys = max(pieces[-1][1] for pieces in told.samples)
     samples = tuple(
         tuple((start, room if stop == keys else stop, origin) for start, stop, origin in pieces)
         for pieces in told.samples
     )
-    # first_query changes with every token but does not change this mask, so only its presence is kept.
+    # Any first query but 0: its position grows with every token, and the table does not depend on it.
     return _cached_room(pattern, dataclasses.replace(told, first_query=1, samples=samples), room, device)
 
 
@@ -207,17 +207,21 @@ def _cached_room(pattern: str, told: Description, room: int, device: torch.devic
 def compiled(
     text: str, told: Description, shape: tuple[int, int], block: int | tuple[int, int], q_offset: int
 ) -> BlockMask:
-    """The mask of each sample: the pattern where the model allows it, for each sequence separately."""
+    """The mask of a batch: the pattern, restricted to what the model allows, within each sequence separately.
+
+    Raises:
+        ValueError: a pattern that depends on the length, with a cache or in cross-attention; unmarked cross-attention.
+    """
     patterns = [checked(one) for one in text.split(BETWEEN_SAMPLES)]
     if told.crossing and any(map(_depends_on_length, patterns)):
         raise ValueError(
-            f"the pattern {text} of cross-attention is another one for every length, so a decoder that grows has none "
-            "to go by: take a pattern without random_blocks and beside(..., after=)"
+            f"the pattern {text} of cross-attention depends on the length, which changes as the decoder generates: "
+            "use a pattern without random_blocks and beside(..., after=)"
         )
     if told.first_query and any(map(_depends_on_length, patterns)):
         raise ValueError(
-            f"the pattern {text} is another one for every length, so a growing cache has none to go by; "
-            "call the model with use_cache=False, or take a pattern without random_blocks"
+            f"the pattern {text} depends on the length, which changes as a cache grows; "
+            "call the model with use_cache=False, or use a pattern without random_blocks"
         )
     if (
         not (told.causal or told.drawn or told.crossing)
@@ -225,8 +229,9 @@ def compiled(
         and text != EVERYTHING
     ):
         raise ValueError(
-            f"a pattern is about the tokens of one sequence, but here {shape[0]} queries look at {shape[1]} keys of "
-            "another one (cross-attention), and nothing says so: call use_pattern(model, ...), which finds such modules"
+            f"a pattern applies to the tokens of one sequence, but here {shape[0]} queries attend to {shape[1]} keys "
+            "of another one, in a module that is not marked as cross-attention: call use_pattern(model, ...), which "
+            "marks such modules"
         )
     if told.causal:
         patterns = [pattern & causal() for pattern in patterns]
@@ -238,7 +243,7 @@ def compiled(
     if len(patterns) == 1 or len(samples) == 1:
         patterns, samples = patterns * len(samples), samples * len(patterns)
     offsets = [q_offset] * len(samples)
-    if told.crossing:  # keys count from their first token, which padding may precede
+    if told.crossing:  # keys are counted from their first token, which may follow padding
         firsts = [pieces[0][2] if pieces else 0 for pieces in samples]
         offsets = [query + key for query, key in zip(told.crossing, firsts, strict=True)]
     masks = [
@@ -251,7 +256,7 @@ def compiled(
     return mask & BlockMask.of(stacked([mask_of(heads, shape, block, q_offset) for heads in told.drawn], axis=0))
 
 
-# Batches differ, but their samples are padded to recurring lengths.
+# Batches differ, but the lengths of their samples recur.
 @MASKS.bounds
 @lru_cache(maxsize=512)
 def _of_sample(
@@ -262,15 +267,15 @@ def _of_sample(
 
 @lru_cache(maxsize=128)
 def checked(text: str) -> Pattern:
-    """The pattern of a text, which must serve every sample of every batch.
+    """Parse a pattern that applies to every batch.
 
     Raises:
-        TypeError: a pattern that is not a text.
-        ValueError: a text that is not a pattern, or one per sample.
+        TypeError: not a text.
+        ValueError: a text that is not a pattern, or a pattern per sample.
     """
     pattern = parse(text)
     if holds(pattern, PerSample):
-        raise ValueError(f"{text}: a model's pattern serves every batch, it cannot be per sample")
+        raise ValueError(f"{text}: a model's pattern applies to every batch, so it cannot be per sample")
     return pattern
 
 

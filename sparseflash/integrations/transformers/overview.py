@@ -1,4 +1,4 @@
-"""What each layer of a model reads, as a table."""
+"""A table of the patterns and densities of a model's layers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Layer:
     Attributes:
         name: path of the module.
         pattern: text of its pattern, None if it has none.
-        density: stored blocks / all blocks, with what the model itself forbids left out.
+        density: stored blocks / all blocks of the pattern, restricted to what the model allows.
         speedup: blocks of the layer without a pattern / blocks with it: the expected speed-up of its attention, if time
             went with the blocks. None for a pattern without blocks.
     """
@@ -65,7 +65,7 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
     """
     if model.config._attn_implementation != NAME:
         raise ValueError(
-            f"the attention of {type(model).__name__} is {model.config._attn_implementation!r}, which knows no "
+            f"the attention of {type(model).__name__} is {model.config._attn_implementation!r}, which does not support "
             "patterns: call use_pattern(model, ...) first"
         )
     mark_crossing(model)

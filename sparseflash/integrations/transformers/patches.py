@@ -1,14 +1,13 @@
-"""Vision models: patterns over the patches of an image or a video, and the special tokens beside them.
+"""Vision models: patterns over the patches of an image or a video, with class and register tokens beside them.
 
 The text of a pattern may contain ``{grid}``, the (height, width) of an image in patches or the (frames, height, width)
-of a video, and for videos ``{frames}`` and ``{tokens_per_frame}``. Such a pattern applies to patches only: class and
-register tokens, which come first, see everything and are seen by everything. It also applies only to layers that read
-patches: other attention in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the
-pooling heads of SigLIP) sees everything.
+of a video, and for videos ``{frames}`` and ``{tokens_per_frame}``. Such a pattern is over the patches alone: class and
+register tokens, which come first, see all and are seen by all. It applies to the layers that read patches: other
+attention in such a model (the predictor and the poolers of V-JEPA 2, the decoder of VideoMAE, the pooling heads of
+SigLIP) sees everything.
 
-Each forward pass tells the size of its images: hooks read it from the convolution that makes the patches or, for a
-model that is given patches (SigLIP 2), from ``spatial_shapes``. An image of another size than the config's gets its own
-grid.
+The grid is taken from each forward pass, by a hook on the convolution that makes the patches, or from the
+``spatial_shapes`` of a model that takes patches as inputs (SigLIP 2). So images of any size get their own grid.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from sparseflash.integrations.transformers.operators import BETWEEN_SAMPLES, che
 
 Shape: TypeAlias = tuple[int, ...]
 
-# By model_type, as of Transformers 5.24: special tokens before the patches, without the registers of the config.
+# By model_type, as of Transformers 5.24: tokens before the patches, without registers, whose number is in the config.
 KINDS = {
     "dinov2": 1,
     "dinov2_with_registers": 1,
@@ -38,7 +37,7 @@ KINDS = {
     "vjepa2": 0,
 }
 OF_VIDEO = ("{frames}", "{tokens_per_frame}")
-ATTRIBUTE = "block_sparse_patches"  # of attention modules in a vision model: Patches or None
+ATTRIBUTE = "block_sparse_patches"  # of an attention module of a vision model: its Patches; None: it reads no patches
 
 
 class Patches:
@@ -52,28 +51,28 @@ class Patches:
     def __init__(self, config: Any, cut_before: bool) -> None:
         self.special: int = KINDS[config.model_type] + getattr(config, "num_register_tokens", 0)
         self.home = _of_config(config)
-        self._cut_before = cut_before  # padded, since images of several shapes make rows of one length
-        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of its current forward pass
+        self._cut_before = cut_before  # patches are inputs, padded to one length for images of several shapes
+        self._now: dict[int, tuple[Shape, ...]] = {}  # by thread: the images of the running forward pass
         self._read: dict[int, list[tuple[Shape, ...]]] = {}  # by the number of patches, two at most
 
     def of_convolution(self, module: nn.Module, args: Any, out: Tensor) -> None:
-        """Hook of the convolution, whose output is [B, C, height, width] or [B, C, frames, height, width]."""
+        """The hook after the convolution: out is [B, C, height, width] or [B, C, frames, height, width]."""
         shape = tuple(int(side) for side in out.shape[2:])
         self._begin(math.prod(shape), (shape,))
 
     def of_shapes(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Hook for given patches, with the (height, width) of each image, int [B, 2]."""
+        """The hook before embeddings that take patches and the (height, width) of each image, int [B, 2]."""
         if torch.compiler.is_compiling():
             raise ValueError(
-                f"{type(module).__name__} is told the shapes of its images as a tensor, which a graph that is being "
-                "traced cannot read: call the model without torch.compile, or without a pattern"
+                f"{type(module).__name__} gets the shapes of its images in a tensor, which a traced graph cannot read: "
+                "call the model without torch.compile, or without a pattern"
             )
         given = dict(zip(("pixel_values", "spatial_shapes"), args, strict=False)) | kwargs
         found = tuple((int(height), int(width)) for height, width in given["spatial_shapes"].tolist())
         self._begin(given["pixel_values"].shape[1], found[:1] if len(set(found)) == 1 else found)
 
     def end(self, *_: Any) -> None:
-        """Hook at the end of a forward pass."""
+        """The hook after the forward pass."""
         self._now.pop(_thread(), None)
 
     def _begin(self, patches: int, shapes: tuple[Shape, ...]) -> None:
@@ -84,11 +83,11 @@ class Patches:
                 read[1:] = [shapes]
 
     def written(self, text: str, tokens: int) -> str:
-        """The pattern of a layer with this many tokens, for the images of this forward pass.
+        """The pattern of a layer with ``tokens`` tokens, for the images of this forward pass.
 
         Raises:
-            ValueError: tokens that are not the patches of these images and the special ones; a layer that is called by
-                itself, or recomputed when it is not known for which images.
+            ValueError: another number of tokens than these images have; a layer that is called by itself, or recomputed
+                in the backward pass after images of several shapes.
         """
         shapes = self._shapes(tokens)
         texts = [self.of_grid(text, shape) for shape in shapes]
@@ -97,28 +96,26 @@ class Patches:
         return BETWEEN_SAMPLES.join(f"packed({one})" for one in texts)  # padding after an image sees nothing
 
     def of_grid(self, text: str, grid: Shape) -> str:
-        """The pattern for images with this grid."""
-        # Tracing supports f-strings of symbolic sides, but not str().
+        """The pattern for images of a grid."""
+        # Dynamo traces f-strings of symbolic sizes, but not str().
         filled = text.replace("{grid}", f"({', '.join([f'{side}' for side in grid])})")
         if len(grid) == 3:
             for name, number in zip(OF_VIDEO, (grid[0], grid[1] * grid[2]), strict=True):
                 filled = filled.replace(name, f"{number}")
         elif any(name in text for name in OF_VIDEO):
             raise ValueError(
-                f"{text}: {' and '.join(OF_VIDEO)} are of videos; for the patches of an image give {{grid}}"
+                f"{text}: {' and '.join(OF_VIDEO)} are for videos; for the patches of an image use {{grid}}"
             )
         if "{" in filled:
             raise ValueError(
-                f"{text}: a model fills in {{grid}}, {' and '.join(OF_VIDEO)} alone; write {{grid}} for its patches"
+                f"{text}: a model fills in only {{grid}}, {' and '.join(OF_VIDEO)}; use {{grid}} for its patches"
             )
         return f"beside({filled}, {self.special})" if self.special else filled
 
     def _shapes(self, tokens: int) -> tuple[Shape, ...]:
         patches = tokens - self.special
         found = self._now.get(_thread(), ())
-        if (
-            not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
-        ):  # recomputed in a backward pass
+        if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:  # recomputed in a backward
             read = self._read.get(patches, [])
             if len(read) > 1:
                 raise ValueError(
@@ -128,14 +125,14 @@ class Patches:
             found = read[0] if read else ()
         if not found:
             raise ValueError(
-                "a pattern that names {grid} is for images that are cut into patches in the same forward pass: call, "
-                "or compile, the whole model, or write the shape in place of {grid}"
+                "a pattern with {grid} needs the images of the same forward pass: call, or compile, the whole model, "
+                "or write the shape in place of {grid}"
             )
         if not self._fits(found, patches):
             raise ValueError(
                 f"a layer has {tokens:,} tokens, but the image or video has {_listed([found])} patches, with "
-                f"{self.special} tokens before them: a model that leaves out patches (bool_masked_pos) can take no "
-                "pattern that names {grid}; use_pattern(model, None) lets it see everything"
+                f"{self.special} tokens before them: a model that leaves out patches (bool_masked_pos) cannot use a "
+                "pattern with {grid}; use_pattern(model, None) lets it see everything"
             )
         return found
 
@@ -149,12 +146,12 @@ def _listed(read: Collection[tuple[Shape, ...]]) -> str:
 
 
 def _thread() -> int:
-    """The key of this thread; a traced graph serves every thread and reads only what it wrote itself."""
+    """The key of the running forward pass: the thread, or 0 while tracing, since a graph serves every thread."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
 def _of_config(config: Any) -> Shape:
-    if (number := getattr(config, "num_patches", None)) is not None:  # SigLIP 2 counts the patches of a square
+    if (number := getattr(config, "num_patches", None)) is not None:  # SigLIP 2: of a square
         return math.isqrt(number), math.isqrt(number)
     sides, patch = (
         _pair(size) for size in (getattr(config, "image_size", None) or config.crop_size, config.patch_size)
@@ -169,11 +166,11 @@ def _pair(size: Any) -> tuple[int, int]:
 
 
 def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
-    """Mark every attention module of a vision model as reading patches or not, and hook what makes the patches.
+    """Mark every attention module of a vision model by whether it reads patches, and install the hooks for their grid.
 
     Args:
-        model: a model of Transformers, or a part of one.
-        readers: its modules that call the attention interface.
+        model: of Transformers, or a part of one.
+        readers: its modules that call our attention.
     """
     asking, seeing = set(map(id, readers)), set()
     for part in model.modules():
@@ -193,7 +190,7 @@ def mark_patches(model: Any, readers: Collection[nn.Module]) -> None:
         for module in known:
             setattr(module, ATTRIBUTE, patches)
         _draw_masks_for_pooling(part)
-    for module in readers:  # nothing is known about an encoder by itself
+    for module in readers:  # without embeddings (an encoder by itself) modules stay unmarked
         if _kind(module) in seeing and not hasattr(module, ATTRIBUTE):
             setattr(module, ATTRIBUTE, None)
 
@@ -203,7 +200,7 @@ def _kind(module: nn.Module) -> str | None:
 
 
 def _cutting(part: nn.Module) -> nn.Module | None:
-    """The module that makes tokens from images, in a part with its own embeddings: a convolution, or the embeddings."""
+    """The module to hook in a part with embeddings: the convolution that makes patches, or all of the embeddings."""
     embeddings = getattr(part, "embeddings", None)
     if not isinstance(embeddings, nn.Module):
         return None
@@ -213,7 +210,7 @@ def _cutting(part: nn.Module) -> nn.Module | None:
 
 
 def _draw_masks_for_pooling(part: nn.Module) -> None:
-    """Give a pooling head that uses torch's attention a config of its own, so that it gets an ordinary mask."""
+    """Give a pooling head that uses torch's own attention a copy of the config with sdpa, for an ordinary mask."""
     head = getattr(part, "head", None)
     if head is not None and hasattr(head, "config"):
         head.config = copy.copy(head.config)
@@ -221,35 +218,35 @@ def _draw_masks_for_pooling(part: nn.Module) -> None:
 
 
 def names_patches(text: str) -> bool:
-    """Whether the text of a pattern leaves the grid to the model."""
+    """Whether the text of a pattern has a ``{grid}`` or another entry that the model fills in."""
     return "{" in text
 
 
 def reads_none(module: nn.Module) -> bool:
-    """Whether this is attention in a vision model that does not read patches."""
+    """Whether a module is attention of a vision model that does not read patches."""
     return getattr(module, ATTRIBUTE, module) is None
 
 
 def at_home(module: nn.Module, text: str) -> str:
-    """The text of a pattern with the grid of the config's images filled in.
+    """The text of a pattern with its ``{grid}`` filled in for images of the config's size.
 
     Raises:
-        ValueError: the patches of this module are unknown.
+        ValueError: the patches that the module reads are unknown.
     """
     patches = of_module(module, text)
     return patches.of_grid(text, patches.home)
 
 
 def check(module: nn.Module, text: str) -> None:
-    """Raise for a text that is not a pattern of patches for any image size.
+    """Raise for a text that is not a pattern of patches for any size of images.
 
     Raises:
-        TypeError: arguments of a wrong type, or for other axes.
-        ValueError: the patches of this module are unknown; a text that is not a pattern, or one per sample; a pattern
-            with another token order.
+        TypeError: arguments of the wrong type or number of axes.
+        ValueError: the patches that the module reads are unknown; a text that is not a pattern, or one per sample; a
+            pattern with tokens in another order than row by row.
     """
     patches = of_module(module, text)
-    # Images may be larger than the config's; only a forward pass can tell whether a window fits.
+    # Images may be larger than the config's; whether a window fits is checked in the forward pass.
     pattern = checked(patches.of_grid(text, tuple(4 * side for side in patches.home)))
     orders = sorted({image.order for image in pattern.placed_images()} - {"raster"})
     if orders:
@@ -271,11 +268,11 @@ def of_module(module: nn.Module, text: str) -> Patches:
     name, kind = type(module).__name__, _kind(module)
     if kind in KINDS:
         raise ValueError(
-            f"{name} has not been told of its patches yet: call sparseflash.integrations.transformers.use_pattern("
+            f"the patches of {name} are not known yet: call sparseflash.integrations.transformers.use_pattern("
             "model, ...), or the model once before it is compiled"
         )
     raise ValueError(
-        f"{text} names the patches of an image, which are known of {', '.join(KINDS)}; {name} is of {kind!r}. Of a "
-        "model of text and images give the part that sees, as use_pattern(model.vision_model, ...); of another one "
+        f"{text} needs the patches of an image, which are supported for {', '.join(KINDS)}; {name} is of {kind!r}. For "
+        "a model of text and images give the vision part, as use_pattern(model.vision_model, ...); for any other model "
         "write the shape, as beside(neighborhood((14, 14), 3), before=1)"
     )

@@ -1,9 +1,9 @@
-"""Finds packed sequences from what models pass to their attention: restarting ``position_ids``, and ``cu_seq_lens_q``.
+"""Packed rows from what models pass to their attention: ``position_ids`` that restart, and ``cu_seq_lens_q``.
 
-Transformers looks for packed sequences where it makes masks, and only without a cache and without an attention_mask.
-FlashAttention looks in the attention, and so do we: the description of a batch is narrowed to the sequences that
-positions or lengths tell, whatever the mask says. All of this is tensor arithmetic, which can be traced; inconsistent
-input is recorded in the description as a fault, for its reader to raise.
+Transformers detects packed sequences when it creates masks, and only without a cache and without an attention_mask;
+FlashAttention detects them in the attention. So do we: the description of a batch is restricted to the sequences that
+positions or lengths define, whatever the mask. All of it is tensor arithmetic, which compiled graphs support; an error
+is recorded in the description as a fault, which its reader raises.
 
 Shape legend: B samples, N new queries, M keys, S sequences of all rows together.
 """
@@ -31,7 +31,7 @@ from sparseflash.integrations.transformers.masks import (
 
 # Some models count positions from 1, RoBERTa and its relatives from 2.
 LARGEST_FIRST = 2
-# All layers of a forward pass share a description and positions, so they are combined once.
+# All layers of a forward pass share one description and one set of positions: they are combined once.
 _placed: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
@@ -43,17 +43,16 @@ def placed(
     cu_seq_lens_q: Tensor | None = None,
     cu_seq_lens_k: Tensor | None = None,
 ) -> Tensor:
-    """The description ``mask`` [B or 1, H, 1 + R, HEADER + M], narrowed to the sequences of positions and lengths.
+    """The description ``mask`` [B or 1, H, 1 + R, HEADER + M] restricted to the sequences of positions and lengths.
 
     Args:
         mask: as :func:`describe` makes it.
         batch: B.
         q_len: N.
-        position_ids: [B or 1, N]; another shape (several axes of an image) is ignored. A sequence begins wherever the
-            position is not one more than the last. Rows with padding are not changed, since positions of padding may be
-            anything.
-        cu_seq_lens_q: int [S + 1], the start of each sequence in the concatenated rows, and the end of the last.
-        cu_seq_lens_k: equal to it.
+        position_ids: [B or 1, N]; ignored in any other shape (several axes of an image). Where they do not increase by
+            1, a sequence begins. Rows with padding are not changed, since positions of padding are arbitrary.
+        cu_seq_lens_q: int [S + 1], where each sequence begins in the concatenated rows, and the end of the last.
+        cu_seq_lens_k: equal to ``cu_seq_lens_q``.
     """
     lengths = cu_seq_lens_q if cu_seq_lens_q is not None else cu_seq_lens_k
     positions = _of_tokens(position_ids, batch, q_len)
@@ -70,7 +69,7 @@ def placed(
 
 
 class _Key:
-    """Identifies tensors by object and version without keeping them alive."""
+    """Tensors by identity and version, without keeping them alive."""
 
     def __init__(self, told: tuple[Tensor | None, ...], batch: int, q_len: int) -> None:
         self.shape = batch, q_len
@@ -110,7 +109,7 @@ def _placed_anew(
         padded = ((origin == PADDING) & (key < first + q_len)).any(1, keepdim=True)
         jumps = torch.nn.functional.pad(at.diff(dim=1) != 1, (1, 0)) & ~padded
         start = torch.where(jumps, token, 0).cummax(1).values
-        # Later faults are more specific and replace earlier ones.
+        # Later faults are more specific, and replace earlier ones.
         fault = _blame(fault, jumps & (first > 0), PACKED_BEHIND_A_CACHE)
         fault = _blame(fault, jumps & (at != 0) & (at != at[:, :1]), JUMP)
         fault = _blame(fault, (at[:, :1] > LARGEST_FIRST) & (seen == 0) & ~padded, KEYS_MISSING)
@@ -125,16 +124,16 @@ def _placed_anew(
         start = torch.maximum(start, begin.clamp(0))
         fault = _blame(fault, (start > 0) & (first > 0), PACKED_BEHIND_A_CACHE)
         fault = _blame(fault, wrong.expand(batch, 1), LENGTHS)
-    # Query i and key i are the same token only if the cache was empty; after them it has room.
+    # Query i and key i are the same token only with an empty cache; a static cache has room past the last one.
     narrowed = torch.maximum(origin, start[:, key.clamp(max=q_len - 1)])
     origin = torch.where((origin == PADDING) | (first > 0), origin, narrowed)
     narrow = torch.cat([header[:, :FAULT], fault, origin], 1).int()[:, None, None]
     if mask.shape[2] == 1:
         return narrow
-    drawn = mask[:, :, 1:].cpu()  # the bits of pairs still follow it
+    drawn = mask[:, :, 1:].cpu()  # the bits of pairs are not changed
     return torch.cat([narrow.expand(-1, drawn.shape[1], -1, -1), drawn.expand(batch, -1, -1, -1)], 2)
 
 
 def _blame(fault: Tensor, wrong: Tensor, number: int) -> Tensor:
-    """[B, 1]: ``number`` for samples with anything wrong, unless their mask was not ours to begin with."""
+    """[B, 1]: ``number`` for samples in which anything is wrong, except those marked ANOTHER_MASK before."""
     return torch.where(wrong.any(1, keepdim=True) & (fault != ANOTHER_MASK), number, fault)

@@ -1,12 +1,12 @@
-"""A pattern for the sequences in one row of a batch: padded at either end, packed one after another, or both.
+"""A pattern for the sequences in one row of a batch, which may be padded at both ends, packed, or both.
 
-The law: each sequence gets the same result as by itself. A pattern therefore counts positions from the first token of
-the query's sequence, and nobody sees tokens that belong to no sequence (padding). Padding itself sees the sequence
-before it, as if it continued that sequence, or the first one if none is before it. Dense attention, which only hides
-padded keys, computes the same for such rows, and some models read them: a pooled last token, a class token in front.
+Each sequence gets the result that it would get alone. So a pattern counts positions from the first token of the query's
+sequence, and no query sees padding. Padding queries see the sequence before them as if they continued it; padding in
+front of all sequences sees the first one. This is what dense attention computes, which hides only padded keys; some
+models read such rows, for a pooled last token or a class token in front.
 
-Shape legend: a row of tokens 0, 1, 2, ...; a piece (start, stop, origin) of it says that tokens start to stop - 1
-belong to the sequence whose position 0 is, or would be, at origin.
+Shape legend: a row of tokens 0, 1, 2, ...; a piece (start, stop, origin) means that tokens start to stop - 1 belong to
+the sequence whose position 0 is, or would be, at token origin.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ Piece: TypeAlias = tuple[int, int, int]
 
 
 def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
-    """The pattern inside each sequence of a row, and nothing elsewhere.
+    """The pattern inside each sequence of a row, and nothing across sequences.
 
     Args:
-        pattern: the pattern of one sequence; may be per head.
+        pattern: of one sequence; may be per head.
         pieces: sorted and disjoint. Gaps between pieces of one origin are holes in that sequence.
-        tokens: of the row.
+        tokens: number of tokens of the row.
 
     Raises:
-        ValueError: a pattern that counts from the end of a sequence, if the row is more than one sequence.
+        ValueError: a pattern that counts from the end of a sequence, unless the row is a single sequence.
 
     Example:
         >>> from sparseflash import patterns as P
@@ -57,8 +57,8 @@ def within(pattern: Pattern, pieces: tuple[Piece, ...], tokens: int) -> Pattern:
     sequences, holes = _sequences(pieces)
     if [(start, stop) for start, stop, _ in sequences] != [(0, tokens)] and _counts_from_the_end(pattern):
         raise ValueError(
-            f"{pattern}: which tokens are the last ones differs between the sequences of a padded or packed batch, and "
-            "one pattern serves all of them; give beside(pattern, before=n), or sequences of one length"
+            f"{pattern} counts tokens from the end, which differs between the sequences of a padded or packed batch: "
+            "give beside(pattern, before=n), or sequences of one length"
         )
     if any(origin for _, _, origin in sequences):
         pattern = restarted(pattern, sequences)
@@ -78,14 +78,14 @@ def _sequences(pieces: tuple[Piece, ...]) -> tuple[tuple[Piece, ...], tuple[tupl
 
 
 def _counts_from_the_end(pattern: Pattern) -> bool:
-    """Whether some part of the pattern refers to the last tokens of a sequence."""
+    """Whether some part of the pattern depends on the end of the sequence."""
     here = isinstance(pattern, Beside) and pattern.after > 0 and pattern.known_size is None
     return here or any(map(_counts_from_the_end, parts_of(pattern)))
 
 
 @dataclass(frozen=True, repr=False)
 class SameSequence(Interval):
-    """Keys in the same sequence as the query; padding counts to the sequence before it, or to the first one."""
+    """Keys of the stretch that contains a query, else of the one before it, else of the first one."""
 
     stretches: tuple[tuple[int, int], ...]
     name = "same_sequence"
@@ -123,12 +123,12 @@ class Holes(Pattern):
 
 
 def shift_invariant(leaf: Pattern) -> bool:
-    """Whether a leaf depends on k - q alone, so that the origin does not matter."""
+    """Whether a leaf depends on k - q alone, so that the origin of positions does not matter."""
     return isinstance(leaf, Band | Offsets)
 
 
 def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
-    """The pattern with positions counted from each sequence's origin; pairs across sequences are undefined."""
+    """The pattern with positions counted from each sequence's origin; undefined for pairs across sequences."""
     match pattern:
         case Binary(left, right):
             return type(pattern)(restarted(left, sequences), restarted(right, sequences))
@@ -146,8 +146,8 @@ def restarted(pattern: Pattern, sequences: tuple[Piece, ...]) -> Pattern:
 class Restarted(Pattern):
     """A leaf whose positions are counted from each sequence's origin. Queries before an origin see nothing.
 
-    If the shift is not a multiple of the block, a block overlaps up to four blocks of the leaf. Equal sets of four with
-    equal overlaps make equal tiles, so for blocks inside one sequence each kind is evaluated once.
+    If the shift is not a multiple of the block size, a block overlaps up to four blocks of the leaf. Blocks within one
+    sequence with equal shifts and equal four blocks have equal tiles, so one of each kind is evaluated.
     """
 
     leaf: Pattern
@@ -170,7 +170,7 @@ class Restarted(Pattern):
         return np.array([origin for _, _, origin in self.sequences], np.int64)
 
     def _index(self, position: Ints) -> Ints:
-        """The sequence of each token; padding counts to the one before it."""
+        """The sequence of each token; padding belongs to the one before it."""
         return np.maximum(np.searchsorted(self._first, position, side="right") - 1, 0)
 
     def _ends(self, grid: Grid) -> Ints:
@@ -178,7 +178,7 @@ class Restarted(Pattern):
         return np.append(self._first[1:], max(grid.q_offset + grid.q_len, self.sequences[-1][1]))
 
     def _inner(self, grid: Grid) -> BlockMask:
-        """The leaf on at least the longest sequence; its length is rounded up, so that batches share few of them."""
+        """The leaf compiled for at least the longest sequence, rounded up so that batches share few lengths."""
         longest = int((self._ends(grid) - self._origin).max())
         length = max(longest, min(1 << (longest - 1).bit_length(), grid.kv_len))
         return compile_pattern(self.leaf, Grid(length, length, grid.bq, grid.bk, 0))
@@ -189,7 +189,7 @@ class Restarted(Pattern):
         for (first, last, origin), end in zip(self.sequences, self._ends(grid).tolist(), strict=True):
             runs = inner.runs
             row = runs.row
-            # Positions of the queries and keys of each run of blocks, and their places in the row of tokens.
+            # The queries and keys of each run of blocks, as tokens of the row.
             q = row * grid.bq + origin
             low = (runs.start - row * runs.shape[1]) * grid.bk + origin
             high = low + runs.length * grid.bk

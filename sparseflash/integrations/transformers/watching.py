@@ -110,8 +110,8 @@ def _made(model: Any, *args: Any, **kwargs: Any) -> None:
         _look_before_forward(model)
     elif (pattern := getattr(config, KEYS[0], None)) is not None and not _warned.of(config):
         warnings.warn(
-            f"the config of {type(model).__name__} names block_sparse_pattern={pattern!r}, but its attention is "
-            f"{config._attn_implementation!r}, which knows no patterns: load it with "
+            f"the config of {type(model).__name__} has block_sparse_pattern={pattern!r}, but its attention is "
+            f"{config._attn_implementation!r}, which does not support patterns: load it with "
             'attn_implementation="block_sparse", or with sparseflash.integrations.transformers.from_pretrained',
             stacklevel=_outside(),
         )
@@ -158,7 +158,7 @@ def refuse_misspelt(config: Any) -> None:
                 continue
             meant = get_close_matches(key.lower(), KEYS, n=1, cutoff=0.8)
             if meant or key.lower().startswith(("block_sparse_", "blocksparse_")):
-                options = f"did you mean {meant[0]}?" if meant else f"there are {' and '.join(KEYS)}"
+                options = f"did you mean {meant[0]}?" if meant else f"the entries are {' and '.join(KEYS)}"
                 raise ValueError(f"{where}.{key} is not an entry that block_sparse reads: {options}")
 
 
@@ -249,7 +249,7 @@ def examine(model: Any) -> None:
             read = {id(reader.config) for reader in readers}
             places = [place for place, other in _configs(model.config) if id(other) in read] or ["another config"]
             raise ValueError(
-                f"{type(model).__name__} reads no pattern from {where}.block_sparse_pattern: its attention looks into "
+                f"{type(model).__name__} does not read {where}.block_sparse_pattern: its attention reads "
                 f"{' and '.join(places)}; set it there, or call use_pattern(model, ...)"
             )
     decodes = any(side_of(reader) == "decoder" for reader in readers)  # an encoder alone never has cross-attention
@@ -313,11 +313,9 @@ def _pattern(config: Any) -> Any:
 
 
 def _asks(kind: type[nn.Module]) -> bool:
-    """Whether modules of a class call the attention that the config names."""
-    general = (
-        "torch",
-        "transformers.modeling_utils",
-    )  # shared code that mentions the interface without calling it
+    """Whether modules of a class get the attention that the config names from Transformers."""
+    # The base classes of all models mention the interface without calling it.
+    general = ("torch", "transformers.modeling_utils")
     asks = (_ASKS.search(_source(base)) for base in kind.__mro__ if not base.__module__.startswith(general))
     return hasattr(kind, SERVED) or any(asks)
 
