@@ -119,7 +119,7 @@ def test_what_falcon_cannot_do_beside_a_pattern() -> None:
     with pytest.raises(ValueError, match=r"FalconModel with ALiBi counts positions.*give a 2-D attention_mask"):
         sparse(ids(1), attention_mask=torch.ones(1, 1, TOKENS, TOKENS).bool().tril())
     for alibi in (False, True):
-        with pytest.raises(ValueError, match="never makes the weights that output_attentions=True"):
+        with pytest.raises(ValueError, match="does not compute the weights that output_attentions=True"):
             made("old", alibi, "block_sparse")(ids(), output_attentions=True)
 
 
