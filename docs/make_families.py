@@ -17,6 +17,7 @@ from typing import Final
 PAGE = Path(__file__).parent / "transformers.md"
 RESULTS = Path(__file__).parent.parent / "tests" / "integrations" / "families" / "results.json"
 TABLE = re.compile(r"(<!-- table: families -->\n).*?(<!-- end -->)", re.DOTALL)
+CROSS = "pattern for cross-attention"
 ROWS: Final = {
     "equal to eager": "equal",
     "refused: its mask adds numbers to the scores": r"adds other numbers",
@@ -37,6 +38,7 @@ def row_of(found: dict[str, str]) -> str | None:
     """
     if "not built" in found:
         return None
+    found = {way: what for way, what in found.items() if way != CROSS}
     refused = " ".join(text for text in [*found, *found.values()] if "refused" in text or "refused" in found)
     if not refused:
         return next(iter(ROWS)) if found.get("plain") == "equal" else None
@@ -51,6 +53,8 @@ def table(results: Path = RESULTS) -> str:
         rows.setdefault(row_of(found), []).append(family)
     lines = [f"| Transformers {recorded['transformers']} | families |", "|---|---|"]
     lines += [f"| {row} ({len(rows[row])}) | {', '.join(rows[row])} |" for row in ROWS if row in rows]
+    crossing = [family for family, found in recorded["families"].items() if found.get(CROSS) == "equal"]
+    lines.append(f"| of them with a pattern for cross-attention ({len(crossing)}) | {', '.join(crossing)} |")
     return "\n".join(lines) + f"\n\nNo small text model was built of {len(rows.get(None, []))} more.\n"
 
 

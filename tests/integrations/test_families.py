@@ -13,7 +13,7 @@ import pytest
 from docs import make_families
 from tests.integrations.batches import transformers
 from tests.integrations.families.building import NotBuiltError, build
-from tests.integrations.families.ways import ALONE, DIFFERS, EQUAL, RESULTS, compared, families, same
+from tests.integrations.families.ways import ALONE, CROSS, DIFFERS, EQUAL, RESULTS, compared, families, same
 
 RECORDED: dict[str, Any] = json.loads(RESULTS.read_text())
 
@@ -43,6 +43,8 @@ def test_no_result_differs_and_every_refusal_says_what_to_write() -> None:
     equal = [family for family, found in families_found.items() if found.get("plain") == EQUAL]
     assert {"llama", "gpt2", "mistral", "bert", "bart", "llama4_text"} <= set(equal)
     assert len(equal) > 100
+    crossing = [family for family, found in families_found.items() if found.get(CROSS) == EQUAL]
+    assert {"bart", "marian", "t5"} <= set(crossing)
 
 
 def test_the_page_shows_the_results() -> None:

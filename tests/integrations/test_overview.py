@@ -50,13 +50,38 @@ def test_layers_without_a_pattern_chunks_and_both_sides() -> None:
     assert full.density == density("causal()")
     sparse = use_pattern(made("bart"), {"encoder": "local(20)", "decoder": None}, block=16)
     sides = describe(sparse, 1024, console=SILENT)
-    assert [layer.density for layer in sides] == [density("local(20)")] * 2 + [density("causal()")], "and none crosses"
-    use_pattern(sparse, {"encoder": None, "decoder": "local(9)", "cross": "local(30)"}, block=16)
-    crossing = [layer for layer in describe(sparse, 1024, console=SILENT) if "encoder_attn" in layer.name]
-    assert [layer.pattern for layer in crossing] == ["local(30)"]
-    assert [layer.density for layer in crossing] == [density("local(30)")], "which is not causal"
+    own, crossing = ([layer for layer in sides if layer.crosses is side] for side in (False, True))
+    assert [layer.density for layer in own] == [density("local(20)")] * 2 + [density("causal()")] * (len(own) - 2)
+    assert {(layer.pattern, layer.density, layer.speedup) for layer in crossing} == {(None, 1, 1)}
     (nothing, _) = describe(use_pattern(model("llama"), "full() - full()", layers=[0]), 256, console=SILENT)
     assert nothing.speedup is None
+
+
+@pytest.mark.parametrize("family", ["bart", "t5"])
+def test_cross_attention_is_listed_beside_self_attention(family: str) -> None:
+    text = "local(30) | global_tokens(3)"
+    sparse = use_pattern(made(family), {"encoder": "local(20)", "cross": text}, block=16)
+    console = Console(file=StringIO(), width=160)
+    found = describe(sparse, 512, console=console)
+    assert {layer.crosses for layer in found} == {False, True}
+    for layer in found:
+        crossing = any(word in layer.name for word in ("encoder_attn", "EncDecAttention"))
+        assert layer.crosses is crossing, layer.name
+        if crossing:
+            assert (layer.pattern, layer.density) == (text, density(text, 512))
+            assert layer.speedup == 1 / layer.density
+    assert isinstance(console.file, StringIO)
+    lines = [line for line in console.file.getvalue().splitlines() if text in line]
+    assert len(lines) == sum(layer.crosses for layer in found)
+    assert all("encoder (cross)" in line for line in lines)
+    assert "itself (self)" in console.file.getvalue()
+    assert "self)" not in printed_of(use_pattern(model("llama"), "local(20)")), "one column less where none crosses"
+
+
+def printed_of(sparse: Any) -> str:
+    console = Console(file=(file := StringIO()), width=160)
+    describe(sparse, 256, console=console)
+    return file.getvalue()
 
 
 def test_a_model_with_another_attention_is_refused() -> None:

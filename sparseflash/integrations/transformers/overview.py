@@ -1,4 +1,4 @@
-"""A table of the patterns and densities of a model's layers."""
+"""What each layer of a model reads, as a table."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from sparseflash.integrations.transformers.attention import NAME, crosses, has_cross, layers, pattern_of
+from sparseflash.integrations.transformers.attention import NAME, crosses, layers, pattern_of
 from sparseflash.integrations.transformers.masks import Description
 from sparseflash.integrations.transformers.operators import EVERYTHING, compiled
 from sparseflash.integrations.transformers.patches import at_home, names_patches, of_module
 from sparseflash.integrations.transformers.watching import mark_crossing
 
+ITSELF, OF_ENCODER = "itself (self)", "encoder (cross)"
+
 
 @dataclass(frozen=True)
 class Layer:
-    """What a layer's self-attention, or its cross-attention, reads.
+    """What one attention of a layer reads.
 
     Attributes:
         name: path of the module.
@@ -28,12 +30,14 @@ class Layer:
         density: stored blocks / all blocks of the pattern, restricted to what the model allows.
         speedup: blocks of the layer without a pattern / blocks with it: the expected speed-up of its attention, if time
             went with the blocks. None for a pattern without blocks.
+        crosses: whether it is the attention of the decoder to the encoder.
     """
 
     name: str
     pattern: str | None
     density: float
     speedup: float | None
+    crosses: bool = False
 
 
 def describe(model: Any, tokens: int | None = None, *, console: Console | None = None) -> list[Layer]:
@@ -41,13 +45,12 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
 
     Args:
         model: a model of Transformers whose attention is ``block_sparse``.
-        tokens: length of the one sequence for which densities are computed, on both sides of cross-attention; default
-            4,096. Where a pattern names the ``{grid}`` of patches, it is that of an image or a video of the config's
-            size.
+        tokens: length of the one sequence for which densities are computed, and of the encoder's; default 4,096. Where
+            a pattern names the ``{grid}`` of patches, it is that of an image or a video of the config's size.
         console: where the table is printed; default the terminal.
 
     Returns:
-        An entry for each layer; cross-attention is listed if it has a pattern.
+        An entry for each self-attention and each cross-attention, in the model's order.
 
     Raises:
         ValueError: a model with another attention, or one that does not tell which of its modules attend; tokens that
@@ -70,10 +73,8 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
         )
     mark_crossing(model)
     attending = layers(model)
-    length = _length(attending, tokens)
-    if has_cross(model.config):
-        attending = attending + [module for module in model.modules() if crosses(module)]
-    listed = set(map(id, attending))
+    crossing = [part for part in model.modules() if crosses(part) and hasattr(part, "config")]
+    listed, length = set(map(id, [*attending, *crossing])), _length(attending, tokens)
 
     @cache
     def density(text: str, block: int, rules: Description) -> float:
@@ -83,10 +84,10 @@ def describe(model: Any, tokens: int | None = None, *, console: Console | None =
     for name, module in model.named_modules():
         if id(module) in listed:
             text, block = pattern_of(module)
-            rules = _rules(module, length)
+            rules = _crossed(length) if crosses(module) else _rules(module, length)
             stored = density(at_home(module, text) if names_patches(text) else text, block, rules)
             speedup = density(EVERYTHING, block, rules) / stored if stored else None
-            found.append(Layer(name, None if text == EVERYTHING else text, stored, speedup))
+            found.append(Layer(name, None if text == EVERYTHING else text, stored, speedup, crosses(module)))
     (console or Console()).print(_table(found, length))
     return found
 
@@ -110,24 +111,29 @@ def _length(attending: list[nn.Module], tokens: int | None) -> int:
 def _rules(module: nn.Module, tokens: int) -> Description:
     """What the model allows in this layer, for one sequence without padding."""
     config: Any = module.config
-    samples = (((0, tokens, 0),),)
-    if crosses(module):
-        return Description(False, None, 0, samples, None)
     causal = bool(getattr(module, "is_causal", True)) and getattr(config, "is_causal", True)
     kinds, layer = getattr(config, "layer_types", None), getattr(module, "layer_idx", None)
     kind = kinds[layer] if kinds and layer is not None and layer < len(kinds) else "sliding_attention"
     window = getattr(module, "sliding_window", getattr(config, "sliding_window", None))
     chunk = config.attention_chunk_size if kind == "chunked_attention" else None
+    samples = (((0, tokens, 0),),)
     return Description(causal, window if kind == "sliding_attention" else None, 0, samples, chunk)
 
 
+def _crossed(tokens: int) -> Description:
+    """The same for cross-attention from one sequence without padding to another of its length."""
+    return Description(False, None, 0, (((0, tokens, 0),),), crossing=(0,))
+
+
 def _table(found: list[Layer], tokens: int) -> Table:
-    table = Table(title=f"attention at {tokens:,} tokens")
-    for column in ("layer", "pattern"):
+    both = any(layer.crosses for layer in found)
+    table = Table(title=f"{'attention' if both else 'self-attention'} at {tokens:,} tokens")
+    for column in ("layer", *(["reads"] if both else []), "pattern"):
         table.add_column(column, overflow="fold")
     for column in ("density", "expected speed-up"):
         table.add_column(column, justify="right")
     for layer in found:
         speedup = "nothing to compute" if layer.speedup is None else f"{layer.speedup:.1f} x"
-        table.add_row(layer.name, layer.pattern or "-", f"{layer.density:.1%}", speedup)
+        reads = [OF_ENCODER if layer.crosses else ITSELF] if both else []
+        table.add_row(layer.name, *reads, layer.pattern or "-", f"{layer.density:.1%}", speedup)
     return table

@@ -25,11 +25,13 @@ RESULTS = Path(__file__).parent / "results.json"
 TOKENS = 24
 NEW = 5
 EQUAL, DIFFERS, ALONE = "equal", "differs", "eager cannot"
+CROSS = "pattern for cross-attention"
+WIDE = f"local({10 * TOKENS})"  # a pattern, of which every token of these batches sees everything
 PADDING = {"left padding": padded([5, 0], [0, 0], TOKENS), "right padding": padded([0, 0], [0, 7], TOKENS)}
 WAYS = {
     "AutoModelForCausalLM": ("plain", *PADDING, "packed", "gradients", "dynamic cache", "static cache"),
     "AutoModelForMaskedLM": ("plain", *PADDING, "gradients"),
-    "AutoModelForSeq2SeqLM": ("plain", "right padding", "gradients", "dynamic cache", "static cache"),
+    "AutoModelForSeq2SeqLM": ("plain", "right padding", "gradients", "dynamic cache", "static cache", CROSS),
 }
 
 
@@ -98,6 +100,25 @@ def attempt(call: Callable[[], Any]) -> Any:
         return error
 
 
+def crossed(eager: Any, kind: str) -> dict[str, str]:
+    """What came of a pattern for cross-attention: in padded batches, and with a cache."""
+    sparse = attempt(lambda: use_pattern(copy.deepcopy(eager), {"cross": WIDE}, block=16))
+    if isinstance(sparse, ValueError):
+        return {CROSS: f"refused: {sparse}"}
+    found = ALONE
+    for way in ("right padding", "dynamic cache"):
+        want = attempt(partial(outcome, eager, kind, way))
+        if isinstance(want, Exception):
+            continue
+        got = attempt(partial(outcome, sparse, kind, way))
+        if isinstance(got, ValueError | NotImplementedError):
+            return {CROSS: f"refused: {got}"}
+        if isinstance(got, Exception) or not same(got, want):
+            return {CROSS: DIFFERS}
+        found = EQUAL
+    return {CROSS: found}
+
+
 def compared(family: str, kind: str) -> dict[str, str]:
     """What came of each way, by its name; or one entry: why the family is ``refused``, or ``not built``."""
     with warnings.catch_warnings():
@@ -114,8 +135,11 @@ def compared(family: str, kind: str) -> dict[str, str]:
             return {"refused": str(sparse)}
         if isinstance(sparse, Exception):
             return {"differs": f"{type(sparse).__name__}: {sparse}"}
-        found = {}
+        found: dict[str, str] = {}
         for way in WAYS[kind]:
+            if way == CROSS:
+                found |= crossed(eager, kind)
+                continue
             want = attempt(partial(outcome, eager, kind, way))
             if isinstance(want, Exception) or not bool(torch.isfinite(want).all()):
                 found[way] = ALONE
