@@ -169,7 +169,8 @@ def _of_ids(ids: object, causal: bool) -> Pattern:
     for again in np.setdiff1d(np.arange(edges.size - 1), first)[:1]:
         raise ValueError(
             f"documents: the tokens of a document must stand together, but id {array[edges[again]]} comes again at "
-            f"token {edges[again]:,}; where(lambda q, k: ids[q] == ids[k]) takes ids in any order, in O(N^2)"
+            f"token {edges[again]:,}; for ids in any order use "
+            "sparseflash.flex.create_block_mask(lambda b, h, q, k: ids[q] == ids[k], ...)"
         )
     return Documents(tuple(np.diff(edges).tolist()), None, causal)
 
