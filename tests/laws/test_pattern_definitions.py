@@ -201,7 +201,7 @@ def test_documents_of_ids(parts: list[tuple[int, int]], causal: bool) -> None:
     np.testing.assert_array_equal(where.to_dense(), expected)
     together = np.unique(ids).size == 1 + np.count_nonzero(np.diff(ids))
     if not together:
-        with pytest.raises(ValueError, match=r"id -?\d+ comes again at token \d+; where"):
+        with pytest.raises(ValueError, match=r"id -?\d+ comes again at token \d+; for ids in any order use"):
             P.documents(ids=ids, causal=causal)
         return
     for given_as in (ids, ids.tolist(), torch.from_numpy(ids)):
