@@ -151,7 +151,7 @@ PATTERNS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: P.documents(ids=[]), ValueError, r"\[tokens\] or \[samples, tokens\], got shape \[0\]"),
     (lambda: P.documents(ids=np.zeros((1, 1, 3), int)), ValueError, r"got shape \[1, 1, 3\]"),
     (lambda: P.documents(ids=[[1, 2], [1]]), ValueError, "ids must be as many for each sample; pad them"),
-    (lambda: P.documents(ids=[4, 5, 4]), ValueError, "id 4 comes again at token 2; where"),
+    (lambda: P.documents(ids=[4, 5, 4]), ValueError, "id 4 comes again at token 2; for ids in any order use"),
     (lambda: P.documents([3], causal=1), TypeError, "causal must be True or False, got 1"),  # type: ignore[arg-type]
     (lambda: sf.parse(" | ".join(["causal()"] * 500)), ValueError, "a chain of 499 operators"),
     (lambda: P.causal().compile(64).to_scipy(1), ValueError, "pattern must be 0 to 0, got 1"),
