@@ -189,7 +189,7 @@ def test_a_sample_of_a_padded_batch_has_its_own_last_tokens() -> None:
 def test_one_pattern_for_sequences_of_many_lengths_cannot_count_from_the_end() -> None:
     pattern = P.causal() & P.beside(P.local(3), after=4)
     assert within(pattern, ((0, 9, 0),), 9) == pattern
-    with pytest.raises(ValueError, match=r"last ones differs .* beside\(pattern, before=n\)"):
+    with pytest.raises(ValueError, match=r"counts tokens from the end, .* give beside\(pattern, before=n\)"):
         within(pattern, ((0, 9, 0),), 12)
 
 
