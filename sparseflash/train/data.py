@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sparseflash.pathfinder import splits
 from sparseflash.pathfinder.workers import Workers
+from sparseflash.patterns.renamed import renamed
 from sparseflash.train.batch import SYMMETRIES, Batch
 from sparseflash.train.config import TrainConfig
 from sparseflash.train.stage import AnyStage
@@ -63,6 +64,7 @@ class DataShard:
         WorkerError: (from `take`) workers die repeatedly; a single one that dies is replaced.
     """
 
+    @renamed(streams="shards")
     def __init__(
         self, config: TrainConfig, rank: int = 0, world: int = 1, workers: int = 0, shards: int | None = None
     ) -> None:

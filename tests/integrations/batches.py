@@ -152,3 +152,15 @@ def recompiles() -> Iterator[list[int]]:
     found: list[int] = []
     yield found
     found.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def check_compiles_whole(model: Any, **tolerance: Any) -> None:
+    """Assert that a compiled model serves batches with and without left padding by one graph, with its own logits."""
+    with recompiles() as graphs, torch.no_grad():
+        compiled: Any = torch.compile(model, fullgraph=True, backend="eager")
+        for left in ([0] * 3, [5, 0, 0]):
+            mask = padded(left, [0, 0, 9])
+            got = compiled(ids(), attention_mask=mask, use_cache=False).logits
+    assert graphs == [1]
+    with torch.no_grad():
+        torch.testing.assert_close(got, model(ids(), attention_mask=mask, use_cache=False).logits, **tolerance)

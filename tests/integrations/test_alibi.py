@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparseflash import patterns as P
 from sparseflash.integrations.transformers import describe, from_pretrained, use_pattern
-from tests.integrations.batches import TOKENS, VOCABULARY, ids, padded, recompiles, spread
+from tests.integrations.batches import TOKENS, VOCABULARY, check_compiles_whole, ids, padded, spread
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 CLOSE: dict[str, Any] = {"rtol": 1e-4, "atol": 1e-4}
@@ -70,16 +70,7 @@ def test_a_padded_sequence_is_what_it_is_alone_and_models_switch_back(family: st
 def test_it_compiles_whole_and_goes_through_a_file(family: str, tmp_path: Any) -> None:
     use_pattern(made(family), "local(5)", block=16).save_pretrained(tmp_path)
     sparse = from_pretrained(transformers.AutoModelForCausalLM, tmp_path)
-    with recompiles() as graphs, torch.no_grad():
-        compiled: Any = torch.compile(sparse, fullgraph=True, backend="eager")
-        got = [
-            compiled(ids(), attention_mask=padded(left, [0, 0, 9]), use_cache=False).logits
-            for left in ([0] * 3, [5, 0, 0])
-        ]
-    assert graphs == [1]
-    with torch.no_grad():
-        want = sparse(ids(), attention_mask=padded([5, 0, 0], [0, 0, 9])).logits
-    torch.testing.assert_close(got[1], want, **CLOSE)
+    check_compiles_whole(sparse, **CLOSE)
 
 
 def test_what_bloom_cannot_do_beside_a_pattern() -> None:

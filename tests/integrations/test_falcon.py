@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import sys
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from sparseflash import patterns as P
 from sparseflash.integrations.transformers import describe, from_pretrained, use_pattern
-from tests.integrations.batches import TOKENS, VOCABULARY, ids, padded, recompiles, spread
+from tests.integrations.batches import TOKENS, VOCABULARY, check_compiles_whole, ids, spread
 from tests.integrations.families.ways import WAYS, outcome, same
 
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
@@ -102,16 +101,7 @@ def test_a_static_cache_filled_by_hand_and_models_switch_back() -> None:
 def test_it_compiles_whole_and_goes_through_a_file(alibi: bool, tmp_path: Any) -> None:
     use_pattern(made("new", alibi), "local(5)", block=16).save_pretrained(tmp_path)
     sparse = from_pretrained(transformers.AutoModelForCausalLM, tmp_path)
-    call = partial(sparse.__call__, ids(), use_cache=False)
-    with recompiles() as graphs, torch.no_grad():
-        compiled: Any = torch.compile(sparse, fullgraph=True, backend="eager")
-        got = [
-            compiled(ids(), attention_mask=padded(left, [0, 0, 9]), use_cache=False).logits
-            for left in ([0] * 3, [5, 0, 0])
-        ]
-    assert graphs == [1]
-    with torch.no_grad():
-        torch.testing.assert_close(got[1], call(attention_mask=padded([5, 0, 0], [0, 0, 9])).logits, **CLOSE)
+    check_compiles_whole(sparse, **CLOSE)
 
 
 def test_what_falcon_cannot_do_beside_a_pattern() -> None:

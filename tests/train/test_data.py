@@ -134,5 +134,8 @@ def test_bad_recipes_are_refused(changes: dict[str, object], words: str) -> None
 def test_the_former_name_of_a_data_shard_works_and_warns() -> None:
     with pytest.warns(DeprecationWarning, match=r"Stream is now sparseflash.train.DataShard"):
         assert sparseflash.train.Stream is DataShard  # type: ignore[attr-defined]
+    with pytest.warns(DeprecationWarning, match="streams= is now shards="):
+        data = DataShard(CONFIG, streams=3)  # type: ignore[call-arg]
+    assert [data.global_batch(micro_step) for micro_step in (0, 2, 3)] == [0, 0, 1]
     with pytest.raises(AttributeError, match="no attribute 'Streams'"):
         _ = sparseflash.train.Streams  # type: ignore[attr-defined]

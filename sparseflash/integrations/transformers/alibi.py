@@ -29,10 +29,8 @@ BITS = 32
 def serve(model: Any) -> bool:
     """Make the layers of a model call our attention; False for any other model."""
     module = sys.modules.get(type(model).__module__)
-    kinds: dict[str, Any] = (
-        {} if module is None else {name: getattr(module, name) for name in _FORWARDS if hasattr(module, name)}
-    )
-    if module is None or not kinds or not module.__name__.startswith(PACKAGE):
+    kinds: dict[str, Any] = {name: getattr(module, name) for name in _FORWARDS if hasattr(module, name)}
+    if not kinds or not type(model).__module__.startswith(PACKAGE):
         return False
     for name, kind in kinds.items():
         if SERVED not in vars(kind):

@@ -12,11 +12,11 @@ Source: Transformers, models/falcon/modeling_falcon.py.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -90,7 +90,7 @@ def attend(
     bias, dropout = None, 0.0
     if alibi is None:  # neither eager nor sdpa has dropout here
         assert position_embeddings is not None
-        query, key = (_rotated(x, *position_embeddings) for x in (query, key))
+        query, key = sys.modules[type(self).__module__].apply_rotary_pos_emb(query, key, *position_embeddings)
     else:
         dropout = self.attention_dropout.p if self.training else 0.0
     if layer_past is not None:
@@ -105,8 +105,3 @@ def attend(
         output_attentions=output_attentions,
     )  # fmt: skip
     return self.dense(out.flatten(2)), weights
-
-
-def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    first, second = x.chunk(2, -1)
-    return x * cos[:, None] + torch.cat([-second, first], -1) * sin[:, None]
